@@ -1,0 +1,107 @@
+"""Settings of every stage, as frozen dataclasses that check themselves.
+
+Each field carries its help text and its limits, so that a tool can make a flag of
+it: a default lives here and nowhere else. This module imports no TensorFlow.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from dfq_tf.errors import ConfigError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with a help text and limits.
+
+    Args:
+      default: the default value.
+      help: one sentence for `--help`, with the unit.
+      minimum: smallest allowed value, included.
+      maximum: largest allowed value, included.
+      above: limit that the value must exceed.
+      choices: the allowed strings.
+    """
+    metadata = dict(
+        help=help, minimum=minimum, maximum=maximum, above=above, choices=choices
+    )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Checked:
+    """Mixin: checks every field against the limits given to `setting`."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for the first field that is out of its limits."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if field.metadata:
+                check_value(field.name, getattr(self, field.name), field.metadata)
+
+
+def check_value(name: str, value: Any, limits: Any) -> None:
+    """Raises ConfigError, naming the setting and its limits, if `value` is outside."""
+    choices = limits.get("choices")
+    if choices is not None:
+        if value not in choices:
+            raise ConfigError(f"{name} is {value!r}; it must be one of {list(choices)}")
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}; it must be a finite number")
+    minimum, maximum, above = (limits.get(k) for k in ("minimum", "maximum", "above"))
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"{name} is {value}; it must be at least {minimum}")
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{name} is {value}; it must be at most {maximum}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{name} is {value}; it must be above {above}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig(Checked):
+    """Supervised training of a teacher on labelled images."""
+
+    teacher_epochs: int = setting(
+        60, "Passes over the training set when training a teacher.", minimum=1
+    )
+    teacher_batch_size: int = setting(128, "Images per teacher step.", minimum=1)
+    teacher_learning_rate: float = setting(
+        0.1, "Peak learning rate of SGD, with a cosine decay to 0.", above=0
+    )
+    teacher_momentum: float = setting(
+        0.9, "Nesterov momentum of SGD.", minimum=0, maximum=0.999
+    )
+    teacher_weight_decay: float = setting(
+        5e-4, "L2 penalty on kernels, added to their gradient.", minimum=0
+    )
+    augmentation: str = setting(
+        "crop_flip",
+        "Changes to training images: random crops after padding by an eighth of the "
+        "side, and horizontal flips.",
+        choices=AUGMENTATIONS,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Checked):
+    """What every stage shares."""
+
+    seed: int = setting(
+        0, "Seed of all random numbers.", minimum=0, maximum=2**31 - 1
+    )
+    precision: str = setting(
+        "auto",
+        "Number format of teacher and generator; auto takes bfloat16 where the "
+        "processor or GPU has it. Fake quantization is always float32.",
+        choices=PRECISIONS,
+    )

@@ -1,0 +1,113 @@
+"""Labelled images: to train a teacher and to measure accuracy, and for nothing else.
+
+No other module of the package imports this one; the tools do. That is what makes
+"data-free" visible in the import graph.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from dfq_tf.errors import DataError
+
+# Values for --dataset that TensorFlow Datasets serves.
+TFDS_NAMES = ("cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images, uint8 (n, height, width, channels), and labels, int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A labelled data set.
+
+    Attributes:
+      name: what --dataset said.
+      class_names: one per class, in the order of the labels.
+      load: 'train' or 'test' -> Split, reading it on each call.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    load: Callable[[str], Split]
+
+
+def dataset_names() -> list[str]:
+    """All values that `open_dataset` takes."""
+    return ["digits", *TFDS_NAMES]
+
+
+def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
+    """Opens a data set, downloading it if need be; images are read by `load`.
+
+    Args:
+      name: one of `dataset_names()`. 'digits' ships with scikit-learn: 1,797 images
+        of 8x8 pixels, every fifth of which is the test split.
+      data_dir: where TensorFlow Datasets keeps its files, None for its default.
+
+    Raises:
+      DataError: the name is unknown, or the data is absent and cannot be downloaded.
+    """
+    if name == "digits":
+        return Dataset("digits", tuple("0123456789"), _load_digits)
+    if name not in TFDS_NAMES:
+        raise DataError(f"dataset is {name!r}; it must be one of {dataset_names()}")
+    return _open_tfds(name, data_dir)
+
+
+def _load_digits(split: str) -> Split:
+    from sklearn import datasets  # only the quickstart's data needs it
+
+    digits = datasets.load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    is_test = np.arange(len(images)) % 5 == 4
+    chosen = is_test if split == "test" else ~is_test
+    return Split(images[chosen], digits.target[chosen].astype(np.int32))
+
+
+def _open_tfds(name: str, data_dir: str | None) -> Dataset:
+    import tensorflow_datasets as tfds  # slow to import, and not needed for digits
+
+    if data_dir is not None and not os.path.isdir(data_dir):
+        raise DataError(f"data_dir is {data_dir!r}; there is no such folder")
+    builder = tfds.builder(name, data_dir=data_dir)
+    if not builder.data_path.exists():
+        try:
+            _check_network(builder.info.homepage)
+            builder.download_and_prepare()
+        except OSError as error:
+            raise DataError(
+                f"the data set {name} is not in data_dir {builder.data_path.parent} "
+                "and cannot be downloaded: there is no network, or its server does "
+                f"not answer. Fetch it on another machine (tfds build {name}) and name "
+                "its folder with --data_dir"
+            ) from error
+
+    def load(split: str) -> Split:
+        arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        return Split(arrays["image"], arrays["label"].astype(np.int32))
+
+    return Dataset(name, tuple(builder.info.features["label"].names), load)
+
+
+def _check_network(homepage: str) -> None:
+    """Raises OSError within seconds where there is no network.
+
+    TFDS itself retries for over three minutes before it gives up.
+    """
+    import requests
+
+    for url in (homepage, "https://storage.googleapis.com"):
+        try:
+            requests.head(url, timeout=10)
+            return
+        except requests.exceptions.RequestException as error:
+            last_error = error
+    raise last_error

@@ -1,0 +1,121 @@
+"""What a model file does not say: how pixels become its input, what its output is.
+
+The description is stored as JSON beside the model file, `teacher.keras` having
+`teacher.json`. This module imports no TensorFlow.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from dfq_tf.errors import ConfigError, ModelError
+
+OUTPUTS = ("logits", "softmax")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """How a classifier is fed and read.
+
+    The model's input is `(pixel - input_mean) * input_scale`, pixels in [0, 255].
+
+    Attributes:
+      input_mean: one value for all channels, or one per channel, in pixels.
+      input_scale: one value for all channels, or one per channel, above 0.
+      output: 'logits' or 'softmax', what the model's last layer gives.
+      class_names: one name per output, in the order of the outputs.
+    """
+
+    input_mean: tuple[float, ...]
+    input_scale: tuple[float, ...]
+    output: str
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if a value is out of range."""
+        for name in ("input_mean", "input_scale"):
+            values = getattr(self, name)
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+            if not values or not all(math.isfinite(v) for v in values):
+                raise ConfigError(f"{name} is {values}; give one finite value or more")
+        if any(v <= 0 for v in self.input_scale):
+            raise ConfigError(
+                f"input_scale is {self.input_scale}; every value must be above 0"
+            )
+        if self.output not in OUTPUTS:
+            raise ConfigError(
+                f"output is {self.output!r}; it must be one of {list(OUTPUTS)}"
+            )
+        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+
+    def check_fits(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        """Raises ConfigError if a model of this shape cannot have this description.
+
+        Args:
+          input_shape: (height, width, channels) of the model's input.
+          num_classes: the number of the model's outputs.
+        """
+        channels = input_shape[-1]
+        for name in ("input_mean", "input_scale"):
+            if len(getattr(self, name)) not in (1, channels):
+                raise ConfigError(
+                    f"{name} has {len(getattr(self, name))} values for a model with "
+                    f"{channels} input channels; give one value or {channels}"
+                )
+        if len(self.class_names) != num_classes:
+            raise ConfigError(
+                f"class_names has {len(self.class_names)} names for a model with "
+                f"{num_classes} outputs; give one name per output"
+            )
+
+    def normalize(self, pixels: Any) -> Any:
+        """Turns float pixels in [0, 255] into the model's input, same shape."""
+        mean = np.asarray(self.input_mean, np.float32)
+        scale = np.asarray(self.input_scale, np.float32)
+        return (pixels - mean) * scale
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the description to `path` as JSON, replacing it whole."""
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ModelDescription":
+        """Reads a description.
+
+        Raises:
+          ModelError: the file is absent, is not JSON or misses a field.
+        """
+        try:
+            fields = json.loads(pathlib.Path(path).read_text())
+            return cls(**fields)
+        except FileNotFoundError as error:
+            raise ModelError(
+                f"there is no description {path}; give the input's mean and scale "
+                "(--input_mean, --input_scale), or write that file"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"{path} is not a model description: {error}") from error
+
+
+def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:
+    """Where the description of the model in `model_path` is kept."""
+    return pathlib.Path(model_path).with_suffix(".json")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file under a temporary name, then renames it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file under a temporary name, then renames it."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

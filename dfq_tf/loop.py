@@ -1,0 +1,132 @@
+"""The one training loop: it calls a step, reports, saves and resumes.
+
+What a step does is the caller's business. The loop owns the counter, the progress
+bar, the TensorBoard scalars, the checkpoints, and the check that all stays finite.
+"""
+
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.errors import TrainingError
+
+Step = Callable[[int], Mapping[str, tf.Tensor]]
+
+
+def run_loop(
+    name: str,
+    step: Step,
+    num_steps: int,
+    trackables: Mapping[str, Any],
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    measure_every: int = 10,
+    save_seconds: float = 60.0,
+    on_measure: Callable[[int, dict[str, float]], None] | None = None,
+    show_progress: bool = True,
+) -> dict[str, float]:
+    """Calls `step(0)`, ..., `step(num_steps - 1)`, continuing where a run left off.
+
+    Args:
+      name: what the progress bar says, and the folder of the TensorBoard scalars.
+      step: takes the step's number, changes variables, returns scalar measurements.
+      num_steps: how many steps the whole run has.
+      trackables: all that the step changes: models and optimizers, by name.
+      directory: where checkpoints (`checkpoints/NAME`) and scalars
+        (`tensorboard/NAME`) are kept; None keeps nothing.
+      measure_every: steps between two looks at the measurements.
+      save_seconds: least time between two checkpoints; one is saved at the end too.
+      on_measure: called with the number of steps done and the latest measurements.
+      show_progress: whether to show a bar on the terminal.
+
+    Returns:
+      The last measurements; empty if the run had already ended.
+
+    Raises:
+      TrainingError: a measurement or a weight is not finite. The last good
+        checkpoint is kept.
+    """
+    counter = tf.Variable(0, dtype=tf.int64, trainable=False)
+    manager = writer = None
+    if directory is not None:
+        checkpoint = tf.train.Checkpoint(steps_done=counter, **trackables)
+        folder = pathlib.Path(directory) / "checkpoints" / name
+        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
+        if manager.latest_checkpoint:
+            checkpoint.restore(manager.latest_checkpoint).expect_partial()
+        writer = tf.summary.create_file_writer(
+            str(pathlib.Path(directory) / "tensorboard" / name)
+        )
+    first = int(counter.numpy())
+    measurements: dict[str, float] = {}
+    saved_at = time.monotonic()
+    bar = tqdm.tqdm(
+        total=num_steps,
+        initial=first,
+        desc=name,
+        unit="step",
+        disable=not show_progress,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
+    with bar:
+        for index in range(first, num_steps):
+            tensors = step(index)
+            counter.assign_add(1)
+            done = index + 1
+            bar.update()
+            if done % measure_every and done != num_steps:
+                continue
+            measurements = {key: float(value) for key, value in tensors.items()}
+            _check_measurements(name, done, measurements, manager)
+            bar.set_postfix({k: f"{v:.4g}" for k, v in measurements.items()})
+            if writer is not None:
+                with writer.as_default(step=done):
+                    for key, value in measurements.items():
+                        tf.summary.scalar(key, value)
+            if on_measure is not None:
+                on_measure(done, measurements)
+            is_due = time.monotonic() - saved_at >= save_seconds
+            if manager is not None and (is_due or done == num_steps):
+                _check_weights(name, done, trackables, manager)
+                manager.save(checkpoint_number=done)
+                saved_at = time.monotonic()
+    if writer is not None:
+        writer.close()
+    return measurements
+
+
+def _check_measurements(
+    name: str, done: int, measurements: Mapping[str, float], manager: Any
+) -> None:
+    bad = [key for key, value in measurements.items() if not np.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"{name}: {', '.join(bad)} is not finite at step {done}; "
+            f"{_kept(manager)}. Lower the learning rate, or use --precision=float32"
+        )
+
+
+def _check_weights(
+    name: str, done: int, trackables: Mapping[str, Any], manager: Any
+) -> None:
+    for key, trackable in trackables.items():
+        if isinstance(trackable, keras.Model):
+            for variable in trackable.variables:
+                if not bool(tf.reduce_all(tf.math.is_finite(variable))):
+                    raise TrainingError(
+                        f"{name}: the weight {variable.name} of {key} is not finite "
+                        f"at step {done}; {_kept(manager)}. Lower the learning rate, "
+                        "or use --precision=float32"
+                    )
+
+
+def _kept(manager: Any) -> str:
+    latest = manager.latest_checkpoint if manager is not None else None
+    return f"the last good checkpoint is {latest}" if latest else "nothing was saved"

@@ -1,0 +1,46 @@
+"""Networks by name: `build_model("wrn_16_1", (32, 32, 3), 10)`."""
+
+import re
+
+from dfq_tf.compat import keras
+from dfq_tf.errors import ConfigError
+from dfq_tf.models.generator import build_generator
+from dfq_tf.models.wide_resnet import wide_resnet
+
+__all__ = ["MODEL_NAMES", "build_generator", "build_model"]
+
+# Pattern of a name -> builder(*numbers in the name, input_shape, num_classes).
+_BUILDERS = {r"wrn_(\d+)_(\d+)": wide_resnet}
+
+MODEL_NAMES = ("wrn_DEPTH_WIDTH, such as wrn_16_1 or wrn_40_2",)
+
+
+def build_model(
+    name: str, input_shape: tuple[int, int, int], num_classes: int
+) -> keras.Model:
+    """Builds a classifier with random weights.
+
+    Args:
+      name: see MODEL_NAMES.
+      input_shape: (height, width, channels).
+      num_classes: number of outputs.
+
+    Returns:
+      A functional model from normalised images to logits.
+
+    Raises:
+      ConfigError: the name is unknown, or its numbers are impossible.
+    """
+    for pattern, builder in _BUILDERS.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            numbers = map(int, match.groups())
+            return builder(*numbers, input_shape=input_shape, num_classes=num_classes)
+    raise ConfigError(
+        f"model is {name!r}; the project builds: {'; '.join(MODEL_NAMES)}"
+    )
+
+
+def is_model_name(name: str) -> bool:
+    """Says whether `name` has the form of a network that the project builds."""
+    return any(re.fullmatch(pattern, name) for pattern in _BUILDERS)

@@ -1,0 +1,73 @@
+"""Which number format the float networks compute in.
+
+bfloat16 speeds up convolutions only where the processor multiplies in it; elsewhere
+it is emulated and slower than float32. Variables stay float32 in either case.
+"""
+
+import pathlib
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import PRECISIONS
+from dfq_tf.errors import ConfigError
+
+_CPU_FLAGS = {"amx_bf16", "avx512_bf16"}
+
+
+def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
+    """Says whether the GPU, or else the processor, multiplies in bfloat16.
+
+    Args:
+      cpuinfo: the text of /proc/cpuinfo; by default it is read, and a machine
+        without that file counts as one without bfloat16.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(gpu).get(
+            "compute_capability", (0, 0)
+        )
+        return capability >= (8, 0)  # Ampere and later
+    if cpuinfo is None:
+        path = pathlib.Path("/proc/cpuinfo")
+        cpuinfo = path.read_text() if path.exists() else ""
+    return bool(_CPU_FLAGS.intersection(cpuinfo.split()))
+
+
+def resolve_precision(precision: str) -> str:
+    """Turns 'auto' into 'bfloat16' or 'float32'.
+
+    Raises:
+      ConfigError: `precision` is not one of auto, float32, bfloat16.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision is {precision!r}; it must be one of {list(PRECISIONS)}"
+        )
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_fast_bfloat16() else "float32"
+
+
+def with_precision(model: keras.Model, precision: str) -> keras.Model:
+    """Copies a functional model so that it computes in `precision`.
+
+    Args:
+      model: a float32 functional or Sequential model.
+      precision: as in `resolve_precision`.
+
+    Returns:
+      A model with its own float32 variables, holding the same values. Its outputs
+      are float32: the layers that give them keep computing in float32.
+    """
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[
+        resolve_precision(precision)
+    ]
+    outputs = set(model.output_names)
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if not isinstance(layer, keras.layers.InputLayer):
+            config["dtype"] = "float32" if layer.name in outputs else policy
+        return layer.__class__.from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return copy

@@ -1,0 +1,175 @@
+"""Supervised training of a teacher, on labelled images given as arrays."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import TeacherConfig
+from dfq_tf.errors import ConfigError
+from dfq_tf.loop import run_loop
+from dfq_tf.precision import with_precision
+from dfq_tf.teacher import Teacher
+
+
+def train_teacher(
+    teacher: Teacher,
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: TeacherConfig,
+    *,
+    seed: int = 0,
+    precision: str = "auto",
+    directory: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+) -> None:
+    """Trains `teacher.model` in place: SGD with Nesterov momentum, cosine decay to 0.
+
+    The same seed gives the same order and the same augmentation, also after an
+    interruption: both are drawn from (seed, step).
+
+    Args:
+      teacher: the model, with logits as outputs, and its description.
+      images: uint8 (n, height, width, channels).
+      labels: integer (n,), in [0, num_classes).
+      config: epochs, batch size and optimizer settings.
+      seed: any non-negative integer.
+      precision: see `resolve_precision`; weights are float32 in any case.
+      directory: for checkpoints and scalars; None keeps none.
+      show_progress: whether to show a bar.
+
+    Raises:
+      ConfigError: a batch is larger than the training set.
+      TrainingError: the loss or a weight became infinite or NaN.
+    """
+    steps_per_epoch = len(images) // config.teacher_batch_size
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"teacher_batch_size is {config.teacher_batch_size}, but there are only "
+            f"{len(images)} training images"
+        )
+    num_steps = config.teacher_epochs * steps_per_epoch
+    model = with_precision(teacher.model, precision)
+    optimizer = keras.optimizers.SGD(
+        keras.optimizers.schedules.CosineDecay(config.teacher_learning_rate, num_steps),
+        momentum=config.teacher_momentum,
+        nesterov=True,
+    )
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def train_step(
+        pixels: tf.Tensor, labels: tf.Tensor, index: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        inputs = teacher.description.normalize(tf.cast(pixels, tf.float32))
+        inputs = augment(inputs, config.augmentation, (seed, index))
+        return supervised_step(
+            model, optimizer, inputs, labels, config.teacher_weight_decay
+        )
+
+    order = _Order(len(images), config.teacher_batch_size, seed)
+
+    def step(index: int) -> Mapping[str, tf.Tensor]:
+        chosen = order.batch(index)
+        return train_step(
+            tf.constant(images[chosen]), tf.constant(labels[chosen]), tf.constant(index)
+        )
+
+    run_loop(
+        "teacher",
+        step,
+        num_steps,
+        {"model": model, "optimizer": optimizer},
+        directory,
+        show_progress=show_progress,
+    )
+    teacher.model.set_weights(model.get_weights())
+
+
+def supervised_step(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    inputs: tf.Tensor,
+    labels: tf.Tensor,
+    weight_decay: float,
+) -> dict[str, tf.Tensor]:
+    """One step on the cross-entropy with the labels, plus an L2 penalty on kernels.
+
+    Args:
+      model: gives logits, (batch, num_classes).
+      optimizer: built for the model's trainable variables.
+      inputs: float32 (batch, height, width, channels), normalised.
+      labels: int32 (batch,).
+      weight_decay: weight_decay * w is added to the gradient of each kernel w;
+        biases, scales and shifts are left alone.
+
+    Returns:
+      'loss', the mean cross-entropy in nats, and 'accuracy' in [0, 1], both before
+      the step.
+    """
+    with tf.GradientTape() as tape:
+        logits = model(inputs, training=True)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        loss = tf.reduce_mean(losses)
+    variables = model.trainable_variables
+    gradients = [
+        g + weight_decay * v if v.shape.rank > 1 else g
+        for g, v in zip(tape.gradient(loss, variables), variables)
+    ]
+    optimizer.apply_gradients(zip(gradients, variables))
+    predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
+    accuracy = tf.reduce_mean(tf.cast(predictions == labels, tf.float32))
+    return {"loss": loss, "accuracy": accuracy}
+
+
+def augment(
+    inputs: tf.Tensor, augmentation: str, seed_and_step: tuple[int, tf.Tensor]
+) -> tf.Tensor:
+    """Crops each image at random after padding it with zeros, and may flip it.
+
+    Args:
+      inputs: (batch, height, width, channels), normalised, so that 0 is the mean.
+      augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
+        height on each side: 4 pixels of 32.
+      seed_and_step: the random numbers depend on these two and on nothing else.
+
+    Returns:
+      A tensor like `inputs`.
+    """
+    if augmentation == "none":
+        return inputs
+    batch, height, width = tf.shape(inputs)[0], inputs.shape[1], inputs.shape[2]
+    margin = max(1, height // 8)
+    seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
+    padded = tf.pad(inputs, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+    offsets = tf.random.stateless_uniform(
+        (2, batch, 1), seeds[0], 0, 2 * margin + 1, tf.int32
+    )
+    rows = offsets[0] + tf.range(height)
+    columns = offsets[1] + tf.range(width)
+    if augmentation == "crop_flip":
+        is_flipped = tf.random.stateless_uniform((batch, 1), seeds[1]) < 0.5
+        columns = tf.where(is_flipped, tf.reverse(columns, [1]), columns)
+    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+
+
+class _Order:
+    """The shuffled order of the images, epoch by epoch."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+        self._num_images = num_images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+
+    def batch(self, index: int) -> np.ndarray:
+        """Indices of the images of step `index`; an incomplete last batch is left."""
+        epoch, position = divmod(index, self._num_images // self._batch_size)
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            self._permutation = rng.permutation(self._num_images)
+            self._epoch = epoch
+        start = position * self._batch_size
+        return self._permutation[start : start + self._batch_size]

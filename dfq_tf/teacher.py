@@ -1,0 +1,130 @@
+"""A teacher: a trained classifier with the description of its input and output."""
+
+import dataclasses
+import os
+import pathlib
+
+from dfq_tf.compat import keras
+from dfq_tf.description import ModelDescription, description_path
+from dfq_tf.errors import ModelError
+
+MODEL_SUFFIXES = (".keras", ".h5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A float classifier and how to feed and read it.
+
+    Attributes:
+      model: a functional or Sequential tf_keras model from normalised images,
+        (batch, height, width, channels), to (batch, num_classes).
+      description: how pixels become its input, what its outputs are.
+    """
+
+    model: keras.Model
+    description: ModelDescription
+
+    def __post_init__(self) -> None:
+        """Raises ModelError or ConfigError if model and description do not fit."""
+        check_is_classifier(self.model)
+        self.description.check_fits(self.image_shape, self.num_classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return tuple(self.model.input_shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs."""
+        return self.model.output_shape[-1]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to `path` (.keras) and the description beside it."""
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        self.model.save(temporary)
+        os.replace(temporary, path)
+        self.description.save(description_path(path))
+
+
+def check_is_classifier(model: keras.Model) -> None:
+    """Raises ModelError unless `model` maps one image batch to one row of scores."""
+    is_graph = isinstance(model, keras.Sequential) or getattr(
+        model, "_is_graph_network", False
+    )
+    if not isinstance(model, keras.Model) or not is_graph:
+        raise ModelError(
+            f"the model is a {type(model).__name__}; it must be a functional or "
+            "Sequential tf_keras model, whose layers can be rewritten"
+        )
+    if len(model.inputs or []) != 1 or len(model.outputs) != 1:
+        raise ModelError(
+            f"the model has {len(model.inputs or [])} inputs and {len(model.outputs)} "
+            "outputs; it must take one image and give one row of class scores"
+        )
+    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
+        raise ModelError(
+            f"the model's input shape is {model.input_shape}; it must be "
+            "(None, height, width, channels) with fixed sizes"
+        )
+    if len(model.output_shape) != 2 or not model.output_shape[-1]:
+        raise ModelError(
+            f"the model's output shape is {model.output_shape}; it must be "
+            "(None, num_classes)"
+        )
+
+
+def load_teacher(
+    path: str | os.PathLike[str], description: ModelDescription | None = None
+) -> Teacher:
+    """Reads a teacher from a `.keras` or `.h5` file that tf_keras wrote.
+
+    Args:
+      path: the model's file.
+      description: how to feed and read the model; by default the `.json` file
+        beside it.
+
+    Raises:
+      ModelError: the file is absent, truncated, or not a Keras 2 model; or there is
+        no description.
+      ConfigError: the description does not fit the model.
+    """
+    return Teacher(
+        load_model(path),
+        description or ModelDescription.load(description_path(path)),
+    )
+
+
+def load_model(
+    path: str | os.PathLike[str], custom_objects: dict | None = None
+) -> keras.Model:
+    """Reads a tf_keras model whole, with one clear error if that fails.
+
+    Raises:
+      ModelError: as in `load_teacher`.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in MODEL_SUFFIXES:
+        raise ModelError(
+            f"{path} is not a model file; its name must end in "
+            f"{' or '.join(MODEL_SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}")
+    try:
+        return keras.models.load_model(
+            path, custom_objects=custom_objects, compile=False
+        )
+    # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
+    except Exception as error:
+        raise ModelError(
+            f"{path} cannot be read as a tf_keras (Keras 2) model; it may be "
+            f"truncated or written by Keras 3. The reader said: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

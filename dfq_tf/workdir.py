@@ -1,0 +1,100 @@
+"""A working directory: who it belongs to, what was run in it, what came out.
+
+    flags.cfg      the settings, as a flagfile that repeats the run
+    run.json       the seed, the versions, the machine
+    metrics.json   the results
+    checkpoints/, tensorboard/   written by the loop
+"""
+
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from dfq_tf.description import write_text
+from dfq_tf.errors import WorkdirError
+
+_PACKAGES = (
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "numpy",
+)
+
+
+class Workdir:
+    """A folder that one configuration owns.
+
+    Args:
+      path: the folder, made if it is not there.
+      settings: name -> value of all that decides the results, as text.
+
+    Raises:
+      WorkdirError: the folder cannot be written, or was made with other settings.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], settings: Mapping[str, str]
+    ) -> None:
+        self.path = pathlib.Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise PermissionError("no permission to write there")
+            self._claim(settings)
+        except OSError as error:
+            raise WorkdirError(
+                f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
+                "another folder with --workdir"
+            ) from error
+
+    def _claim(self, settings: Mapping[str, str]) -> None:
+        path = self.path / "flags.cfg"
+        if path.exists():
+            before = _parse_flagfile(path.read_text())
+            changes = [
+                f"  --{name}: {before.get(name, '(absent)')} -> "
+                f"{settings.get(name, '(absent)')}"
+                for name in sorted(before.keys() | settings.keys())
+                if before.get(name) != settings.get(name)
+            ]
+            if changes:
+                raise WorkdirError(
+                    f"workdir is {str(self.path)!r}, which holds a run with other "
+                    "flags. Name another folder with --workdir, or delete this one. "
+                    "What differs:\n" + "\n".join(changes)
+                )
+        lines = [f"--{name}={value}\n" for name, value in sorted(settings.items())]
+        write_text(path, "".join(lines))
+        write_text(
+            self.path / "run.json",
+            json.dumps(
+                {
+                    "seed": settings.get("seed"),
+                    "python": platform.python_version(),
+                    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                    "versions": {name: metadata.version(name) for name in _PACKAGES},
+                },
+                indent=2,
+            )
+            + "\n",
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds; empty if it is not there."""
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_metrics(self, **metrics: Any) -> None:
+        """Adds to `metrics.json`, replacing values of the same name."""
+        merged = {**self.metrics(), **metrics}
+        write_text(self.path / "metrics.json", json.dumps(merged, indent=2) + "\n")
+
+
+def _parse_flagfile(text: str) -> dict[str, str]:
+    lines = [line[2:].split("=", 1) for line in text.splitlines() if line[:2] == "--"]
+    return {name: value for name, value in lines}

@@ -1,0 +1,1 @@
+"""The command-line tools; each is also a module that tests import."""

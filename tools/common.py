@@ -1,0 +1,152 @@
+"""What the tools share: flags made from the package's settings, and one way to fail.
+
+Only the tools read FLAGS; the package takes plain arguments.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from absl import app, flags
+
+from dfq_tf.errors import DfqError
+from dfq_tf.workdir import Workdir
+
+FLAGS = flags.FLAGS
+T = TypeVar("T")
+
+# Flags that do not change a run's results: a run may continue with others.
+_FREE_FLAGS = {"workdir", "data_dir", "progress"}
+_groups: dict[str, list[str]] = {}
+
+_DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def define(
+    group: str, name: str, kind: type, default: Any, help: str, **kwargs: Any
+) -> None:
+    """Defines one flag and lists it under `group` in --help."""
+    _DEFINE_BY_TYPE[kind](name, default, help, **kwargs)
+    _groups.setdefault(group, []).append(name)
+
+
+def define_config(group: str, config_class: type) -> None:
+    """Defines a flag for every field of a settings class, with its default."""
+    for field in dataclasses.fields(config_class):
+        help = field.metadata["help"]
+        if field.metadata["choices"]:
+            help += f" One of: {', '.join(field.metadata['choices'])}."
+        define(group, field.name, type(field.default), field.default, help)
+
+
+def config_from_flags(config_class: type[T]) -> T:
+    """Builds a settings object from the flags that `define_config` made of it.
+
+    Raises:
+      ConfigError: a value is outside its limits.
+    """
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return config_class(**{name: getattr(FLAGS, name) for name in names})
+
+
+def define_run_flags(workdir: str) -> None:
+    """Defines the flags of every run."""
+    from dfq_tf.config import RunConfig
+
+    define("Run", "workdir", str, workdir, "Folder for all that the run writes.")
+    define_config("Run", RunConfig)
+    define("Run", "progress", bool, True, "Show a progress bar for each stage.")
+
+
+def define_dataset_flags(default: str | None) -> None:
+    """Defines which labelled data is used, and where it lies."""
+    from dfq_tf import data
+
+    define(
+        "Data",
+        "dataset",
+        str,
+        default,
+        "Labelled images, to train a teacher and to measure accuracy; never seen by "
+        f"the quantization. One of: {', '.join(data.dataset_names())}.",
+    )
+    define(
+        "Data",
+        "data_dir",
+        str,
+        None,
+        "Folder of TensorFlow Datasets (default: ~/tensorflow_datasets).",
+    )
+
+
+def open_workdir() -> Workdir:
+    """The folder that --workdir names, claimed for the flags of this run."""
+    names = sorted(name for group in _groups.values() for name in group)
+    settings = {
+        name: _as_text(FLAGS[name].value)
+        for name in names
+        if name not in _FREE_FLAGS and FLAGS[name].value is not None
+    }
+    return Workdir(FLAGS.workdir, settings)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def run(main: Callable[[], None], description: str) -> None:
+    """Runs a tool: parses the flags, calls `main`, and turns our errors into exits.
+
+    Exit codes: 0 done, 1 the work failed, 2 a flag is wrong, 130 interrupted.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-h", "--helpfull", "-help"}.intersection(argv[1:]):
+            print(_help(description))
+            sys.exit(0)
+        try:
+            rest = FLAGS(argv)
+        except flags.Error as error:
+            _fail(f"{error}. See --help", 2)
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2)
+        return rest
+
+    def run_main(_: list[str]) -> None:
+        try:
+            main()
+        except DfqError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; give the same command again to continue", 130)
+
+    app.run(run_main, flags_parser=parse)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _help(description: str) -> str:
+    lines = [description.strip(), ""]
+    for group, names in _groups.items():
+        lines.append(f"{group}:")
+        for name in names:
+            flag = FLAGS[name]
+            default = "" if flag.default is None else f" (default: {flag.default})"
+            lines.append(f"  --{name}{default}")
+            lines.append(flags.text_wrap(flag.help, 80, "      "))
+        lines.append("")
+    lines.append("--flagfile=FILE reads flags from a file, one per line.")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Trains a teacher on labelled images.
+
+    python tools/train_teacher.py --dataset=cifar10 --model=wrn_16_1
+
+Writes WORKDIR/teacher.keras and, beside it, teacher.json, which says how pixels
+become the model's input. Real data is used here, and nowhere after.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from dfq_tf import data, evaluation, models
+from dfq_tf.compat import keras
+from dfq_tf.config import RunConfig, TeacherConfig
+from dfq_tf.description import ModelDescription
+from dfq_tf.supervised import train_teacher
+from dfq_tf.teacher import Teacher, load_teacher
+from dfq_tf.workdir import Workdir
+from tools import common
+
+FLAGS = common.FLAGS
+
+# One integer mean and one scale for all channels, of a power of two, are exactly an
+# integer quantization of the input: see ModelDescription.
+INPUT_MEAN, INPUT_SCALE = 120.0, 1 / 64
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    common.define_dataset_flags("cifar10")
+    common.define(
+        "Teacher", "model", str, "wrn_16_1", f"Network: {'; '.join(models.MODEL_NAMES)}."
+    )
+    common.define_config("Teacher", TeacherConfig)
+    common.define_run_flags("runs/teacher")
+
+
+def trained_teacher(
+    name: str, dataset: data.Dataset, config: TeacherConfig, workdir: Workdir
+) -> Teacher:
+    """Trains the network `name`, or reads it if an earlier run trained it.
+
+    Args:
+      name: of the network, see `models.MODEL_NAMES`.
+      dataset: what to train on.
+      config: how to train.
+      workdir: where checkpoints and the trained teacher are kept.
+    """
+    path = workdir.path / "teacher.keras"
+    if path.exists():
+        return load_teacher(path)
+    run = common.config_from_flags(RunConfig)
+    train = dataset.load("train")
+    keras.utils.set_random_seed(run.seed)
+    model = models.build_model(name, train.images.shape[1:], len(dataset.class_names))
+    description = ModelDescription(
+        (INPUT_MEAN,), (INPUT_SCALE,), "logits", dataset.class_names
+    )
+    teacher = Teacher(model, description)
+    train_teacher(
+        teacher,
+        train.images,
+        train.labels,
+        config,
+        seed=run.seed,
+        precision=run.precision,
+        directory=workdir.path,
+        show_progress=FLAGS.progress,
+    )
+    teacher.save(path)
+    return teacher
+
+
+def main() -> None:
+    """Trains, measures and reports."""
+    config = common.config_from_flags(TeacherConfig)
+    common.config_from_flags(RunConfig)
+    dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    workdir = common.open_workdir()
+    teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
+    test = dataset.load("test")
+    scores = evaluation.keras_scores(teacher.model, teacher.description, test.images)
+    accuracy = evaluation.accuracy(scores, test.labels)
+    workdir.add_metrics(teacher_accuracy=accuracy)
+    print(f"Teacher: {100 * accuracy:.2f} % of {len(test.labels)} test images")
+    print(f"Wrote {workdir.path / 'teacher.keras'} and {workdir.path / 'teacher.json'}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)
