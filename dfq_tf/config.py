@@ -105,3 +105,16 @@ class RunConfig(Checked):
         "processor or GPU has it. Fake quantization is always float32.",
         choices=PRECISIONS,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class BitWidths(Checked):
+    """How many bits weights and activations have."""
+
+    num_bits_weight: int = setting(8, "Bits of the weights.", minimum=2, maximum=8)
+    num_bits_activation: int = setting(
+        8, "Bits of the activations.", minimum=2, maximum=8
+    )
+    per_channel: bool = setting(
+        True, "One weight range per output channel, rather than one per layer."
+    )

@@ -10,14 +10,14 @@ from dfq_tf.config import TeacherConfig
 from dfq_tf.errors import ConfigError
 from dfq_tf.loop import run_loop
 from dfq_tf.precision import with_precision
-from dfq_tf.teacher import Teacher
+from dfq_tf.classifier import Classifier
 
 
 def train_teacher(
-    teacher: Teacher,
+    teacher: Classifier,
     images: np.ndarray,
     labels: np.ndarray,
-    config: TeacherConfig,
+    config: ClassifierConfig,
     *,
     seed: int = 0,
     precision: str = "auto",

@@ -16,7 +16,7 @@ from dfq_tf.compat import keras
 from dfq_tf.config import RunConfig, TeacherConfig
 from dfq_tf.description import ModelDescription
 from dfq_tf.supervised import train_teacher
-from dfq_tf.teacher import Teacher, load_teacher
+from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.workdir import Workdir
 from tools import common
 
@@ -38,8 +38,8 @@ def define_flags() -> None:
 
 
 def trained_teacher(
-    name: str, dataset: data.Dataset, config: TeacherConfig, workdir: Workdir
-) -> Teacher:
+    name: str, dataset: data.Dataset, config: ClassifierConfig, workdir: Workdir
+) -> Classifier:
     """Trains the network `name`, or reads it if an earlier run trained it.
 
     Args:
@@ -50,7 +50,7 @@ def trained_teacher(
     """
     path = workdir.path / "teacher.keras"
     if path.exists():
-        return load_teacher(path)
+        return load_classifier(path)
     run = common.config_from_flags(RunConfig)
     train = dataset.load("train")
     keras.utils.set_random_seed(run.seed)
@@ -58,7 +58,7 @@ def trained_teacher(
     description = ModelDescription(
         (INPUT_MEAN,), (INPUT_SCALE,), "logits", dataset.class_names
     )
-    teacher = Teacher(model, description)
+    teacher = Classifier(model, description)
     train_teacher(
         teacher,
         train.images,
@@ -81,7 +81,7 @@ def main() -> None:
     workdir = common.open_workdir()
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
     test = dataset.load("test")
-    scores = evaluation.keras_scores(teacher.model, teacher.description, test.images)
+    scores = teacher.scores(test.images)
     accuracy = evaluation.accuracy(scores, test.labels)
     workdir.add_metrics(teacher_accuracy=accuracy)
     print(f"Teacher: {100 * accuracy:.2f} % of {len(test.labels)} test images")

@@ -1,10 +1,13 @@
-"""A teacher: a trained classifier with the description of its input and output."""
+"""A classifier: a Keras model with the description of its input and output."""
 
 import dataclasses
 import os
 import pathlib
 
-from dfq_tf.compat import keras
+import numpy as np
+import tensorflow_model_optimization as tfmot
+
+from dfq_tf.compat import keras, tf
 from dfq_tf.description import ModelDescription, description_path
 from dfq_tf.errors import ModelError
 
@@ -12,8 +15,8 @@ MODEL_SUFFIXES = (".keras", ".h5")
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A float classifier and how to feed and read it.
+class Classifier:
+    """A network and how to feed and read it: a teacher, or a student.
 
     Attributes:
       model: a functional or Sequential tf_keras model from normalised images,
@@ -38,6 +41,27 @@ class Teacher:
     def num_classes(self) -> int:
         """The number of outputs."""
         return self.model.output_shape[-1]
+
+    def scores(self, images: np.ndarray, batch_size: int = 250) -> np.ndarray:
+        """What the model's last layer gives for images.
+
+        Args:
+          images: uint8 or float32 pixels in [0, 255], (n, height, width, channels).
+          batch_size: images per pass.
+
+        Returns:
+          float32 (n, num_classes).
+        """
+
+        @tf.function(reduce_retracing=True, autograph=False)
+        def scores(pixels: tf.Tensor) -> tf.Tensor:
+            inputs = self.description.normalize(tf.cast(pixels, tf.float32))
+            return self.model(inputs, training=False)
+
+        starts = range(0, len(images), batch_size)
+        return np.concatenate(
+            [scores(tf.constant(images[i : i + batch_size])).numpy() for i in starts]
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path` (.keras) and the description beside it."""
@@ -76,10 +100,10 @@ def check_is_classifier(model: keras.Model) -> None:
         )
 
 
-def load_teacher(
+def load_classifier(
     path: str | os.PathLike[str], description: ModelDescription | None = None
-) -> Teacher:
-    """Reads a teacher from a `.keras` or `.h5` file that tf_keras wrote.
+) -> Classifier:
+    """Reads a classifier from a `.keras` or `.h5` file that tf_keras wrote.
 
     Args:
       path: the model's file.
@@ -91,19 +115,17 @@ def load_teacher(
         no description.
       ConfigError: the description does not fit the model.
     """
-    return Teacher(
+    return Classifier(
         load_model(path),
         description or ModelDescription.load(description_path(path)),
     )
 
 
-def load_model(
-    path: str | os.PathLike[str], custom_objects: dict | None = None
-) -> keras.Model:
+def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """Reads a tf_keras model whole, with one clear error if that fails.
 
     Raises:
-      ModelError: as in `load_teacher`.
+      ModelError: as in `load_classifier`.
     """
     path = pathlib.Path(path)
     if path.suffix not in MODEL_SUFFIXES:
@@ -114,9 +136,8 @@ def load_model(
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
     try:
-        return keras.models.load_model(
-            path, custom_objects=custom_objects, compile=False
-        )
+        with tfmot.quantization.keras.quantize_scope():
+            return keras.models.load_model(path, compile=False)
     # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
     except Exception as error:
         raise ModelError(

@@ -1,0 +1,171 @@
+"""From a fake-quantized student to an integer-only TFLite file, and proof of it."""
+
+import logging
+import warnings
+
+import numpy as np
+
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import tf
+from dfq_tf.errors import ExportError
+
+_INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
+
+
+def convert(student: Classifier) -> bytes:
+    """Writes a fake-quantized student as an integer-only TFLite model.
+
+    The file takes raw pixels, uint8 (1, height, width, channels), and gives int8
+    logits (1, num_classes). The normalisation of pixels is in the input's scale and
+    zero point, so that an app has nothing to compute.
+
+    Args:
+      student: from `quantization.apply.quantize_graph`.
+
+    Returns:
+      The content of the file.
+
+    Raises:
+      ExportError: the converter gave a file that is not integer-only.
+    """
+    shape = (1, *student.image_shape)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
+        autograph=False,
+    )
+    def logits(image: tf.Tensor) -> tf.Tensor:
+        return student.model(image, training=False)
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [logits.get_concrete_function()], student.model
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = tf.int8
+    # The converter warns of a missing representative data set: the ranges are known.
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = converter.convert()
+    finally:
+        logger.setLevel(level)
+    check_integer_only(content)
+    return content
+
+
+class TFLiteClassifier:
+    """Runs a TFLite classifier on pixels.
+
+    Args:
+      content: the content of a TFLite file with one uint8 image as input.
+      num_threads: threads of the interpreter.
+
+    Raises:
+      ExportError: the file cannot be read, or takes something else.
+    """
+
+    def __init__(self, content: bytes, num_threads: int = 1) -> None:
+        self._interpreter = _interpreter(content, num_threads)
+        (self._input,) = self._interpreter.get_input_details()
+        (self._output,) = self._interpreter.get_output_details()
+        if self._input["dtype"] != np.uint8 or len(self._input["shape"]) != 4:
+            raise ExportError(
+                f"the file's input is {self._input['dtype'].__name__} "
+                f"{self._input['shape']}; it must be uint8 pixels, (1, height, width, "
+                "channels)"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return tuple(int(n) for n in self._input["shape"][1:])
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs."""
+        return int(self._output["shape"][-1])
+
+    @property
+    def output_scale(self) -> float:
+        """What one integer step of the output is worth."""
+        return float(self._output["quantization"][0])
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """Logits of images.
+
+        Args:
+          images: uint8 (n, height, width, channels).
+
+        Returns:
+          float32 (n, num_classes), (integer output - zero point) * scale.
+        """
+        interpreter = self._interpreter
+        outputs = []
+        for image in images:
+            interpreter.set_tensor(self._input["index"], image[None])
+            interpreter.invoke()
+            outputs.append(interpreter.get_tensor(self._output["index"])[0])
+        scale, zero_point = self._output["quantization"]
+        return (np.stack(outputs).astype(np.float32) - zero_point) * scale
+
+
+def check_integer_only(content: bytes) -> None:
+    """Checks the file itself: every tensor integer, no float operator.
+
+    One QUANTIZE, from the uint8 input to int8, is the only one allowed.
+
+    Raises:
+      ExportError: naming the tensor or the operator that is not integer.
+    """
+    interpreter = _interpreter(content, num_threads=1, delegates=False)
+    for tensor in interpreter.get_tensor_details():
+        if tensor["dtype"] not in _INTEGERS:
+            raise ExportError(
+                f"tensor {tensor['name']} of the TFLite file is "
+                f"{np.dtype(tensor['dtype']).name}, not an integer"
+            )
+    inputs = {tensor["index"] for tensor in interpreter.get_input_details()}
+    for operator in interpreter._get_ops_details():
+        name = operator["op_name"]
+        is_input = name == "QUANTIZE" and set(operator["inputs"]) <= inputs
+        if name in ("QUANTIZE", "DEQUANTIZE") and not is_input:
+            raise ExportError(f"the TFLite file has a {name} inside its graph")
+
+
+def largest_difference(
+    student: Classifier, tflite: TFLiteClassifier, images: np.ndarray
+) -> int:
+    """How far the file is from the student that it was made of.
+
+    Args:
+      student: the fake-quantized model.
+      tflite: the file.
+      images: uint8 (n, height, width, channels).
+
+    Returns:
+      The largest difference of any output, in integer steps of the output.
+    """
+    difference = np.abs(student.scores(images) - tflite.scores(images))
+    return int(np.round(difference.max() / tflite.output_scale))
+
+
+def _interpreter(content: bytes, num_threads: int, delegates: bool = True):  # type: ignore[no-untyped-def]
+    from ai_edge_litert import interpreter as litert
+
+    resolver = litert.OpResolverType
+    try:
+        interpreter = litert.Interpreter(
+            model_content=content,
+            num_threads=num_threads,
+            experimental_op_resolver_type=(
+                resolver.AUTO if delegates else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            ),
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"not a TFLite model that LiteRT can run: {error}") from error
+    return interpreter

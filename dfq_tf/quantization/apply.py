@@ -1,0 +1,203 @@
+"""Builds the fake-quantized student of a network and sets its ranges."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow_model_optimization as tfmot
+
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import keras
+from dfq_tf.config import BitWidths
+from dfq_tf.description import ModelDescription
+from dfq_tf.errors import ConfigError, TrainingError
+from dfq_tf.graph import Graph, Node, unique_name
+from dfq_tf.quantization import registry
+from dfq_tf.rewrite import dense_as_convolution, fold, logits_graph
+
+# Lowest and highest value of a tensor.
+Range = tuple[float, float]
+
+_MAX_PIXEL = 255.0
+
+
+def integer_ready(teacher: Classifier) -> tuple[Graph, ModelDescription]:
+    """The float network, rewritten so that each of its layers has an integer twin.
+
+    Its first node after the input stands for the quantization of the pixels. One
+    integer mean and one scale are that quantization's zero point and scale. Any
+    other normalisation becomes a 1x1 depthwise convolution behind raw pixels.
+
+    Args:
+      teacher: the float network.
+
+    Returns:
+      The graph, which gives logits, and how it is fed.
+
+    Raises:
+      UnsupportedLayerError: a layer has no integer form.
+    """
+    graph = logits_graph(Graph.from_model(teacher.model), teacher.description)
+    graph = dense_as_convolution(fold(graph))
+    registry.check_supported(graph)
+    description = dataclasses.replace(teacher.description, output="logits")
+    mean, scale = description.input_mean, description.input_scale
+    name = unique_name(graph.nodes, "pixels")
+    image = graph.nodes[graph.input_name]
+    head = [
+        Node(
+            name,
+            keras.layers.Activation,
+            {"activation": "linear"},
+            (),
+            (image.name,),
+            image.shape,
+        )
+    ]
+    is_zero_point = (
+        len(set(mean)) == len(set(scale)) == 1
+        and mean[0].is_integer()
+        and 0 <= mean[0] <= _MAX_PIXEL
+    )
+    if not is_zero_point:
+        channels = image.shape[-1]
+        scales = np.broadcast_to(np.asarray(scale, np.float64), (channels,))
+        shifts = -np.asarray(mean, np.float64) * scales
+        normalize = Node(
+            unique_name([*graph.nodes, name], "normalize"),
+            keras.layers.DepthwiseConv2D,
+            keras.layers.DepthwiseConv2D(1).get_config(),
+            (
+                scales.reshape(1, 1, channels, 1).astype(np.float32),
+                shifts.astype(np.float32),
+            ),
+            (name,),
+            image.shape,
+        )
+        head.append(normalize)
+        description = dataclasses.replace(
+            description, input_mean=(0.0,), input_scale=(1.0,)
+        )
+    return graph.with_head(head), description
+
+
+def quantize_graph(
+    graph: Graph,
+    description: ModelDescription,
+    widths: BitWidths,
+    ranges: Mapping[str, Range],
+) -> Classifier:
+    """Builds the fake-quantized twin of a float network.
+
+    Args:
+      graph: from `integer_ready`.
+      description: from `integer_ready`.
+      widths: bits of weights and activations.
+      ranges: for each node of `quantized_nodes`, its output's range, as from
+        `calibration.calibrate`.
+
+    Returns:
+      A classifier whose model is a tf_keras functional model of tfmot wrappers. Its
+      weights are trained as those of any model; its ranges stay as they are.
+    """
+
+    def wrap(node: Node, layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = registry.quantize_config_for(graph, node, widths)
+        if config.kernel is None and config.num_bits_activation is None:
+            return layer
+        return tfmot.quantization.keras.QuantizeWrapperV2(layer, config)
+
+    model = graph.build(wrap)
+    for name, (low, high) in ranges.items():
+        variables = range_variables(model.get_layer(f"quant_{name}"))
+        variables["output_min"].assign(low)
+        variables["output_max"].assign(high)
+    set_weight_ranges(model)
+    return Classifier(model, description)
+
+
+def quantized_nodes(graph: Graph) -> list[str]:
+    """Names of the nodes whose outputs have a range, the pixels' first."""
+    return [
+        node.name
+        for node in graph.nodes.values()
+        if registry.has_quantized_output(graph, node)
+    ]
+
+
+def pixel_range(description: ModelDescription) -> Range:
+    """What pixels 0 and 255 become; known without any image."""
+    low, high = (description.normalize(np.float32(p)) for p in (0.0, _MAX_PIXEL))
+    return float(np.ravel(low)[0]), float(np.ravel(high)[0])
+
+
+def checked_ranges(
+    graph: Graph, description: ModelDescription, ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """Makes measured ranges fit for integers.
+
+    Each range is widened to hold 0, which must be one of the integers; outputs that
+    must share a range share the widest; the input's range is that of the pixels.
+
+    Raises:
+      TrainingError: a range is not finite.
+    """
+    result: dict[str, Range] = {}
+    for name, (low, high) in ranges.items():
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise TrainingError(
+                f"the output of layer {name} is not finite on the calibration images: "
+                f"its range is {low} to {high}"
+            )
+        low, high = min(low, 0.0), max(high, 0.0)
+        # An output that is 0 throughout has any scale.
+        result[name] = (low, high) if low < high else (0.0, 1.0)
+    for group in registry.tied_outputs(graph):
+        members = [name for name in group if name in result]
+        shared = (
+            min(result[name][0] for name in members),
+            max(result[name][1] for name in members),
+        )
+        result.update({name: shared for name in members})
+    pixels = graph.consumers(graph.input_name)[0].name
+    return {**result, pixels: pixel_range(description)}
+
+
+def set_weight_ranges(model: keras.Model) -> None:
+    """Sets the range of every quantized kernel to its largest magnitude.
+
+    Args:
+      model: of `quantize_graph`.
+    """
+    for layer in model.layers:
+        variables = range_variables(layer)
+        for kernel in registry.KERNELS.values():
+            if f"{kernel}_max" not in variables:
+                continue
+            values = np.abs(variables[kernel].numpy())
+            shape = variables[f"{kernel}_max"].shape
+            if shape.rank:
+                # One per output: the trailing axes that make up the channels.
+                values = values.reshape(-1, shape[0])
+                largest = values.max(axis=0)
+            else:
+                largest = values.max()
+            largest = np.where(largest > 0, largest, 1.0)  # a channel of zeros
+            variables[f"{kernel}_min"].assign(-largest)
+            variables[f"{kernel}_max"].assign(largest)
+
+
+def range_variables(layer: keras.layers.Layer) -> dict[str, "keras.Variable"]:
+    """Weights of a tfmot wrapper by their short names: kernel, kernel_min, ..."""
+    if not isinstance(layer, tfmot.quantization.keras.QuantizeWrapperV2):
+        return {}
+    return {v.name.split("/")[-1].split(":")[0]: v for v in layer.weights}
+
+
+def check_widths(widths: BitWidths) -> None:
+    """Raises ConfigError for widths that cannot be written to a TFLite file yet."""
+    if (widths.num_bits_weight, widths.num_bits_activation) != (8, 8):
+        raise ConfigError(
+            f"num_bits_weight is {widths.num_bits_weight} and num_bits_activation is "
+            f"{widths.num_bits_activation}; only 8 and 8 can be written to a file"
+        )

@@ -1,0 +1,182 @@
+"""What each layer becomes in integers: which weights and which outputs are quantized.
+
+The converter fuses some layers into one integer operator. A tensor inside such an
+operator is never stored, so it must not be fake-quantized either.
+"""
+
+from typing import Any
+
+import tensorflow_model_optimization as tfmot
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import BitWidths
+from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.graph import Graph, Node
+from dfq_tf.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from dfq_tf.rewrite import activation_name, is_relu
+
+# Layers with a kernel -> the attribute that holds it.
+KERNELS = {"Conv2D": "kernel", "DepthwiseConv2D": "depthwise_kernel"}
+# Layers that compute new values.
+_COMPUTING = ("Add", "Multiply", "GlobalAveragePooling2D", "LeakyReLU", "Concatenate")
+# Layers whose integer output has the scale of their input.
+SAME_SCALE = (
+    "MaxPooling2D",
+    "AveragePooling2D",
+    "GlobalMaxPooling2D",
+    "Flatten",
+    "Reshape",
+    "ZeroPadding2D",
+)
+_FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
+
+SUPPORTED = (
+    "Conv2D, DepthwiseConv2D, SeparableConv2D and Dense with linear, relu or relu6 "
+    "activation, BatchNormalization, ReLU, ReLU6, LeakyReLU, Add, Multiply, "
+    "Concatenate, Flatten, Reshape, ZeroPadding2D, max and average pooling, and "
+    "dropout and noise layers"
+)
+
+
+def check_supported(graph: Graph) -> None:
+    """Raises UnsupportedLayerError, naming the first layer that has no integer form.
+
+    Args:
+      graph: a network that `rewrite.fold` has rewritten.
+    """
+    for node in graph.nodes.values():
+        problem = _problem(node)
+        if problem:
+            raise UnsupportedLayerError(
+                f"layer {node.name} ({node.kind}) cannot be quantized: {problem}. "
+                f"What can be: {SUPPORTED}"
+            )
+
+
+def _problem(node: Node) -> str | None:
+    if node.kind in KERNELS:
+        if activation_name(node) not in _FUSED_ACTIVATIONS:
+            return f"its activation is {activation_name(node)}"
+        if node.config.get("data_format", "channels_last") != "channels_last":
+            return "its data_format is channels_first"
+        return None
+    if is_relu(node) or node.kind in ("InputLayer", *_COMPUTING, *SAME_SCALE):
+        return None
+    if node.kind == "Activation":
+        return f"its activation is {activation_name(node)}"
+    if node.kind == "ReLU":
+        return "only max_value None or 6, without slope and threshold, is known"
+    return "there is no integer form for it here"
+
+
+def has_quantized_output(graph: Graph, node: Node) -> bool:
+    """Whether the integer network stores this node's output with a scale of its own."""
+    if node.kind in ("InputLayer", *SAME_SCALE):
+        return False
+    consumers = graph.consumers(node.name)
+    is_fused = (
+        node.kind in (*KERNELS, "Add", "Multiply")
+        and len(consumers) == 1
+        and is_relu(consumers[0])
+        and node.name != graph.output_name
+        and activation_name(node) == "linear"
+    )
+    return not is_fused
+
+
+def tied_outputs(graph: Graph) -> list[set[str]]:
+    """Groups of nodes whose outputs must share one range.
+
+    A concatenation copies integers, so its inputs need the scale of its output.
+    """
+    groups: list[set[str]] = []
+    for node in graph.nodes.values():
+        if node.kind == "Concatenate":
+            group = {node.name, *(range_owner(graph, name) for name in node.inputs)}
+            for other in [g for g in groups if g & group]:
+                group |= other
+                groups.remove(other)
+            groups.append(group)
+    return groups
+
+
+def range_owner(graph: Graph, name: str) -> str:
+    """The node whose range the output of `name` has."""
+    while graph.nodes[name].kind in SAME_SCALE:
+        name = graph.nodes[name].inputs[0]
+    return name
+
+
+@keras.utils.register_keras_serializable("dfq_tf")
+class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
+    """Tells tfmot's wrapper which tensors of one layer to fake-quantize.
+
+    Args:
+      kernel: the attribute that holds the kernel, None for a layer without one.
+      num_bits_weight: bits of the kernel.
+      num_bits_activation: bits of the output, None if it is not quantized.
+      per_channel: one range per output channel of the kernel, or one in all.
+    """
+
+    def __init__(
+        self,
+        kernel: str | None,
+        num_bits_weight: int,
+        num_bits_activation: int | None,
+        per_channel: bool,
+    ) -> None:
+        self.kernel = kernel
+        self.num_bits_weight = num_bits_weight
+        self.num_bits_activation = num_bits_activation
+        self.per_channel = per_channel
+
+    def get_weights_and_quantizers(self, layer: keras.layers.Layer) -> list:
+        """The kernel and its quantizer; tfmot calls this when it builds the wrapper."""
+        if self.kernel is None:
+            return []
+        is_depthwise = self.kernel == "depthwise_kernel"
+        quantizer = WeightQuantizer(
+            self.num_bits_weight, self.per_channel, is_depthwise
+        )
+        return [(getattr(layer, self.kernel), quantizer)]
+
+    def get_activations_and_quantizers(self, layer: keras.layers.Layer) -> list:
+        """None: a fused activation is quantized as the layer's output."""
+        return []
+
+    def set_quantize_weights(
+        self, layer: keras.layers.Layer, quantize_weights: list[tf.Tensor]
+    ) -> None:
+        """Puts the fake-quantized kernel in place; tfmot calls this at each call."""
+        if self.kernel is not None:
+            setattr(layer, self.kernel, quantize_weights[0])
+
+    def set_quantize_activations(
+        self, layer: keras.layers.Layer, quantize_activations: list
+    ) -> None:
+        """Nothing to do."""
+
+    def get_output_quantizers(self, layer: keras.layers.Layer) -> list:
+        """The output's quantizer, if it has one."""
+        if self.num_bits_activation is None:
+            return []
+        return [ActivationQuantizer(self.num_bits_activation)]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "kernel": self.kernel,
+            "num_bits_weight": self.num_bits_weight,
+            "num_bits_activation": self.num_bits_activation,
+            "per_channel": self.per_channel,
+        }
+
+
+def quantize_config_for(
+    graph: Graph, node: Node, widths: BitWidths
+) -> LayerQuantizeConfig:
+    """The configuration of a node's wrapper."""
+    bits = widths.num_bits_activation if has_quantized_output(graph, node) else None
+    return LayerQuantizeConfig(
+        KERNELS.get(node.kind), widths.num_bits_weight, bits, widths.per_channel
+    )
