@@ -10,6 +10,7 @@ import tensorflow_model_optimization as tfmot
 from dfq_tf.compat import keras, tf
 from dfq_tf.description import ModelDescription, description_path
 from dfq_tf.errors import ModelError
+from dfq_tf.files import replacing
 
 MODEL_SUFFIXES = (".keras", ".h5")
 
@@ -65,11 +66,8 @@ class Classifier:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path` (.keras) and the description beside it."""
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        self.model.save(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            self.model.save(temporary)
         self.description.save(description_path(path))
 
 

@@ -96,9 +96,7 @@ class TeacherConfig(Checked):
 class RunConfig(Checked):
     """What every stage shares."""
 
-    seed: int = setting(
-        0, "Seed of all random numbers.", minimum=0, maximum=2**31 - 1
-    )
+    seed: int = setting(0, "Seed of all random numbers.", minimum=0, maximum=2**31 - 1)
     precision: str = setting(
         "auto",
         "Number format of teacher and generator; auto takes bfloat16 where the "
@@ -118,3 +116,53 @@ class BitWidths(Checked):
     per_channel: bool = setting(
         True, "One weight range per output channel, rather than one per layer."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig(Checked):
+    """Generator and student: the data-free part (Choi et al. 2020)."""
+
+    batch_size: int = setting(128, "Generated images per step.", minimum=1)
+    noise_dim: int = setting(512, "Length of a noise vector.", minimum=1)
+    warm_up_steps: int = setting(
+        300, "Steps that train the generator alone, on the auxiliary loss.", minimum=0
+    )
+    distillation_rounds: int = setting(
+        300,
+        "Rounds of generator and student steps in turn; DF-QAT-KD only.",
+        minimum=0,
+    )
+    generator_steps: int = setting(1, "Generator steps per round.", minimum=0)
+    student_steps: int = setting(1, "Student steps per round.", minimum=1)
+    generator_learning_rate: float = setting(
+        1e-3, "Peak learning rate of Adam, with a cosine decay to 0.", above=0
+    )
+    student_learning_rate: float = setting(
+        1e-3, "Peak learning rate of SGD, with a cosine decay to 0.", above=0
+    )
+    student_momentum: float = setting(
+        0.9, "Nesterov momentum of SGD.", minimum=0, maximum=0.999
+    )
+    alpha: float = setting(
+        1.0, "Weight of the auxiliary loss against the distillation loss.", minimum=0
+    )
+    bn_statistics_weight: float = setting(
+        1.0, "Weight of the BN statistics in the auxiliary loss.", minimum=0
+    )
+    instance_entropy_weight: float = setting(
+        1.0, "Weight of the instance entropy in the auxiliary loss.", minimum=0
+    )
+    batch_entropy_weight: float = setting(
+        1.0, "Weight of the batch entropy in the auxiliary loss.", minimum=0
+    )
+    calibration_images: int = setting(
+        512, "Generated images from which activation ranges are found.", minimum=1
+    )
+
+
+METHODS = ("df_q", "df_qat_kd")
+
+
+def check_method(method: str) -> None:
+    """Raises ConfigError unless `method` is one of METHODS."""
+    check_value("method", method, {"choices": METHODS})

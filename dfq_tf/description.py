@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.files import write_text
 
 OUTPUTS = ("logits", "softmax")
 
@@ -105,17 +106,3 @@ class ModelDescription:
 def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:
     """Where the description of the model in `model_path` is kept."""
     return pathlib.Path(model_path).with_suffix(".json")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file under a temporary name, then renames it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -162,7 +162,9 @@ def _interpreter(content: bytes, num_threads: int, delegates: bool = True):  # t
             model_content=content,
             num_threads=num_threads,
             experimental_op_resolver_type=(
-                resolver.AUTO if delegates else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                resolver.AUTO
+                if delegates
+                else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             ),
         )
         interpreter.allocate_tensors()

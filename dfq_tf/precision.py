@@ -54,18 +54,18 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
       precision: as in `resolve_precision`.
 
     Returns:
-      A model with its own float32 variables, holding the same values. Its outputs
-      are float32: the layers that give them keep computing in float32.
+      A model with its own float32 variables, holding the same values. The layer that
+      gives its first output computes in float32; further outputs are of `precision`.
     """
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[
         resolve_precision(precision)
     ]
-    outputs = set(model.output_names)
+    first_output = model.output_names[0]
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
         if not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = "float32" if layer.name in outputs else policy
+            config["dtype"] = "float32" if layer.name == first_output else policy
         return layer.__class__.from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=clone)

@@ -56,7 +56,9 @@ def logits_graph(graph: Graph, description: ModelDescription) -> Graph:
     ):
         return graph.replaced({last.name: []}, {last.name: last.inputs[0]})
     if activation_name(last) == "softmax":
-        linear = dataclasses.replace(last, config={**last.config, "activation": "linear"})
+        linear = dataclasses.replace(
+            last, config={**last.config, "activation": "linear"}
+        )
         return graph.replaced({last.name: [linear]}, {})
     raise ModelError(
         f"the description says that the model gives softmax, but its last layer "

@@ -1,9 +1,9 @@
 """A working directory: who it belongs to, what was run in it, what came out.
 
-    flags.cfg      the settings, as a flagfile that repeats the run
-    run.json       the seed, the versions, the machine
-    metrics.json   the results
-    checkpoints/, tensorboard/   written by the loop
+flags.cfg      the settings, as a flagfile that repeats the run
+run.json       the seed, the versions, the machine
+metrics.json   the results
+checkpoints/, tensorboard/   written by the loop
 """
 
 import json
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from dfq_tf.description import write_text
 from dfq_tf.errors import WorkdirError
+from dfq_tf.files import write_text
 
 _PACKAGES = (
     "tensorflow",

@@ -119,7 +119,9 @@ def run(main: Callable[[], None], description: str) -> None:
         except flags.Error as error:
             _fail(f"{error}. See --help", 2)
         if len(rest) > 1:
-            _fail(f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2)
+            _fail(
+                f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2
+            )
         return rest
 
     def run_main(_: list[str]) -> None:

@@ -31,7 +31,11 @@ def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define_dataset_flags("cifar10")
     common.define(
-        "Teacher", "model", str, "wrn_16_1", f"Network: {'; '.join(models.MODEL_NAMES)}."
+        "Teacher",
+        "model",
+        str,
+        "wrn_16_1",
+        f"Network: {'; '.join(models.MODEL_NAMES)}.",
     )
     common.define_config("Teacher", TeacherConfig)
     common.define_run_flags("runs/teacher")

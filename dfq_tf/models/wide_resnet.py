@@ -24,7 +24,9 @@ def wide_resnet(
       ConfigError: depth is not 6 n + 4, or a size is below 1.
     """
     if depth < 10 or (depth - 4) % 6:
-        raise ConfigError(f"depth is {depth}; a WRN needs 10, 16, 22, 28, ... (6 n + 4)")
+        raise ConfigError(
+            f"depth is {depth}; a WRN needs 10, 16, 22, 28, ... (6 n + 4)"
+        )
     if width < 1:
         raise ConfigError(f"width is {width}; it must be at least 1")
     image = x = layers.Input(input_shape, name="image")

@@ -154,7 +154,8 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     def set_quantize_activations(
         self, layer: keras.layers.Layer, quantize_activations: list
     ) -> None:
-        """Nothing to do."""
+        """Nothing to put in place; tfmot calls this at each call."""
+        del layer, quantize_activations
 
     def get_output_quantizers(self, layer: keras.layers.Layer) -> list:
         """The output's quantizer, if it has one."""

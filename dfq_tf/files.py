@@ -1,0 +1,36 @@
+"""Writes files whole: under a temporary name first, then renamed."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Gives a temporary path; what is written there becomes `path` at the end.
+
+    If the block raises, `path` stays as it was and nothing is left behind. The
+    folder is made if it is not there.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: Keras chooses the format by it.
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file, replacing it whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a binary file, replacing it whole."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

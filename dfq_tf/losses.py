@@ -1,0 +1,92 @@
+"""The losses of Choi et al. 2020, as functions of tensors.
+
+Who minimises what: the student minimises `distillation_loss`. The generator
+minimises `generator_loss`, alpha times `auxiliary_loss` less the distillation loss.
+"""
+
+from collections.abc import Sequence
+
+from dfq_tf.compat import tf
+
+# Keeps the logarithm of a variance finite where all values are the same.
+_TINY = 1e-10
+
+
+def distillation_loss(
+    teacher_logits: tf.Tensor, student_logits: tf.Tensor
+) -> tf.Tensor:
+    """KL(softmax(teacher) || softmax(student)), the mean over the batch.
+
+    Args:
+      teacher_logits: float32 (batch, num_classes).
+      student_logits: float32 (batch, num_classes).
+
+    Returns:
+      float32 scalar in nats, at least 0; 0 where the two agree everywhere.
+    """
+    teacher_log = tf.nn.log_softmax(teacher_logits)
+    student_log = tf.nn.log_softmax(student_logits)
+    divergence = tf.exp(teacher_log) * (teacher_log - student_log)
+    return tf.reduce_mean(tf.reduce_sum(divergence, axis=-1))
+
+
+def instance_entropy(logits: tf.Tensor) -> tf.Tensor:
+    """Mean entropy of the class distribution of each image.
+
+    Low when each image is clearly of one class; the generator minimises it.
+
+    Args:
+      logits: float32 (batch, num_classes), of the teacher.
+
+    Returns:
+      float32 scalar in nats, in [0, log(num_classes)].
+    """
+    log_probabilities = tf.nn.log_softmax(logits)
+    entropies = -tf.reduce_sum(tf.exp(log_probabilities) * log_probabilities, axis=-1)
+    return tf.reduce_mean(entropies)
+
+
+def batch_entropy(logits: tf.Tensor) -> tf.Tensor:
+    """Entropy of the mean class distribution of a batch.
+
+    High when a batch covers all classes; the generator maximises it.
+
+    Args:
+      logits: float32 (batch, num_classes), of the teacher.
+
+    Returns:
+      float32 scalar in nats, in [0, log(num_classes)].
+    """
+    mean = tf.reduce_mean(tf.nn.softmax(logits), axis=0)
+    return -tf.reduce_sum(mean * tf.math.log(mean + _TINY))
+
+
+def bn_statistics_loss(
+    inputs: Sequence[tf.Tensor],
+    means: Sequence[tf.Tensor],
+    variances: Sequence[tf.Tensor],
+) -> tf.Tensor:
+    """Distance of a batch's BN statistics from those that the teacher stores.
+
+    The sum over layers and channels of the KL divergence of two Gaussians,
+    KL(N(m, v) || N(mu, var)) = ((m - mu)^2 + v) / (2 var) - ln(sqrt(v / var)) - 1/2,
+    with m and v over the batch and the positions.
+
+    Args:
+      inputs: what enters each BN layer, (batch, ..., channels), of any float type.
+      means: the stored moving means mu, float32 (channels,) each.
+      variances: the stored moving variances var, float32 (channels,) each.
+
+    Returns:
+      float32 scalar in nats, at least 0; 0 for a teacher without BN layers.
+    """
+    total = tf.constant(0.0)
+    for values, mu, var in zip(inputs, means, variances):
+        values = tf.cast(values, tf.float32)
+        axes = list(range(values.shape.rank - 1))
+        m = tf.reduce_mean(values, axes)
+        v = tf.reduce_mean(tf.math.squared_difference(values, m), axes)
+        divergence = (tf.square(m - mu) + v) / (2 * (var + _TINY)) - 0.5
+        divergence -= 0.5 * (tf.math.log(v + _TINY) - tf.math.log(var + _TINY))
+        total += tf.reduce_sum(divergence)
+    return total
