@@ -1,1 +1,47 @@
-"""dfq_tf: a trained Keras classifier in, an integer TFLite model out, no data used."""
+"""dfq_tf: a trained Keras classifier in, an integer TFLite model out, no data used.
+
+import dfq_tf
+
+teacher = dfq_tf.load_classifier("teacher.keras")
+quantized = dfq_tf.quantize(teacher)
+pathlib.Path("model.tflite").write_bytes(quantized.tflite)
+"""
+
+# First of all: it quiets TensorFlow's libraries before anything imports them.
+from dfq_tf import compat  # noqa: F401
+from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.config import BitWidths, DistillationConfig
+from dfq_tf.description import ModelDescription
+from dfq_tf.errors import (
+    ConfigError,
+    DataError,
+    DfqError,
+    ExportError,
+    ModelError,
+    TrainingError,
+    UnsupportedLayerError,
+    WorkdirError,
+)
+from dfq_tf.export import TFLiteClassifier
+from dfq_tf.pipeline import Quantized, quantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BitWidths",
+    "Classifier",
+    "ConfigError",
+    "DataError",
+    "DfqError",
+    "DistillationConfig",
+    "ExportError",
+    "ModelDescription",
+    "ModelError",
+    "Quantized",
+    "TFLiteClassifier",
+    "TrainingError",
+    "UnsupportedLayerError",
+    "WorkdirError",
+    "load_classifier",
+    "quantize",
+]

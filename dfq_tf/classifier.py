@@ -1,8 +1,10 @@
 """A classifier: a Keras model with the description of its input and output."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
@@ -53,16 +55,24 @@ class Classifier:
         Returns:
           float32 (n, num_classes).
         """
+        starts = range(0, len(images), batch_size)
+        return np.concatenate(
+            [
+                self._compiled_scores(tf.constant(images[i : i + batch_size])).numpy()
+                for i in starts
+            ]
+        )
+
+    @functools.cached_property
+    def _compiled_scores(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Scores of one batch of pixels, compiled once for all calls."""
 
         @tf.function(reduce_retracing=True, autograph=False)
         def scores(pixels: tf.Tensor) -> tf.Tensor:
             inputs = self.description.normalize(tf.cast(pixels, tf.float32))
             return self.model(inputs, training=False)
 
-        starts = range(0, len(images), batch_size)
-        return np.concatenate(
-            [scores(tf.constant(images[i : i + batch_size])).numpy() for i in starts]
-        )
+        return scores
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path` (.keras) and the description beside it."""
@@ -99,24 +109,26 @@ def check_is_classifier(model: keras.Model) -> None:
 
 
 def load_classifier(
-    path: str | os.PathLike[str], description: ModelDescription | None = None
+    path: str | os.PathLike[str],
+    describe: Callable[[int], ModelDescription] | None = None,
 ) -> Classifier:
     """Reads a classifier from a `.keras` or `.h5` file that tf_keras wrote.
 
     Args:
       path: the model's file.
-      description: how to feed and read the model; by default the `.json` file
-        beside it.
+      describe: gives the description of a model with so many classes; by default
+        it is read from the `.json` file beside the model.
 
     Raises:
       ModelError: the file is absent, truncated, or not a Keras 2 model; or there is
         no description.
       ConfigError: the description does not fit the model.
     """
-    return Classifier(
-        load_model(path),
-        description or ModelDescription.load(description_path(path)),
-    )
+    model = load_model(path)
+    check_is_classifier(model)
+    if describe is None:
+        return Classifier(model, ModelDescription.load(description_path(path)))
+    return Classifier(model, describe(model.output_shape[-1]))
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:

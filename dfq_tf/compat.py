@@ -1,17 +1,52 @@
-"""The one place that imports Keras 2 (`tf_keras`) and quiets TensorFlow's start-up.
+"""The one place that imports Keras 2 (`tf_keras`) and quiets TensorFlow's libraries.
 
 tfmot accepts Keras 2 models only, while `tf.keras` has been Keras 3 since
-TensorFlow 2.16. Every other module writes `from dfq_tf.compat import keras`.
+TensorFlow 2.16. Every other module writes `from dfq_tf.compat import keras, tf`.
 """
 
+import contextlib
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def native_output_hidden() -> Iterator[None]:
+    """Hides what native code prints to the standard error stream in the block.
+
+    TensorFlow and LiteRT log there about devices and delegates, past every setting.
+    If the block raises, what was hidden is shown after all.
+    """
+    try:
+        stream = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # a stream without a file, in tests
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(stream)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), stream)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(saved, hidden.read())
+            raise
+        finally:
+            os.dup2(saved, stream)
+            os.close(saved)
+
 
 # Read once, when TensorFlow's libraries load: hide the C++ INFO and WARNING lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # tfmot picks `tf_keras` itself, but only if `tf.keras` was not asked for first.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import tensorflow as tf  # noqa: E402
-import tf_keras as keras  # noqa: E402
+with native_output_hidden():
+    import tensorflow as tf
+    import tf_keras as keras
 
-__all__ = ["keras", "tf"]
+    tf.config.list_physical_devices()  # looks for GPUs, and logs that it did
+
+__all__ = ["keras", "native_output_hidden", "tf"]

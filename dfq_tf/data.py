@@ -30,11 +30,13 @@ class Dataset:
 
     Attributes:
       name: what --dataset said.
+      image_shape: (height, width, channels).
       class_names: one per class, in the order of the labels.
       load: 'train' or 'test' -> Split, reading it on each call.
     """
 
     name: str
+    image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     load: Callable[[str], Split]
 
@@ -56,7 +58,7 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
       DataError: the name is unknown, or the data is absent and cannot be downloaded.
     """
     if name == "digits":
-        return Dataset("digits", tuple("0123456789"), _load_digits)
+        return Dataset("digits", (8, 8, 1), tuple("0123456789"), _load_digits)
     if name not in TFDS_NAMES:
         raise DataError(f"dataset is {name!r}; it must be one of {dataset_names()}")
     return _open_tfds(name, data_dir)
@@ -94,7 +96,8 @@ def _open_tfds(name: str, data_dir: str | None) -> Dataset:
         arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         return Split(arrays["image"], arrays["label"].astype(np.int32))
 
-    return Dataset(name, tuple(builder.info.features["label"].names), load)
+    features = builder.info.features
+    return Dataset(name, features["image"].shape, tuple(features["label"].names), load)
 
 
 def _check_network(homepage: str) -> None:

@@ -12,5 +12,5 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def agreement(scores: np.ndarray, other_scores: np.ndarray) -> float:
-    """Share of rows where both have their largest score in the same class, in [0, 1]."""
+    """Share of rows whose largest score is in the same class in both, in [0, 1]."""
     return accuracy(scores, np.argmax(other_scores, axis=-1))

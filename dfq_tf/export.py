@@ -4,9 +4,10 @@ import logging
 import warnings
 
 import numpy as np
+from ai_edge_litert import interpreter as litert
 
 from dfq_tf.classifier import Classifier
-from dfq_tf.compat import tf
+from dfq_tf.compat import native_output_hidden, tf
 from dfq_tf.errors import ExportError
 
 _INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
@@ -48,7 +49,7 @@ def convert(student: Classifier) -> bytes:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), native_output_hidden():
             warnings.simplefilter("ignore")
             content = converter.convert()
     finally:
@@ -82,7 +83,8 @@ class TFLiteClassifier:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image."""
-        return tuple(int(n) for n in self._input["shape"][1:])
+        height, width, channels = (int(n) for n in self._input["shape"][1:])
+        return height, width, channels
 
     @property
     def num_classes(self) -> int:
@@ -153,21 +155,22 @@ def largest_difference(
     return int(np.round(difference.max() / tflite.output_scale))
 
 
-def _interpreter(content: bytes, num_threads: int, delegates: bool = True):  # type: ignore[no-untyped-def]
-    from ai_edge_litert import interpreter as litert
-
+def _interpreter(
+    content: bytes, num_threads: int, delegates: bool = True
+) -> litert.Interpreter:
     resolver = litert.OpResolverType
     try:
-        interpreter = litert.Interpreter(
-            model_content=content,
-            num_threads=num_threads,
-            experimental_op_resolver_type=(
-                resolver.AUTO
-                if delegates
-                else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            ),
-        )
-        interpreter.allocate_tensors()
+        with native_output_hidden():
+            interpreter = litert.Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=(
+                    resolver.AUTO
+                    if delegates
+                    else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                ),
+            )
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"not a TFLite model that LiteRT can run: {error}") from error
     return interpreter

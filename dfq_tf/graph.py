@@ -31,7 +31,7 @@ class Node:
     """
 
     name: str
-    layer_class: type
+    layer_class: Any
     config: Mapping[str, Any]
     weights: tuple[np.ndarray, ...]
     inputs: tuple[str, ...]

@@ -71,7 +71,7 @@ def run_loop(
         initial=first,
         desc=name,
         unit="step",
-        disable=not show_progress,
+        disable=not show_progress or first == num_steps,
         dynamic_ncols=True,
         mininterval=0.5,
     )
@@ -119,7 +119,7 @@ def _check_weights(
     for key, trackable in trackables.items():
         if isinstance(trackable, keras.Model):
             for variable in trackable.variables:
-                if not bool(tf.reduce_all(tf.math.is_finite(variable))):
+                if not np.isfinite(variable.numpy()).all():
                     raise TrainingError(
                         f"{name}: the weight {variable.name} of {key} is not finite "
                         f"at step {done}; {_kept(manager)}. Lower the learning rate, "

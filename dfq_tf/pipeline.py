@@ -64,6 +64,45 @@ def quantize(
       TrainingError: a loss or a weight became infinite or NaN.
       ExportError: the converter gave a file that is not integer-only.
     """
+    student, generator, measurements = make_student(
+        teacher,
+        method=method,
+        config=config,
+        widths=widths,
+        seed=seed,
+        precision=precision,
+        directory=directory,
+        show_progress=show_progress,
+    )
+    return Quantized(student, export.convert(student), generator, measurements)
+
+
+def make_student(
+    teacher: Classifier,
+    *,
+    method: str,
+    config: DistillationConfig,
+    widths: BitWidths,
+    seed: int,
+    precision: str,
+    directory: str | os.PathLike[str] | None,
+    show_progress: bool,
+) -> tuple[Classifier, keras.Model, dict[str, float]]:
+    """All of `quantize` but the conversion.
+
+    Args:
+      teacher: as in `quantize`, like the other arguments.
+      method: 'df_q' or 'df_qat_kd'.
+      config: settings of the training.
+      widths: bits of weights and activations.
+      seed: decides all random numbers.
+      precision: of teacher and generator.
+      directory: for checkpoints, or None.
+      show_progress: whether to show bars.
+
+    Returns:
+      The fake-quantized student, the generator and the last measurements.
+    """
     check_method(method)
     RunConfig(seed=seed, precision=precision)
     apply.check_widths(widths)
@@ -92,7 +131,7 @@ def quantize(
             directory=directory,
             show_progress=show_progress,
         )
-    return Quantized(student, export.convert(student), generator, measurements)
+    return student, generator, measurements
 
 
 def quantize_with_data(

@@ -5,19 +5,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import TeacherConfig
 from dfq_tf.errors import ConfigError
 from dfq_tf.loop import run_loop
 from dfq_tf.precision import with_precision
-from dfq_tf.classifier import Classifier
 
 
 def train_teacher(
     teacher: Classifier,
     images: np.ndarray,
     labels: np.ndarray,
-    config: ClassifierConfig,
+    config: TeacherConfig,
     *,
     seed: int = 0,
     precision: str = "auto",

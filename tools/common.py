@@ -4,13 +4,16 @@ Only the tools read FLAGS; the package takes plain arguments.
 """
 
 import dataclasses
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 
-from dfq_tf.errors import DfqError
+from dfq_tf import data
+from dfq_tf.config import RunConfig
+from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.workdir import Workdir
 
 FLAGS = flags.FLAGS
@@ -25,6 +28,7 @@ _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
+    list: flags.DEFINE_list,
 }
 
 
@@ -55,10 +59,12 @@ def config_from_flags(config_class: type[T]) -> T:
     return config_class(**{name: getattr(FLAGS, name) for name in names})
 
 
-def define_run_flags(workdir: str) -> None:
-    """Defines the flags of every run."""
-    from dfq_tf.config import RunConfig
+def define_run_flags(workdir: str | None) -> None:
+    """Defines the flags of every run.
 
+    Args:
+      workdir: default of --workdir; None where it follows from another flag.
+    """
     define("Run", "workdir", str, workdir, "Folder for all that the run writes.")
     define_config("Run", RunConfig)
     define("Run", "progress", bool, True, "Show a progress bar for each stage.")
@@ -66,8 +72,6 @@ def define_run_flags(workdir: str) -> None:
 
 def define_dataset_flags(default: str | None) -> None:
     """Defines which labelled data is used, and where it lies."""
-    from dfq_tf import data
-
     define(
         "Data",
         "dataset",
@@ -85,15 +89,33 @@ def define_dataset_flags(default: str | None) -> None:
     )
 
 
-def open_workdir() -> Workdir:
-    """The folder that --workdir names, claimed for the flags of this run."""
+def floats(name: str, values: list[str]) -> tuple[float, ...]:
+    """The numbers in a list flag.
+
+    Raises:
+      ConfigError: a value is not a number.
+    """
+    try:
+        return tuple(float(value) for value in values)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} is {','.join(values)!r}; give numbers with commas between them"
+        ) from error
+
+
+def open_workdir(default: pathlib.Path | None = None) -> Workdir:
+    """The folder that --workdir names, claimed for the flags of this run.
+
+    Args:
+      default: the folder where --workdir is not given.
+    """
     names = sorted(name for group in _groups.values() for name in group)
     settings = {
         name: _as_text(FLAGS[name].value)
         for name in names
-        if name not in _FREE_FLAGS and FLAGS[name].value is not None
+        if name not in _FREE_FLAGS and FLAGS[name].value not in (None, [])
     }
-    return Workdir(FLAGS.workdir, settings)
+    return Workdir(FLAGS.workdir or default or ".", settings)
 
 
 def _as_text(value: Any) -> str:
@@ -125,6 +147,7 @@ def run(main: Callable[[], None], description: str) -> None:
         return rest
 
     def run_main(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
         try:
             main()
         except DfqError as error:

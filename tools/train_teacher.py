@@ -12,11 +12,11 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import data, evaluation, models
+from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import RunConfig, TeacherConfig
 from dfq_tf.description import ModelDescription
 from dfq_tf.supervised import train_teacher
-from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.workdir import Workdir
 from tools import common
 
@@ -42,7 +42,7 @@ def define_flags() -> None:
 
 
 def trained_teacher(
-    name: str, dataset: data.Dataset, config: ClassifierConfig, workdir: Workdir
+    name: str, dataset: data.Dataset, config: TeacherConfig, workdir: Workdir
 ) -> Classifier:
     """Trains the network `name`, or reads it if an earlier run trained it.
 

@@ -1,6 +1,7 @@
 """Networks by name: `build_model("wrn_16_1", (32, 32, 3), 10)`."""
 
 import re
+from collections.abc import Callable
 
 from dfq_tf.compat import keras
 from dfq_tf.errors import ConfigError
@@ -10,7 +11,7 @@ from dfq_tf.models.wide_resnet import wide_resnet
 __all__ = ["MODEL_NAMES", "build_generator", "build_model"]
 
 # Pattern of a name -> builder(*numbers in the name, input_shape, num_classes).
-_BUILDERS = {r"wrn_(\d+)_(\d+)": wide_resnet}
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {r"wrn_(\d+)_(\d+)": wide_resnet}
 
 MODEL_NAMES = ("wrn_DEPTH_WIDTH, such as wrn_16_1 or wrn_40_2",)
 

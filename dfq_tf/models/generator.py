@@ -9,7 +9,7 @@ layers = keras.layers
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
-class RepeatPixels(layers.Layer):
+class RepeatPixels(keras.layers.Layer):
     """Nearest-neighbour upsampling by 2: (b, h, w, c) to (b, 2 h, 2 w, c).
 
     Written with a broadcast, since the gradient of `UpSampling2D` has no XLA kernel.
@@ -24,7 +24,7 @@ class RepeatPixels(layers.Layer):
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
-class ToPixels(layers.Layer):
+class ToPixels(keras.layers.Layer):
     """Maps any real number to a pixel value: 255 (1 + tanh x) / 2, in [0, 255]."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -13,11 +13,9 @@ import tensorflow_model_optimization as tfmot
 
 from dfq_tf.compat import keras, tf
 
-_Quantizer = tfmot.quantization.keras.quantizers.Quantizer
-
 
 @keras.utils.register_keras_serializable("dfq_tf")
-class ActivationQuantizer(_Quantizer):
+class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """Per-tensor affine quantization of a layer's output.
 
     Args:
@@ -50,7 +48,7 @@ class ActivationQuantizer(_Quantizer):
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
-class WeightQuantizer(_Quantizer):
+class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """Symmetric quantization of a kernel, to -(2^(n-1) - 1) .. 2^(n-1) - 1.
 
     Args:
@@ -71,7 +69,7 @@ class WeightQuantizer(_Quantizer):
         self, tensor_shape: Any, name: str, layer: keras.layers.Layer
     ) -> dict[str, tf.Variable]:
         """Makes the range as weights of `layer`; tfmot calls this."""
-        shape = ()
+        shape: tuple[int, ...] = ()
         if self.per_channel:
             outputs = tensor_shape[-2:] if self.is_depthwise else tensor_shape[-1:]
             shape = (int(tf.TensorShape(outputs).num_elements()),)

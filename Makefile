@@ -1,0 +1,31 @@
+# Each target does all of its own set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint clean
+
+# The whole path on scikit-learn's digits, offline.
+quickstart: $(INSTALLED)
+	$(VENV)/bin/python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
+
+test: lint
+	$(VENV)/bin/python -m pytest -q -n auto tests
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy dfq_tf tools
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@if command -v uv >/dev/null; then \
+	  uv venv --python "$(PYTHON)" --allow-existing $(VENV) && \
+	  uv pip install --python $(VENV)/bin/python -r requirements-dev.txt; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt; \
+	fi
+	@touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) runs/quickstart

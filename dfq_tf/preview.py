@@ -1,0 +1,54 @@
+"""Shows a person what the generator makes."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.files import write_bytes
+
+
+def image_grid(images: np.ndarray, columns: int = 10) -> np.ndarray:
+    """Lays images out in rows, one white pixel apart.
+
+    Args:
+      images: uint8 (n, height, width, channels).
+      columns: images per row; the last row may be shorter.
+
+    Returns:
+      uint8 (rows * (height + 1) - 1, columns * (width + 1) - 1, channels).
+    """
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    shape = (rows * (height + 1) - 1, columns * (width + 1) - 1, channels)
+    grid = np.full(shape, 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def write_preview(
+    images: np.ndarray, directory: str | os.PathLike[str], name: str
+) -> pathlib.Path:
+    """Writes a grid as `DIRECTORY/NAME.png`, and to TensorBoard.
+
+    Args:
+      images: uint8 (n, height, width, channels); with 1, 3 or 4 channels.
+      directory: of the run.
+      name: of the picture.
+
+    Returns:
+      The path of the picture, each pixel of an image 3 x 3 pixels large.
+    """
+    grid = image_grid(images)
+    enlarged = np.repeat(np.repeat(grid, 3, axis=0), 3, axis=1)
+    path = pathlib.Path(directory) / f"{name}.png"
+    write_bytes(path, tf.io.encode_png(enlarged).numpy())
+    folder = pathlib.Path(directory) / "tensorboard" / name
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(step=0):
+        tf.summary.image(name, grid[None])
+    writer.close()
+    return path

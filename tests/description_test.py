@@ -1,0 +1,141 @@
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import tf
+from dfq_tf.description import ModelDescription, description_path
+from dfq_tf.errors import ConfigError, ModelError
+
+_DESCRIPTION = ModelDescription(
+    (120.0, 110.5, 100.0), (0.0156, 1 / 3, 0.02), "softmax", ("cat", "dög")
+)
+
+
+class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = pathlib.Path(self.get_temp_dir()) / "teacher.json"
+
+    def test_save_and_load_give_the_same(self):
+        _DESCRIPTION.save(self.path)
+        self.assertEqual(ModelDescription.load(self.path), _DESCRIPTION)
+
+    def test_file_holds_every_field_as_json(self):
+        _DESCRIPTION.save(self.path)
+        fields = json.loads(self.path.read_text())
+        self.assertEqual(fields["input_mean"], [120.0, 110.5, 100.0])
+        self.assertEqual(fields["class_names"], ["cat", "dög"])
+        names = {field.name for field in dataclasses.fields(ModelDescription)}
+        self.assertEqual(set(fields), names)
+
+    def test_path_is_beside_the_model(self):
+        self.assertEqual(
+            description_path("runs/a.b/teacher.keras"),
+            pathlib.Path("runs/a.b/teacher.json"),
+        )
+
+    def test_missing_file_says_what_to_do(self):
+        with self.assertRaisesRegex(
+            ModelError, r"there is no description .*teacher\.json; .*--input_mean"
+        ):
+            ModelDescription.load(self.path)
+
+    @parameterized.named_parameters(
+        ("no_json", "{", "Expecting property name"),
+        ("no_object", "[1, 2]", "must be a mapping"),
+        ("null", "null", "must be a mapping"),
+        (
+            "missing_field",
+            '{"input_mean": [0], "input_scale": [1], "output": "logits"}',
+            "class_names",
+        ),
+        (
+            "unknown_field",
+            '{"input_mean": [0], "input_scale": [1], "output": "logits", '
+            '"class_names": ["a"], "colour": 1}',
+            "colour",
+        ),
+        (
+            "number_for_list",
+            '{"input_mean": 0, "input_scale": [1], "output": "logits", '
+            '"class_names": ["a"]}',
+            "not iterable",
+        ),
+        (
+            "bad_value",
+            '{"input_mean": [0], "input_scale": [0], "output": "logits", '
+            '"class_names": ["a"]}',
+            "every value must be above 0",
+        ),
+    )
+    def test_file_that_is_no_description_names_file_and_fault(self, text, fault):
+        self.path.write_text(text)
+        with self.assertRaisesRegex(
+            ModelError, rf"teacher\.json is not a model description: .*{fault}"
+        ):
+            ModelDescription.load(self.path)
+
+    def test_binary_file_is_no_description(self):
+        self.path.write_bytes(b"\x89HDF\xff\xfe")
+        with self.assertRaisesRegex(ModelError, r"is not a model description"):
+            ModelDescription.load(self.path)
+
+    @parameterized.parameters(
+        (dict(input_mean=()), "input_mean is .*; give one finite value or more"),
+        (dict(input_mean=(math.nan,)), "input_mean is .*; give one finite value"),
+        (dict(input_scale=(math.inf,)), "input_scale is .*; give one finite value"),
+        (dict(input_scale=(-1.0,)), r"input_scale is \(-1.0,\); every value must be"),
+        (
+            dict(output="probability"),
+            r"output is 'probability'; it must be one of \['logits', 'softmax'\]",
+        ),
+    )
+    def test_value_out_of_range_is_refused(self, change, message):
+        with self.assertRaisesRegex(ConfigError, message):
+            dataclasses.replace(_DESCRIPTION, **change)
+
+    @parameterized.parameters(1, 3)
+    def test_one_value_or_one_per_channel_fits(self, number):
+        fitting = dataclasses.replace(
+            _DESCRIPTION, input_mean=(1.0,) * number, input_scale=(1.0,) * number
+        )
+        self.assertIsNone(fitting.check_fits((8, 8, 3), 2))
+
+    def test_wrong_number_of_channels_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError,
+            "input_mean has 3 values for a model with 1 input channels; "
+            "give one value or 1",
+        ):
+            _DESCRIPTION.check_fits((8, 8, 1), 2)
+        one_mean = dataclasses.replace(_DESCRIPTION, input_mean=(0.0,))
+        with self.assertRaisesRegex(ConfigError, "input_scale has 3 values .* 4 input"):
+            one_mean.check_fits((8, 8, 4), 2)
+
+    def test_wrong_number_of_class_names_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError,
+            "class_names has 2 names for a model with 10 outputs; "
+            "give one name per output",
+        ):
+            _DESCRIPTION.check_fits((8, 8, 3), 10)
+
+    def test_normalize_subtracts_mean_and_scales_each_channel(self):
+        pixels = np.random.default_rng(0).uniform(0, 255, (2, 4, 4, 3))
+        pixels = pixels.astype(np.float32)
+        expected = np.empty_like(pixels)
+        for c in range(3):
+            mean, scale = _DESCRIPTION.input_mean[c], _DESCRIPTION.input_scale[c]
+            expected[..., c] = (pixels[..., c] - mean) * scale
+        self.assertAllClose(_DESCRIPTION.normalize(pixels), expected, rtol=1e-6)
+        tensor = _DESCRIPTION.normalize(tf.constant(pixels))
+        self.assertEqual(tensor.dtype, tf.float32)
+        self.assertAllClose(tensor, expected, rtol=1e-6)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,62 @@
+import pathlib
+
+from absl.testing import parameterized
+
+from dfq_tf import files
+from dfq_tf.compat import tf
+
+
+class FilesTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir())
+
+    def _names(self):
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def test_text_and_bytes_are_written_and_replaced(self):
+        path = self.folder / "result"
+        files.write_text(path, "old and long")
+        files.write_text(path, "new")
+        self.assertEqual(path.read_text(), "new")
+        files.write_bytes(path, b"\x00\xff")
+        self.assertEqual(path.read_bytes(), b"\x00\xff")
+        self.assertEqual(self._names(), ["result"])
+
+    def test_missing_folders_are_made(self):
+        files.write_text(self.folder / "a" / "b" / "result", "x")
+        self.assertEqual((self.folder / "a" / "b" / "result").read_text(), "x")
+
+    @parameterized.parameters(OSError, KeyboardInterrupt)
+    def test_failing_write_keeps_old_content_and_leaves_nothing(self, error):
+        path = self.folder / "model.keras"
+        path.write_text("old")
+        with self.assertRaisesRegex(error, "disk full"):
+            with files.replacing(path) as temporary:
+                temporary.write_text("half of the n")
+                raise error("disk full")
+        self.assertEqual(path.read_text(), "old")
+        self.assertEqual(self._names(), ["model.keras"])
+
+    def test_failing_first_write_leaves_no_file(self):
+        with self.assertRaisesRegex(TypeError, "data must be str"):
+            files.write_text(self.folder / "result", b"bytes")
+        self.assertEqual(self._names(), [])
+
+    def test_content_appears_only_at_the_end(self):
+        path = self.folder / "result"
+        with files.replacing(path) as temporary:
+            temporary.write_text("new")
+            self.assertFalse(path.exists())
+            # Keras chooses the format by the suffix.
+            self.assertEqual(temporary.parent, self.folder)
+        self.assertEqual(path.read_text(), "new")
+
+    def test_temporary_path_keeps_the_suffix(self):
+        with files.replacing(self.folder / "model.keras") as temporary:
+            temporary.write_text("")
+            self.assertEqual(temporary.suffix, ".keras")
+
+
+if __name__ == "__main__":
+    tf.test.main()

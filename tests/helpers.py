@@ -1,0 +1,76 @@
+"""Small networks and data that several tests share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import keras
+from dfq_tf.description import ModelDescription
+
+layers = keras.layers
+
+
+def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Gives every weight a random value, BN scales and variances a positive one.
+
+    Fresh networks have biases of 0 and BN layers that do nothing, so that a rewrite
+    that forgets them would still seem right.
+    """
+    rng = np.random.default_rng(seed)
+
+    def random_weight(variable):
+        name = variable.name.split("/")[-1].split(":")[0]
+        if name in ("gamma", "moving_variance"):
+            return rng.uniform(0.5, 2.0, variable.shape)
+        if name in ("beta", "moving_mean", "bias"):
+            return rng.normal(0.0, 0.5, variable.shape)
+        fan_in = np.prod(variable.shape) / variable.shape[-1]
+        return rng.normal(0.0, 1.0 / np.sqrt(fan_in), variable.shape)
+
+    for variable in model.weights:
+        variable.assign(random_weight(variable))
+    return model
+
+
+def description(num_classes: int, output: str = "logits") -> ModelDescription:
+    """One mean and one scale for all channels."""
+    names = tuple(f"class_{i}" for i in range(num_classes))
+    return ModelDescription((120.0,), (1 / 64,), output, names)
+
+
+def small_classifier(
+    image_shape: Sequence[int] = (8, 8, 3), num_classes: int = 4, seed: int = 0
+) -> Classifier:
+    """Two conv-BN-ReLU blocks and a dense layer, with random weights."""
+    image = x = layers.Input(tuple(image_shape))
+    for i, strides in enumerate((1, 2), start=1):
+        x = layers.Conv2D(
+            6, 3, strides, padding="same", use_bias=False, name=f"conv{i}"
+        )(x)
+        x = layers.BatchNormalization(name=f"bn{i}")(x)
+        x = layers.ReLU(name=f"relu{i}")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Dense(num_classes, name="logits")(x)
+    model = randomise(keras.Model(image, x), seed)
+    return Classifier(model, description(num_classes))
+
+
+def random_inputs(
+    model: keras.Model, batch_size: int = 4, seed: int = 0
+) -> np.ndarray:
+    """Standard normal inputs for a model, float32."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(batch_size, *model.input_shape[1:])).astype(np.float32)
+
+
+def copies(weights: Sequence) -> list[np.ndarray]:
+    """The values that some variables have now."""
+    return [np.array(variable) for variable in weights]
+
+
+def all_equal(first: Sequence, second: Sequence) -> bool:
+    """Whether two lists of arrays or variables are the same, bit for bit."""
+    return len(first) == len(second) and all(
+        np.array_equal(np.array(a), np.array(b)) for a, b in zip(first, second)
+    )

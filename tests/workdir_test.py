@@ -1,0 +1,82 @@
+import json
+import pathlib
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import WorkdirError
+from dfq_tf.workdir import Workdir
+
+_SETTINGS = {"seed": "3", "alpha": "1.0", "model": "a=b.keras"}
+
+
+class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir())
+        self.path = self.folder / "deep" / "run"
+
+    def test_flags_and_run_are_written(self):
+        Workdir(self.path, _SETTINGS)
+        self.assertEqual(
+            (self.path / "flags.cfg").read_text(),
+            "--alpha=1.0\n--model=a=b.keras\n--seed=3\n",
+        )
+        run = json.loads((self.path / "run.json").read_text())
+        self.assertEqual(run["seed"], "3")
+        self.assertEqual(run["versions"]["tensorflow"], tf.__version__)
+        self.assertEqual(run["versions"]["numpy"], np.__version__)
+
+    def test_same_flags_are_accepted_and_keep_the_metrics(self):
+        Workdir(self.path, _SETTINGS).add_metrics(accuracy=0.5)
+        again = Workdir(self.path, dict(reversed(_SETTINGS.items())))
+        self.assertEqual(again.metrics(), {"accuracy": 0.5})
+
+    @parameterized.named_parameters(
+        ("changed", {**_SETTINGS, "alpha": "2.0"}, r"--alpha: 1\.0 -> 2\.0$"),
+        ("added", {**_SETTINGS, "new": "1"}, r"--new: \(absent\) -> 1$"),
+        (
+            "removed",
+            {"seed": "3", "alpha": "1.0"},
+            r"--model: a=b\.keras -> \(absent\)$",
+        ),
+    )
+    def test_other_flags_are_refused_showing_the_difference(self, settings, difference):
+        Workdir(self.path, _SETTINGS)
+        with self.assertRaisesRegex(
+            WorkdirError, rf"holds a run with other flags.*differs:\n  {difference}"
+        ) as caught:
+            Workdir(self.path, settings)
+        self.assertIn("--workdir", str(caught.exception))
+        self.assertNotIn("--seed", str(caught.exception))
+        # The folder still belongs to the first run.
+        self.assertIsInstance(Workdir(self.path, _SETTINGS), Workdir)
+
+    def test_folder_that_cannot_be_made_is_refused(self):
+        (self.folder / "file").write_text("")
+        for path in (self.folder / "file", self.folder / "file" / "run"):
+            with self.assertRaisesRegex(
+                WorkdirError, "workdir is '.*file.*', which cannot be written: .*--workd"
+            ):
+                Workdir(path, _SETTINGS)
+
+    def test_folder_without_permission_is_refused(self):
+        with mock.patch("os.access", return_value=False):
+            with self.assertRaisesRegex(WorkdirError, "no permission to write there"):
+                Workdir(self.path, _SETTINGS)
+
+    def test_metrics_are_merged(self):
+        workdir = Workdir(self.path, _SETTINGS)
+        self.assertEqual(workdir.metrics(), {})
+        workdir.add_metrics(accuracy=0.5, loss=1.0)
+        workdir.add_metrics(accuracy=0.75, agreement=0.9)
+        expected = {"accuracy": 0.75, "loss": 1.0, "agreement": 0.9}
+        self.assertEqual(workdir.metrics(), expected)
+        written = json.loads((self.path / "metrics.json").read_text())
+        self.assertEqual(written, expected)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,189 @@
+"""Quantizes a trained classifier, using no data.
+
+    python tools/quantize.py --teacher=teacher.keras --method=df_qat_kd
+
+Warms a generator up, sets the ranges from its images (df_q), and trains the
+quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
+tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, generated images.
+"""
+
+import math
+import pathlib
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from dfq_tf import evaluation, pipeline, preview, training
+from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.config import (
+    METHODS,
+    BitWidths,
+    DistillationConfig,
+    RunConfig,
+    check_method,
+)
+from dfq_tf.description import OUTPUTS, ModelDescription, description_path
+from dfq_tf.errors import ConfigError
+from dfq_tf.files import replacing
+from dfq_tf.quantization import apply
+from dfq_tf.workdir import Workdir
+from tools import common
+
+FLAGS = common.FLAGS
+
+# Generated images on which student and teacher are compared, and their bytes.
+_HELD_OUT_IMAGES = 1000
+_HELD_OUT_BYTES = 32 * 2**20
+
+
+def define_teacher_flags() -> None:
+    """Defines the flags that say what a teacher file does not."""
+    group = "Teacher"
+    common.define(
+        group,
+        "input_mean",
+        list,
+        [],
+        "Mean in pixels, one value or one per channel: the model's input is "
+        "(pixel - mean) * scale. Needed where no .json lies beside the model.",
+    )
+    common.define(group, "input_scale", list, [], "Scale, like --input_mean.")
+    common.define(
+        group,
+        "output",
+        str,
+        "logits",
+        f"What the model gives: {' or '.join(OUTPUTS)}. Used with --input_mean.",
+    )
+
+
+def define_quantization_flags() -> None:
+    """Defines the flags of the data-free part."""
+    common.define_config("Data-free training", DistillationConfig)
+    common.define_config("Bit widths", BitWidths)
+
+
+def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
+    """Reads a teacher; its description is beside it, or in the flags.
+
+    Args:
+      path: the model's file.
+      class_names: for a description from the flags; by default 0, 1, 2, ...
+    """
+    if not FLAGS.input_mean and not FLAGS.input_scale:
+        return load_classifier(path)
+    if not (FLAGS.input_mean and FLAGS.input_scale):
+        raise ConfigError(
+            f"input_mean is {FLAGS.input_mean} and input_scale is {FLAGS.input_scale}; "
+            "give both or neither"
+        )
+    mean, scale = (
+        common.floats(name, FLAGS[name].value) for name in ("input_mean", "input_scale")
+    )
+    return load_classifier(
+        path,
+        lambda classes: ModelDescription(
+            mean, scale, FLAGS.output, class_names or tuple(map(str, range(classes)))
+        ),
+    )
+
+
+def quantize_teacher(teacher: Classifier, method: str, workdir: Workdir) -> Classifier:
+    """Makes the quantized student, or reads it if an earlier run made it.
+
+    Args:
+      teacher: the trained classifier.
+      method: one of METHODS.
+      workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
+    """
+    path = workdir.path / f"{method}.keras"
+    if path.exists() and description_path(path).exists():
+        return load_classifier(path)
+    run = common.config_from_flags(RunConfig)
+    config = common.config_from_flags(DistillationConfig)
+    began = time.monotonic()
+    student, generator, measurements = pipeline.make_student(
+        teacher,
+        method=method,
+        config=config,
+        widths=common.config_from_flags(BitWidths),
+        seed=run.seed,
+        precision=run.precision,
+        directory=workdir.path,
+        show_progress=FLAGS.progress,
+    )
+    seconds = time.monotonic() - began
+    # Other noise than that of training and calibration.
+    count = held_out_count(teacher.image_shape)
+    images = training.generate(generator, config, count, run.seed + 1)
+    agreement = evaluation.agreement(student.scores(images), teacher.scores(images))
+    with replacing(workdir.path / f"{method}_images.npy") as temporary:
+        np.save(temporary, images)
+    preview.write_preview(images[:100], workdir.path, method)
+    workdir.add_metrics(
+        **{
+            f"{method}_training": {
+                "seconds": round(seconds, 1),
+                "agreement_on_generated_images": agreement,
+                **measurements,
+            }
+        }
+    )
+    student.save(path)
+    return student
+
+
+def held_out_count(image_shape: tuple[int, int, int]) -> int:
+    """How many generated images are held out: 1000, fewer if they are large."""
+    return max(100, min(_HELD_OUT_IMAGES, _HELD_OUT_BYTES // math.prod(image_shape)))
+
+
+def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
+    """Raises, before any work, if a flag is wrong or a layer cannot be quantized."""
+    for method in methods:
+        check_method(method)
+    common.config_from_flags(RunConfig)
+    common.config_from_flags(DistillationConfig)
+    apply.check_widths(common.config_from_flags(BitWidths))
+    if teacher is not None:
+        apply.integer_ready(teacher)
+
+
+def main() -> None:
+    """Quantizes and reports."""
+    if not FLAGS.teacher:
+        raise ConfigError("teacher is empty; name a model file with --teacher")
+    check_settings(None, [FLAGS.method])
+    teacher = read_teacher(FLAGS.teacher)
+    check_settings(teacher, [FLAGS.method])
+    workdir = common.open_workdir()
+    quantize_teacher(teacher, FLAGS.method, workdir)
+    metrics = workdir.metrics()[f"{FLAGS.method}_training"]
+    print(
+        "Agreement with the teacher on generated images: "
+        f"{100 * metrics['agreement_on_generated_images']:.1f} %"
+    )
+    print(f"Wrote {workdir.path / FLAGS.method}.keras; now run tools/convert.py")
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
+    define_teacher_flags()
+    common.define(
+        "Data-free training",
+        "method",
+        str,
+        "df_qat_kd",
+        f"One of: {', '.join(METHODS)}.",
+    )
+    define_quantization_flags()
+    common.define_run_flags("runs/quantize")
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)

@@ -1,0 +1,235 @@
+"""The whole path in one command: a teacher in, integer TFLite files out.
+
+    python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
+    python tools/run.py --teacher=model.keras --input_mean=0 --input_scale=0.00392157
+
+Trains the teacher if --teacher names a network instead of a file, puts the data
+away, quantizes the teacher with none, converts the students, and measures all of
+them if a data set is given. Give the same command again to continue a run that was
+interrupted.
+"""
+
+import pathlib
+import resource
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from dfq_tf import data, evaluation, export, models, pipeline
+from dfq_tf.classifier import MODEL_SUFFIXES, Classifier
+from dfq_tf.config import BitWidths, TeacherConfig
+from dfq_tf.errors import ConfigError
+from dfq_tf.workdir import Workdir
+from tools import common, convert, evaluate, quantize, train_teacher
+
+FLAGS = common.FLAGS
+
+# How each row of the table is called.
+_TITLES = {"df_q": "DF-Q int8", "df_qat_kd": "DF-QAT-KD int8"}
+# Images on which a file is compared with the student that it was made of.
+_COMPARED_IMAGES = 1000
+
+
+def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
+    """Reads the teacher if --teacher names a file; checks the name if it is one.
+
+    Returns:
+      The teacher, or None if it is to be trained.
+    """
+    name = FLAGS.teacher
+    if not name:
+        raise ConfigError(
+            "teacher is empty; name a model file, or a network to train, with --teacher"
+        )
+    if name.endswith(MODEL_SUFFIXES):
+        names = dataset.class_names if dataset else None
+        teacher = quantize.read_teacher(name, names)
+        if dataset:
+            evaluate.check_fits(teacher, dataset)
+        return teacher
+    if not models.is_model_name(name):
+        raise ConfigError(
+            f"teacher is {name!r}, neither a {' or '.join(MODEL_SUFFIXES)} file nor a "
+            f"network that the project builds: {'; '.join(models.MODEL_NAMES)}"
+        )
+    if dataset is None:
+        raise ConfigError(
+            f"teacher is {name!r}, a network to be trained; name the training data "
+            "with --dataset, or a trained model's file with --teacher"
+        )
+    return None
+
+
+def row(
+    workdir: Workdir,
+    key: str,
+    model: Classifier | export.TFLiteClassifier,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    teacher_scores: np.ndarray,
+    **more: float,
+) -> None:
+    """Measures one model and keeps the result in metrics.json under `key`."""
+    scores = model.scores(images)
+    workdir.add_metrics(
+        **{
+            key: {
+                "accuracy": None
+                if labels is None
+                else evaluation.accuracy(scores, labels),
+                "agreement": evaluation.agreement(scores, teacher_scores),
+                "images": len(images),
+                **more,
+            }
+        }
+    )
+
+
+def table(metrics: dict) -> str:
+    """The results, a line per model."""
+    lines = [f"{'':24} accuracy  agreement       size"]
+    for key, title in (
+        ("teacher", "teacher float"),
+        ("q", "Q (real images) int8 *"),
+        *_TITLES.items(),
+    ):
+        if key not in metrics:
+            continue
+        result = metrics[key]
+        accuracy = result["accuracy"]
+        lines.append(
+            f"{title:24} "
+            f"{'-' if accuracy is None else f'{100 * accuracy:.2f} %':>8}  "
+            f"{100 * result['agreement']:>7.2f} %  "
+            f"{result['bytes'] / 1000:>6.1f} kB"
+        )
+    if "q" in metrics:
+        lines.append("* data-dependent yardstick: no part of the data-free models")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs every stage that has not been run in this workdir yet."""
+    methods = FLAGS.methods
+    quantize.check_settings(None, methods)
+    teacher_config = common.config_from_flags(TeacherConfig)
+    dataset = None
+    if FLAGS.dataset:
+        dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    elif FLAGS.yardstick:
+        raise ConfigError("yardstick needs real images; name them with --dataset")
+    teacher = read_or_check_teacher(dataset)
+    quantize.check_settings(teacher, methods)
+    workdir = common.open_workdir()
+
+    if teacher is None:
+        assert dataset is not None
+        print(f"Training the teacher {FLAGS.teacher} on {dataset.name}")
+        teacher = train_teacher.trained_teacher(
+            FLAGS.teacher, dataset, teacher_config, workdir
+        )
+        print("The data is put away. From here on, no image of it is used.")
+    files: dict[str, bytes] = {}
+    students: dict[str, Classifier] = {}
+    for method in methods:
+        began = time.monotonic()
+        path = workdir.path / f"{method}.tflite"
+        is_new = not path.exists()
+        students[method] = quantize.quantize_teacher(teacher, method, workdir)
+        files[method] = convert.convert_student(students[method], path)
+        if is_new:
+            workdir.add_metrics(
+                **{f"{method}_seconds": round(time.monotonic() - began, 1)}
+            )
+    measure(teacher, students, files, dataset, workdir)
+    print(table(workdir.metrics()))
+    print("\nWrote:")
+    for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
+        print(f"  {workdir.path / name}")
+
+
+def measure(
+    teacher: Classifier,
+    students: dict[str, Classifier],
+    files: dict[str, bytes],
+    dataset: data.Dataset | None,
+    workdir: Workdir,
+) -> None:
+    """Measures teacher and files: on the test split, or else on generated images."""
+    if dataset:
+        test = dataset.load("test")
+        images, labels = test.images, test.labels
+    else:
+        images = np.load(workdir.path / f"{next(iter(files))}_images.npy")
+        labels = None
+    teacher_scores = teacher.scores(images)
+    size = sum(w.nbytes for w in teacher.model.get_weights())
+    row(workdir, "teacher", teacher, images, labels, teacher_scores, bytes=size)
+    for method, content in files.items():
+        tflite = export.TFLiteClassifier(content)
+        row(
+            workdir,
+            method,
+            tflite,
+            images,
+            labels,
+            teacher_scores,
+            bytes=len(content),
+            largest_difference_in_steps=export.largest_difference(
+                students[method], tflite, images[:_COMPARED_IMAGES]
+            ),
+        )
+    if FLAGS.yardstick:
+        assert dataset is not None
+        count = FLAGS.calibration_images
+        student = pipeline.quantize_with_data(
+            teacher,
+            dataset.load("train").images[:count],
+            common.config_from_flags(BitWidths),
+        )
+        content = export.convert(student)
+        tflite = export.TFLiteClassifier(content)
+        row(workdir, "q", tflite, images, labels, teacher_scores, bytes=len(content))
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    workdir.add_metrics(peak_memory_mib=round(peak / 2**20))
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool: those of the stages."""
+    common.define_dataset_flags(None)
+    common.define(
+        "Data",
+        "yardstick",
+        bool,
+        False,
+        "Report beside the results what ranges from real training images would give.",
+    )
+    common.define(
+        "Teacher",
+        "teacher",
+        str,
+        None,
+        "Model file (.keras or .h5), or a network to train on --dataset first: "
+        f"{'; '.join(models.MODEL_NAMES)}.",
+    )
+    quantize.define_teacher_flags()
+    common.define_config("Teacher training", TeacherConfig)
+    common.define(
+        "Data-free training",
+        "methods",
+        list,
+        ["df_q", "df_qat_kd"],
+        "What to make: df_q sets ranges only, df_qat_kd also trains the student.",
+    )
+    quantize.define_quantization_flags()
+    common.define_run_flags("runs/run")
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)
