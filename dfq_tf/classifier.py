@@ -76,9 +76,10 @@ class Classifier:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path` (.keras) and the description beside it."""
+        # The description goes in place first: whoever finds the model finds it too.
         with replacing(path) as temporary:
             self.model.save(temporary)
-        self.description.save(description_path(path))
+            self.description.save(description_path(path))
 
 
 def check_is_classifier(model: keras.Model) -> None:

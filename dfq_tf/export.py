@@ -8,7 +8,8 @@ from ai_edge_litert import interpreter as litert
 
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import native_output_hidden, tf
-from dfq_tf.errors import ExportError
+from dfq_tf.errors import ExportError, ModelError
+from dfq_tf.quantization import apply
 
 _INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
 
@@ -27,8 +28,14 @@ def convert(student: Classifier) -> bytes:
       The content of the file.
 
     Raises:
+      ModelError: the student is not fake-quantized.
       ExportError: the converter gave a file that is not integer-only.
     """
+    if not apply.is_quantized(student.model):
+        raise ModelError(
+            "the student is a float model without fake quantization; make a quantized "
+            "one of it with dfq_tf.quantize or tools/quantize.py"
+        )
     shape = (1, *student.image_shape)
 
     @tf.function(

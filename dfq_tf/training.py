@@ -27,8 +27,7 @@ def make_generator(
       seed: decides the random weights.
       precision: see `resolve_precision`.
     """
-    keras.utils.set_random_seed(seed)
-    generator = build_generator(config.noise_dim, teacher.image_shape)
+    generator = build_generator(config.noise_dim, teacher.image_shape, seed=seed)
     return with_precision(generator, precision)
 
 

@@ -250,36 +250,34 @@ def _random_model(seed):
 
 
 class FoldTest(parameterized.TestCase, tf.test.TestCase):
-    def _rewritten(self, model):
-        """The rewritten graph, after a check that its outputs are the model's."""
-        graph = rewrite.dense_as_convolution(rewrite.fold(Graph.from_model(model)))
-        self.assertEmpty(_GONE & {node.kind for node in graph.nodes.values()})
+    def _check_equal(self, graph, model):
         inputs = helpers.random_inputs(model)
         expected = model(inputs, training=False).numpy()
         size = np.abs(expected).max()
         self.assertGreater(size, 0.01)
         output = graph.build()(inputs, training=False)
         self.assertAllClose(output, expected, rtol=0, atol=2e-5 * size)
+
+    def _rewritten(self, model):
+        """The rewritten graph, after a check that its outputs are the model's."""
+        graph = rewrite.dense_as_convolution(rewrite.fold(Graph.from_model(model)))
+        self.assertEmpty(_GONE & {node.kind for node in graph.nodes.values()})
+        self._check_equal(graph, model)
         return graph
 
     @parameterized.named_parameters(_FOLDED.items())
     def test_bn_goes_into_the_weights_before_it(self, make):
         model = helpers.randomise(make())
-        before = [n.kind for n in Graph.from_model(model).nodes.values()]
-        # A Dense of pixels has no convolution of one pixel.
-        if "Dense" in before and "GlobalAveragePooling2D" not in before:
-            graph = rewrite.fold(Graph.from_model(model))
-            inputs = helpers.random_inputs(model)
-            self.assertAllClose(
-                graph.build()(inputs), model(inputs, training=False), atol=1e-5
-            )
-        else:
-            graph = self._rewritten(model)
-        after = [n.kind for n in graph.nodes.values()]
-        training_only = ("BatchNormalization", "Dropout")
-        kept = [kind for kind in before if kind not in training_only]
-        linear = "Activation" in kept and "Activation" not in after
-        self.assertEqual(after, [k for k in kept if not (linear and k == "Activation")])
+        before = Graph.from_model(model)
+        graph = rewrite.fold(before)
+        self._check_equal(graph, model)
+        gone = ("BatchNormalization", "Dropout", "Activation")
+        kept = [
+            node.kind
+            for node in before.nodes.values()
+            if node.kind not in gone or rewrite.is_relu(node)
+        ]
+        self.assertEqual([node.kind for node in graph.nodes.values()], kept)
 
     @parameterized.named_parameters(_STANDALONE.items())
     def test_bn_with_nothing_to_go_into_becomes_a_depthwise_conv(self, make):
@@ -306,13 +304,13 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_random_networks_hold_what_they_are_to_test(self):
         kinds, joined = set(), 0
-        for seed in range(25):
+        for seed in range(10):
             graph = Graph.from_model(_random_model(seed))
             kinds |= {node.kind for node in graph.nodes.values()}
             joined += any(len(graph.consumers(name)) > 1 for name in graph.nodes)
         expected = {"BatchNormalization", "SeparableConv2D", "DepthwiseConv2D", "Add"}
         self.assertContainsSubset(expected, kinds)
-        self.assertGreater(joined, 15)
+        self.assertGreater(joined, 7)
 
     def test_bn_may_be_the_output(self):
         image = layers.Input((6,))
@@ -385,7 +383,7 @@ class LogitsGraphTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_softmax_at_the_end_is_taken_off(self):
         for chain in self._softmax_models():
-            model = helpers.randomise(_model(*chain[:1], *chain[1:], shape=(7,)))
+            model = helpers.randomise(_model(*chain, shape=(7,)))
             if isinstance(model.layers[-1], layers.Flatten):
                 image = model.input
                 model = keras.Model(image, model.layers[-2].output)
@@ -443,7 +441,6 @@ class LayerQuestionsTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_bn_affine_equals_the_layer(self):
         model = helpers.randomise(_model(BN(epsilon=0.01), shape=(7,)))
-        node = self._last(BN())
         node = Graph.from_model(model).nodes[model.layers[-1].name]
         scale, shift = rewrite.batch_normalization_affine(node)
         inputs = helpers.random_inputs(model)

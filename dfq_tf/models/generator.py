@@ -1,5 +1,6 @@
 """The generator: noise to images, in pixel space."""
 
+import itertools
 import math
 
 from dfq_tf.compat import keras, tf
@@ -33,7 +34,10 @@ class ToPixels(keras.layers.Layer):
 
 
 def build_generator(
-    noise_dim: int, image_shape: tuple[int, int, int], channels: int = 128
+    noise_dim: int,
+    image_shape: tuple[int, int, int],
+    channels: int = 128,
+    seed: int = 0,
 ) -> keras.Model:
     """Builds the generator for images of any size.
 
@@ -48,6 +52,7 @@ def build_generator(
       noise_dim: length of a noise vector.
       image_shape: (height, width, channels) of the images.
       channels: channels of the first grid.
+      seed: decides the random weights.
 
     Returns:
       A functional model from noise, (batch, noise_dim) standard normal, to images,
@@ -65,17 +70,33 @@ def build_generator(
     # Two doublings up to 32 pixels, and more for larger images: the grid stays small.
     doublings = max(2, math.ceil(math.log2(max(height, width) / 8)))
     grid = tuple(math.ceil(side / 2**doublings) for side in (height, width))
+    # Every layer its own numbers, without touching the random state of the program.
+    seeds = itertools.count(seed * (doublings + 2))
+
+    def initializer() -> keras.initializers.Initializer:
+        return keras.initializers.GlorotUniform(next(seeds))
+
     noise = x = layers.Input((noise_dim,), name="noise")
-    x = layers.Dense(grid[0] * grid[1] * channels, name="dense")(x)
+    x = layers.Dense(
+        grid[0] * grid[1] * channels, kernel_initializer=initializer(), name="dense"
+    )(x)
     x = layers.Reshape((*grid, channels), name="grid")(x)
     x = layers.BatchNormalization(name="grid_bn")(x)
     for i in range(1, doublings + 1):
         filters = channels // 2 if i == doublings else channels
         x = RepeatPixels(name=f"up{i}")(x)
-        x = layers.Conv2D(filters, 3, padding="same", name=f"conv{i}")(x)
+        x = layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            kernel_initializer=initializer(),
+            name=f"conv{i}",
+        )(x)
         x = layers.BatchNormalization(name=f"bn{i}")(x)
         x = layers.LeakyReLU(0.2, name=f"leaky_relu{i}")(x)
-    x = layers.Conv2D(depth, 3, padding="same", name="to_image")(x)
+    x = layers.Conv2D(
+        depth, 3, padding="same", kernel_initializer=initializer(), name="to_image"
+    )(x)
     surplus = [g * 2**doublings - side for g, side in zip(grid, (height, width))]
     if any(surplus):
         x = layers.Cropping2D(

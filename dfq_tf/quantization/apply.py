@@ -187,6 +187,11 @@ def set_weight_ranges(model: keras.Model) -> None:
             variables[f"{kernel}_max"].assign(largest)
 
 
+def is_quantized(model: keras.Model) -> bool:
+    """Whether the model has tfmot's wrappers, as from `quantize_graph`."""
+    return any(map(range_variables, model.layers))
+
+
 def range_variables(layer: keras.layers.Layer) -> dict[str, "keras.Variable"]:
     """Weights of a tfmot wrapper by their short names: kernel, kernel_min, ..."""
     if not isinstance(layer, tfmot.quantization.keras.QuantizeWrapperV2):

@@ -1,0 +1,230 @@
+import glob
+import os
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.errors import TrainingError
+from dfq_tf.loop import run_loop
+from tests import helpers
+
+
+class _Task:
+    """A model that learns, and counts, from data that depends on the step alone."""
+
+    def __init__(self):
+        image = keras.layers.Input((3,))
+        x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(image))
+        self.model = helpers.randomise(keras.Model(image, keras.layers.Dense(1)(x)))
+        self.optimizer = keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(0.1, 40)
+        )
+        self.optimizer.build(self.model.trainable_variables)
+        self.seen = []
+
+    @property
+    def trackables(self):
+        return {"model": self.model, "optimizer": self.optimizer}
+
+    @property
+    def variables(self):
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def step(self, index):
+        self.seen.append(index)
+        inputs = tf.random.stateless_normal((8, 3), (1, index))
+        with tf.GradientTape() as tape:
+            outputs = self.model(inputs, training=True)
+            loss = tf.reduce_mean(tf.square(outputs - 2 * inputs[:, :1]))
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        return {"loss": loss, "index": tf.constant(float(index))}
+
+
+def _run(task, num_steps, directory=None, step=None, **kwargs):
+    return run_loop(
+        "task",
+        step or task.step,
+        num_steps,
+        task.trackables,
+        directory,
+        show_progress=False,
+        **kwargs,
+    )
+
+
+def _scalars(directory):
+    """(step, name, value) of all scalars that were written."""
+    result = []
+    for path in sorted(glob.glob(os.path.join(directory, "tensorboard", "task", "*"))):
+        for record in tf.data.TFRecordDataset(path):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                number = tf.make_ndarray(value.tensor).item()
+                result.append((event.step, value.tag, number))
+    return result
+
+
+class LoopTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.directory = self.get_temp_dir()
+
+    def _checkpoints(self):
+        folder = os.path.join(self.directory, "checkpoints", "task")
+        names = tf.train.get_checkpoint_state(folder).all_model_checkpoint_paths
+        return [os.path.basename(name) for name in names]
+
+    @parameterized.parameters(True, False)
+    def test_each_step_is_taken_once_in_order(self, has_directory):
+        task = _Task()
+        last = _run(task, 7, self.directory if has_directory else None)
+        self.assertEqual(task.seen, list(range(7)))
+        self.assertEqual(last["index"], 6.0)
+
+    def test_without_directory_nothing_is_written(self):
+        with mock.patch.object(tf.train, "CheckpointManager") as manager:
+            _run(_Task(), 3)
+        manager.assert_not_called()
+
+    @parameterized.parameters(1, 13, 19, 20, 24)
+    def test_interrupted_run_continues_to_the_same_weights(self, interrupted_at):
+        whole = _Task()
+        _run(whole, 25, measure_every=5)
+
+        interrupted = _Task()
+
+        def step(index):
+            if index == interrupted_at:
+                raise KeyboardInterrupt
+            return interrupted.step(index)
+
+        settings = dict(measure_every=5, save_seconds=0)
+        with self.assertRaises(KeyboardInterrupt):
+            _run(interrupted, 25, self.directory, step, **settings)
+        continued = _Task()
+        last = _run(continued, 25, self.directory, **settings)
+        first = 5 * (interrupted_at // 5)
+        self.assertEqual(continued.seen, list(range(first, 25)))
+        self.assertTrue(helpers.all_equal(continued.variables, whole.variables))
+        self.assertEqual(last["index"], 24.0)
+
+    def test_finished_run_is_not_repeated_but_restored(self):
+        first = _Task()
+        _run(first, 12, self.directory)
+        second = _Task()
+        self.assertEqual(_run(second, 12, self.directory), {})
+        self.assertEqual(second.seen, [])
+        self.assertTrue(helpers.all_equal(second.variables, first.variables))
+
+    def test_longer_run_continues_a_finished_one(self):
+        _run(_Task(), 12, self.directory)
+        longer = _Task()
+        _run(longer, 15, self.directory)
+        self.assertEqual(longer.seen, [12, 13, 14])
+
+    def test_names_keep_runs_apart(self):
+        task = _Task()
+        _run(task, 3, self.directory)
+        run_loop("other", task.step, 2, task.trackables, self.directory)
+        self.assertEqual(task.seen, [0, 1, 2, 0, 1])
+
+    def test_checkpoints_are_saved_when_due_and_at_the_end(self):
+        _run(_Task(), 12, self.directory, measure_every=5, save_seconds=1e9)
+        self.assertEqual(self._checkpoints(), ["ckpt-12"])
+
+    def test_last_two_checkpoints_are_kept(self):
+        _run(_Task(), 12, self.directory, measure_every=5, save_seconds=0)
+        self.assertEqual(self._checkpoints(), ["ckpt-10", "ckpt-12"])
+
+    def test_measurements_are_told_and_written(self):
+        told = []
+        _run(
+            _Task(),
+            7,
+            self.directory,
+            measure_every=3,
+            on_measure=lambda done, values: told.append((done, values["index"])),
+        )
+        self.assertEqual(told, [(3, 2.0), (6, 5.0), (7, 6.0)])
+        written = [s for s in _scalars(self.directory) if s[1] == "index"]
+        self.assertEqual(written, [(3, "index", 2.0), (6, "index", 5.0), (7, "index", 6)])
+
+    @parameterized.parameters(np.nan, np.inf, -np.inf)
+    def test_measurement_that_is_not_finite_names_the_term(self, value):
+        task = _Task()
+
+        def step(index):
+            bad = value if index >= 7 else 1.0
+            return {**task.step(index), "bn_statistics_loss": tf.constant(bad)}
+
+        with self.assertRaisesRegex(
+            TrainingError,
+            r"^task: bn_statistics_loss is not finite at step 10; the last good "
+            r"checkpoint is .*ckpt-5\. Lower the learning rate",
+        ):
+            _run(task, 20, self.directory, step, measure_every=5, save_seconds=0)
+
+    def test_good_checkpoint_outlives_a_bad_measurement(self):
+        good = _Task()
+        _run(good, 5)
+        bad = _Task()
+
+        def step(index):
+            measurements = bad.step(index)
+            return {"loss": tf.constant(np.nan)} if index >= 5 else measurements
+
+        settings = dict(measure_every=5, save_seconds=0)
+        with self.assertRaisesRegex(TrainingError, "loss is not finite at step 10"):
+            _run(bad, 20, self.directory, step, **settings)
+        self.assertEqual(self._checkpoints(), ["ckpt-5"])
+        restored = _Task()
+        _run(restored, 5, self.directory, **settings)
+        self.assertEqual(restored.seen, [])
+        self.assertTrue(helpers.all_equal(restored.variables, good.variables))
+
+    def test_first_bad_measurement_says_that_nothing_was_saved(self):
+        for directory in (self.directory, None):
+            with self.assertRaisesRegex(TrainingError, "a is not .*; nothing was saved"):
+                _run(
+                    _Task(),
+                    3,
+                    directory,
+                    lambda _: {"a": tf.constant(np.nan)},
+                    measure_every=1,
+                )
+
+    @parameterized.parameters(True, False)
+    def test_weight_that_is_not_finite_is_named(self, has_directory):
+        task = _Task()
+
+        def step(index):
+            measurements = task.step(index)
+            if index == 7:
+                # A moving average: no loss in training mode shows it.
+                mean = task.model.layers[2].moving_mean
+                mean.assign(mean * np.nan)
+            return measurements
+
+        kept = "last good checkpoint is .*ckpt-5" if has_directory else "nothing was"
+        with self.assertRaisesRegex(
+            TrainingError,
+            f"^task: the weight .*moving_mean.* of model is not finite .*; .*{kept}",
+        ):
+            _run(
+                task,
+                10,
+                self.directory if has_directory else None,
+                step,
+                measure_every=5,
+                save_seconds=0,
+            )
+        if has_directory:
+            self.assertEqual(self._checkpoints(), ["ckpt-5"])
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,151 @@
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+
+BITS = tuple(range(2, 9))
+
+
+def affine(values, low, high, num_bits):
+    """Quantizes and dequantizes in float64, 0 being one of the values."""
+    scale = (high - low) / (2**num_bits - 1)
+    zero_point = np.clip(np.floor(-low / scale + 0.5), 0, 2**num_bits - 1)
+    integers = np.floor(values.astype(np.float64) / scale + zero_point + 0.5)
+    return (np.clip(integers, 0, 2**num_bits - 1) - zero_point) * scale
+
+
+def symmetric(values, largest, num_bits):
+    """Quantizes to -(2^(n-1) - 1) .. 2^(n-1) - 1 and dequantizes, in float64."""
+    most = 2 ** (num_bits - 1) - 1
+    scale = largest / most
+    return np.clip(np.floor(values / scale + 0.5), -most, most) * scale
+
+
+def built(quantizer, shape, low, high):
+    """The range of a quantizer, as variables with these values."""
+    ranges = quantizer.build(tf.TensorShape(shape), "kernel", keras.layers.Layer())
+    ranges["min"].assign(low)
+    ranges["max"].assign(high)
+    return ranges
+
+
+class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.product(
+        num_bits=BITS, limits=((-1.0, 3.0), (0.0, 6.0), (-2.5, 0.0), (-0.7, 0.9))
+    )
+    def test_equals_the_affine_formula(self, num_bits, limits):
+        values = np.random.default_rng(num_bits).uniform(-4, 7, (500, 8, 8, 1))
+        values = values.astype(np.float32)
+        quantizer = ActivationQuantizer(num_bits)
+        ranges = built(quantizer, values.shape, *limits)
+        quantized = quantizer(tf.constant(values), False, ranges).numpy()
+        self.assertAllClose(quantized, affine(values, *limits, num_bits), atol=1e-5)
+        # All 2^b values occur, and no other.
+        self.assertLen(np.unique(quantized), 2**num_bits)
+
+    @parameterized.parameters(*BITS)
+    def test_zero_stays_zero(self, num_bits):
+        quantizer = ActivationQuantizer(num_bits)
+        ranges = built(quantizer, (1,), -0.37, 1.91)
+        quantized = quantizer(tf.constant([0.0, 1.0]), False, ranges).numpy()
+        self.assertEqual(quantized[0], 0.0)
+        self.assertGreater(quantized[1], 0.0)
+
+    def test_gradient_is_one_inside_the_range_and_zero_outside(self):
+        quantizer = ActivationQuantizer(8)
+        ranges = built(quantizer, (1,), -1.0, 1.0)
+        values = tf.constant([-3.0, -1.2, -0.9, 0.0, 0.33, 0.9, 1.2, 3.0])
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            total = tf.reduce_sum(quantizer(values, True, ranges))
+        self.assertAllEqual(tape.gradient(total, values), [0, 0, 1, 1, 1, 1, 0, 0])
+
+    def test_training_neither_moves_the_range_nor_changes_the_result(self):
+        quantizer = ActivationQuantizer(4)
+        ranges = built(quantizer, (1,), -1.0, 2.0)
+        values = tf.linspace(-100.0, 100.0, 401)
+        expected = affine(values.numpy(), -1.0, 2.0, 4)
+        self.assertAllClose(quantizer(values, True, ranges), expected, atol=1e-6)
+        self.assertEqual(ranges["min"].numpy(), -1.0)
+        self.assertEqual(ranges["max"].numpy(), 2.0)
+
+    def test_range_is_not_trained(self):
+        layer = keras.layers.Layer()
+        ActivationQuantizer(8).build(tf.TensorShape((1,)), "output", layer)
+        self.assertEmpty(layer.trainable_weights)
+        names = [v.name.split(":")[0] for v in layer.non_trainable_weights]
+        self.assertCountEqual(names, ["output_min", "output_max"])
+
+    def test_config_gives_the_arguments_back(self):
+        copy = ActivationQuantizer(**ActivationQuantizer(5).get_config())
+        self.assertEqual(copy.num_bits, 5)
+
+
+class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(*BITS)
+    def test_per_tensor_equals_the_symmetric_formula(self, num_bits):
+        kernel = np.random.default_rng(num_bits).normal(size=(3, 3, 16, 16))
+        kernel = kernel.astype(np.float32)
+        quantizer = WeightQuantizer(num_bits, per_channel=False)
+        largest = np.abs(kernel).max()
+        ranges = built(quantizer, kernel.shape, -largest, largest)
+        quantized = quantizer(tf.constant(kernel), False, ranges).numpy()
+        self.assertAllClose(quantized, symmetric(kernel, largest, num_bits), atol=1e-5)
+        self.assertLessEqual(len(np.unique(quantized)), 2**num_bits - 1)
+
+    @parameterized.parameters(*BITS)
+    def test_per_channel_has_one_range_per_output(self, num_bits):
+        kernel = np.random.default_rng(num_bits).normal(size=(3, 3, 8, 4))
+        kernel = (kernel * [0.01, 0.1, 1, 10]).astype(np.float32)
+        quantizer = WeightQuantizer(num_bits, per_channel=True)
+        largest = np.abs(kernel).max(axis=(0, 1, 2))
+        ranges = built(quantizer, kernel.shape, -largest, largest)
+        quantized = quantizer(tf.constant(kernel), False, ranges).numpy()
+        expected = symmetric(kernel, largest, num_bits)
+        self.assertAllClose(quantized / largest, expected / largest, atol=1e-5)
+        for channel in range(4):
+            levels = np.unique(quantized[..., channel])
+            self.assertBetween(len(levels), 2, 2**num_bits - 1)
+            self.assertAllClose(np.abs(levels).max(), largest[channel])
+
+    @parameterized.parameters(1, 2)
+    def test_depthwise_has_one_range_per_channel_and_multiplier(self, multiplier):
+        kernel = np.random.default_rng(0).normal(size=(3, 3, 6, multiplier))
+        kernel *= np.geomspace(0.01, 10, 6 * multiplier).reshape(6, multiplier)
+        kernel = kernel.astype(np.float32)
+        largest = np.abs(kernel).max(axis=(0, 1))
+        quantizer = WeightQuantizer(4, per_channel=True, is_depthwise=True)
+        ranges = built(quantizer, kernel.shape, -largest.ravel(), largest.ravel())
+        quantized = quantizer(tf.constant(kernel), False, ranges).numpy()
+        self.assertEqual(quantized.shape, kernel.shape)
+        expected = symmetric(kernel, largest, 4)
+        self.assertAllClose(quantized / largest, expected / largest, atol=1e-5)
+
+    def test_training_leaves_the_range(self):
+        quantizer = WeightQuantizer(8, per_channel=True)
+        ranges = built(quantizer, (1, 1, 1, 2), [-1.0, -2.0], [1.0, 2.0])
+        kernel = tf.constant([[[[50.0, -50.0]]]])
+        self.assertAllClose(quantizer(kernel, True, ranges), [[[[1.0, -2.0]]]])
+        self.assertAllEqual(ranges["min"], [-1.0, -2.0])
+        self.assertAllEqual(ranges["max"], [1.0, 2.0])
+
+    @parameterized.parameters(False, True)
+    def test_gradient_passes_straight_through(self, is_depthwise):
+        shape = (1, 1, 3, 1) if is_depthwise else (1, 1, 1, 3)
+        quantizer = WeightQuantizer(8, per_channel=True, is_depthwise=is_depthwise)
+        ranges = built(quantizer, shape, [-1.0, -1.0, -4.0], [1.0, 1.0, 4.0])
+        kernel = tf.reshape(tf.constant([0.3, -2.0, -2.0]), shape)
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            total = tf.reduce_sum(quantizer(kernel, True, ranges))
+        gradient = tf.reshape(tape.gradient(total, kernel), [-1])
+        self.assertAllEqual(gradient, [1, 0, 1])
+
+    def test_config_gives_the_arguments_back(self):
+        config = dict(num_bits=3, per_channel=False, is_depthwise=True)
+        self.assertEqual(WeightQuantizer(**config).get_config(), config)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,294 @@
+import dataclasses
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import loop, steps, training
+from dfq_tf.bn_statistics import observe
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import DistillationConfig
+from dfq_tf.errors import TrainingError
+from tests import helpers
+
+_CONFIG = DistillationConfig(
+    batch_size=4,
+    noise_dim=3,
+    warm_up_steps=6,
+    distillation_rounds=4,
+    generator_steps=1,
+    student_steps=2,
+    student_learning_rate=0.01,
+)
+
+
+class _Runs:
+    """Fresh networks with the same weights each time."""
+
+    def __init__(self, precision="float32"):
+        teacher = helpers.small_classifier((4, 4, 1))
+        self.teacher = observe(teacher, precision)
+        self.generator = training.make_generator(teacher, _CONFIG, 1, precision)
+        self.student = helpers.small_classifier((4, 4, 1), seed=5)
+
+    @property
+    def weights(self):
+        return [*self.generator.weights, *self.student.model.weights]
+
+    def warm_up(self, directory=None, config=_CONFIG, seed=2):
+        return training.warm_up(
+            self.teacher,
+            self.generator,
+            config,
+            seed=seed,
+            directory=directory,
+            show_progress=False,
+        )
+
+    def distill(self, directory=None, config=_CONFIG, seed=2):
+        return training.distill(
+            self.teacher,
+            self.generator,
+            self.student,
+            config,
+            seed=seed,
+            directory=directory,
+            show_progress=False,
+        )
+
+
+def _interrupting(interrupted_at):
+    """A loop that saves at every other step, and is interrupted at one."""
+
+    def run_loop(name, step, *args, **kwargs):
+        def interrupted(index):
+            if index == interrupted_at:
+                raise KeyboardInterrupt
+            return step(index)
+
+        return loop.run_loop(
+            name, interrupted, *args, measure_every=2, save_seconds=0, **kwargs
+        )
+
+    return mock.patch.object(training, "run_loop", run_loop)
+
+
+class MakeGeneratorTest(tf.test.TestCase):
+    def test_seed_decides_the_weights(self):
+        teacher = helpers.small_classifier((5, 4, 3))
+        one, same, other = (
+            training.make_generator(teacher, _CONFIG, seed, "float32")
+            for seed in (1, 1, 2)
+        )
+        self.assertTrue(helpers.all_equal(one.weights, same.weights))
+        self.assertFalse(helpers.all_equal(one.weights, other.weights))
+        self.assertEqual(one.output_shape, (None, 5, 4, 3))
+        self.assertEqual(one.input_shape, (None, 3))
+
+    def test_bfloat16_gives_float32_images(self):
+        teacher = helpers.small_classifier((4, 4, 1))
+        generator = training.make_generator(teacher, _CONFIG, 1, "bfloat16")
+        images = generator(tf.ones((2, 3)))
+        self.assertEqual(images.dtype, tf.float32)
+        self.assertEqual(generator.get_layer("conv1").compute_dtype, "bfloat16")
+
+
+class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("float32", "bfloat16")
+    def test_decreases_the_auxiliary_loss(self, precision):
+        runs = _Runs(precision)
+        noise_seed = tf.constant([9, 9])
+
+        def auxiliary_loss():
+            copy = keras.models.clone_model(runs.generator)
+            copy.set_weights(runs.generator.get_weights())
+            optimizer = keras.optimizers.SGD(0.0)
+            optimizer.build(copy.trainable_variables)
+            state = steps.State(runs.teacher, copy, optimizer)
+            return steps.warm_up_step(state, _CONFIG, noise_seed)["auxiliary_loss"]
+
+        before = auxiliary_loss()
+        last = runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=30))
+        self.assertLess(auxiliary_loss(), 0.7 * before)
+        self.assertLess(last["auxiliary_loss"], before)
+
+    def test_seed_decides_the_result(self):
+        runs = [_Runs() for _ in range(3)]
+        for run, seed in zip(runs, (2, 2, 3)):
+            run.warm_up(seed=seed)
+        self.assertTrue(helpers.all_equal(runs[0].weights, runs[1].weights))
+        self.assertFalse(helpers.all_equal(runs[0].weights, runs[2].weights))
+
+    def test_leaves_the_teacher_bit_for_bit(self):
+        runs = _Runs()
+        before = helpers.copies(runs.teacher.model.weights)
+        runs.warm_up()
+        self.assertTrue(helpers.all_equal(runs.teacher.model.weights, before))
+
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole = _Runs()
+        whole.warm_up()
+        directory = self.get_temp_dir()
+        interrupted = _Runs()
+        with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+            interrupted.warm_up(directory)
+        self.assertFalse(helpers.all_equal(interrupted.weights, whole.weights))
+        continued = _Runs()
+        continued.warm_up(directory)
+        self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    def test_finished_run_is_not_repeated(self):
+        directory = self.get_temp_dir()
+        first = _Runs()
+        first.warm_up(directory)
+        second = _Runs()
+        with mock.patch.object(steps, "warm_up_step") as step:
+            self.assertEqual(second.warm_up(directory), {})
+        step.assert_not_called()
+        self.assertTrue(helpers.all_equal(second.weights, first.weights))
+
+    def test_zero_steps_leave_the_generator_as_it_is(self):
+        runs = _Runs()
+        before = helpers.copies(runs.weights)
+        runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=0))
+        self.assertTrue(helpers.all_equal(runs.weights, before))
+
+    def test_loss_that_is_not_finite_is_named(self):
+        runs = _Runs()
+        means = [mean * np.nan for mean in runs.teacher.means]
+        runs.teacher = dataclasses.replace(runs.teacher, means=means)
+        with self.assertRaisesRegex(
+            TrainingError, "warm_up: auxiliary_loss, bn_statistics_loss is not finite"
+        ):
+            runs.warm_up()
+
+
+class DistillTest(parameterized.TestCase, tf.test.TestCase):
+    def test_takes_the_steps_of_each_round_on_noise_of_their_own(self):
+        taken = []
+
+        def recording(name):
+            def step(state, config, seed_and_step):
+                tf.py_function(
+                    lambda s: taken.append((name, *map(int, s))), [seed_and_step], []
+                )
+                return {name: tf.constant(0.0)}
+
+            return step
+
+        with (
+            mock.patch.object(steps, "generator_step", recording("generator")),
+            mock.patch.object(steps, "student_step", recording("student")),
+        ):
+            _Runs().distill(config=dataclasses.replace(_CONFIG, distillation_rounds=2))
+        self.assertEqual(
+            taken,
+            [
+                ("generator", 2, 0),
+                ("student", 2, 0),
+                ("student", 2, 1),
+                ("generator", 2, 1),
+                ("student", 2, 2),
+                ("student", 2, 3),
+            ],
+        )
+
+    def test_student_learns_to_answer_as_the_teacher(self):
+        runs = _Runs()
+        config = dataclasses.replace(
+            _CONFIG,
+            batch_size=16,
+            distillation_rounds=40,
+            generator_steps=0,
+            student_learning_rate=0.05,
+        )
+        images = training.generate(runs.generator, config, 64, seed=3)
+        teacher = helpers.small_classifier((4, 4, 1)).scores(images)
+
+        def disagreement():
+            difference = tf.nn.softmax(runs.student.scores(images))
+            return np.abs(difference - tf.nn.softmax(teacher)).mean()
+
+        before = disagreement()
+        runs.distill(config=config)
+        self.assertLess(disagreement(), 0.7 * before)
+
+    def test_leaves_the_teacher_and_trains_both_others(self):
+        runs = _Runs()
+        teacher = helpers.copies(runs.teacher.model.weights)
+        generator = helpers.copies(runs.generator.trainable_variables)
+        student = helpers.copies(runs.student.model.trainable_variables)
+        last = runs.distill()
+        self.assertTrue(helpers.all_equal(runs.teacher.model.weights, teacher))
+        for before, after in (
+            (generator, runs.generator.trainable_variables),
+            (student, runs.student.model.trainable_variables),
+        ):
+            self.assertFalse(helpers.all_equal(before, after))
+        self.assertContainsSubset({"generator_loss", "distillation_loss"}, last)
+
+    def test_no_generator_steps_leave_the_generator(self):
+        runs = _Runs()
+        generator = helpers.copies(runs.generator.trainable_variables)
+        runs.distill(config=dataclasses.replace(_CONFIG, generator_steps=0))
+        self.assertTrue(
+            helpers.all_equal(runs.generator.trainable_variables, generator)
+        )
+
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole = _Runs()
+        whole.distill()
+        directory = self.get_temp_dir()
+        interrupted = _Runs()
+        with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+            interrupted.distill(directory)
+        self.assertFalse(helpers.all_equal(interrupted.weights, whole.weights))
+        continued = _Runs()
+        continued.distill(directory)
+        self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    def test_finished_run_is_not_repeated(self):
+        directory = self.get_temp_dir()
+        first = _Runs()
+        first.distill(directory)
+        second = _Runs()
+        self.assertEqual(second.distill(directory), {})
+        self.assertTrue(helpers.all_equal(second.weights, first.weights))
+
+
+class GenerateTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.generator = _Runs().generator
+
+    def test_leaves_the_generator_bit_for_bit(self):
+        before = helpers.copies(self.generator.weights)
+        training.generate(self.generator, _CONFIG, 5, seed=1)
+        self.assertTrue(helpers.all_equal(self.generator.weights, before))
+
+    def test_depends_on_the_seed_alone(self):
+        images = training.generate(self.generator, _CONFIG, 5, seed=1)
+        tf.random.set_seed(77)
+        again = training.generate(self.generator, _CONFIG, 5, seed=1)
+        other = training.generate(self.generator, _CONFIG, 5, seed=2)
+        self.assertAllEqual(images, again)
+        self.assertNotAllEqual(images, other)
+
+    @parameterized.parameters(1, 4, 9)
+    def test_gives_so_many_different_pixels(self, number):
+        images = training.generate(self.generator, _CONFIG, number, seed=1)
+        self.assertEqual(images.shape, (number, 4, 4, 1))
+        self.assertEqual(images.dtype, np.uint8)
+        self.assertLen(np.unique(images.reshape(number, -1), axis=0), number)
+
+    def test_rounds_what_the_generator_makes_of_batches(self):
+        images = training.generate(self.generator, _CONFIG, 8, seed=1)
+        for i in range(2):
+            noise = steps.sample_noise(_CONFIG, tf.constant([1, i]), steps.SAMPLE)
+            pixels = self.generator(noise, training=True).numpy()
+            batch = images[4 * i : 4 * (i + 1)]
+            self.assertAllClose(batch.astype(float), pixels, rtol=0, atol=0.501)
+
+
+if __name__ == "__main__":
+    tf.test.main()
