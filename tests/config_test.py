@@ -64,9 +64,7 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
     def test_open_limit_itself_is_refused(self, cls, field):
         limit = field.metadata["above"]
         smallest = _just_beyond(field, limit, 1)
-        self.assertEqual(
-            getattr(cls(**{field.name: smallest}), field.name), smallest
-        )
+        self.assertEqual(getattr(cls(**{field.name: smallest}), field.name), smallest)
         for value in (limit, limit - 1):
             with self.assertRaisesRegex(
                 ConfigError, f"^{field.name} is {value}; it must be above {limit}$"

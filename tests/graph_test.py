@@ -133,9 +133,7 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
             seen.add(node.name)
         self.assertEqual(graph.nodes[graph.input_name].kind, "InputLayer")
         self.assertEqual(list(graph.nodes)[0], graph.input_name)
-        self.assertEqual(
-            graph.nodes[graph.output_name].kind, "GlobalAveragePooling2D"
-        )
+        self.assertEqual(graph.nodes[graph.output_name].kind, "GlobalAveragePooling2D")
 
     def test_each_call_of_a_shared_layer_is_a_node(self):
         graph = Graph.from_model(helpers.randomise(_shared_layer()))
@@ -209,9 +207,7 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         _, conv, bn, flatten, dense = graph.nodes
         relu = layers.ReLU()
         node = Node("relu", layers.ReLU, relu.get_config(), (), (conv,), (6, 6, 4))
-        changed = graph.replaced(
-            {bn: [node], dense: []}, {bn: "relu", dense: flatten}
-        )
+        changed = graph.replaced({bn: [node], dense: []}, {bn: "relu", dense: flatten})
         self.assertEqual(list(changed.nodes)[1:], [conv, "relu", flatten])
         self.assertEqual(changed.output_name, flatten)
         inputs = helpers.random_inputs(model)
@@ -227,9 +223,7 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         head = []
         for name, source in (("up", graph.input_name), ("down", "up")):
             config = layers.Rescaling(3.0, offset=-1.0).get_config()
-            head.append(
-                Node(name, layers.Rescaling, config, (), (source,), (4, 4, 1))
-            )
+            head.append(Node(name, layers.Rescaling, config, (), (source,), (4, 4, 1)))
         inputs = helpers.random_inputs(model)
         self.assertAllClose(
             graph.with_head(head).build()(inputs),

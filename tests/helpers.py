@@ -56,9 +56,7 @@ def small_classifier(
     return Classifier(model, description(num_classes))
 
 
-def random_inputs(
-    model: keras.Model, batch_size: int = 4, seed: int = 0
-) -> np.ndarray:
+def random_inputs(model: keras.Model, batch_size: int = 4, seed: int = 0) -> np.ndarray:
     """Standard normal inputs for a model, float32."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(batch_size, *model.input_shape[1:])).astype(np.float32)

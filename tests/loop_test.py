@@ -151,7 +151,9 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertEqual(told, [(3, 2.0), (6, 5.0), (7, 6.0)])
         written = [s for s in _scalars(self.directory) if s[1] == "index"]
-        self.assertEqual(written, [(3, "index", 2.0), (6, "index", 5.0), (7, "index", 6)])
+        self.assertEqual(
+            written, [(3, "index", 2.0), (6, "index", 5.0), (7, "index", 6)]
+        )
 
     @parameterized.parameters(np.nan, np.inf, -np.inf)
     def test_measurement_that_is_not_finite_names_the_term(self, value):
@@ -188,7 +190,9 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_first_bad_measurement_says_that_nothing_was_saved(self):
         for directory in (self.directory, None):
-            with self.assertRaisesRegex(TrainingError, "a is not .*; nothing was saved"):
+            with self.assertRaisesRegex(
+                TrainingError, "a is not .*; nothing was saved"
+            ):
                 _run(
                     _Task(),
                     3,

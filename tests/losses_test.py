@@ -21,11 +21,16 @@ class DistillationLossTest(tf.test.TestCase):
 
     def test_shifted_logits_give_zero(self):
         logits = _logits((5, 7))
-        self.assertAllClose(losses.distillation_loss(logits, logits + 4.0), 0, atol=1e-5)
+        self.assertAllClose(
+            losses.distillation_loss(logits, logits + 4.0), 0, atol=1e-5
+        )
 
     def test_equals_kl_divergence_of_teacher_from_student(self):
         teacher, student = _logits((6, 5), 1), _logits((6, 5), 2)
-        p, q = _softmax(teacher.astype(np.float64)), _softmax(student.astype(np.float64))
+        p, q = (
+            _softmax(teacher.astype(np.float64)),
+            _softmax(student.astype(np.float64)),
+        )
         expected = np.mean([np.sum(a * np.log(a / b)) for a, b in zip(p, q)])
         loss = losses.distillation_loss(teacher, student)
         self.assertAllClose(loss, expected, rtol=1e-5)

@@ -232,7 +232,9 @@ def _random_model(seed):
     ]
     for _ in range(int(rng.integers(6, 14))):
         # Mostly the newest tensor, at times an older one: a branch.
-        start = tensors[-1] if rng.random() < 0.7 else tensors[rng.integers(len(tensors))]
+        start = (
+            tensors[-1] if rng.random() < 0.7 else tensors[rng.integers(len(tensors))]
+        )
         if rng.random() < 0.25:
             other = tensors[rng.integers(len(tensors))]
             joins = [layers.Concatenate()]

@@ -120,9 +120,7 @@ class GeneratorStepTest(tf.test.TestCase):
         steps.generator_step(state, _CONFIG, _seed())
         self.assertTrue(helpers.all_equal(teacher, state.teacher.model.weights))
         self.assertTrue(helpers.all_equal(student, state.student.model.weights))
-        self.assertTrue(
-            helpers.all_equal(optimizer, state.student_optimizer.variables)
-        )
+        self.assertTrue(helpers.all_equal(optimizer, state.student_optimizer.variables))
         self.assertFalse(
             helpers.all_equal(generator, state.generator.trainable_variables)
         )
@@ -211,9 +209,7 @@ class StudentStepTest(tf.test.TestCase):
             logits = student((pixels - 120.0) / 64, training=True)
             loss = losses.distillation_loss(teacher_logits, logits)
         gradients = tape.gradient(loss, student.trainable_variables)
-        expected = [
-            v - 0.5 * g for v, g in zip(student.trainable_variables, gradients)
-        ]
+        expected = [v - 0.5 * g for v, g in zip(student.trainable_variables, gradients)]
         measured = steps.student_step(state, _CONFIG, _seed())
         self.assertAllClose(measured["distillation_loss"], loss, rtol=1e-4)
         same = np.argmax(teacher_logits, -1) == np.argmax(logits, -1)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
@@ -9,6 +10,7 @@ from dfq_tf.bn_statistics import observe
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
 from dfq_tf.errors import TrainingError
+from dfq_tf.models import build_generator
 from tests import helpers
 
 _CONFIG = DistillationConfig(
@@ -28,7 +30,9 @@ class _Runs:
     def __init__(self, precision="float32"):
         teacher = helpers.small_classifier((4, 4, 1))
         self.teacher = observe(teacher, precision)
-        self.generator = training.make_generator(teacher, _CONFIG, 1, precision)
+        small = functools.partial(build_generator, channels=8)
+        with mock.patch.object(training, "build_generator", small):
+            self.generator = training.make_generator(teacher, _CONFIG, 1, precision)
         self.student = helpers.small_classifier((4, 4, 1), seed=5)
 
     @property
@@ -157,10 +161,11 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
         runs = _Runs()
         means = [mean * np.nan for mean in runs.teacher.means]
         runs.teacher = dataclasses.replace(runs.teacher, means=means)
+        # At the first step: after it, the generator and all its terms are bad.
         with self.assertRaisesRegex(
             TrainingError, "warm_up: auxiliary_loss, bn_statistics_loss is not finite"
         ):
-            runs.warm_up()
+            runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=1))
 
 
 class DistillTest(parameterized.TestCase, tf.test.TestCase):

@@ -58,7 +58,8 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         (self.folder / "file").write_text("")
         for path in (self.folder / "file", self.folder / "file" / "run"):
             with self.assertRaisesRegex(
-                WorkdirError, "workdir is '.*file.*', which cannot be written: .*--workd"
+                WorkdirError,
+                "workdir is '.*file.*', which cannot be written: .*--workd",
             ):
                 Workdir(path, _SETTINGS)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
@@ -10,18 +11,59 @@ layers = keras.layers
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
-class RepeatPixels(keras.layers.Layer):
-    """Nearest-neighbour upsampling by 2: (b, h, w, c) to (b, 2 h, 2 w, c).
+class UpsampledConv2D(keras.layers.Layer):
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution with zero padding.
 
-    Written with a broadcast, since the gradient of `UpSampling2D` has no XLA kernel.
+    From (b, h, w, c) to (b, 2 h, 2 w, filters). After the upsampling, neighbours are
+    equal, so that only 4 of the 9 products of each output are different ones. One
+    transposed convolution with a 4x4 kernel, made of sums of the 3x3 kernel's weights,
+    computes the same in 4/9 of the multiplications, and has an XLA gradient, which
+    `UpSampling2D` lacks.
+
+    Args:
+      filters: channels of the output.
+      kernel_initializer: of the 3x3 kernel.
     """
 
+    # Row i of the 4x4 kernel is the sum of these rows of the 3x3 kernel.
+    _SUMS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the 3x3 kernel and the bias."""
+        self.kernel = self.add_weight(
+            "kernel",
+            (3, 3, input_shape[-1], self.filters),
+            initializer=self.kernel_initializer,
+        )
+        self.bias = self.add_weight("bias", (self.filters,), initializer="zeros")
+        super().build(input_shape)
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Repeats each pixel 2 x 2 times."""
-        _, height, width, channels = inputs.shape
-        pixels = tf.reshape(inputs, (-1, height, 1, width, 1, channels))
-        pixels = tf.tile(pixels, (1, 1, 2, 1, 2, 1))
-        return tf.reshape(pixels, (-1, 2 * height, 2 * width, channels))
+        """Upsamples and convolves."""
+        sums = tf.constant(self._SUMS, inputs.dtype)
+        kernel = tf.einsum("ai,bj,ijcf->abfc", sums, sums, self.kernel)
+        _, height, width, _ = inputs.shape
+        shape = (tf.shape(inputs)[0], 2 * height, 2 * width, self.filters)
+        outputs = tf.nn.conv2d_transpose(inputs, kernel, shape, 2, "SAME")
+        return tf.nn.bias_add(outputs, self.bias)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
@@ -84,14 +126,7 @@ def build_generator(
     x = layers.BatchNormalization(name="grid_bn")(x)
     for i in range(1, doublings + 1):
         filters = channels // 2 if i == doublings else channels
-        x = RepeatPixels(name=f"up{i}")(x)
-        x = layers.Conv2D(
-            filters,
-            3,
-            padding="same",
-            kernel_initializer=initializer(),
-            name=f"conv{i}",
-        )(x)
+        x = UpsampledConv2D(filters, initializer(), name=f"up_conv{i}")(x)
         x = layers.BatchNormalization(name=f"bn{i}")(x)
         x = layers.LeakyReLU(0.2, name=f"leaky_relu{i}")(x)
     x = layers.Conv2D(

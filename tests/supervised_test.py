@@ -1,0 +1,288 @@
+import dataclasses
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import evaluation, loop, supervised
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import TeacherConfig
+from dfq_tf.errors import ConfigError, TrainingError
+from tests import helpers
+
+_CONFIG = TeacherConfig(
+    teacher_epochs=3,
+    teacher_batch_size=8,
+    teacher_learning_rate=0.05,
+    augmentation="crop_flip",
+)
+
+
+def _images(num_images=6, height=16, width=12, channels=2):
+    rng = np.random.default_rng(0)
+    # No zeros: these come from the padding alone.
+    return rng.uniform(1, 2, (num_images, height, width, channels)).astype(np.float32)
+
+
+def _windows(image, margin):
+    """Every window of a zero-padded image, by its offset."""
+    height, width, _ = image.shape
+    padded = np.pad(image, [(margin, margin), (margin, margin), (0, 0)])
+    return {
+        (row, column): padded[row : row + height, column : column + width]
+        for row in range(2 * margin + 1)
+        for column in range(2 * margin + 1)
+    }
+
+
+def _offset(result, image, margin):
+    """Where `result` was cut out of the padded image; None if nowhere."""
+    for offset, window in _windows(image, margin).items():
+        if np.array_equal(result, window):
+            return offset
+    return None
+
+
+class AugmentTest(parameterized.TestCase, tf.test.TestCase):
+    def _augmented(self, images, augmentation, step=0, seed=1):
+        return supervised.augment(
+            tf.constant(images), augmentation, (seed, tf.constant(step))
+        ).numpy()
+
+    def test_none_changes_nothing(self):
+        self.assertAllEqual(self._augmented(_images(), "none"), _images())
+
+    @parameterized.parameters((16, 2), (32, 4), (6, 1))
+    def test_crop_is_a_window_of_the_padded_image(self, height, margin):
+        images = _images(20, height=height)
+        offsets = [
+            _offset(result, image, margin)
+            for result, image in zip(self._augmented(images, "crop"), images)
+        ]
+        self.assertNotIn(None, offsets)
+        # Both axes move, and not together.
+        self.assertGreater(len({row for row, _ in offsets}), 1)
+        self.assertGreater(len({column for _, column in offsets}), 1)
+        self.assertGreater(len({row - column for row, column in offsets}), 1)
+
+    def test_crop_reaches_every_offset(self):
+        images = _images(200, height=8, width=8, channels=1)
+        offsets = {
+            _offset(result, image, 1)
+            for result, image in zip(self._augmented(images, "crop"), images)
+        }
+        self.assertEqual(offsets, {(i, j) for i in range(3) for j in range(3)})
+
+    def test_crop_flip_flips_about_half_of_the_windows(self):
+        images = _images(60)
+        flipped = 0
+        for result, image in zip(self._augmented(images, "crop_flip"), images):
+            is_flipped = _offset(result, image, 2) is None
+            if is_flipped:
+                self.assertIsNotNone(_offset(result[:, ::-1], image, 2))
+            flipped += is_flipped
+        self.assertBetween(flipped, 18, 42)
+
+    def test_depends_on_seed_and_step_alone(self):
+        base = self._augmented(_images(), "crop_flip")
+        tf.random.set_seed(5)
+        self.assertAllEqual(base, self._augmented(_images(), "crop_flip"))
+        self.assertNotAllEqual(base, self._augmented(_images(), "crop_flip", step=1))
+        self.assertNotAllEqual(base, self._augmented(_images(), "crop_flip", seed=2))
+
+
+class SupervisedStepTest(tf.test.TestCase):
+    def test_equals_sgd_by_hand_with_decay_of_kernels_only(self):
+        rng = np.random.default_rng(0)
+        image = keras.layers.Input((2, 2, 1))
+        logits = keras.layers.Dense(3)(keras.layers.Flatten()(image))
+        model = helpers.randomise(keras.Model(image, logits))
+        kernel, bias = helpers.copies(model.weights)
+        inputs = rng.normal(size=(5, 2, 2, 1)).astype(np.float32)
+        labels = np.array([0, 2, 1, 1, 0], np.int32)
+
+        x = inputs.reshape(5, 4)
+        scores = x @ kernel + bias
+        p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        loss = -np.log(p[np.arange(5), labels]).mean()
+        d_scores = (p - np.eye(3)[labels]) / 5
+        d_kernel = x.T @ d_scores + 0.3 * kernel
+        d_bias = d_scores.sum(axis=0)
+
+        optimizer = keras.optimizers.SGD(0.5)
+        optimizer.build(model.trainable_variables)
+        measured = supervised.supervised_step(
+            model, optimizer, tf.constant(inputs), tf.constant(labels), 0.3
+        )
+        self.assertAllClose(measured["loss"], loss, rtol=1e-5)
+        accuracy = (scores.argmax(axis=1) == labels).mean()
+        self.assertAllClose(measured["accuracy"], accuracy)
+        self.assertAllClose(model.weights[0], kernel - 0.5 * d_kernel, atol=1e-5)
+        self.assertAllClose(model.weights[1], bias - 0.5 * d_bias, atol=1e-5)
+
+    def test_decay_spares_scales_and_shifts(self):
+        model = helpers.small_classifier().model
+        inputs = tf.constant(helpers.random_inputs(model))
+        labels = tf.constant([0, 1, 2, 3])
+        results = []
+        for weight_decay in (0.0, 0.5):
+            copy = keras.models.clone_model(model)
+            copy.set_weights(model.get_weights())
+            optimizer = keras.optimizers.SGD(1.0)
+            optimizer.build(copy.trainable_variables)
+            supervised.supervised_step(copy, optimizer, inputs, labels, weight_decay)
+            results.append(copy.trainable_variables)
+        for start, plain, decayed in zip(model.trainable_variables, *results):
+            decay = 0.5 if "kernel" in start.name else 0.0
+            self.assertAllClose(plain - decay * start, decayed, atol=1e-4)
+
+    def test_moves_the_moving_averages(self):
+        model = helpers.small_classifier().model
+        optimizer = keras.optimizers.SGD(1e-9)
+        optimizer.build(model.trainable_variables)
+        inputs = tf.constant(helpers.random_inputs(model))
+        bn = model.get_layer("bn1")
+        batch_mean = np.mean(model.get_layer("conv1")(inputs), axis=(0, 1, 2))
+        expected = bn.momentum * bn.moving_mean + (1 - bn.momentum) * batch_mean
+        supervised.supervised_step(
+            model, optimizer, inputs, tf.constant([0, 1, 2, 3]), 0.0
+        )
+        self.assertAllClose(bn.moving_mean, expected, atol=1e-5)
+
+
+def _toy_problem(num_images=64):
+    """Dark and bright images, each class told by its mean."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, num_images)
+    images = (
+        rng.integers(0, 100, (num_images, 8, 8, 1)) + 120 * labels[:, None, None, None]
+    )
+    return images.astype(np.uint8), labels
+
+
+def _teacher():
+    return helpers.small_classifier((8, 8, 1), num_classes=2, seed=3)
+
+
+def _train(teacher, config=_CONFIG, precision="float32", **kwargs):
+    images, labels = _toy_problem()
+    supervised.train_teacher(
+        teacher,
+        images,
+        labels,
+        config,
+        precision=precision,
+        show_progress=False,
+        **kwargs,
+    )
+    return teacher.model.weights
+
+
+class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("float32", "bfloat16")
+    def test_learns_a_separable_problem(self, precision):
+        teacher = _teacher()
+        images, labels = _toy_problem()
+        before = evaluation.accuracy(teacher.scores(images), labels)
+        # Enough steps for the moving averages of BN, of momentum 0.99.
+        for name in ("bn1", "bn2"):
+            teacher.model.get_layer(name).momentum = 0.8
+        config = dataclasses.replace(
+            _CONFIG, teacher_epochs=5, augmentation="none", teacher_weight_decay=0.0
+        )
+        _train(teacher, config, precision)
+        self.assertLess(before, 0.9)
+        self.assertEqual(evaluation.accuracy(teacher.scores(images), labels), 1.0)
+
+    def test_seed_decides_the_result(self):
+        one, same, other = (_train(_teacher(), seed=seed) for seed in (1, 1, 2))
+        self.assertTrue(helpers.all_equal(one, same))
+        self.assertFalse(helpers.all_equal(one, other))
+
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole = _train(_teacher(), seed=1)
+        directory = self.get_temp_dir()
+
+        def run_loop(name, step, *args, **kwargs):
+            def interrupted(index):
+                if index == 13:
+                    raise KeyboardInterrupt
+                return step(index)
+
+            return loop.run_loop(
+                name, interrupted, *args, measure_every=4, save_seconds=0, **kwargs
+            )
+
+        with mock.patch.object(supervised, "run_loop", run_loop):
+            with self.assertRaises(KeyboardInterrupt):
+                _train(_teacher(), seed=1, directory=directory)
+        continued = _train(_teacher(), seed=1, directory=directory)
+        self.assertTrue(helpers.all_equal(continued, whole))
+        # And once more, of the finished run.
+        again = _train(_teacher(), seed=1, directory=directory)
+        self.assertTrue(helpers.all_equal(again, whole))
+
+    def test_every_epoch_shows_each_image_once_in_another_order(self):
+        seen = []
+
+        def step(model, optimizer, inputs, labels, weight_decay):
+            tf.py_function(lambda x: seen.append(x.numpy()), [inputs[:, 0, 0, 0]], [])
+            return {"loss": tf.constant(0.0)}
+
+        images = np.zeros((10, 8, 8, 1), np.uint8)
+        images += np.arange(10, dtype=np.uint8)[:, None, None, None]
+        config = dataclasses.replace(
+            _CONFIG, teacher_batch_size=3, augmentation="none", teacher_epochs=2
+        )
+        with mock.patch.object(supervised, "supervised_step", step):
+            supervised.train_teacher(
+                _teacher(),
+                images,
+                np.zeros(10, np.int64),
+                config,
+                precision="float32",
+                show_progress=False,
+            )
+        self.assertLen(seen, 6)  # 9 of 10 images, twice: the rest is no whole batch
+        numbers = np.rint(np.stack(seen) * 64 + 120).astype(int).reshape(2, 9)
+        for epoch in numbers:
+            self.assertLen(set(epoch), 9)
+        self.assertNotAllEqual(*numbers)
+
+    @parameterized.parameters(np.uint8, np.int32, np.int64)
+    def test_labels_may_be_any_integers(self, dtype):
+        images, labels = _toy_problem(8)
+        config = dataclasses.replace(_CONFIG, teacher_epochs=1)
+        results = []
+        for chosen in (labels.astype(dtype), labels.astype(np.int32)):
+            teacher = _teacher()
+            supervised.train_teacher(
+                teacher,
+                images,
+                chosen,
+                config,
+                precision="float32",
+                show_progress=False,
+            )
+            results.append(teacher.model.weights)
+        self.assertTrue(helpers.all_equal(*results))
+
+    def test_batch_larger_than_the_training_set_is_refused(self):
+        config = dataclasses.replace(_CONFIG, teacher_batch_size=65)
+        with self.assertRaisesRegex(
+            ConfigError,
+            "teacher_batch_size is 65, but there are only 64 training images",
+        ):
+            _train(_teacher(), config)
+
+    def test_loss_that_is_not_finite_is_named_and_keeps_the_model(self):
+        teacher = _teacher()
+        before = helpers.copies(teacher.model.weights)
+        config = dataclasses.replace(_CONFIG, teacher_learning_rate=1e30)
+        with self.assertRaisesRegex(TrainingError, "teacher: loss is not finite"):
+            _train(teacher, config)
+        self.assertTrue(helpers.all_equal(teacher.model.weights, before))
+
+
+if __name__ == "__main__":
+    tf.test.main()
