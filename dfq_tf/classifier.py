@@ -89,13 +89,15 @@ def check_is_classifier(model: keras.Model) -> None:
     )
     if not isinstance(model, keras.Model) or not is_graph:
         raise ModelError(
-            f"the model is a {type(model).__name__}; it must be a functional or "
-            "Sequential tf_keras model, whose layers can be rewritten"
+            f"the model is a {type(model).__module__}.{type(model).__name__}; it must be "
+            "a functional or Sequential tf_keras (Keras 2) model, whose layers can be "
+            "rewritten. tf.keras makes Keras 3 models unless TF_USE_LEGACY_KERAS=1"
         )
-    if len(model.inputs or []) != 1 or len(model.outputs) != 1:
+    inputs, outputs = model.inputs or [], model.outputs or []
+    if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(
-            f"the model has {len(model.inputs or [])} inputs and {len(model.outputs)} "
-            "outputs; it must take one image and give one row of class scores"
+            f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it must "
+            "be built, take one image and give one row of class scores"
         )
     if len(model.input_shape) != 4 or None in model.input_shape[1:]:
         raise ModelError(

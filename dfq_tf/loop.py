@@ -6,6 +6,7 @@ bar, the TensorBoard scalars, the checkpoints, and the check that all stays fini
 
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,7 +74,8 @@ def run_loop(
         unit="step",
         disable=not show_progress or first == num_steps,
         dynamic_ncols=True,
-        mininterval=0.5,
+        # A log file needs no line every half second.
+        mininterval=0.5 if sys.stderr.isatty() else 10,
     )
     with bar:
         for index in range(first, num_steps):

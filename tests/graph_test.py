@@ -166,6 +166,30 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         ):
             Graph.from_model(model)
 
+    @parameterized.named_parameters(
+        ("sum", lambda x: x + tf.nn.relu(x)),
+        ("constant", lambda x: x * 2.0),
+        ("axis", lambda x: tf.reduce_mean(x, axis=[1, 2], keepdims=True)),
+        ("slope", lambda x: tf.nn.leaky_relu(x, alpha=0.5)),
+        ("batch_statistics", lambda x: layers.BatchNormalization()(x, training=True)),
+    )
+    def test_call_with_further_arguments_is_refused(self, function):
+        # A graph has no place for them: without them it is another function.
+        image = layers.Input((8, 8, 3))
+        model = keras.Model(image, layers.Flatten()(function(image)))
+        with self.assertRaisesRegex(UnsupportedLayerError, "^layer "):
+            Graph.from_model(model)
+
+    def test_call_that_asks_for_inference_is_read(self):
+        # As transfer learning does, to keep BN layers from moving.
+        image = layers.Input((8, 8, 3))
+        x = layers.BatchNormalization()(_model_in_model()(image, training=False))
+        x = layers.BatchNormalization()(x, training=False)
+        model = helpers.randomise(keras.Model(image, tf.nn.relu6(x)))
+        inputs = helpers.random_inputs(model)
+        built = Graph.from_model(model).build()
+        self.assertAllEqual(built(inputs), model(inputs))
+
     def test_consumers_are_each_listed_once(self):
         graph = Graph.from_model(_same_tensor_twice())
         conv = next(n for n in graph.nodes.values() if n.kind == "Conv2D")

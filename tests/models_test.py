@@ -13,7 +13,7 @@ def _wrn_parameters(depth, width, num_classes):
     kernels, bn_channels = 3 * 3 * 3 * 16, 0
     inputs = 16
     for outputs in (16 * width, 32 * width, 64 * width):
-        for block in range((depth - 4) // 6):
+        for _ in range((depth - 4) // 6):
             kernels += 9 * inputs * outputs + 9 * outputs * outputs
             # A projection where the number of channels changes.
             kernels += inputs * outputs if inputs != outputs else 0
