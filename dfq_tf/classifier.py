@@ -90,8 +90,8 @@ def check_is_classifier(model: keras.Model) -> None:
     if not isinstance(model, keras.Model) or not is_graph:
         raise ModelError(
             f"the model is a {type(model).__module__}.{type(model).__name__}; it must "
-            "be a functional or Sequential tf_keras (Keras 2) model, whose layers can be "
-            "rewritten. tf.keras makes Keras 3 models unless TF_USE_LEGACY_KERAS=1"
+            "be a functional or Sequential tf_keras (Keras 2) model, whose layers can "
+            "be rewritten. tf.keras makes Keras 3 models unless TF_USE_LEGACY_KERAS=1"
         )
     inputs, outputs = model.inputs or [], model.outputs or []
     if len(inputs) != 1 or len(outputs) != 1:

@@ -4,7 +4,7 @@ from absl.testing import parameterized
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
-from dfq_tf.models.generator import RepeatPixels, ToPixels, build_generator
+from dfq_tf.models.generator import ToPixels, UpsampledConv2D, build_generator
 from tests import helpers
 
 
@@ -145,6 +145,21 @@ class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
         compiled = tf.function(gradient, jit_compile=True, autograph=False)
         self.assertAllClose(compiled(noise), gradient(noise), rtol=1e-3, atol=1e-3)
 
+    def test_seed_decides_the_weights_of_every_layer(self):
+        one, same, other = (
+            build_generator(3, (8, 8, 1), channels=4, seed=seed) for seed in (1, 1, 2)
+        )
+        self.assertTrue(helpers.all_equal(one.weights, same.weights))
+        kernels = [
+            variable.numpy()
+            for generator in (one, other)
+            for variable in generator.weights
+            if "kernel" in variable.name
+        ]
+        self.assertLen(kernels, 8)
+        # No two layers start with the same numbers, not even of two seeds.
+        self.assertLen({kernel.ravel()[0] / kernel.ravel()[1] for kernel in kernels}, 8)
+
     def test_saved_generator_gives_equal_images(self):
         generator = helpers.randomise(build_generator(3, (8, 8, 1), channels=2))
         path = f"{self.get_temp_dir()}/generator.keras"
@@ -166,23 +181,49 @@ class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class GeneratorLayersTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters(((2, 3, 4, 5),), ((1, 1, 1, 1),), ((3, 4, 2, 1),))
-    def test_repeat_pixels_equals_numpy_repeat(self, shape):
-        inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        expected = inputs.repeat(2, axis=1).repeat(2, axis=2)
-        self.assertAllEqual(RepeatPixels()(inputs), expected)
+    def _twins(self, input_shape, filters):
+        """The layer, and upsampling followed by a convolution of the same weights."""
+        image = keras.layers.Input(input_shape)
+        layer = keras.Model(image, UpsampledConv2D(filters)(image))
+        conv = keras.layers.Conv2D(filters, 3, padding="same")
+        plain = keras.Model(image, conv(keras.layers.UpSampling2D()(image)))
+        plain.set_weights(helpers.randomise(layer).get_weights())
+        return layer, plain
 
-    def test_repeat_pixels_has_the_gradient_of_upsampling(self):
-        rng = np.random.default_rng(0)
-        inputs = tf.constant(rng.normal(size=(2, 3, 4, 5)), tf.float32)
-        weights = tf.constant(rng.normal(size=(2, 6, 8, 5)), tf.float32)
+    @parameterized.parameters(((3, 4, 5), 2), ((1, 1, 1), 1), ((4, 2, 1), 3))
+    def test_upsampled_conv_equals_conv_of_repeated_pixels(self, shape, filters):
+        layer, plain = self._twins(shape, filters)
+        inputs = helpers.random_inputs(layer)
+        expected = plain(inputs).numpy()
+        self.assertEqual(layer.output_shape, plain.output_shape)
+        self.assertAllClose(layer(inputs), expected, atol=1e-5)
+        # The reference repeats pixels as NumPy does.
+        repeated = inputs.repeat(2, axis=1).repeat(2, axis=2)
+        self.assertAllClose(plain.layers[-1](repeated), expected, atol=1e-5)
+
+    def test_upsampled_conv_has_the_gradients_of_its_twin(self):
+        twins = self._twins((3, 4, 5), 2)
+        inputs = tf.constant(helpers.random_inputs(twins[0]))
+        weights = np.random.default_rng(1).normal(size=(4, 6, 8, 2))
         gradients = []
-        for layer in (RepeatPixels(), keras.layers.UpSampling2D()):
+        for model in twins:
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
-                loss = tf.reduce_sum(layer(inputs) * weights)
-            gradients.append(tape.gradient(loss, inputs))
-        self.assertAllClose(*gradients, atol=1e-6)
+                loss = tf.reduce_sum(model(inputs) * weights.astype(np.float32))
+            gradients.append(tape.gradient(loss, [inputs, *model.weights]))
+        for ours, expected in zip(*gradients, strict=True):
+            self.assertAllClose(ours, expected, atol=1e-4)
+
+    def test_upsampled_conv_computes_in_bfloat16(self):
+        layer, plain = self._twins((3, 4, 5), 2)
+        low = UpsampledConv2D(2, dtype="mixed_bfloat16")
+        inputs = helpers.random_inputs(layer)
+        low.build(inputs.shape)
+        low.set_weights(layer.get_weights())
+        output = low(inputs)
+        self.assertEqual(output.dtype, tf.bfloat16)
+        self.assertEqual(low.kernel.dtype, tf.float32)
+        self.assertAllClose(tf.cast(output, tf.float32), plain(inputs), atol=0.1)
 
     def test_to_pixels_is_half_a_tanh_of_255(self):
         inputs = np.array([-100.0, -1.0, 0.0, 0.5, 100.0], np.float32)

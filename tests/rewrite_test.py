@@ -314,6 +314,13 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
         self.assertContainsSubset(expected, kinds)
         self.assertGreater(joined, 7)
 
+    def test_two_bns_in_a_row_become_one_depthwise_conv(self):
+        graph = self._rewritten(helpers.randomise(_STANDALONE["two_in_a_row"]()))
+        kinds = [node.kind for node in graph.nodes.values()]
+        self.assertEqual(
+            kinds, ["InputLayer", "MaxPooling2D", "DepthwiseConv2D", "Flatten"]
+        )
+
     def test_bn_may_be_the_output(self):
         image = layers.Input((6,))
         for producer in (layers.Dense(4), layers.ReLU()):

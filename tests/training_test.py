@@ -94,7 +94,7 @@ class MakeGeneratorTest(tf.test.TestCase):
         generator = training.make_generator(teacher, _CONFIG, 1, "bfloat16")
         images = generator(tf.ones((2, 3)))
         self.assertEqual(images.dtype, tf.float32)
-        self.assertEqual(generator.get_layer("conv1").compute_dtype, "bfloat16")
+        self.assertEqual(generator.get_layer("up_conv1").compute_dtype, "bfloat16")
 
 
 class WarmUpTest(parameterized.TestCase, tf.test.TestCase):

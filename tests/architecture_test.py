@@ -1,0 +1,236 @@
+"""The import graph is what the BUILD files and the architecture say it is."""
+
+import ast
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGES = ("dfq_tf", "dfq_tf/models", "dfq_tf/quantization", "tools", "tests")
+# Modules that a program may read without waiting for TensorFlow to load.
+LIGHT = ("config", "description", "errors", "files")
+RULES = ("py_library", "py_binary", "py_test")
+
+
+def python_files() -> dict[str, pathlib.Path]:
+    """Dotted name of each module of the project -> its file."""
+    files = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).glob("*.py"):
+            parts = package.split("/")
+            if path.stem != "__init__":
+                parts.append(path.stem)
+            files[".".join(parts)] = path
+    return files
+
+
+def imported_names(source: str) -> list[str]:
+    """Dotted names that a file imports, at its top or inside a function."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError("a relative import hides what is imported")
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+MODULES = python_files()
+IMPORTS = {
+    name: imported_names(path.read_text()) for name, path in sorted(MODULES.items())
+}
+
+
+def project_imports(name: str) -> set[str]:
+    """Modules of the project that a module imports."""
+    found = set()
+    for imported in IMPORTS[name]:
+        # `from package import module` and `from module import name` look the same.
+        candidates = (imported, imported.rpartition(".")[0])
+        module = next((c for c in candidates if c in MODULES), None)
+        if module is None and imported.split(".")[0] in ("dfq_tf", "tools", "tests"):
+            raise ValueError(f"{name} imports {imported}, which is not there")
+        if module not in (None, name):
+            found.add(module)
+    return found
+
+
+def imports_package(name: str, *packages: str) -> list[str]:
+    """What a module imports of some packages, inside the project or outside."""
+    return [
+        imported
+        for imported in IMPORTS[name]
+        if any(f"{imported}.".startswith(f"{package}.") for package in packages)
+    ]
+
+
+def targets() -> dict[str, dict]:
+    """Label of each target of the BUILD files -> the arguments of its rule."""
+    found: dict[str, dict] = {}
+    for package in PACKAGES:
+        path = ROOT / package / "BUILD"
+        scope = {name: lambda *args, **kwargs: None for name in _calls(path)}
+        for kind in RULES:
+
+            def rule(kind=kind, package=package, **arguments):
+                label = f"//{package}:{arguments['name']}"
+                if label in found:
+                    raise ValueError(f"{label} is defined twice")
+                found[label] = {"kind": kind, "package": package, **arguments}
+
+            scope[kind] = rule
+        exec(compile(path.read_text(), str(path), "exec"), scope)
+    return found
+
+
+def _calls(path: pathlib.Path) -> set[str]:
+    return {
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+
+
+def absolute(label: str, package: str) -> str:
+    """`:a` and `//b` in the form `//package:target`."""
+    if label.startswith(":"):
+        return f"//{package}{label}"
+    if ":" not in label:
+        return f"{label}:{label.rpartition('/')[2]}"
+    return label
+
+
+def label_of(module: str) -> str:
+    path = MODULES[module]
+    package = path.parent.relative_to(ROOT).as_posix()
+    target = path.parent.name if path.stem == "__init__" else path.stem
+    return f"//{package}:{target}"
+
+
+class BuildFilesTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.targets = targets()
+
+    @parameterized.parameters(*MODULES)
+    def test_deps_are_the_imports(self, module):
+        label = label_of(module)
+        self.assertIn(label, self.targets, f"{module} has no target {label}")
+        target = self.targets[label]
+        deps = {absolute(dep, target["package"]) for dep in target.get("deps", [])}
+        imports = {label_of(name) for name in project_imports(module)}
+        self.assertEmpty(imports - deps, f"{module}: deps missing in BUILD")
+        self.assertEmpty(deps - imports, f"{module}: deps that it does not import")
+
+    @parameterized.parameters(*MODULES)
+    def test_target_is_of_the_right_kind(self, module):
+        target = self.targets[label_of(module)]
+        self.assertEqual(target["srcs"], [MODULES[module].name], module)
+        is_test = module.startswith("tests.") and module.endswith("_test")
+        self.assertEqual(target["kind"], "py_test" if is_test else "py_library")
+        self.assertEqual("size" in target, is_test, f"{module}: size of its target")
+
+    def test_every_tool_is_a_program(self):
+        programs = {
+            (target["package"], *target["srcs"])
+            for target in self.targets.values()
+            if target["kind"] == "py_binary"
+        }
+        tools = {
+            ("tools", path.name)
+            for name, path in MODULES.items()
+            if name.startswith("tools.") and "__main__" in path.read_text()
+        }
+        self.assertNotEmpty(tools)
+        self.assertEqual(programs, tools)
+
+    def test_every_target_has_a_file(self):
+        for label, target in self.targets.items():
+            for name in target["srcs"]:
+                path = ROOT / target["package"] / name
+                self.assertTrue(path.is_file(), f"{label}: there is no {path}")
+
+    def test_every_source_is_listed_for_this_test(self):
+        # Bazel shows a test only the files that a target lists.
+        for package in PACKAGES:
+            text = (ROOT / package / "BUILD").read_text()
+            for path in (ROOT / package).glob("*.py"):
+                self.assertEqual(text.count(f'        "{path.name}",'), 1, path)
+
+
+class ImportDirectionsTest(parameterized.TestCase):
+    def of_package(self, package: str) -> list[str]:
+        names = [n for n in MODULES if f"{n}.".startswith(f"{package}.")]
+        self.assertNotEmpty(names, package)
+        return names
+
+    def assertImportsNone(self, modules, *packages: str):
+        for module in modules:
+            found = imports_package(module, *packages)
+            self.assertEmpty(found, f"{module} imports {found}")
+
+    def test_package_never_sees_data(self):
+        self.assertIn("dfq_tf.data", MODULES)
+        others = set(self.of_package("dfq_tf")) - {"dfq_tf.data"}
+        self.assertImportsNone(others, "dfq_tf.data", "tensorflow_datasets", "sklearn")
+
+    def test_package_knows_neither_tools_nor_tests(self):
+        self.assertImportsNone(self.of_package("dfq_tf"), "tools", "tests")
+
+    def test_only_tools_touch_flags(self):
+        self.assertImportsNone(self.of_package("dfq_tf"), "absl")
+        self.assertNotEmpty(
+            [m for m in self.of_package("tools") if imports_package(m, "absl.flags")]
+        )
+
+    def test_losses_know_tensors_only(self):
+        self.assertEqual(project_imports("dfq_tf.losses"), {"dfq_tf.compat"})
+
+    def test_models_and_quantization_do_not_know_each_other(self):
+        models = self.of_package("dfq_tf.models")
+        quantization = self.of_package("dfq_tf.quantization")
+        self.assertImportsNone(models, "dfq_tf.quantization")
+        self.assertImportsNone(quantization, "dfq_tf.models")
+
+    @parameterized.parameters(*LIGHT)
+    def test_light_modules_load_without_tensorflow(self, name):
+        todo, seen = [f"dfq_tf.{name}"], set()
+        while todo:
+            module = todo.pop()
+            seen.add(module)
+            todo += project_imports(module) - seen
+        self.assertImportsNone(
+            seen,
+            "dfq_tf.compat",
+            "tensorflow",
+            "tf_keras",
+            "keras",
+            "tensorflow_model_optimization",
+        )
+
+    def test_compat_alone_imports_tensorflow_and_keras(self):
+        modules = {*self.of_package("dfq_tf"), *self.of_package("tools")}
+        others = modules - {"dfq_tf.compat"}
+        self.assertImportsNone(others, "tensorflow", "tf_keras", "keras")
+        for package in ("tensorflow", "tf_keras"):
+            self.assertLen(imports_package("dfq_tf.compat", package), 1)
+
+    def test_there_are_no_cycles(self):
+        done: set[str] = set()
+
+        def visit(module: str, path: tuple[str, ...]) -> None:
+            self.assertNotIn(module, path, f"a cycle: {' -> '.join(path)}")
+            if module not in done:
+                for imported in sorted(project_imports(module)):
+                    visit(imported, (*path, module))
+                done.add(module)
+
+        for module in MODULES:
+            visit(module, ())
+
+
+if __name__ == "__main__":
+    absltest.main()
