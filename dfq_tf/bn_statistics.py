@@ -37,7 +37,9 @@ class ObservedTeacher:
 
         BN layers use what they have stored: the teacher never changes.
         """
-        logits, *inputs = self.model(self.description.normalize(pixels), training=False)
+        outputs = self.model(self.description.normalize(pixels), training=False)
+        # Keras gives a lone output bare, and not in a list.
+        logits, *inputs = tf.nest.flatten(outputs)
         return logits, inputs
 
 

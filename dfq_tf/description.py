@@ -99,7 +99,7 @@ class ModelDescription:
                 f"there is no description {path}; give the input's mean and scale "
                 "(--input_mean, --input_scale), or write that file"
             ) from error
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{path} is not a model description: {error}") from error
 
 

@@ -65,7 +65,8 @@ class Graph:
         its own copy of the weights.
 
         Raises:
-          UnsupportedLayerError: a layer gives several outputs.
+          UnsupportedLayerError: a layer gives several outputs, or is called with
+          arguments that are no inputs.
         """
         nodes: dict[str, Node] = {}
         (output,) = _add_nodes(nodes, model, None)
@@ -162,7 +163,7 @@ def _add_nodes(
         for tensor, feed in zip(model.inputs, feeds):
             layer, index, _ = tensor._keras_history
             names[id(layer), index] = feed
-    # Depth first with a stack of our own: networks can be deeper than Python's.
+    # Depth first, with a stack in place of recursion.
     stack = [tensor._keras_history[:2] for tensor in model.outputs]
     while stack:
         layer, index = stack[-1]
@@ -179,11 +180,27 @@ def _add_nodes(
             continue
         stack.pop()
         inputs = [names[id(s[0]), s[1]] for s in sources]
+        _check_call(layer, inbound)
         if isinstance(layer, keras.Model):
             (names[id(layer), index],) = _add_nodes(nodes, layer, inputs)
         else:
             names[id(layer), index] = _add_node(nodes, layer, inbound, inputs)
     return [names[id(t._keras_history[0]), t._keras_history[1]] for t in model.outputs]
+
+
+def _check_call(layer: keras.layers.Layer, inbound: Any) -> None:
+    """Refuses a call whose arguments are not all inputs: a node cannot hold them."""
+    further = {
+        name: value
+        for name, value in inbound.call_kwargs.items()
+        if value is not None and not (name == "training" and not value)
+    }
+    if len(inbound.call_args) > 1 or further:
+        raise UnsupportedLayerError(
+            f"layer {layer.name} ({type(layer).__name__}) is called with more than its "
+            f"inputs ({', '.join(further) or 'positional arguments'}); use a layer "
+            "that has them as settings, such as Add in place of +"
+        )
 
 
 def _add_node(

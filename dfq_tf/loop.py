@@ -41,7 +41,7 @@ def run_loop(
       trackables: all that the step changes: models and optimizers, by name.
       directory: where checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`) are kept; None keeps nothing.
-      measure_every: steps between two looks at the measurements.
+      measure_every: steps between two reports of the measurements.
       save_seconds: least time between two checkpoints; one is saved at the end too.
       on_measure: called with the number of steps done and the latest measurements.
       show_progress: whether to show a bar on the terminal.
@@ -83,10 +83,10 @@ def run_loop(
             counter.assign_add(1)
             done = index + 1
             bar.update()
-            if done % measure_every and done != num_steps:
-                continue
             measurements = {key: float(value) for key, value in tensors.items()}
             _check_measurements(name, done, measurements, manager)
+            if done % measure_every and done != num_steps:
+                continue
             bar.set_postfix({k: f"{v:.4g}" for k, v in measurements.items()})
             if writer is not None:
                 with writer.as_default(step=done):
@@ -95,9 +95,10 @@ def run_loop(
             if on_measure is not None:
                 on_measure(done, measurements)
             is_due = time.monotonic() - saved_at >= save_seconds
-            if manager is not None and (is_due or done == num_steps):
+            if is_due or done == num_steps:
                 _check_weights(name, done, trackables, manager)
-                manager.save(checkpoint_number=done)
+                if manager is not None:
+                    manager.save(checkpoint_number=done)
                 saved_at = time.monotonic()
     if writer is not None:
         writer.close()

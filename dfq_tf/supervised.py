@@ -73,7 +73,9 @@ def train_teacher(
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
         return train_step(
-            tf.constant(images[chosen]), tf.constant(labels[chosen]), tf.constant(index)
+            tf.constant(images[chosen]),
+            tf.constant(labels[chosen], tf.int32),
+            tf.constant(index),
         )
 
     run_loop(

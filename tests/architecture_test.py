@@ -16,7 +16,7 @@ def python_files() -> dict[str, pathlib.Path]:
     """Dotted name of each module of the project -> its file."""
     files = {}
     for package in PACKAGES:
-        for path in (ROOT / package).glob("*.py"):
+        for path in sorted((ROOT / package).glob("*.py")):
             parts = package.split("/")
             if path.stem != "__init__":
                 parts.append(path.stem)

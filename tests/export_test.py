@@ -23,7 +23,7 @@ MAX_STEPS_DEEP = 6
 
 
 def student_of(classifier, widths=BitWidths()):
-    images = networks.images(classifier.image_shape, 200, seed=1)
+    images = networks.images(classifier.image_shape, 64, seed=1)
     graph, description = apply.integer_ready(classifier)
     ranges = calibration.calibrate(graph, description, images)
     return apply.quantize_graph(graph, description, widths, ranges)

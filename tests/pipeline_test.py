@@ -1,3 +1,4 @@
+import functools
 from unittest import mock
 
 import numpy as np
@@ -29,6 +30,7 @@ TINY = DistillationConfig(
 )
 
 
+@functools.cache
 def digits_teacher():
     """Two conv-BN-ReLU blocks, trained for seconds."""
     keras.utils.set_random_seed(0)
