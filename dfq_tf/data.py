@@ -85,8 +85,9 @@ def _open_tfds(name: str, data_dir: str | None) -> Dataset:
             _check_network(builder.info.homepage)
             builder.download_and_prepare()
         except OSError as error:
+            folder = builder.data_path.parents[1]
             raise DataError(
-                f"the data set {name} is not in data_dir {builder.data_path.parent} "
+                f"the data set {name} is not in data_dir {folder} "
                 "and cannot be downloaded: there is no network, or its server does "
                 f"not answer. Fetch it on another machine (tfds build {name}) and name "
                 "its folder with --data_dir"

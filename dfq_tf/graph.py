@@ -144,8 +144,8 @@ class Graph:
                 variable.assign(value)
         image = tensors[self.input_name]
         if outputs is None:
-            return keras.Model(image, tensors[self.output_name])
-        return keras.Model(image, [tensors[name] for name in outputs])
+            return keras.Model(image, tensors[self.output_name], name="network")
+        return keras.Model(image, [tensors[name] for name in outputs], name="network")
 
 
 def _add_nodes(
@@ -215,7 +215,8 @@ def _add_node(
     nodes[name] = Node(
         name=name,
         layer_class=type(layer),
-        config=layer.get_config(),
+        # Without `trainable`: the twin of a frozen layer is trained like any other.
+        config={k: v for k, v in layer.get_config().items() if k != "trainable"},
         weights=tuple(layer.get_weights()),
         inputs=tuple(inputs),
         shape=tuple(inbound.outputs.shape[1:]),

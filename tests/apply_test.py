@@ -6,7 +6,7 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths
 from dfq_tf.description import ModelDescription
-from dfq_tf.errors import ConfigError, TrainingError, UnsupportedLayerError
+from dfq_tf.errors import ConfigError, ModelError, TrainingError, UnsupportedLayerError
 from dfq_tf.graph import Graph
 from dfq_tf.quantization import apply
 from tests import networks
@@ -115,6 +115,15 @@ class IntegerReadyTest(tf.test.TestCase, parameterized.TestCase):
         x = layers.Dense(networks.NUM_CLASSES)(layers.Flatten()(x))
         classifier = Classifier(keras.Model(image, x), description())
         with self.assertRaisesRegex(UnsupportedLayerError, "layer odd .*tanh"):
+            apply.integer_ready(classifier)
+
+    def test_names_the_layer_with_nan_weights(self):
+        classifier = networks.build("vgg_like")
+        layer = next(la for la in classifier.model.layers if la.weights)
+        kernel, *others = layer.get_weights()
+        kernel[0, 0, 0, 0] = np.nan
+        layer.set_weights([kernel, *others])
+        with self.assertRaisesRegex(ModelError, f"layer {layer.name} .*has NaN"):
             apply.integer_ready(classifier)
 
     def test_leaves_the_network_as_it_was(self):

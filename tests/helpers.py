@@ -64,11 +64,15 @@ def random_inputs(model: keras.Model, batch_size: int = 4, seed: int = 0) -> np.
 
 def copies(weights: Sequence) -> list[np.ndarray]:
     """The values that some variables have now."""
-    return [np.array(variable) for variable in weights]
+    return [np.array(_numpy(variable)) for variable in weights]
 
 
 def all_equal(first: Sequence, second: Sequence) -> bool:
     """Whether two lists of arrays or variables are the same, bit for bit."""
     return len(first) == len(second) and all(
-        np.array_equal(np.array(a), np.array(b)) for a, b in zip(first, second)
+        np.array_equal(_numpy(a), _numpy(b)) for a, b in zip(first, second)
     )
+
+
+def _numpy(value: object) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else value.numpy()  # a variable

@@ -10,7 +10,7 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import BitWidths
 from dfq_tf.description import ModelDescription
-from dfq_tf.errors import ConfigError, TrainingError
+from dfq_tf.errors import ConfigError, ModelError, TrainingError
 from dfq_tf.graph import Graph, Node, unique_name
 from dfq_tf.quantization import registry
 from dfq_tf.rewrite import dense_as_convolution, fold, logits_graph
@@ -19,6 +19,11 @@ from dfq_tf.rewrite import dense_as_convolution, fold, logits_graph
 Range = tuple[float, float]
 
 _MAX_PIXEL = 255.0
+
+# Least range of a kernel as a share of its bias. The bias is an int32 in steps of
+# (input scale * kernel scale): behind the tiny kernel of a dead channel it would
+# overflow, and the converter would cut it off without a word.
+_SMALLEST_KERNEL = 1e-4
 
 
 def integer_ready(teacher: Classifier) -> tuple[Graph, ModelDescription]:
@@ -36,8 +41,15 @@ def integer_ready(teacher: Classifier) -> tuple[Graph, ModelDescription]:
 
     Raises:
       UnsupportedLayerError: a layer has no integer form.
+      ModelError: a weight is not finite.
     """
     graph = logits_graph(Graph.from_model(teacher.model), teacher.description)
+    for node in graph.nodes.values():
+        if not all(np.isfinite(weight).all() for weight in node.weights):
+            raise ModelError(
+                f"layer {node.name} ({node.kind}) has NaN or infinite weights; "
+                "the model was damaged, or its training diverged"
+            )
     graph = dense_as_convolution(fold(graph))
     registry.check_supported(graph)
     description = dataclasses.replace(teacher.description, output="logits")
@@ -182,6 +194,10 @@ def set_weight_ranges(model: keras.Model) -> None:
                 largest = values.max(axis=0)
             else:
                 largest = values.max()
+            if "bias" in variables:
+                bias = np.abs(variables["bias"].numpy())
+                bias = bias if shape.rank else bias.max()
+                largest = np.maximum(largest, _SMALLEST_KERNEL * bias)
             largest = np.where(largest > 0, largest, 1.0)  # a channel of zeros
             variables[f"{kernel}_min"].assign(-largest)
             variables[f"{kernel}_max"].assign(largest)

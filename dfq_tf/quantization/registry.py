@@ -28,6 +28,7 @@ SAME_SCALE = (
     "Reshape",
     "ZeroPadding2D",
 )
+_POOLING = ("MaxPooling2D", "AveragePooling2D")
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 SUPPORTED = (
@@ -60,6 +61,8 @@ def _problem(node: Node) -> str | None:
         if node.config.get("data_format", "channels_last") != "channels_last":
             return "its data_format is channels_first"
         return None
+    if node.kind in ("Add", "Multiply") and len(node.inputs) != 2:
+        return f"it has {len(node.inputs)} inputs; write it as layers of two inputs"
     if is_relu(node) or node.kind in ("InputLayer", *_COMPUTING, *SAME_SCALE):
         return None
     if node.kind == "Activation":
@@ -87,17 +90,25 @@ def has_quantized_output(graph: Graph, node: Node) -> bool:
 def tied_outputs(graph: Graph) -> list[set[str]]:
     """Groups of nodes whose outputs must share one range.
 
-    A concatenation copies integers, so its inputs need the scale of its output.
+    A concatenation copies integers, so its inputs need the scale of its output. A
+    ReLU behind a pooling becomes a part of it, and a pooling cannot change the scale.
     """
     groups: list[set[str]] = []
     for node in graph.nodes.values():
-        if node.kind == "Concatenate":
+        if _keeps_scale(graph, node):
             group = {node.name, *(range_owner(graph, name) for name in node.inputs)}
             for other in [g for g in groups if g & group]:
                 group |= other
                 groups.remove(other)
             groups.append(group)
     return groups
+
+
+def _keeps_scale(graph: Graph, node: Node) -> bool:
+    """Whether this node's integer operator, not in SAME_SCALE, cannot rescale."""
+    if is_relu(node):
+        return graph.nodes[node.inputs[0]].kind in _POOLING
+    return node.kind == "Concatenate"
 
 
 def range_owner(graph: Graph, name: str) -> str:
