@@ -137,11 +137,17 @@ class DistillationConfig(Checked):
     generator_learning_rate: float = setting(
         1e-3, "Peak learning rate of Adam, with a cosine decay to 0.", above=0
     )
+    student_optimizer: str = setting(
+        "adam",
+        "What trains the student: adam suits folded weights of any scale; sgd has "
+        "Nesterov momentum.",
+        choices=("adam", "sgd"),
+    )
     student_learning_rate: float = setting(
-        1e-3, "Peak learning rate of SGD, with a cosine decay to 0.", above=0
+        1e-5, "Peak learning rate of the student, with a cosine decay to 0.", above=0
     )
     student_momentum: float = setting(
-        0.9, "Nesterov momentum of SGD.", minimum=0, maximum=0.999
+        0.9, "Momentum of the student's sgd.", minimum=0, maximum=0.999
     )
     alpha: float = setting(
         1.0, "Weight of the auxiliary loss against the distillation loss.", minimum=0
@@ -156,7 +162,7 @@ class DistillationConfig(Checked):
         1.0, "Weight of the batch entropy in the auxiliary loss.", minimum=0
     )
     calibration_images: int = setting(
-        512, "Generated images from which activation ranges are found.", minimum=1
+        1024, "Generated images from which activation ranges are found.", minimum=1
     )
 
 

@@ -106,12 +106,7 @@ def distill(
     generator_optimizer = _adam(
         generator, config.generator_learning_rate, rounds * config.generator_steps
     )
-    student_optimizer = keras.optimizers.SGD(
-        _cosine(config.student_learning_rate, rounds * config.student_steps),
-        momentum=config.student_momentum,
-        nesterov=True,
-    )
-    student_optimizer.build(student.model.trainable_variables)
+    student_optimizer = _student_optimizer(student.model, config)
     state = steps.State(
         teacher, generator, generator_optimizer, student, student_optimizer
     )
@@ -186,6 +181,19 @@ def compiled(step: Callable[..., Any]) -> Any:
 
 def _cosine(learning_rate: float, num_steps: int) -> Any:
     return keras.optimizers.schedules.CosineDecay(learning_rate, max(1, num_steps))
+
+
+def _student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
+    num_steps = config.distillation_rounds * config.student_steps
+    if config.student_optimizer == "adam":
+        return _adam(model, config.student_learning_rate, num_steps)
+    optimizer = keras.optimizers.SGD(
+        _cosine(config.student_learning_rate, num_steps),
+        momentum=config.student_momentum,
+        nesterov=True,
+    )
+    optimizer.build(model.trainable_variables)
+    return optimizer
 
 
 def _adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:

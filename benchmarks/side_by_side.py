@@ -1,0 +1,115 @@
+"""Times our generator and student steps beside two others, in turn, on one machine.
+
+    python benchmarks/side_by_side.py
+
+- ours: tools/benchmark.py's steps, float and fake-quantized student;
+- plain: the same steps with the generator written the usual way, `UpSampling2D` and
+  a 3x3 convolution, and the float student in mixed bfloat16 too.
+
+WRN-16-1 to WRN-16-1, batch 128, random weights. One round is one generator step and
+one student step; the rounds alternate, so that a drift of the machine meets all.
+"""
+
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from dfq_tf import bn_statistics, calibration, models, steps, training
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import BitWidths, DistillationConfig
+from dfq_tf.description import ModelDescription
+from dfq_tf.models.generator import ToPixels
+from dfq_tf.precision import with_precision
+from dfq_tf.quantization import apply
+
+ROUNDS = 15
+layers = keras.layers
+
+
+def plain_generator(noise_dim: int) -> keras.Model:
+    """The usual generator for 32x32 images, with UpSampling2D."""
+    noise = x = layers.Input((noise_dim,))
+    x = layers.Reshape((8, 8, 128))(layers.Dense(8 * 8 * 128)(x))
+    x = layers.BatchNormalization()(x)
+    for filters in (128, 64):
+        x = layers.UpSampling2D()(x)
+        x = layers.Conv2D(filters, 3, padding="same")(x)
+        x = layers.LeakyReLU(0.2)(layers.BatchNormalization()(x))
+    x = layers.Conv2D(3, 3, padding="same")(x)
+    return keras.Model(noise, ToPixels(dtype="float32")(x))
+
+
+def classifier() -> Classifier:
+    """WRN-16-1 with random weights."""
+    description = ModelDescription((120,), (1 / 64,), "logits", tuple("0123456789"))
+    return Classifier(models.build_model("wrn_16_1", (32, 32, 3), 10), description)
+
+
+def one_round(generator: keras.Model, student: Classifier, config, teacher):
+    """A function that runs one generator step and one student step."""
+    state = steps.State(
+        teacher,
+        generator,
+        keras.optimizers.Adam(1e-3),
+        student,
+        keras.optimizers.SGD(1e-3, 0.9, nesterov=True),
+    )
+    state.generator_optimizer.build(generator.trainable_variables)
+    state.student_optimizer.build(student.model.trainable_variables)
+    compiled = [
+        training.compiled(lambda pair, step=step: step(state, config, pair))
+        for step in (steps.generator_step, steps.student_step)
+    ]
+
+    def run(index: int) -> None:
+        for step in compiled:
+            for value in step(tf.constant([0, index])).values():
+                value.numpy()
+
+    return run
+
+
+def main() -> None:
+    """Times and prints the medians."""
+    keras.utils.set_random_seed(0)
+    config = DistillationConfig()
+    teacher = classifier()
+    observed = bn_statistics.observe(teacher, "auto")
+    graph, description = apply.integer_ready(teacher)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    ranges = calibration.calibrate(graph, description, noise)
+    half = classifier()
+    half = Classifier(with_precision(half.model, "auto"), half.description)
+    plain = with_precision(plain_generator(config.noise_dim), "auto")
+    generators = [training.make_generator(teacher, config, 0, "auto") for _ in "ab"]
+    quantized = apply.quantize_graph(graph, description, BitWidths(), ranges)
+    rounds = {
+        "plain generator, bfloat16 student": one_round(plain, half, config, observed),
+        "ours, float32 student": one_round(
+            generators[0], classifier(), config, observed
+        ),
+        "ours, fake-quantized student": one_round(
+            generators[1], quantized, config, observed
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in rounds}
+    for index in range(ROUNDS + 2):
+        for name, run in rounds.items():
+            began = time.perf_counter()
+            run(index)
+            seconds[name].append(time.perf_counter() - began)
+    for name, times in seconds.items():
+        median = statistics.median(times[2:])
+        print(
+            f"{name:36} {median:.3f} s, {2 * config.batch_size / median:.0f} images/s"
+        )
+
+
+if __name__ == "__main__":
+    main()
