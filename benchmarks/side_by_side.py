@@ -10,6 +10,7 @@ WRN-16-1 to WRN-16-1, batch 128, random weights. One round is one generator step
 one student step; the rounds alternate, so that a drift of the machine meets all.
 """
 
+import functools
 import pathlib
 import statistics
 import sys
@@ -63,7 +64,7 @@ def one_round(generator: keras.Model, student: Classifier, config, teacher):
     state.generator_optimizer.build(generator.trainable_variables)
     state.student_optimizer.build(student.model.trainable_variables)
     compiled = [
-        training.compiled(lambda pair, step=step: step(state, config, pair))
+        training.compiled(functools.partial(step, state, config))
         for step in (steps.generator_step, steps.student_step)
     ]
 

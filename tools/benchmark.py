@@ -6,6 +6,7 @@ Reports the median over --steps of each, for a float student and for a fake-quan
 one. Run it on an idle machine; no data is used.
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -71,9 +72,7 @@ def time_steps(
     state.student_optimizer.build(student.model.trainable_variables)
     seconds = {}
     for step in (steps.warm_up_step, steps.generator_step, steps.student_step):
-        compiled = training.compiled(
-            lambda seed_and_step, step=step: step(state, config, seed_and_step)
-        )
+        compiled = training.compiled(functools.partial(step, state, config))
 
         def call(index: int, compiled: Callable = compiled) -> object:
             result = compiled(tf.constant([run.seed, index]))
