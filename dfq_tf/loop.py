@@ -87,7 +87,9 @@ def run_loop(
             _check_measurements(name, done, measurements, manager)
             if done % measure_every and done != num_steps:
                 continue
-            bar.set_postfix({k: f"{v:.4g}" for k, v in measurements.items()})
+            bar.set_postfix(
+                {k: f"{v:.4g}" for k, v in measurements.items()}, refresh=False
+            )
             if writer is not None:
                 with writer.as_default(step=done):
                     for key, value in measurements.items():

@@ -64,7 +64,9 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
     def test_names_the_layer_that_is_not_finite(self):
         classifier = networks.build("resnet_like")
         logits = classifier.model.layers[-1]
-        logits.bias.assign([0, 0, np.nan, 0, 0])
+        # Finite weights whose output is not.
+        logits.kernel.assign(np.full(logits.kernel.shape, 3e38))
+        logits.bias.assign([0, 0, 3e38, 0, 0])
         graph, description = apply.integer_ready(classifier)
         images = networks.images(classifier.image_shape, 2)
         with self.assertRaisesRegex(

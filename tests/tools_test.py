@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -28,21 +29,19 @@ def run_tool(name, *flags, timeout=300):
     )
 
 
+def new_folder():
+    return pathlib.Path(tempfile.mkdtemp(prefix="dfq_tf_"))
+
+
 class RunTest(tf.test.TestCase):
     """One run of everything, and what may be done with it afterwards."""
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir = pathlib.Path(cls.create_tempdir_path())
+        cls.workdir = new_folder() / "run"
         cls.flags = (f"--flagfile={SMOKE}", f"--workdir={cls.workdir}")
         cls.process = run_tool("run", *cls.flags)
-
-    @classmethod
-    def create_tempdir_path(cls):
-        import tempfile
-
-        return tempfile.mkdtemp(prefix="dfq_tf_run")
 
     def test_run_ends_with_table_and_files(self):
         self.assertEqual(self.process.returncode, 0, self.process.stderr)
@@ -207,7 +206,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("evaluate", 2, ["stray"], "unexpected argument 'stray'"),
     )
     def test_bad_input_is_one_message(self, tool, exit_code, flags, message):
-        workdir = pathlib.Path(self.create_tempdir().full_path) / "run"
+        workdir = new_folder() / "run"
         process = run_tool(tool, *flags, f"--workdir={workdir}")
         self.assertEqual(process.returncode, exit_code, process.stderr)
         self.assertRegex(process.stderr, r"^error: ")
@@ -216,7 +215,8 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         self.assertFalse(workdir.exists())
 
     def test_workdir_that_cannot_be_written_is_one_message(self):
-        in_the_way = self.create_tempfile("file").full_path
+        in_the_way = new_folder() / "file"
+        in_the_way.touch()
         process = run_tool("run", f"--flagfile={SMOKE}", f"--workdir={in_the_way}/run")
         self.assertEqual(process.returncode, 1)
         self.assertRegex(process.stderr, "^error: workdir is .*cannot be written")
@@ -225,7 +225,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         from dfq_tf import Classifier, ModelDescription
         from dfq_tf.models import build_model
 
-        folder = pathlib.Path(self.create_tempdir().full_path)
+        folder = new_folder()
         for shape, classes, message in (
             ((8, 8, 1), 7, "the model has 7 classes, but dataset digits has 10"),
             ((16, 16, 1), 10, r"the model takes images of \(16, 16, 1\), but those"),
@@ -248,7 +248,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         from dfq_tf import Classifier, ModelDescription
         from dfq_tf.models import build_model
 
-        folder = pathlib.Path(self.create_tempdir().full_path)
+        folder = new_folder()
         description = ModelDescription((0,), (1,), "logits", tuple("01"))
         model = build_model("wrn_10_1", (8, 8, 1), 2)
         Classifier(model, description).save(folder / "float.keras")

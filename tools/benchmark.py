@@ -111,8 +111,14 @@ def main() -> None:
 
 def define_flags() -> None:
     """Defines the flags of this tool."""
-    common.define("Networks", "model", str, "wrn_16_1", "Teacher.")
-    common.define("Networks", "student", str, None, "Student (default: like --model).")
+    common.define("Networks", "model", str, "wrn_16_1", "Network that is the teacher.")
+    common.define(
+        "Networks",
+        "student",
+        str,
+        None,
+        "Network that is the student (default: that of --model).",
+    )
     common.define("Timing", "steps", int, 15, "How often each step is timed.")
     common.define_config("Data-free training", DistillationConfig)
     common.define_config("Run", RunConfig)

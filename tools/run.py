@@ -60,6 +60,7 @@ def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
             f"teacher is {name!r}, a network to be trained; name the training data "
             "with --dataset, or a trained model's file with --teacher"
         )
+    train_teacher.new_model(name, dataset)  # refuses impossible numbers in the name
     return None
 
 

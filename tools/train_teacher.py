@@ -41,6 +41,15 @@ def define_flags() -> None:
     common.define_run_flags("runs/teacher")
 
 
+def new_model(name: str, dataset: data.Dataset) -> keras.Model:
+    """The network `name` for the images and classes of `dataset`, weights random.
+
+    Raises:
+      ConfigError: there is no such network.
+    """
+    return models.build_model(name, dataset.image_shape, len(dataset.class_names))
+
+
 def trained_teacher(
     name: str, dataset: data.Dataset, config: TeacherConfig, workdir: Workdir
 ) -> Classifier:
@@ -58,7 +67,7 @@ def trained_teacher(
     run = common.config_from_flags(RunConfig)
     train = dataset.load("train")
     keras.utils.set_random_seed(run.seed)
-    model = models.build_model(name, train.images.shape[1:], len(dataset.class_names))
+    model = new_model(name, dataset)
     description = ModelDescription(
         (INPUT_MEAN,), (INPUT_SCALE,), "logits", dataset.class_names
     )
@@ -82,6 +91,7 @@ def main() -> None:
     config = common.config_from_flags(TeacherConfig)
     common.config_from_flags(RunConfig)
     dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
     test = dataset.load("test")
