@@ -29,7 +29,6 @@ def run_loop(
     *,
     measure_every: int = 10,
     save_seconds: float = 60.0,
-    on_measure: Callable[[int, dict[str, float]], None] | None = None,
     show_progress: bool = True,
 ) -> dict[str, float]:
     """Calls `step(0)`, ..., `step(num_steps - 1)`, continuing where a run left off.
@@ -43,7 +42,6 @@ def run_loop(
         (`tensorboard/NAME`) are kept; None keeps nothing.
       measure_every: steps between two reports of the measurements.
       save_seconds: least time between two checkpoints; one is saved at the end too.
-      on_measure: called with the number of steps done and the latest measurements.
       show_progress: whether to show a bar on the terminal.
 
     Returns:
@@ -94,8 +92,6 @@ def run_loop(
                 with writer.as_default(step=done):
                     for key, value in measurements.items():
                         tf.summary.scalar(key, value)
-            if on_measure is not None:
-                on_measure(done, measurements)
             is_due = time.monotonic() - saved_at >= save_seconds
             if is_due or done == num_steps:
                 _check_weights(name, done, trackables, manager)
