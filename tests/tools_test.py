@@ -1,6 +1,8 @@
 """The tools as a user meets them: processes, exit codes, messages, files."""
 
+import functools
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -298,6 +301,29 @@ class DocumentsTest(tf.test.TestCase):
                 self.assertIn(name, known[tool], f"{document}: {tool} {flag}")
                 if name == "flagfile":
                     self.assertTrue((ROOT / value).exists(), f"{document}: {value}")
+
+    def test_python_example_of_readme_runs(self):
+        import dfq_tf
+
+        (code,) = re.findall(
+            r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+        )
+        folder = new_folder()
+        (folder / "teachers").symlink_to(ROOT / "teachers")
+        few_steps = functools.partial(
+            dfq_tf.quantize,
+            config=dfq_tf.DistillationConfig(
+                batch_size=8, warm_up_steps=2, calibration_images=8
+            ),
+            show_progress=False,
+        )
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder)
+        with mock.patch.object(dfq_tf, "quantize", few_steps):
+            exec(compile(code, "README.md", "exec"), {})
+        model = dfq_tf.TFLiteClassifier((folder / "model.tflite").read_bytes())
+        self.assertEqual(model.image_shape, (32, 32, 3))
+        self.assertEqual(model.num_classes, 10)
 
     def test_flags_in_flagfiles_exist(self):
         text = run_tool("run", "--help").stdout
