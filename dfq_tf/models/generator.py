@@ -84,11 +84,12 @@ def build_generator(
     """Builds the generator for images of any size.
 
     Dense to a grid with `channels` channels, a quarter of the image or, above 32
-    pixels, at most 8 pixels a side, BN; then per doubling: upsampling, 3x3 convolution, BN, leaky ReLU 0.2, the last
-    doubling with half the channels; then a 3x3 convolution to the image's channels
-    and tanh. This is the network that public re-implementations of Choi et al. 2020
-    use for 32x32 images, except that it ends in pixels, where theirs ends in a BN
-    without scale and shift: pixels reach the whole range that real images have.
+    pixels, at most 8 pixels a side, BN; then per doubling: upsampling, 3x3
+    convolution, BN, leaky ReLU 0.2, the last doubling with half the channels; then a
+    3x3 convolution to the image's channels and tanh. This is the network that public
+    re-implementations of Choi et al. 2020 use for 32x32 images, except that it ends
+    in pixels, where theirs ends in a BN without scale and shift: pixels reach the
+    whole range that real images have.
 
     Args:
       noise_dim: length of a noise vector.
