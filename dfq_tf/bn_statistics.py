@@ -60,7 +60,6 @@ def observe(teacher: Classifier, precision: str = "float32") -> ObservedTeacher:
             "statistics of the training data, only the entropies of its answers",
             stacklevel=2,
         )
-    # A list of outputs, also where there is only one.
     model = graph.build(outputs=[graph.output_name, *(n.inputs[0] for n in layers)])
     statistics = [batch_normalization_weights(layer)[2:] for layer in layers]
     return ObservedTeacher(

@@ -35,8 +35,8 @@ def calibrate(
     @tf.function(reduce_retracing=True, autograph=False)
     def extremes(pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         inputs = description.normalize(tf.cast(pixels, tf.float32))
-        outputs = model(inputs, training=False)
-        outputs = outputs if isinstance(outputs, list) else [outputs]
+        # Keras gives a lone output bare, and not in a list.
+        outputs = tf.nest.flatten(model(inputs, training=False))
         return (
             tf.stack([tf.reduce_min(o) for o in outputs]),
             tf.stack([tf.reduce_max(o) for o in outputs]),

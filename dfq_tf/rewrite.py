@@ -276,14 +276,9 @@ def _scaled(node: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
 def _depthwise_affine(
     graph: Graph, node: Node, scale: np.ndarray, shift: np.ndarray
 ) -> list[Node]:
-    """A 1x1 depthwise convolution `scale * x + shift`, under the node's name."""
-    weights = (
-        scale.reshape(1, 1, -1, 1).astype(np.float32),
-        shift.astype(np.float32),
-    )
-    depthwise = layers.DepthwiseConv2D(1)
+    """`scale * x + shift` on an image or a vector, under the node's name."""
     if len(node.shape) == 3:
-        return [_node(depthwise, node.name, weights, node.inputs, node.shape)]
+        return [affine_node(node.name, scale, shift, node.inputs, node.shape)]
     if len(node.shape) != 1:
         raise UnsupportedLayerError(
             f"layer {node.name} (BatchNormalization) has an input of shape "
@@ -295,9 +290,32 @@ def _depthwise_affine(
     pixel = (1, 1, *node.shape)
     return [
         _node(layers.Reshape(pixel), before, (), node.inputs, pixel),
-        _node(depthwise, middle, weights, (before,), pixel),
+        affine_node(middle, scale, shift, (before,), pixel),
         _node(layers.Reshape(node.shape), node.name, (), (middle,), node.shape),
     ]
+
+
+def affine_node(
+    name: str,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    inputs: tuple[str, ...],
+    shape: tuple[int, ...],
+) -> Node:
+    """A 1x1 depthwise convolution that computes `scale * x + shift` per channel.
+
+    Args:
+      name: of the node.
+      scale: (channels,).
+      shift: (channels,).
+      inputs: the one node that it reads.
+      shape: (height, width, channels), of its input and output.
+    """
+    weights = (
+        scale.reshape(1, 1, -1, 1).astype(np.float32),
+        shift.astype(np.float32),
+    )
+    return _node(layers.DepthwiseConv2D(1), name, weights, inputs, shape)
 
 
 def _node(

@@ -32,11 +32,9 @@ _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
 }
 
 
-def define(
-    group: str, name: str, kind: type, default: Any, help: str, **kwargs: Any
-) -> None:
+def define(group: str, name: str, kind: type, default: Any, help: str) -> None:
     """Defines one flag and lists it under `group` in --help."""
-    _DEFINE_BY_TYPE[kind](name, default, help, **kwargs)
+    _DEFINE_BY_TYPE[kind](name, default, help)
     _groups.setdefault(group, []).append(name)
 
 

@@ -13,7 +13,7 @@ from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ConfigError, ModelError, TrainingError
 from dfq_tf.graph import Graph, Node, unique_name
 from dfq_tf.quantization import registry
-from dfq_tf.rewrite import dense_as_convolution, fold, logits_graph
+from dfq_tf.rewrite import affine_node, dense_as_convolution, fold, logits_graph
 
 # Lowest and highest value of a tensor.
 Range = tuple[float, float]
@@ -75,14 +75,10 @@ def integer_ready(teacher: Classifier) -> tuple[Graph, ModelDescription]:
         channels = image.shape[-1]
         scales = np.broadcast_to(np.asarray(scale, np.float64), (channels,))
         shifts = -np.asarray(mean, np.float64) * scales
-        normalize = Node(
+        normalize = affine_node(
             unique_name([*graph.nodes, name], "normalize"),
-            keras.layers.DepthwiseConv2D,
-            keras.layers.DepthwiseConv2D(1).get_config(),
-            (
-                scales.reshape(1, 1, channels, 1).astype(np.float32),
-                shifts.astype(np.float32),
-            ),
+            scales,
+            shifts,
             (name,),
             image.shape,
         )
