@@ -10,7 +10,7 @@ pathlib.Path("model.tflite").write_bytes(quantized.tflite)
 # First of all: it quiets TensorFlow's libraries before anything imports them.
 from dfq_tf import compat  # noqa: F401
 from dfq_tf.classifier import Classifier, load_classifier
-from dfq_tf.config import BitWidths, DistillationConfig
+from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import (
     ConfigError,
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BitWidths",
+    "CalibrationConfig",
     "Classifier",
     "ConfigError",
     "DataError",

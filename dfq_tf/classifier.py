@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow_model_optimization as tfmot
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import keras, tf, traced
 from dfq_tf.description import ModelDescription, description_path
 from dfq_tf.errors import ModelError
 from dfq_tf.files import replacing
@@ -56,23 +56,19 @@ class Classifier:
           float32 (n, num_classes).
         """
         starts = range(0, len(images), batch_size)
+        batches = (images[i : i + batch_size].astype(np.float32) for i in starts)
         return np.concatenate(
-            [
-                self._compiled_scores(tf.constant(images[i : i + batch_size])).numpy()
-                for i in starts
-            ]
+            [self._compiled_scores(tf.constant(batch)).numpy() for batch in batches]
         )
 
     @functools.cached_property
     def _compiled_scores(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Scores of one batch of pixels, compiled once for all calls."""
 
-        @tf.function(reduce_retracing=True, autograph=False)
         def scores(pixels: tf.Tensor) -> tf.Tensor:
-            inputs = self.description.normalize(tf.cast(pixels, tf.float32))
-            return self.model(inputs, training=False)
+            return self.model(self.description.normalize(pixels), training=False)
 
-        return scores
+        return traced(scores, tf.TensorSpec((None, *self.image_shape), tf.float32))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path` (.keras) and the description beside it."""

@@ -8,7 +8,8 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -38,6 +39,15 @@ def native_output_hidden() -> Iterator[None]:
             os.close(saved)
 
 
+def traced(function: Callable[..., Any], *specs: "tf.TensorSpec") -> Any:
+    """Compiles a function for tensors of these specifications, once and for all.
+
+    Unlike a `tf.function`, it is never traced again, whatever the size of a batch.
+    """
+    compiled = tf.function(function, input_signature=specs, autograph=False)
+    return compiled.get_concrete_function()
+
+
 # Read once, when TensorFlow's libraries load: hide the C++ INFO and WARNING lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # tfmot picks `tf_keras` itself, but only if `tf.keras` was not asked for first.
@@ -49,4 +59,4 @@ with native_output_hidden():
 
     tf.config.list_physical_devices()  # looks for GPUs, and logs that it did
 
-__all__ = ["keras", "native_output_hidden", "tf"]
+__all__ = ["keras", "native_output_hidden", "tf", "traced"]

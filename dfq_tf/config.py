@@ -6,6 +6,7 @@ it: a default lives here and nowhere else. This module imports no TensorFlow.
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from dfq_tf.errors import ConfigError
@@ -107,14 +108,105 @@ class RunConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class BitWidths(Checked):
-    """How many bits weights and activations have."""
+    """How many bits weights and activations have.
+
+    The pixels have 8 bits, and the logits 8 or more, whatever is set here.
+    """
 
     num_bits_weight: int = setting(8, "Bits of the weights.", minimum=2, maximum=8)
     num_bits_activation: int = setting(
-        8, "Bits of the activations.", minimum=2, maximum=8
+        8, "Bits of the activations: 4 to 8, or 16.", minimum=4, maximum=16
     )
     per_channel: bool = setting(
         True, "One weight range per output channel, rather than one per layer."
+    )
+    num_bits_first: int = setting(
+        8, "Bits of the first convolution's weights.", minimum=2, maximum=8
+    )
+    num_bits_last: int = setting(
+        8, "Bits of the last layer's weights.", minimum=2, maximum=8
+    )
+    num_bits_depthwise: int = setting(
+        8,
+        "Bits of the weights of depthwise convolutions: few, and each of them tells.",
+        minimum=2,
+        maximum=8,
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a width that is out of its limits."""
+        super().__post_init__()
+        if 8 < self.num_bits_activation < 16:
+            raise ConfigError(
+                f"num_bits_activation is {self.num_bits_activation}; TFLite stores "
+                "activations in 8 or 16 bits, so it must be 4 to 8, or 16"
+            )
+
+    @property
+    def name(self) -> str:
+        """Such as W4A8."""
+        return f"W{self.num_bits_weight}A{self.num_bits_activation}"
+
+
+def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
+    """Reads bit widths such as W4A8.
+
+    Args:
+      name: W, the bits of the weights, A, the bits of the activations.
+      widths: gives all other settings.
+
+    Raises:
+      ConfigError: it is not of that form, or a width is out of its limits.
+    """
+    match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", name.strip())
+    if not match:
+        raise ConfigError(
+            f"widths is {name!r}; write the bits of weights and activations as W4A8"
+        )
+    weight, activation = map(int, match.groups())
+    return dataclasses.replace(
+        widths, num_bits_weight=weight, num_bits_activation=activation
+    )
+
+
+RANGE_METHODS = ("min_max", "percentile", "mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationConfig(Checked):
+    """How ranges are found, and what helps them, all of it without training."""
+
+    calibration_images: int = setting(
+        1024, "Generated images from which activation ranges are found.", minimum=1
+    )
+    activation_range: str = setting(
+        "mse",
+        "Range of activations: their lowest and highest value, a percentile, or what "
+        "makes the mean squared error of the rounding least. 16 bits always have the "
+        "first.",
+        choices=RANGE_METHODS,
+    )
+    activation_percentile: float = setting(
+        99.99,
+        "Share of the values, in percent, that lie below the upper end of a range, "
+        "and above its lower end, with --activation_range=percentile.",
+        above=50,
+        maximum=100,
+    )
+    weight_range: str = setting(
+        "mse",
+        "Range of weights, as --activation_range.",
+        choices=("min_max", "mse"),
+    )
+    equalize: bool = setting(
+        False,
+        "Balance the weights of neighbouring layers first (cross-layer equalization, "
+        "Nagel et al. 2019).",
+    )
+    bias_correction: bool = setting(
+        True,
+        "Move biases so that the mean of each channel is that of the float network "
+        "(Nagel et al. 2019), on the calibration images.",
     )
 
 
@@ -133,7 +225,7 @@ class DistillationConfig(Checked):
         minimum=0,
     )
     generator_steps: int = setting(1, "Generator steps per round.", minimum=0)
-    student_steps: int = setting(1, "Student steps per round.", minimum=1)
+    student_steps: int = setting(3, "Student steps per round.", minimum=1)
     generator_learning_rate: float = setting(
         1e-3, "Peak learning rate of Adam, with a cosine decay to 0.", above=0
     )
@@ -144,7 +236,7 @@ class DistillationConfig(Checked):
         choices=("adam", "sgd"),
     )
     student_learning_rate: float = setting(
-        1e-5, "Peak learning rate of the student, with a cosine decay to 0.", above=0
+        1e-4, "Peak learning rate of the student, with a cosine decay to 0.", above=0
     )
     student_momentum: float = setting(
         0.9, "Momentum of the student's sgd.", minimum=0, maximum=0.999
@@ -160,9 +252,6 @@ class DistillationConfig(Checked):
     )
     batch_entropy_weight: float = setting(
         1.0, "Weight of the batch entropy in the auxiliary loss.", minimum=0
-    )
-    calibration_images: int = setting(
-        1024, "Generated images from which activation ranges are found.", minimum=1
     )
 
 

@@ -1,16 +1,19 @@
 """From a fake-quantized student to an integer-only TFLite file, and proof of it."""
 
-import logging
-import warnings
+import statistics
+import time
 
 import numpy as np
 from ai_edge_litert import interpreter as litert
 
+from dfq_tf import tflite_writer
 from dfq_tf.classifier import Classifier
-from dfq_tf.compat import native_output_hidden, tf
+from dfq_tf.compat import native_output_hidden
 from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.quantization import apply
 
+# Operators whose output has the scale of their input: pixels stay pixels.
+_COPYING = ("MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "PAD", "RESHAPE")
 _INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
 
 
@@ -18,8 +21,8 @@ def convert(student: Classifier) -> bytes:
     """Writes a fake-quantized student as an integer-only TFLite model.
 
     The file takes raw pixels, uint8 (1, height, width, channels), and gives int8
-    logits (1, num_classes). The normalisation of pixels is in the input's scale and
-    zero point, so that an app has nothing to compute.
+    logits (1, num_classes), int16 ones at A16. The normalisation of pixels is in the
+    input's scale and zero point, so that an app has nothing to compute.
 
     Args:
       student: from `quantization.apply.quantize_graph`.
@@ -29,38 +32,18 @@ def convert(student: Classifier) -> bytes:
 
     Raises:
       ModelError: the student is not fake-quantized.
-      ExportError: the converter gave a file that is not integer-only.
+      ExportError: a layer cannot be written, or LiteRT cannot run the file.
     """
     if not apply.is_quantized(student.model):
         raise ModelError(
             "the student is a float model without fake quantization; make a quantized "
             "one of it with dfq_tf.quantize or tools/quantize.py"
         )
-    shape = (1, *student.image_shape)
-
-    @tf.function(
-        input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
-        autograph=False,
+    (mean, *_), (scale, *_) = (
+        student.description.input_mean,
+        student.description.input_scale,
     )
-    def logits(image: tf.Tensor) -> tf.Tensor:
-        return student.model(image, training=False)
-
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [logits.get_concrete_function()], student.model
-    )
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.int8
-    # The converter warns of a missing representative data set: the ranges are known.
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), native_output_hidden():
-            warnings.simplefilter("ignore")
-            content = converter.convert()
-    finally:
-        logger.setLevel(level)
+    content = tflite_writer.write(student.model, scale, round(mean))
     check_integer_only(content)
     return content
 
@@ -77,7 +60,7 @@ class TFLiteClassifier:
     """
 
     def __init__(self, content: bytes, num_threads: int = 1) -> None:
-        self._interpreter = _interpreter(content, num_threads)
+        self._interpreter = open_interpreter(content, num_threads=num_threads)
         (self._input,) = self._interpreter.get_input_details()
         (self._output,) = self._interpreter.get_output_details()
         if self._input["dtype"] != np.uint8 or len(self._input["shape"]) != 4:
@@ -103,6 +86,30 @@ class TFLiteClassifier:
         """What one integer step of the output is worth."""
         return float(self._output["quantization"][0])
 
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces of the graph XNNPACK has taken over.
+
+        One is best: between two pieces, operators run in the slower built-in kernels.
+        """
+        operators = self._interpreter._get_ops_details()
+        return sum(operator["op_name"] == "DELEGATE" for operator in operators)
+
+    def latency(self, runs: int = 300) -> float:
+        """Median time of one image, in milliseconds, after a tenth as many to warm up.
+
+        Args:
+          runs: how often an image of zeros is run.
+        """
+        image = np.zeros((1, *self.image_shape), np.uint8)
+        self._interpreter.set_tensor(self._input["index"], image)
+        seconds = []
+        for _ in range(runs + runs // 10):
+            began = time.perf_counter()
+            self._interpreter.invoke()
+            seconds.append(time.perf_counter() - began)
+        return 1000 * statistics.median(seconds[runs // 10 :])
+
     def scores(self, images: np.ndarray) -> np.ndarray:
         """Logits of images.
 
@@ -125,23 +132,26 @@ class TFLiteClassifier:
 def check_integer_only(content: bytes) -> None:
     """Checks the file itself: every tensor integer, no float operator.
 
-    One QUANTIZE, from the uint8 input to int8, is the only one allowed.
+    A QUANTIZE of pixels, as from the uint8 input to int8, is the only one allowed.
 
     Raises:
       ExportError: naming the tensor or the operator that is not integer.
     """
-    interpreter = _interpreter(content, num_threads=1, delegates=False)
+    interpreter = open_interpreter(content, delegates=False)
     for tensor in interpreter.get_tensor_details():
         if tensor["dtype"] not in _INTEGERS:
             raise ExportError(
                 f"tensor {tensor['name']} of the TFLite file is "
                 f"{np.dtype(tensor['dtype']).name}, not an integer"
             )
-    inputs = {tensor["index"] for tensor in interpreter.get_input_details()}
+    pixels = {tensor["index"] for tensor in interpreter.get_input_details()}
     for operator in interpreter._get_ops_details():
         name = operator["op_name"]
-        is_input = name == "QUANTIZE" and set(operator["inputs"]) <= inputs
-        if name in ("QUANTIZE", "DEQUANTIZE") and not is_input:
+        if name == "QUANTIZE" and set(operator["inputs"]) <= pixels:
+            pixels.update(operator["outputs"])
+        elif name in _COPYING and operator["inputs"][0] in pixels:
+            pixels.update(operator["outputs"])
+        elif name in ("QUANTIZE", "DEQUANTIZE"):
             raise ExportError(f"the TFLite file has a {name} inside its graph")
 
 
@@ -162,20 +172,38 @@ def largest_difference(
     return int(np.round(difference.max() / tflite.output_scale))
 
 
-def _interpreter(
-    content: bytes, num_threads: int, delegates: bool = True
+def open_interpreter(
+    content: bytes,
+    *,
+    num_threads: int = 1,
+    delegates: bool = True,
+    keeps_tensors: bool = False,
 ) -> litert.Interpreter:
+    """LiteRT's interpreter of a file, ready to run.
+
+    Args:
+      content: of the file.
+      num_threads: threads of the kernels.
+      delegates: whether XNNPACK may take operators over.
+      keeps_tensors: whether the tensors between layers can be read after a run; no
+        operator is taken over then.
+
+    Raises:
+      ExportError: LiteRT cannot read the file.
+    """
     resolver = litert.OpResolverType
+    plain = keeps_tensors or not delegates
     try:
         with native_output_hidden():
             interpreter = litert.Interpreter(
                 model_content=content,
                 num_threads=num_threads,
                 experimental_op_resolver_type=(
-                    resolver.AUTO
-                    if delegates
-                    else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                    resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                    if plain
+                    else resolver.AUTO
                 ),
+                experimental_preserve_all_tensors=keeps_tensors,
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:

@@ -16,8 +16,10 @@ import tqdm
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import TrainingError
+from dfq_tf.files import write_text
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
+Evaluate = Callable[[], Mapping[str, float]]
 
 
 def run_loop(
@@ -27,6 +29,8 @@ def run_loop(
     trackables: Mapping[str, Any],
     directory: str | os.PathLike[str] | None = None,
     *,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 50,
     measure_every: int = 10,
     save_seconds: float = 60.0,
     show_progress: bool = True,
@@ -40,6 +44,10 @@ def run_loop(
       trackables: all that the step changes: models and optimizers, by name.
       directory: where checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`) are kept; None keeps nothing.
+      evaluate: called before the first step, every `evaluate_every` steps and at the
+        end; its measurements go to `NAME_curve.csv` and to TensorBoard. Not called
+        without a directory.
+      evaluate_every: steps between two evaluations.
       measure_every: steps between two reports of the measurements.
       save_seconds: least time between two checkpoints; one is saved at the end too.
       show_progress: whether to show a bar on the terminal.
@@ -75,8 +83,13 @@ def run_loop(
         # A log file needs no line every half second.
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
+    curve = _Curve(name, directory, first, writer)
+    if directory is None:
+        evaluate = None  # there is nowhere to put it
     with bar:
         for index in range(first, num_steps):
+            if evaluate is not None and index % evaluate_every == 0:
+                curve.add(index, evaluate())
             tensors = step(index)
             counter.assign_add(1)
             done = index + 1
@@ -92,6 +105,8 @@ def run_loop(
                 with writer.as_default(step=done):
                     for key, value in measurements.items():
                         tf.summary.scalar(key, value)
+            if evaluate is not None and done == num_steps:
+                curve.add(done, evaluate())
             is_due = time.monotonic() - saved_at >= save_seconds
             if is_due or done == num_steps:
                 _check_weights(name, done, trackables, manager)
@@ -101,6 +116,41 @@ def run_loop(
     if writer is not None:
         writer.close()
     return measurements
+
+
+class _Curve:
+    """The rows of NAME_curve.csv; those of a run that was interrupted stay."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: str | os.PathLike[str] | None,
+        first: int,
+        writer: Any,
+    ) -> None:
+        self._path = None
+        self._lines: list[str] = []
+        self._writer = writer
+        if directory is not None:
+            self._path = pathlib.Path(directory) / f"{name}_curve.csv"
+            if first and self._path.exists():
+                header, *rows = self._path.read_text().splitlines()
+                kept = [row for row in rows if int(row.split(",")[0]) < first]
+                self._lines = [header, *kept]
+
+    def add(self, done: int, values: Mapping[str, float]) -> None:
+        """Adds a row; the header comes from the first one's names."""
+        if self._path is None:
+            return
+        if not self._lines:
+            self._lines.append(",".join(["step", *values]))
+        self._lines.append(
+            ",".join([str(done), *(f"{v:.6g}" for v in values.values())])
+        )
+        write_text(self._path, "\n".join(self._lines) + "\n")
+        with self._writer.as_default(step=done):
+            for key, value in values.items():
+                tf.summary.scalar(f"evaluation/{key}", value)
 
 
 def _check_measurements(

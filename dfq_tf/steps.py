@@ -72,11 +72,12 @@ def generator_step(
     Its loss is alpha * auxiliary loss - distillation loss. The student runs with
     training=False: moving averages that it may have stay where they are.
     """
+    assert state.student is not None
     noise = sample_noise(config, seed_and_step, _GENERATOR)
     with tf.GradientTape() as tape:
         pixels = state.generator(noise, training=True)
         teacher_logits, auxiliary, measurements = _auxiliary_loss(state, config, pixels)
-        student_logits = _student_logits(state, pixels, training=False)
+        student_logits = _logits(state.student, pixels, training=False)
         distillation = losses.distillation_loss(teacher_logits, student_logits)
         loss = config.alpha * auxiliary - distillation
     _apply(tape, loss, state.generator, state.generator_optimizer)
@@ -90,21 +91,38 @@ def student_step(
     noise = sample_noise(config, seed_and_step, _STUDENT)
     # The batch's own statistics, as when the generator learnt to make these images.
     pixels = tf.stop_gradient(state.generator(noise, training=True))
-    teacher_logits = tf.stop_gradient(state.teacher(pixels)[0])
-    with tf.GradientTape() as tape:
-        student_logits = _student_logits(state, pixels, training=True)
-        loss = losses.distillation_loss(teacher_logits, student_logits)
     assert state.student is not None
-    _apply(tape, loss, state.student.model, state.student_optimizer)
+    return distillation_step(
+        state.teacher, state.student, state.student_optimizer, pixels
+    )
+
+
+def distillation_step(
+    teacher: ObservedTeacher, student: Classifier, optimizer: Any, pixels: tf.Tensor
+) -> Measurements:
+    """Trains a student to answer as the teacher does on some images.
+
+    Args:
+      teacher: frozen.
+      student: gives logits.
+      optimizer: built for the student.
+      pixels: float32 (batch, height, width, channels) in [0, 255].
+
+    Returns:
+      'distillation_loss' in nats and 'agreement' in [0, 1], both before the step.
+    """
+    teacher_logits = tf.stop_gradient(teacher(pixels)[0])
+    with tf.GradientTape() as tape:
+        student_logits = _logits(student, pixels, training=True)
+        loss = losses.distillation_loss(teacher_logits, student_logits)
+    _apply(tape, loss, student.model, optimizer)
     same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
     agreement = tf.reduce_mean(tf.cast(same, tf.float32))
     return {"distillation_loss": loss, "agreement": agreement}
 
 
-def _student_logits(state: State, pixels: tf.Tensor, training: bool) -> tf.Tensor:
-    assert state.student is not None
-    inputs = state.student.description.normalize(pixels)
-    return state.student.model(inputs, training=training)
+def _logits(student: Classifier, pixels: tf.Tensor, training: bool) -> tf.Tensor:
+    return student.model(student.description.normalize(pixels), training=training)
 
 
 def _auxiliary_loss(

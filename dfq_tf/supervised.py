@@ -68,7 +68,7 @@ def train_teacher(
             model, optimizer, inputs, labels, config.teacher_weight_decay
         )
 
-    order = _Order(len(images), config.teacher_batch_size, seed)
+    order = Order(len(images), config.teacher_batch_size, seed)
 
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
@@ -157,7 +157,7 @@ def augment(
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
 
 
-class _Order:
+class Order:
     """The shuffled order of the images, epoch by epoch."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int) -> None:

@@ -11,7 +11,7 @@ from dfq_tf.bn_statistics import ObservedTeacher
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
-from dfq_tf.loop import run_loop
+from dfq_tf.loop import Evaluate, run_loop
 from dfq_tf.models import build_generator
 from dfq_tf.precision import with_precision
 
@@ -81,6 +81,7 @@ def distill(
     *,
     seed: int,
     directory: str | os.PathLike[str] | None = None,
+    evaluate: Evaluate | None = None,
     show_progress: bool = True,
 ) -> dict[str, float]:
     """Trains student and generator against each other, both in place.
@@ -94,6 +95,8 @@ def distill(
       config: rounds, batch size, learning rates, weights of the terms.
       seed: decides the noise.
       directory: for checkpoints and scalars; None keeps none.
+      evaluate: measures the student now and then, see `run_loop`; nothing is chosen
+        by it.
       show_progress: whether to show a bar.
 
     Returns:
@@ -106,10 +109,8 @@ def distill(
     generator_optimizer = _adam(
         generator, config.generator_learning_rate, rounds * config.generator_steps
     )
-    student_optimizer = _student_optimizer(student.model, config)
-    state = steps.State(
-        teacher, generator, generator_optimizer, student, student_optimizer
-    )
+    optimizer = student_optimizer(student.model, config)
+    state = steps.State(teacher, generator, generator_optimizer, student, optimizer)
 
     @compiled
     def generator_step(seed_and_step: tf.Tensor) -> steps.Measurements:
@@ -137,9 +138,11 @@ def distill(
             "generator": generator,
             "generator_optimizer": generator_optimizer,
             "student": student.model,
-            "student_optimizer": student_optimizer,
+            "student_optimizer": optimizer,
         },
         directory,
+        evaluate=evaluate,
+        evaluate_every=max(1, rounds // 10),
         show_progress=show_progress,
     )
 
@@ -183,7 +186,8 @@ def _cosine(learning_rate: float, num_steps: int) -> Any:
     return keras.optimizers.schedules.CosineDecay(learning_rate, max(1, num_steps))
 
 
-def _student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
+def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
+    """The student's optimizer, built, with a cosine decay over all student steps."""
     num_steps = config.distillation_rounds * config.student_steps
     if config.student_optimizer == "adam":
         return _adam(model, config.student_learning_rate, num_steps)

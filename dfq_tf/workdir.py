@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -31,35 +31,40 @@ class Workdir:
 
     Args:
       path: the folder, made if it is not there.
-      settings: name -> value of all that decides the results, as text.
+      settings: name -> value of all flags, as text.
+      free: names of settings that a later run there may change: they choose what is
+        made, and not what comes out.
 
     Raises:
       WorkdirError: the folder cannot be written, or was made with other settings.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], settings: Mapping[str, str]
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, str],
+        free: Collection[str] = (),
     ) -> None:
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError("no permission to write there")
-            self._claim(settings)
+            self._claim(settings, free)
         except OSError as error:
             raise WorkdirError(
                 f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
                 "another folder with --workdir"
             ) from error
 
-    def _claim(self, settings: Mapping[str, str]) -> None:
+    def _claim(self, settings: Mapping[str, str], free: Collection[str]) -> None:
         path = self.path / "flags.cfg"
         if path.exists():
             before = _parse_flagfile(path.read_text())
             changes = [
                 f"  --{name}: {before.get(name, '(absent)')} -> "
                 f"{settings.get(name, '(absent)')}"
-                for name in sorted(before.keys() | settings.keys())
+                for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
             if changes:

@@ -6,9 +6,9 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths
 from dfq_tf.description import ModelDescription
-from dfq_tf.errors import ConfigError, ModelError, TrainingError, UnsupportedLayerError
+from dfq_tf.errors import ModelError, TrainingError, UnsupportedLayerError
 from dfq_tf.graph import Graph
-from dfq_tf.quantization import apply
+from dfq_tf.quantization import apply, registry
 from tests import networks
 
 layers = keras.layers
@@ -30,6 +30,19 @@ def conv_dense():
     model = keras.Model(image, x)
     networks.randomize(model, 0)
     return Classifier(model, description())
+
+
+def depthwise(multiplier):
+    """A network with a depthwise kernel of channels of all sizes, and that kernel."""
+    keras.utils.set_random_seed(0)
+    image = layers.Input((8, 8, 3))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=multiplier, name="depth")(image)
+    x = layers.Dense(networks.NUM_CLASSES)(layers.Flatten()(x))
+    model = keras.Model(image, x)
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, multiplier))
+    kernel *= np.geomspace(0.01, 1, 3 * multiplier).reshape(3, multiplier)
+    model.get_layer("depth").depthwise_kernel.assign(kernel)
+    return Classifier(model, description()), kernel
 
 
 def folded(model):
@@ -57,13 +70,37 @@ def affine(values, low, high, num_bits):
     return (np.clip(integers, 0, 2**num_bits - 1) - zero_point) * scale
 
 
-def quantized(classifier, widths=BitWidths(), ranges=None, count=32):
+def all_bits(num_bits, activation=8, per_channel=True):
+    """Widths that are the same for all kernels, the first and last ones too."""
+    return BitWidths(num_bits, activation, per_channel, num_bits, num_bits, num_bits)
+
+
+def quantized(classifier, widths=BitWidths(), ranges=None, weight_range="mse"):
     """The student of a network, calibrated on images unless ranges are given."""
     graph, fed = apply.integer_ready(classifier)
     if ranges is None:
-        images = networks.images(classifier.image_shape, count)
-        ranges = calibration.calibrate(graph, fed, images)
-    return apply.quantize_graph(graph, fed, widths, ranges)
+        images = networks.images(classifier.image_shape, 32)
+        ranges = calibration.calibrate(graph, fed, images, widths)
+    return apply.quantize_graph(graph, fed, widths, ranges, weight_range)
+
+
+def kernel_of(student, name):
+    """The kernel that a layer of the student computes with."""
+    wrapper = student.model.get_layer(f"quant_{name}")
+    wrapper(tf.zeros((1, *wrapper.input_shape[1:])))  # puts it in place
+    return getattr(wrapper.layer, wrapper.quantize_config.kernel).numpy()
+
+
+def least_squared_errors(kernel, num_bits):
+    """Of each output, over ranges in fine steps: (outputs,), float64."""
+    values = kernel.reshape(-1, kernel.shape[-1]).astype(np.float64)
+    most = 2 ** (num_bits - 1) - 1
+    errors = []
+    for share in np.linspace(0.05, 1, 400):
+        scale = share * np.abs(values).max(axis=0) / most
+        rounded = scale * np.clip(np.round(values / scale), -most, most)
+        errors.append(np.square(values - rounded).sum(axis=0))
+    return np.min(errors, axis=0)
 
 
 class IntegerReadyTest(tf.test.TestCase, parameterized.TestCase):
@@ -138,57 +175,118 @@ class QuantizeGraphTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(num_bits=(2, 4, 8), per_channel=(False, True))
     def test_kernel_equals_numpy(self, num_bits, per_channel):
         classifier = conv_dense()
-        widths = BitWidths(num_bits_weight=num_bits, per_channel=per_channel)
-        student = quantized(classifier, widths)
-        wrapper = student.model.get_layer("quant_conv")
-        wrapper(tf.zeros((1, 8, 8, 3)))  # puts the quantized kernel in place
+        widths = all_bits(num_bits, per_channel=per_channel)
+        student = quantized(classifier, widths, weight_range="min_max")
         kernel, bias = folded(classifier.model)
         self.assertAllClose(
-            wrapper.layer.kernel, symmetric(kernel, num_bits, per_channel), atol=1e-5
+            kernel_of(student, "conv"),
+            symmetric(kernel, num_bits, per_channel),
+            atol=1e-5,
         )
-        self.assertAllClose(wrapper.layer.bias, bias, atol=1e-5)
+        layer = student.model.get_layer("quant_conv").layer
+        self.assertAllClose(layer.bias, bias, atol=1e-5)
 
     @parameterized.parameters(1, 2)
     def test_depthwise_kernel_has_a_range_per_output(self, multiplier):
-        keras.utils.set_random_seed(0)
-        image = layers.Input((8, 8, 3))
-        x = layers.DepthwiseConv2D(3, depth_multiplier=multiplier, name="depth")(image)
-        x = layers.Dense(networks.NUM_CLASSES)(layers.Flatten()(x))
-        model = keras.Model(image, x)
-        kernel = np.random.default_rng(0).normal(size=(3, 3, 3, multiplier))
-        kernel *= np.geomspace(0.01, 1, 3 * multiplier).reshape(3, multiplier)
-        model.get_layer("depth").depthwise_kernel.assign(kernel)
-        student = quantized(Classifier(model, description()))
-        wrapper = student.model.get_layer("quant_depth")
-        wrapper(tf.zeros((1, 8, 8, 3)))
+        classifier, kernel = depthwise(multiplier)
+        student = quantized(classifier, weight_range="min_max")
         scale = np.abs(kernel).max(axis=(0, 1)) / 127
         expected = np.round(kernel / scale) * scale
         self.assertAllClose(
-            wrapper.layer.depthwise_kernel / scale, expected / scale, atol=1e-3
+            kernel_of(student, "depth") / scale, expected / scale, atol=1e-3
         )
 
-    @parameterized.parameters(BitWidths(), BitWidths(4, 6, False))
+    @parameterized.parameters(2, 3, 4)
+    def test_weight_ranges_have_the_least_squared_error(self, num_bits):
+        classifier = conv_dense()
+        kernel, _ = folded(classifier.model)
+        student = quantized(classifier, all_bits(num_bits), weight_range="mse")
+        errors = np.square(kernel_of(student, "conv") - kernel).sum(axis=(0, 1, 2))
+        least = least_squared_errors(kernel, num_bits)
+        self.assertAllInRange(errors / least, 0.95, 1.05)
+        extremes = np.square(symmetric(kernel, num_bits, True) - kernel)
+        self.assertGreater(np.max(extremes.sum(axis=(0, 1, 2)) / least), 1.1)
+
+    @parameterized.parameters(1, 2)
+    def test_least_squared_error_of_a_depthwise_kernel(self, multiplier):
+        classifier, kernel = depthwise(multiplier)
+        student = quantized(classifier, all_bits(3), weight_range="mse")
+        errors = np.square(kernel_of(student, "depth") - kernel).sum(axis=(0, 1))
+        least = least_squared_errors(kernel.reshape(3, 3, -1), 3)
+        self.assertAllInRange(errors.ravel() / least, 0.9, 1.05)
+
+    def test_weight_ranges_have_the_least_squared_error_by_default(self):
+        classifier = conv_dense()
+        graph, fed = apply.integer_ready(classifier)
+        ranges = {"pixels": (-120 / 64, 135 / 64), "relu": (0.0, 2.0)}
+        ranges["logits_as_conv"] = (-3.0, 4.0)
+        default = apply.quantize_graph(graph, fed, all_bits(3), ranges)
+        least = quantized(classifier, all_bits(3), ranges, "mse")
+        extremes = quantized(classifier, all_bits(3), ranges, "min_max")
+        kernel = kernel_of(default, "conv")
+        self.assertAllEqual(kernel, kernel_of(least, "conv"))
+        self.assertNotAllClose(kernel, kernel_of(extremes, "conv"), atol=1e-2)
+
+    @parameterized.product(weight_range=("min_max", "mse"), per_channel=(False, True))
+    def test_kernels_have_the_bits_of_their_place(self, weight_range, per_channel):
+        widths = BitWidths(
+            num_bits_weight=4,
+            per_channel=per_channel,
+            num_bits_first=5,
+            num_bits_last=6,
+            num_bits_depthwise=3,
+        )
+        classifier = networks.build("mobilenet_like")
+        graph, _ = apply.integer_ready(classifier)
+        kernels = [n for n in graph.nodes.values() if n.kind in registry.KERNELS]
+        first, *inner, last = kernels
+        self.assertLen(inner, 5)
+        bits = {first.name: 5, last.name: 6}
+        for node in inner:
+            bits[node.name] = 3 if node.kind == "DepthwiseConv2D" else 4
+        self.assertCountEqual(bits.values(), [5, 6, 3, 3, 3, 4, 4])
+        student = quantized(classifier, widths, weight_range=weight_range)
+        for node in kernels:
+            kernel = kernel_of(student, node.name)
+            outputs = 2 if node.kind == "DepthwiseConv2D" else 1
+            axes = tuple(range(kernel.ndim - outputs)) if per_channel else None
+            integers = kernel / np.abs(kernel).max(axis=axes, keepdims=True)
+            integers *= 2 ** (bits[node.name] - 1) - 1
+            self.assertAllClose(integers, np.round(integers), rtol=0, atol=1e-3)
+            # Fewer bits would leave multiples of something.
+            integers = np.round(integers).astype(int)
+            self.assertEqual(np.gcd.reduce(integers.ravel()), 1)
+
+    @parameterized.parameters(
+        BitWidths(),
+        all_bits(4, 6, False),
+        BitWidths(8, 6, False, num_bits_first=4, num_bits_last=3),
+        all_bits(8, 4),
+    )
     def test_student_equals_float_layers_fed_with_quantized_numbers(self, widths):
         classifier = conv_dense()
         images = networks.images(classifier.image_shape, 16)
         ranges = {"pixels": (-120 / 64, 135 / 64), "relu": (0.0, 2.0)}
         ranges["logits_as_conv"] = (-3.0, 4.0)
-        student = quantized(classifier, widths, ranges)
+        student = quantized(classifier, widths, ranges, "min_max")
 
-        weight_bits, bits = widths.num_bits_weight, widths.num_bits_activation
+        bits, per_channel = widths.num_bits_activation, widths.per_channel
         kernel, bias = folded(classifier.model)
-        kernel = symmetric(kernel, weight_bits, widths.per_channel)
-        x = affine((images.astype(np.float64) - 120) / 64, *ranges["pixels"], bits)
+        kernel = symmetric(kernel, widths.num_bits_first, per_channel)
+        x = affine((images.astype(np.float64) - 120) / 64, *ranges["pixels"], 8)
         x = tf.nn.conv2d(x, kernel, 1, "SAME").numpy() + bias
         x = affine(np.maximum(x, 0), *ranges["relu"], bits)
         dense, dense_bias = classifier.model.get_layer("logits").get_weights()
-        dense = symmetric(dense.astype(np.float64), weight_bits, widths.per_channel)
+        dense = dense.astype(np.float64)
+        dense = symmetric(dense, widths.num_bits_last, per_channel)
         x = x.reshape(len(x), -1) @ dense + dense_bias
-        expected = affine(x, *ranges["logits_as_conv"], bits)
+        expected = affine(x, *ranges["logits_as_conv"], 8)
 
-        step = 7.0 / (2**bits - 1)
+        step = 7.0 / 255
         steps = np.round(np.abs(student.scores(images) - expected) / step)
-        self.assertLessEqual(steps.max(), 1)  # where float32 falls on the other side
+        # A ReLU that float32 puts on the other side moves the logits by a share of
+        # its own step, which is wider than theirs.
+        self.assertLessEqual(steps.max(), 1 if bits == 8 else 8)
         self.assertLess(np.mean(steps > 0), 0.05)
 
     def test_fine_widths_come_close_to_the_float_network(self):
@@ -196,12 +294,39 @@ class QuantizeGraphTest(tf.test.TestCase, parameterized.TestCase):
         images = networks.images(classifier.image_shape, 32)
         scores = classifier.scores(images)
         errors = []
-        for bits in (2, 4, 8):
-            student = quantized(classifier, BitWidths(bits, bits))
+        for widths in (all_bits(2, 4), all_bits(4, 6), all_bits(8, 8), all_bits(8, 16)):
+            student = quantized(classifier, widths)
             errors.append(np.mean(np.abs(student.scores(images) - scores)))
-        self.assertGreater(errors[0], errors[1])
-        self.assertGreater(errors[1], errors[2])
+        for coarse, fine in zip(errors, errors[1:]):
+            self.assertGreater(coarse, fine)
         self.assertLess(errors[2], 0.02 * np.ptp(scores))
+
+    def test_sixteen_bits_are_symmetric(self):
+        classifier = conv_dense()
+        ranges = {"pixels": (-120 / 64, 135 / 64), "relu": (0.0, 2.0)}
+        ranges["logits_as_conv"] = (-7.0, 4.0)
+        student = quantized(classifier, BitWidths(8, 16), ranges)
+        kept = {}
+        for name in ranges:
+            variables = apply.range_variables(student.model.get_layer(f"quant_{name}"))
+            kept[name] = tuple(
+                float(variables[f"output_{end}"].numpy()) for end in ("min", "max")
+            )
+        self.assertEqual(
+            kept,
+            {
+                "pixels": ranges["pixels"],
+                "relu": (-2.0, 2.0),
+                "logits_as_conv": (-7.0, 7.0),
+            },
+        )
+        scores = student.scores(networks.images(classifier.image_shape, 16))
+        integers = scores * (32767 / 7.0)
+        self.assertAllClose(integers, np.round(integers), rtol=0, atol=0.02)
+        # No grid of 8 bits has them all.
+        self.assertNotAllClose(
+            scores * (127 / 7), np.round(scores * (127 / 7)), atol=0.1
+        )
 
     def test_outputs_lie_on_the_grid_of_their_range(self):
         classifier = conv_dense()
@@ -238,9 +363,7 @@ class QuantizeGraphTest(tf.test.TestCase, parameterized.TestCase):
         gamma = classifier.model.get_layer("bn").gamma
         gamma.assign(np.where(np.arange(6) == 2, 0.0, gamma.numpy()))
         student = quantized(classifier)
-        wrapper = student.model.get_layer("quant_conv")
-        wrapper(tf.zeros((1, 8, 8, 3)))
-        kernel = wrapper.layer.kernel.numpy()
+        kernel = kernel_of(student, "conv")
         self.assertAllEqual(kernel[..., 2], np.zeros((3, 3, 3)))
         self.assertAllInRange(np.abs(kernel).max(axis=(0, 1, 2))[3:], 1e-3, 10)
 
@@ -294,21 +417,6 @@ class CheckedRangesTest(tf.test.TestCase):
         self.assertEqual(ranges["pixels"], (-120 / 64, 135 / 64))
         raw = description((0.0,), (1.0,))
         self.assertEqual(apply.pixel_range(raw), (0.0, 255.0))
-
-
-class CheckWidthsTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters((4, 8), (8, 4), (2, 2))
-    def test_refuses_what_cannot_be_written(self, weight, activation):
-        with self.assertRaisesRegex(
-            ConfigError,
-            f"num_bits_weight is {weight} and num_bits_activation is {activation}; "
-            "only 8 and 8",
-        ):
-            apply.check_widths(BitWidths(weight, activation))
-
-    def test_takes_eight_bits_per_channel_or_not(self):
-        for per_channel in (True, False):
-            self.assertIsNone(apply.check_widths(BitWidths(per_channel=per_channel)))
 
 
 if __name__ == "__main__":

@@ -177,6 +177,11 @@ class ImportDirectionsTest(parameterized.TestCase):
         others = set(self.of_package("dfq_tf")) - {"dfq_tf.data"}
         self.assertImportsNone(others, "dfq_tf.data", "tensorflow_datasets", "sklearn")
 
+    def test_nothing_data_free_knows_the_yardsticks(self):
+        self.assertIn("dfq_tf.yardsticks", MODULES)
+        others = set(self.of_package("dfq_tf")) - {"dfq_tf.yardsticks"}
+        self.assertImportsNone(others, "dfq_tf.yardsticks", "dfq_tf.supervised")
+
     def test_package_knows_neither_tools_nor_tests(self):
         self.assertImportsNone(self.of_package("dfq_tf"), "tools", "tests")
 

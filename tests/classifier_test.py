@@ -18,11 +18,11 @@ from tests import networks
 layers = keras.layers
 
 
-def student_of(classifier):
+def student_of(classifier, widths=BitWidths()):
     graph, description = apply.integer_ready(classifier)
     images = networks.images(classifier.image_shape, 32)
-    ranges = calibration.calibrate(graph, description, images)
-    return apply.quantize_graph(graph, description, BitWidths(), ranges)
+    ranges = calibration.calibrate(graph, description, images, widths)
+    return apply.quantize_graph(graph, description, widths, ranges)
 
 
 def take_step(model, images):
@@ -121,6 +121,16 @@ class SaveTest(tf.test.TestCase, parameterized.TestCase):
         for variable, value in zip(loaded.model.non_trainable_variables, ranges):
             self.assertAllEqual(variable, value)
         self.assertNotAllEqual(loaded.scores(images), before)
+
+    @parameterized.parameters((4, 8), (8, 4), (3, 16))
+    def test_student_keeps_its_bit_widths(self, weight, activation):
+        classifier = networks.build("vgg_like")
+        student = student_of(classifier, BitWidths(weight, activation))
+        student.save(self.path)
+        images = networks.images(student.image_shape, 8)
+        scores = load_classifier(self.path).scores(images)
+        self.assertAllEqual(scores, student.scores(images))
+        self.assertNotAllClose(scores, student_of(classifier).scores(images))
 
     def test_loaded_student_trains_as_the_saved_one(self):
         student = student_of(networks.build("vgg_like"))

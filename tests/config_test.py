@@ -11,6 +11,7 @@ _CLASSES = (
     config.TeacherConfig,
     config.RunConfig,
     config.BitWidths,
+    config.CalibrationConfig,
     config.DistillationConfig,
 )
 
@@ -91,6 +92,41 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
                     ):
                         cls(**{field.name: value})
 
+    @parameterized.parameters(
+        (config.BitWidths, "num_bits_weight", 2, 8),
+        (config.BitWidths, "num_bits_activation", 4, 16),
+        (config.BitWidths, "num_bits_first", 2, 8),
+        (config.BitWidths, "num_bits_last", 2, 8),
+        (config.BitWidths, "num_bits_depthwise", 2, 8),
+        (config.CalibrationConfig, "calibration_images", 1, None),
+        (config.CalibrationConfig, "activation_percentile", None, 100),
+    )
+    def test_numbers_of_quantization_have_these_limits(self, cls, name, low, high):
+        for limit, sign in ((low, -1), (high, 1)):
+            if limit is not None:
+                self.assertEqual(getattr(cls(**{name: limit}), name), limit)
+                with self.assertRaisesRegex(ConfigError, f"{name} is {limit + sign};"):
+                    cls(**{name: limit + sign})
+
+    def test_a_percentile_is_more_than_half(self):
+        # Half the values below the upper end and half above the lower: no range.
+        kept = config.CalibrationConfig(activation_percentile=50.5)
+        self.assertEqual(kept.activation_percentile, 50.5)
+        with self.assertRaisesRegex(
+            ConfigError, "activation_percentile is 50; it must be above 50"
+        ):
+            config.CalibrationConfig(activation_percentile=50)
+
+    def test_weights_have_no_percentile(self):
+        for method in ("min_max", "percentile", "mse"):
+            kept = config.CalibrationConfig(activation_range=method)
+            self.assertEqual(kept.activation_range, method)
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"weight_range is 'percentile'; it must be one of \['min_max', 'mse'\]",
+        ):
+            config.CalibrationConfig(weight_range="percentile")
+
     def test_unknown_precision_names_the_choices(self):
         with self.assertRaisesRegex(
             ConfigError,
@@ -112,6 +148,75 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
             ConfigError, r"method is 'qat'; it must be one of \['df_q', 'df_qat_kd'\]"
         ):
             config.check_method("qat")
+
+
+class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(*range(9, 16))
+    def test_activations_that_no_file_can_hold_are_refused(self, num_bits):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^num_bits_activation is {num_bits}; TFLite stores activations in 8 or 16 "
+            "bits, so it must be 4 to 8, or 16$",
+        ):
+            config.BitWidths(num_bits_activation=num_bits)
+
+    @parameterized.parameters(4, 5, 6, 7, 8, 16)
+    def test_other_activations_are_allowed(self, num_bits):
+        widths = config.BitWidths(num_bits_activation=num_bits)
+        self.assertEqual(widths.num_bits_activation, num_bits)
+
+    @parameterized.parameters(((8, 8), "W8A8"), ((4, 16), "W4A16"), ((2, 5), "W2A5"))
+    def test_name_tells_weights_and_activations(self, bits, name):
+        self.assertEqual(config.BitWidths(*bits).name, name)
+        others = dict(num_bits_first=3, num_bits_last=6, num_bits_depthwise=7)
+        self.assertEqual(config.BitWidths(*bits, **others).name, name)
+
+
+class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        ("W4A8", 4, 8), ("w4a8", 4, 8), ("W2a16", 2, 16), (" W8A4\n", 8, 4)
+    )
+    def test_reads_weights_then_activations(self, name, weight, activation):
+        widths = config.parse_widths(name)
+        self.assertEqual(widths.num_bits_weight, weight)
+        self.assertEqual(widths.num_bits_activation, activation)
+
+    def test_every_name_reads_as_what_it_names(self):
+        for weight in range(2, 9):
+            for activation in (4, 5, 6, 7, 8, 16):
+                widths = config.BitWidths(weight, activation)
+                self.assertEqual(config.parse_widths(widths.name), widths)
+
+    def test_keeps_all_other_settings(self):
+        others = dict(
+            per_channel=False, num_bits_first=3, num_bits_last=6, num_bits_depthwise=7
+        )
+        widths = config.parse_widths("W4A16", config.BitWidths(5, 6, **others))
+        self.assertEqual(widths, config.BitWidths(4, 16, **others))
+
+    @parameterized.parameters(
+        "", "W4", "A8", "4/8", "48", "A8W4", "W4A", "WA", "W-4A8", "W4A8.0", "W4 A8"
+    )
+    def test_another_form_is_refused(self, name):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^widths is {name!r}; write the bits of weights and activations as W4A8$",
+        ):
+            config.parse_widths(name)
+
+    @parameterized.parameters(
+        ("W1A8", "num_bits_weight is 1; it must be at least 2"),
+        ("W9A8", "num_bits_weight is 9; it must be at most 8"),
+        ("W4A3", "num_bits_activation is 3; it must be at least 4"),
+        ("W4A17", "num_bits_activation is 17; it must be at most 16"),
+        *(
+            (f"W4A{bits}", f"num_bits_activation is {bits}; TFLite stores")
+            for bits in range(9, 16)
+        ),
+    )
+    def test_a_width_out_of_its_limits_is_refused(self, name, message):
+        with self.assertRaisesRegex(ConfigError, f"^{message}"):
+            config.parse_widths(name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -7,26 +9,36 @@ from ai_edge_litert import interpreter as litert
 from dfq_tf import calibration, export
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
+from dfq_tf.config import BitWidths, CalibrationConfig
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.quantization import apply
+from dfq_tf.quantization.integers import round_biases
 from tests import helpers, networks
 
 layers = keras.layers
 
 # Student and file round the same numbers, one in float32, one in integers; where a
-# number lies between two integers they may part. Later layers spread that.
-MAX_STEPS = 3
-# Ten layers of random weights spread it further than a trained network does.
-MAX_STEPS_DEEP = 6
+# number lies just between two integers they may part, and later layers spread that.
+# Measured on these images: 0 steps, but for the networks below.
+MAX_STEPS = 1
+# Ten layers (measured: 2 in 1 % of the outputs), and a leaky ReLU, whose slope XNNPACK
+# holds in 8 bits (1 to 2). An average, which the file rounds and the student does not,
+# is the third (2).
+MAX_STEPS_OF = {"wrn_10_1": 3, "bn_first": 3, "densenet_like": 3, "padded_pooling": 3}
+# The one step of int16 is 1/256 of that of int8.
+MAX_STEPS_INT16 = 8
 
 
-def student_of(classifier, widths=BitWidths()):
+def student_of(classifier, widths=BitWidths(), config=CalibrationConfig()):
     images = networks.images(classifier.image_shape, 64, seed=1)
     graph, description = apply.integer_ready(classifier)
-    ranges = calibration.calibrate(graph, description, images)
-    return apply.quantize_graph(graph, description, widths, ranges)
+    ranges = calibration.calibrate(graph, description, images, widths, config)
+    student = apply.quantize_graph(
+        graph, description, widths, ranges, config.weight_range
+    )
+    round_biases(student.model)
+    return student
 
 
 def steps_apart(student, tflite):
@@ -52,6 +64,20 @@ def details_of(content):
     return image, output, interpreter.get_tensor_details()
 
 
+def operators_of(content):
+    """Name, inputs and outputs of each operator."""
+    interpreter = litert.Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=(
+            litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        ),
+    )
+    return [
+        (operator["op_name"], operator["inputs"], operator["outputs"])
+        for operator in interpreter._get_ops_details()
+    ]
+
+
 class ConvertTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(*networks.NETWORKS)
     def test_file_is_integer_and_agrees_with_the_student(self, name):
@@ -67,9 +93,23 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         for tensor in tensors:
             self.assertEqual(np.dtype(tensor["dtype"]).kind in "iu", True, tensor)
         steps = steps_apart(student, export.TFLiteClassifier(content))
-        deep = name == "wrn_10_1"
-        self.assertLessEqual(steps.max(), MAX_STEPS_DEEP if deep else MAX_STEPS)
-        self.assertLess(steps.mean(), 1.0)
+        self.assertLessEqual(steps.max(), MAX_STEPS_OF.get(name, MAX_STEPS))
+        self.assertLess(steps.mean(), 0.6 if name in MAX_STEPS_OF else 0.01)
+
+    def test_sixteen_bit_activations_give_sixteen_bit_logits(self):
+        student = student_of(networks.build("resnet_like"), BitWidths(8, 16))
+        content = export.convert(student)
+        image, output, tensors = details_of(content)
+        self.assertEqual(image["dtype"], np.uint8)
+        self.assertEqual(image["quantization"], (1 / 64, 120))
+        self.assertEqual(output["dtype"], np.int16)
+        (scale,) = output["quantization_parameters"]["scales"]
+        steps = steps_apart(student, export.TFLiteClassifier(content))
+        self.assertLessEqual(steps.max(), MAX_STEPS_INT16)
+        # The same logits as with 8 bits, on a finer grid.
+        coarse = student_of(networks.build("resnet_like"))
+        _, output, _ = details_of(export.convert(coarse))
+        self.assertLess(scale, output["quantization"][0] / 100)
 
     @parameterized.parameters(
         dict(input_mean=(125.3,), input_scale=(1 / 50,)),
@@ -103,21 +143,29 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         steps = steps_apart(student, export.TFLiteClassifier(content))
         self.assertLessEqual(steps.max(), MAX_STEPS)
 
-    def test_channel_whose_kernel_vanished_keeps_its_bias(self):
+    @parameterized.parameters(
+        (BitWidths(), MAX_STEPS),
+        (BitWidths(per_channel=False), MAX_STEPS),
+        (BitWidths(8, 16), MAX_STEPS_INT16),
+    )
+    def test_channel_whose_kernel_vanished_keeps_its_bias(self, widths, limit):
         # Weight decay shrinks the kernels of dead channels to almost nothing. In
         # steps of their tiny scale the bias would not fit into 32 bits.
         keras.utils.set_random_seed(0)
-        image = layers.Input((8, 8, 3))
-        x = layers.Conv2D(8, 3, padding="same", use_bias=False)(image)
-        x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+        image = x = layers.Input((8, 8, 3))
+        for name in ("first", "second"):
+            x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization(name=name)(x))
         classifier = classifier_of(image, x)
-        gamma, beta, *rest = classifier.model.get_layer("bn").get_weights()
-        gamma[:3] = 1e-6, 1e-9, 1e-12
-        beta[:3] = 1.0
-        classifier.model.get_layer("bn").set_weights([gamma, beta, *rest])
-        student = student_of(classifier)
+        for name in ("first", "second"):
+            batch_norm = classifier.model.get_layer(name)
+            gamma, beta, *rest = batch_norm.get_weights()
+            gamma[:3] = 1e-6, 1e-9, 1e-12
+            beta[:3] = 1.0
+            batch_norm.set_weights([gamma, beta, *rest])
+        student = student_of(classifier, widths)
         tflite = export.TFLiteClassifier(export.convert(student))
-        self.assertLessEqual(steps_apart(student, tflite).max(), MAX_STEPS)
+        self.assertLessEqual(steps_apart(student, tflite).max(), limit)
 
     @parameterized.parameters(layers.MaxPooling2D, layers.AveragePooling2D)
     def test_relu_behind_a_pooling(self, pooling):
@@ -126,8 +174,8 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         x = layers.Conv2D(8, 3, padding="same")(image)
         student = student_of(classifier_of(image, layers.ReLU()(pooling()(x))))
         tflite = export.TFLiteClassifier(export.convert(student))
-        # Averages of four integers are often halfway between two: they part more.
-        limit = 3 if pooling is layers.MaxPooling2D else 5
+        # The student does not round averages, the file does.
+        limit = MAX_STEPS if pooling is layers.MaxPooling2D else 3
         self.assertLessEqual(steps_apart(student, tflite).max(), limit)
 
     def test_refuses_a_float_model(self):
@@ -161,6 +209,7 @@ class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
         @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 1), tf.float32)])
         def two_ranges(x):
             x = tf.quantization.fake_quant_with_min_max_args(x, -1.0, 1.0)
+            x = tf.quantization.fake_quant_with_min_max_args(x + x, -2.0, 2.0)
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
             return tf.quantization.fake_quant_with_min_max_args(x, -3.0, 3.0)
 
@@ -169,6 +218,21 @@ class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
         self.assertNotIn(np.float32, [t["dtype"] for t in tensors])
         with self.assertRaisesRegex(ExportError, "has a QUANTIZE inside its graph"):
             export.check_integer_only(content)
+
+    @parameterized.parameters("concatenated", "pooled", "int16")
+    def test_pixels_may_be_requantized(self, kind):
+        keras.utils.set_random_seed(0)
+        image = pixels = layers.Input((8, 8, 3))
+        widths = BitWidths(8, 16) if kind == "int16" else BitWidths()
+        if kind == "pooled":
+            pixels = layers.MaxPooling2D()(image)
+        x = layers.Conv2D(4, 3, padding="same")(pixels)
+        if kind != "int16":
+            x = layers.Concatenate()([pixels, x])
+        content = export.convert(student_of(classifier_of(image, x), widths))
+        names = [name for name, _, _ in operators_of(content)]
+        self.assertEqual(names.count("QUANTIZE"), 2)
+        export.check_integer_only(content)
 
     @parameterized.parameters(b"", b"not a model", b"\0" * 1000)
     def test_refuses_garbage(self, content):
@@ -185,6 +249,31 @@ class TFLiteClassifierTest(tf.test.TestCase):
         )
         with self.assertRaisesRegex(ExportError, "input is float32 .*must be uint8"):
             export.TFLiteClassifier(converter.convert())
+
+    def test_latency_is_the_median_in_milliseconds(self):
+        content = export.convert(student_of(networks.build("padded_pooling")))
+        tflite = export.TFLiteClassifier(content)
+        self.assertGreater(tflite.latency(runs=5), 0.0)
+        # A clock by which the runs take 1 to 10 ms, and the one before them 9 s.
+        ticks = itertools.chain(
+            [0.0, 9.0], *([i, i + (i + 1) / 1000] for i in range(10))
+        )
+        with mock.patch.object(export.time, "perf_counter", lambda: next(ticks)):
+            self.assertAllClose(tflite.latency(runs=10), 5.5)
+        self.assertRaises(StopIteration, lambda: next(ticks))
+
+    def test_one_piece_where_xnnpack_has_all_operators(self):
+        classifier = networks.build("resnet_like")
+        pieces = [
+            export.TFLiteClassifier(
+                export.convert(student_of(classifier, widths))
+            ).num_pieces
+            for widths in (BitWidths(), BitWidths(4), BitWidths(8, 16))
+        ]
+        # Kernels of 4 bits break it up; nothing of 16 bits is taken over.
+        self.assertEqual(pieces[0], 1)
+        self.assertGreater(pieces[1], 1)
+        self.assertEqual(pieces[2], 0)
 
     def test_scores_are_the_dequantized_integers(self):
         student = student_of(networks.build("padded_pooling"))
@@ -205,7 +294,8 @@ class TFLiteClassifierTest(tf.test.TestCase):
             integers = interpreter.get_tensor(output["index"])[0].astype(int)
             self.assertAllClose(row, (integers - zero_point) * scale)
         # The same numbers as the student's, and counted as apart where they are not.
-        self.assertLessEqual(export.largest_difference(student, tflite, images), 3)
+        limit = MAX_STEPS_OF["padded_pooling"]
+        self.assertLessEqual(export.largest_difference(student, tflite, images), limit)
         bias = student.model.layers[-2].layer.bias
         bias.assign(bias + 10 * scale * np.eye(networks.NUM_CLASSES)[1])
         apart = np.abs(student.scores(images) - scores).max() / scale

@@ -222,5 +222,149 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(self._checkpoints(), ["ckpt-5"])
 
 
+class CurveTest(parameterized.TestCase, tf.test.TestCase):
+    """`evaluate`, and the file that it fills."""
+
+    def setUp(self):
+        super().setUp()
+        self.directory = self.get_temp_dir()
+        self.path = os.path.join(self.directory, "task_curve.csv")
+
+    def _read(self):
+        with open(self.path) as file:
+            return file.read()
+
+    def _rows(self):
+        """Of the file: each step, and what was measured there."""
+        header, *rows = self._read().splitlines()
+        self.assertEqual(header, "step,error,seen")
+        return [tuple(map(float, row.split(","))) for row in rows]
+
+    @staticmethod
+    def _evaluate(task):
+        """Measures the model on inputs of its own, and how many steps it has seen."""
+        inputs = tf.random.stateless_normal((50, 3), (9, 9))
+        error = task.model(inputs, training=False) - 2 * inputs[:, :1]
+        seen = task.optimizer.iterations.numpy()
+        return {"error": float(tf.reduce_mean(tf.square(error))), "seen": seen}
+
+    def _run(self, task, num_steps, step=None, directory=None, **kwargs):
+        settings = dict(evaluate_every=3, measure_every=5, save_seconds=0)
+        return _run(
+            task,
+            num_steps,
+            directory or self.directory,
+            step,
+            evaluate=lambda: self._evaluate(task),
+            **{**settings, **kwargs},
+        )
+
+    @parameterized.parameters(
+        (11, 4, [0, 4, 8, 11]),
+        (8, 4, [0, 4, 8]),
+        (3, 1, [0, 1, 2, 3]),
+        (3, 50, [0, 3]),
+    )
+    def test_rows_are_measured_at_0_now_and_then_and_at_the_end(
+        self, num_steps, every, expected
+    ):
+        task = _Task()
+        start = self._evaluate(task)["error"]
+        self._run(task, num_steps, evaluate_every=every)
+        rows = self._rows()
+        # Each at the step that it says: so many steps had been taken.
+        self.assertEqual([row[0] for row in rows], expected)
+        self.assertEqual([row[2] for row in rows], expected)
+        self.assertAllClose(rows[0][1], start, rtol=1e-5)
+        self.assertAllClose(rows[-1][1], self._evaluate(task)["error"], rtol=1e-5)
+
+    def _whole(self, num_steps):
+        """The file of a run that is not interrupted."""
+        directory = os.path.join(self.directory, "whole")
+        self._run(_Task(), num_steps, directory=directory)
+        with open(os.path.join(directory, "task_curve.csv")) as file:
+            return file.read()
+
+    @parameterized.parameters(1, 7, 13, 15, 18)
+    def test_interrupted_run_ends_with_the_file_of_an_uninterrupted_one(
+        self, interrupted_at
+    ):
+        interrupted = _Task()
+
+        def step(index):
+            if index == interrupted_at:
+                raise KeyboardInterrupt
+            return interrupted.step(index)
+
+        # Checkpoints lie at 5, 10 and 15, and rows at 0, 3, 6, 9, 12, 15 and 18.
+        with self.assertRaises(KeyboardInterrupt):
+            self._run(interrupted, 19, step)
+        self._run(_Task(), 19)
+        self.assertEqual(self._read(), self._whole(19))
+
+    def test_run_interrupted_before_its_last_checkpoint_measures_the_end_again(self):
+        with mock.patch.object(
+            tf.train.CheckpointManager, "save", side_effect=KeyboardInterrupt
+        ):
+            with self.assertRaises(KeyboardInterrupt):
+                self._run(_Task(), 10, save_seconds=1e9)
+        self.assertEqual([row[0] for row in self._rows()], [0, 3, 6, 9, 10])
+        self._run(_Task(), 10)
+        self.assertEqual(self._read(), self._whole(10))
+
+    @parameterized.parameters(10, 12)
+    def test_longer_run_has_no_row_for_the_end_of_the_shorter_one(self, num_steps):
+        self._run(_Task(), num_steps)
+        self._run(_Task(), 14)
+        self.assertEqual([row[0] for row in self._rows()], [0, 3, 6, 9, 12, 14])
+
+    def test_finished_run_leaves_the_file_and_measures_nothing(self):
+        self._run(_Task(), 6)
+        before = self._read()
+        _run(_Task(), 6, self.directory, evaluate=self.fail)
+        self.assertEqual(self._read(), before)
+
+    def test_run_from_the_start_begins_a_new_file(self):
+        with open(self.path, "w") as file:
+            file.write("step,accuracy\n0,7\n")
+        self._run(_Task(), 2)
+        self.assertEqual([row[0] for row in self._rows()], [0, 2])
+
+    def test_file_is_complete_after_each_row(self):
+        task, contents = _Task(), []
+
+        def step(index):
+            contents.append(self._rows())
+            return task.step(index)
+
+        self._run(task, 6, step, evaluate_every=2)
+        self.assertEqual([len(rows) for rows in contents], [1, 1, 2, 2, 3, 3])
+        self.assertLen(self._rows(), 4)
+
+    def test_measurements_go_to_tensorboard_too(self):
+        self._run(_Task(), 6, evaluate_every=4)
+        written = [s for s in _scalars(self.directory) if s[1] == "evaluation/seen"]
+        self.assertEqual([s[::2] for s in written], [(0, 0.0), (4, 4.0), (6, 6.0)])
+
+    def test_without_evaluation_there_is_no_file(self):
+        _run(_Task(), 6, self.directory)
+        self.assertFalse(os.path.exists(self.path))
+
+    def test_without_directory_there_is_no_file(self):
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(self.directory)
+        task = _Task()
+        _run(task, 6, evaluate=lambda: self._evaluate(task))
+        self.assertEmpty(os.listdir(self.directory))
+
+    def test_training_is_the_same_with_and_without(self):
+        seeing, blind = _Task(), _Task()
+        last = self._run(seeing, 11)
+        self.assertEqual(_run(blind, 11, measure_every=5), last)
+        self.assertEqual(seeing.seen, blind.seen)
+        self.assertTrue(helpers.all_equal(seeing.variables, blind.variables))
+
+
 if __name__ == "__main__":
     tf.test.main()

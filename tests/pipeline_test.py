@@ -1,72 +1,88 @@
-import functools
+import csv
+import dataclasses
+import tempfile
 from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
+from ai_edge_litert import schema_py_generated as schema
 
-from dfq_tf import data, evaluation, export, pipeline, training
+from dfq_tf import evaluation, export, pipeline, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, DistillationConfig
-from dfq_tf.description import ModelDescription
+from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
+from dfq_tf.quantization import apply
+from tests import digits, helpers
 
 layers = keras.layers
 
 CONFIG = DistillationConfig(
-    batch_size=64,
-    noise_dim=32,
-    warm_up_steps=30,
-    distillation_rounds=15,
-    calibration_images=128,
+    batch_size=64, noise_dim=32, warm_up_steps=30, distillation_rounds=15
 )
+CALIBRATION = CalibrationConfig(calibration_images=128)
 # Enough to see whether something was done.
 TINY = DistillationConfig(
-    batch_size=16,
-    noise_dim=8,
-    warm_up_steps=3,
-    distillation_rounds=3,
-    calibration_images=32,
+    batch_size=16, noise_dim=8, warm_up_steps=3, distillation_rounds=3
 )
-
-
-@functools.cache
-def digits_teacher():
-    """Two conv-BN-ReLU blocks, trained for seconds."""
-    keras.utils.set_random_seed(0)
-    image = x = layers.Input((8, 8, 1))
-    for filters, strides in ((16, 1), (32, 2)):
-        x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
-    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
-    names = tuple("0123456789")
-    description = ModelDescription((120.0,), (1 / 64,), "logits", names)
-    teacher = Classifier(keras.Model(image, x), description)
-    train = data.open_dataset("digits").load("train")
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    teacher.model.compile(keras.optimizers.Adam(0.01), loss)
-    inputs = description.normalize(train.images.astype(np.float32))
-    teacher.model.fit(inputs, train.labels, batch_size=64, epochs=6, verbose=0)
-    return teacher
+TINY_CALIBRATION = CalibrationConfig(calibration_images=32, bias_correction=False)
+ALL_4_BITS = BitWidths(
+    num_bits_weight=4, num_bits_first=4, num_bits_last=4, num_bits_depthwise=4
+)
 
 
 def quantize(teacher, **kwargs):
-    settings = dict(config=CONFIG, precision="float32", show_progress=False)
+    settings = dict(
+        config=CONFIG, calibration=CALIBRATION, precision="float32", show_progress=False
+    )
     return pipeline.quantize(teacher, **{**settings, **kwargs})
+
+
+def tiny(teacher, **kwargs):
+    settings = dict(config=TINY, calibration=TINY_CALIBRATION)
+    return quantize(teacher, **{**settings, **kwargs})
+
+
+def variables_of(student, name):
+    """Weights of a layer of a student, by the name that it had in the teacher."""
+    return {
+        name: variable.numpy()
+        for name, variable in apply.range_variables(
+            student.model.get_layer(f"quant_{name}")
+        ).items()
+    }
+
+
+def kernel_types(content):
+    """Name of each kernel in a file -> its type, read from the flatbuffer."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    return {
+        tensor.name.decode(): tensor.type
+        for tensor in model.subgraphs[0].tensors
+        if tensor.name.decode().endswith("/kernel")
+    }
+
+
+def assert_no_training():
+    def refuse(*args, **kwargs):
+        raise AssertionError("a step was taken")
+
+    names = ("warm_up_step", "generator_step", "student_step")
+    return mock.patch.multiple(training.steps, **{name: refuse for name in names})
 
 
 class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.teacher = digits_teacher()
-        cls.test = data.open_dataset("digits").load("test")
+        cls.teacher = digits.teacher()
+        cls.test = digits.split("test")
         cls.scores = cls.teacher.scores(cls.test.images)
 
     @parameterized.parameters("df_q", "df_qat_kd")
     def test_file_answers_as_the_teacher_which_stays_as_it_was(self, method):
         self.assertGreater(evaluation.accuracy(self.scores, self.test.labels), 0.9)
-        before = self.teacher.model.get_weights()
+        before = helpers.copies(self.teacher.model.weights)
         result = quantize(self.teacher, method=method)
         tflite = export.TFLiteClassifier(result.tflite)
         scores = tflite.scores(self.test.images)
@@ -75,9 +91,7 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             export.largest_difference(result.student, tflite, self.test.images), 3
         )
         export.check_integer_only(result.tflite)
-        self.assertLen(self.teacher.model.get_weights(), len(before))
-        for weight, value in zip(self.teacher.model.get_weights(), before):
-            self.assertAllEqual(weight, value)
+        self.assertTrue(helpers.all_equal(self.teacher.model.weights, before))
         images = training.generate(result.generator, CONFIG, 64, seed=3)
         self.assertEqual(images.shape, (64, 8, 8, 1))
         self.assertGreater(images.std(), 10)
@@ -85,14 +99,32 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         self.assertContainsSubset(measured, result.measurements)
         self.assertEqual(bool(result.measurements), method == "df_qat_kd")
 
+    def test_4_bit_weights_lie_in_the_file_as_int4(self):
+        result = quantize(
+            self.teacher, method="df_q", widths=BitWidths(num_bits_weight=4)
+        )
+        export.check_integer_only(result.tflite)
+        int4, int8 = schema.TensorType.INT4, schema.TensorType.INT8
+        # First and last layer have 8 bits unless they are given fewer.
+        self.assertEqual(
+            kernel_types(result.tflite),
+            {"conv1/kernel": int8, "conv2/kernel": int4, "logits_as_conv/kernel": int8},
+        )
+        tflite = export.TFLiteClassifier(result.tflite)
+        self.assertLessEqual(
+            export.largest_difference(result.student, tflite, self.test.images), 3
+        )
+        scores = tflite.scores(self.test.images)
+        self.assertGreaterEqual(evaluation.agreement(self.scores, scores), 0.8)
+
     def test_seed_decides_every_byte_and_a_finished_run_is_not_repeated(self):
         folder = self.get_temp_dir()
-        first = quantize(self.teacher, config=TINY, seed=1, directory=folder)
-        same = quantize(self.teacher, config=TINY, seed=1)
-        other = quantize(self.teacher, config=TINY, seed=2)
+        first = tiny(self.teacher, seed=1, directory=folder)
+        same = tiny(self.teacher, seed=1)
+        other = tiny(self.teacher, seed=2)
         self.assertNotEqual(first.tflite, other.tflite)
-        with self.assertNoTraining():
-            again = quantize(self.teacher, config=TINY, seed=1, directory=folder)
+        with assert_no_training():
+            again = tiny(self.teacher, seed=1, directory=folder)
         self.assertNotEmpty(first.measurements)
         self.assertEmpty(again.measurements)
         images = self.test.images[:50]
@@ -102,21 +134,13 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             )
             self.assertEqual(result.tflite, first.tflite)
 
-    def assertNoTraining(self):
-        def refuse(*args, **kwargs):
-            raise AssertionError("a step was taken")
-
-        names = ("warm_up_step", "generator_step", "student_step")
-        return mock.patch.multiple(training.steps, **{name: refuse for name in names})
-
     @parameterized.parameters(
         (dict(method="magic"), r"method is 'magic'; it must be one of \['df_q'"),
         (dict(seed=-1), "seed is -1; it must be at least 0"),
         (dict(precision="float8"), "precision is 'float8'; it must be one of"),
-        (dict(widths=BitWidths(4, 8)), "num_bits_weight is 4 .*only 8 and 8"),
     )
     def test_bad_settings_are_named_before_any_work(self, settings, message):
-        with self.assertNoTraining(), self.assertRaisesRegex(ConfigError, message):
+        with assert_no_training(), self.assertRaisesRegex(ConfigError, message):
             quantize(self.teacher, **settings)
 
     def test_unsupported_layer_is_named_before_any_work(self):
@@ -126,27 +150,212 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)))
         teacher = Classifier(model, self.teacher.description)
         with (
-            self.assertNoTraining(),
+            assert_no_training(),
             self.assertRaisesRegex(UnsupportedLayerError, "layer odd .*tanh"),
         ):
             quantize(teacher)
 
 
-class QuantizeWithDataTest(tf.test.TestCase):
-    def test_ranges_are_those_of_the_images(self):
-        teacher = digits_teacher()
-        train = data.open_dataset("digits").load("train").images[:200]
-        student = pipeline.quantize_with_data(teacher, train)
-        test = data.open_dataset("digits").load("test").images
-        agreement = evaluation.agreement(teacher.scores(test), student.scores(test))
-        self.assertGreaterEqual(agreement, 0.95)
-        relus = [la for la in teacher.model.layers if isinstance(la, layers.ReLU)]
-        observed = keras.Model(teacher.model.input, [la.output for la in relus])
-        inputs = teacher.description.normalize(train.astype(np.float32))
-        for relu, output in zip(relus, observed.predict(inputs, verbose=0)):
-            wrapper = student.model.get_layer(f"quant_{relu.name}")
-            (high,) = (v for v in wrapper.weights if "output_max" in v.name)
-            self.assertAllClose(high, output.max(), rtol=1e-4)
+class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
+    """Settings of the calibration, one at a time, behind one finished warm-up."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.teacher = digits.teacher()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.plain = cls.quantized()
+
+    @classmethod
+    def quantized(cls, widths=ALL_4_BITS, **changes):
+        return tiny(
+            cls.teacher,
+            method="df_q",
+            calibration=dataclasses.replace(TINY_CALIBRATION, **changes),
+            widths=widths,
+            directory=cls.folder,
+        )
+
+    def float_means(self, images):
+        """Mean of each channel of the two BNs, and of each logit, in the teacher."""
+        model = self.teacher.model
+        names = ("bn1", "bn2", "logits")
+        observed = keras.Model(model.input, [model.get_layer(n).output for n in names])
+        inputs = (images.astype(np.float32) - 120) / 64
+        return [self.channel_means(o) for o in observed(inputs, training=False)]
+
+    def student_means(self, student, images):
+        model = student.model
+        names = ("quant_conv1", "quant_conv2", "quant_logits_as_conv")
+        observed = keras.Model(model.input, [model.get_layer(n).output for n in names])
+        inputs = (images.astype(np.float32) - 120) / 64
+        return [self.channel_means(o) for o in observed(inputs, training=False)]
+
+    @staticmethod
+    def channel_means(output):
+        return np.asarray(output, np.float64).mean(axis=tuple(range(output.ndim - 1)))
+
+    def test_bias_correction_gives_the_means_of_the_float_network(self):
+        corrected = self.quantized(bias_correction=True)
+        # The images that the student was calibrated on: the same draw.
+        images = training.generate(corrected.generator, TINY, 32, seed=0)
+        expected = self.float_means(images)
+        plain = self.student_means(self.plain.student, images)
+        means = self.student_means(corrected.student, images)
+        for before, after, goal in zip(plain, means, expected):
+            # Biases end on the steps of int32, and logits on those of int8.
+            self.assertAllClose(after, goal, rtol=0, atol=0.02 * np.ptp(goal))
+            self.assertGreater(
+                np.abs(before - goal).mean(), 4 * np.abs(after - goal).mean()
+            )
+
+    def test_equalize_balances_neighbours(self):
+        student = self.quantized(equalize=True).student
+        first, second = (variables_of(student, f"conv{i}")["kernel"] for i in (1, 2))
+        written = np.abs(first).max(axis=(0, 1, 2))
+        read = np.abs(second).max(axis=(0, 1, 3))
+        alive = np.minimum(written, read) > 1e-6
+        self.assertGreater(alive.sum(), 8)
+        self.assertAllClose(written[alive], read[alive], rtol=1e-3)
+        plain = variables_of(self.plain.student, "conv1")["kernel"]
+        self.assertGreater(np.ptp(plain / first), 0.1)
+
+    def test_weight_range_is_the_largest_magnitude_or_less(self):
+        least_squares = variables_of(self.plain.student, "conv2")
+        student = self.quantized(weight_range="min_max").student
+        extremes = variables_of(student, "conv2")
+        largest = np.abs(extremes["kernel"]).max(axis=(0, 1, 2))
+        self.assertAllClose(extremes["kernel_max"], largest, rtol=1e-6)
+        self.assertLess(np.mean(least_squares["kernel_max"] / largest), 0.95)
+
+    def test_activation_range_is_the_extreme_or_less(self):
+        result = self.quantized(activation_range="min_max", weight_range="min_max")
+        images = training.generate(result.generator, TINY, 32, seed=0)
+        relu = self.teacher.model.get_layer("relu1")
+        observed = keras.Model(self.teacher.model.input, relu.output)
+        output = observed((images.astype(np.float32) - 120) / 64, training=False)
+        high = variables_of(result.student, "relu1")["output_max"]
+        self.assertAllClose(high, np.max(output), rtol=1e-4)
+        cut = self.quantized(activation_range="percentile", activation_percentile=90.0)
+        percentile = variables_of(cut.student, "relu1")["output_max"]
+        self.assertAllClose(percentile, np.percentile(output, 90), rtol=0.02)
+
+    def test_ranges_are_those_of_so_many_images(self):
+        result = self.quantized(activation_range="min_max", calibration_images=3)
+        images = training.generate(result.generator, TINY, 3, seed=0)
+        relu = self.teacher.model.get_layer("relu1")
+        observed = keras.Model(self.teacher.model.input, relu.output)
+        output = observed((images.astype(np.float32) - 120) / 64, training=False)
+        high = variables_of(result.student, "relu1")["output_max"]
+        self.assertAllClose(high, np.max(output), rtol=1e-4)
+
+
+class StagesTest(tf.test.TestCase):
+    """`prepare`, `post_training_student` and `distilled_student`."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.prepared = pipeline.prepare(
+            digits.teacher(),
+            config=TINY,
+            calibration=TINY_CALIBRATION,
+            seed=1,
+            precision="float32",
+            directory=None,
+            show_progress=False,
+        )
+        cls.before = helpers.copies(cls.prepared.generator.weights)
+        cls.first, cls.first_generator = cls.distilled(BitWidths())
+        cls.other, _ = cls.distilled(ALL_4_BITS)
+
+    @classmethod
+    def student(cls, widths):
+        return pipeline.post_training_student(
+            cls.prepared.graph,
+            cls.prepared.description,
+            cls.prepared.images,
+            widths,
+            TINY_CALIBRATION,
+        )
+
+    @classmethod
+    def distilled(cls, widths, directory=None, evaluate=None):
+        student = cls.student(widths)
+        generator, _ = pipeline.distilled_student(
+            cls.prepared,
+            student,
+            config=TINY,
+            seed=1,
+            precision="float32",
+            directory=directory,
+            show_progress=False,
+            evaluate=evaluate and (lambda: evaluate(student)),
+        )
+        return student, generator
+
+    def test_images_are_drawn_from_the_generator(self):
+        expected = training.generate(self.prepared.generator, TINY, 32, seed=1)
+        self.assertAllEqual(self.prepared.images, expected)
+        self.assertEqual(self.prepared.images.dtype, np.uint8)
+
+    def test_students_of_one_preparation_do_not_touch_each_other(self):
+        second, second_generator = self.distilled(BitWidths())
+        self.assertTrue(
+            helpers.all_equal(second.model.weights, self.first.model.weights)
+        )
+        self.assertTrue(
+            helpers.all_equal(second_generator.weights, self.first_generator.weights)
+        )
+        self.assertTrue(helpers.all_equal(self.prepared.generator.weights, self.before))
+
+    def test_student_and_a_copy_of_the_generator_are_trained(self):
+        untrained = self.student(BitWidths())
+        self.assertFalse(
+            helpers.all_equal(self.first.model.weights, untrained.model.weights)
+        )
+        self.assertFalse(helpers.all_equal(self.first_generator.weights, self.before))
+
+    def test_stages_one_by_one_give_what_quantize_gives(self):
+        whole = tiny(digits.teacher(), seed=1)
+        self.assertEqual(whole.tflite, export.convert(self.first))
+        self.assertTrue(
+            helpers.all_equal(whole.generator.weights, self.first_generator.weights)
+        )
+
+    def test_evaluations_make_a_curve_and_change_nothing(self):
+        folder = self.get_temp_dir()
+        images = digits.split("test").images[:50]
+        answers = []
+
+        def evaluate(student):
+            answers.append(student.scores(images))
+            return {"mean": answers[-1].mean()}
+
+        student, _ = self.distilled(BitWidths(), folder, evaluate)
+        with open(f"{folder}/distillation_curve.csv") as file:
+            table = list(csv.DictReader(file))
+        self.assertEqual([row["step"] for row in table], ["0", "1", "2", "3"])
+        for row, scores in zip(table, answers):
+            self.assertAllClose(float(row["mean"]), scores.mean(), rtol=1e-4)
+        # Measured before the first step, and after the last.
+        self.assertAllEqual(answers[0], self.student(BitWidths()).scores(images))
+        self.assertNotAllEqual(answers[-1], answers[-2])
+        self.assertTrue(
+            helpers.all_equal(student.model.weights, self.first.model.weights)
+        )
+
+    def test_biases_are_whole_steps_of_input_times_kernel(self):
+        for student in (self.student(ALL_4_BITS), self.other):
+            first, second = (variables_of(student, f"conv{i}") for i in (1, 2))
+            relu = variables_of(student, "relu1")
+            input_scales = (1 / 64, (relu["output_max"] - relu["output_min"]) / 255)
+            for scale, variables in zip(input_scales, (first, second)):
+                steps = variables["bias"] / (scale * variables["kernel_max"] / 7)
+                self.assertAllClose(steps, np.round(steps), rtol=0, atol=2e-3)
+                self.assertGreater(np.abs(steps).max(), 3)
 
 
 if __name__ == "__main__":

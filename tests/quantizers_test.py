@@ -2,7 +2,11 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from dfq_tf.quantization.quantizers import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    is_symmetric,
+)
 
 BITS = tuple(range(2, 9))
 
@@ -44,16 +48,50 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         # All 2^b values occur, and no other.
         self.assertLen(np.unique(quantized), 2**num_bits)
 
-    @parameterized.parameters(*BITS)
+    def test_four_bits_have_these_sixteen_values(self):
+        quantizer = ActivationQuantizer(4)
+        ranges = built(quantizer, (1,), -1.0, 2.0)
+        values = tf.linspace(-3.0, 4.0, 2001)
+        quantized = np.unique(quantizer(values, False, ranges))
+        self.assertAllClose(quantized, [i / 5 for i in range(-5, 11)], atol=1e-6)
+        pairs = {0.09: 0.0, 0.11: 0.2, -0.09: 0.0, -0.31: -0.4, 1.89: 1.8, 9.0: 2.0}
+        some = tf.constant(list(pairs))
+        self.assertAllClose(quantizer(some, False, ranges), list(pairs.values()))
+
+    @parameterized.parameters(0.01, 3.0, 700.0)
+    def test_sixteen_bits_equal_the_symmetric_formula(self, largest):
+        values = np.random.default_rng(0).uniform(-1.3, 1.3, 100_000) * largest
+        values = np.append(values, [0.0, largest, -largest]).astype(np.float32)
+        quantizer = ActivationQuantizer(16)
+        ranges = built(quantizer, values.shape, -largest, largest)
+        integers = quantizer(tf.constant(values), False, ranges).numpy()
+        integers = integers * (32767 / largest)
+        self.assertAllClose(integers, np.round(integers), rtol=0, atol=0.02)
+        expected = symmetric(values, largest, 16) * (32767 / largest)
+        steps = np.round(np.abs(integers - expected))
+        self.assertLessEqual(steps.max(), 1)  # where float32 falls on the other side
+        self.assertLess(np.mean(steps > 0), 0.02)
+        self.assertAllEqual(np.round(integers[-3:]), [0, 32767, -32767])
+        # The lowest int16, -32768, is not used.
+        self.assertEqual(np.round(integers).min(), -32767)
+
+    def test_only_sixteen_bits_are_symmetric(self):
+        self.assertTrue(is_symmetric(16))
+        for num_bits in BITS:
+            self.assertFalse(is_symmetric(num_bits))
+
+    @parameterized.parameters(*BITS, 16)
     def test_zero_stays_zero(self, num_bits):
         quantizer = ActivationQuantizer(num_bits)
-        ranges = built(quantizer, (1,), -0.37, 1.91)
+        lowest = -1.91 if num_bits == 16 else -0.37
+        ranges = built(quantizer, (1,), lowest, 1.91)
         quantized = quantizer(tf.constant([0.0, 1.0]), False, ranges).numpy()
         self.assertEqual(quantized[0], 0.0)
         self.assertGreater(quantized[1], 0.0)
 
-    def test_gradient_is_one_inside_the_range_and_zero_outside(self):
-        quantizer = ActivationQuantizer(8)
+    @parameterized.parameters(4, 8, 16)
+    def test_gradient_is_one_inside_the_range_and_zero_outside(self, num_bits):
+        quantizer = ActivationQuantizer(num_bits)
         ranges = built(quantizer, (1,), -1.0, 1.0)
         values = tf.constant([-3.0, -1.2, -0.9, 0.0, 0.33, 0.9, 1.2, 3.0])
         with tf.GradientTape() as tape:

@@ -4,8 +4,9 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths
 from dfq_tf.errors import UnsupportedLayerError
 from dfq_tf.graph import Graph
-from dfq_tf.quantization import registry
+from dfq_tf.quantization import apply, registry
 from dfq_tf.quantization.registry import LayerQuantizeConfig
+from tests import networks
 
 layers = keras.layers
 
@@ -75,27 +76,155 @@ class QuantizedOutputTest(tf.test.TestCase, parameterized.TestCase):
         y = layers.GlobalAveragePooling2D(name="mean")(conv(x, "conv"))
         self.assertEqual(quantized(graph_of(x, y)), ["conv", "mean"])
 
+
+class QuantizeConfigsTest(tf.test.TestCase):
     def test_bits_follow_from_the_node(self):
         x = image()
-        y = layers.ReLU(name="relu")(conv(x, "conv"))
-        graph = graph_of(x, y)
-        widths = BitWidths(num_bits_weight=4, num_bits_activation=6, per_channel=False)
-        configs = {
-            name: registry.quantize_config_for(graph, graph.nodes[name], widths)
-            for name in ("conv", "relu")
+        y = layers.ReLU(name="relu")(conv(x, "conv1"))
+        y = layers.ReLU(name="relu2")(conv(y, "conv2"))
+        graph = graph_of(x, layers.Flatten(name="flat")(conv(y, "logits")))
+        widths = BitWidths(4, 6, False, num_bits_first=5, num_bits_last=3)
+        configs = registry.quantize_configs(graph, widths)
+        self.assertEqual(list(configs), list(graph.nodes))
+        bits = {
+            name: (c.kernel, c.num_bits_weight, c.num_bits_activation)
+            for name, c in configs.items()
         }
         self.assertEqual(
-            configs["conv"].get_config(),
-            dict(
-                kernel="kernel",
-                num_bits_weight=4,
-                num_bits_activation=None,
-                per_channel=False,
-            ),
+            bits,
+            {
+                "image": (None, None, None),
+                "conv1": ("kernel", 5, None),
+                "relu": (None, None, 6),
+                "conv2": ("kernel", 4, None),
+                "relu2": (None, None, 6),
+                "logits": ("kernel", 3, 8),
+                "flat": (None, None, None),
+            },
         )
-        self.assertEmpty(configs["conv"].get_output_quantizers(None))
-        self.assertIsNone(configs["relu"].kernel)
+        self.assertEmpty(configs["conv1"].get_output_quantizers(None))
         self.assertEqual(configs["relu"].get_output_quantizers(None)[0].num_bits, 6)
+        self.assertEqual(configs["logits"].get_output_quantizers(None)[0].num_bits, 8)
+
+    def test_per_channel_is_that_of_the_widths(self):
+        x = image()
+        graph = graph_of(x, conv(x, "conv"))
+        for per_channel in (False, True):
+            widths = BitWidths(per_channel=per_channel)
+            config = registry.quantize_configs(graph, widths)["conv"]
+            self.assertEqual(config.per_channel, per_channel)
+
+
+# All of them different.
+WIDTHS = BitWidths(
+    num_bits_weight=4, num_bits_first=7, num_bits_last=6, num_bits_depthwise=5
+)
+
+
+def weight_bits(graph):
+    return {
+        name: registry.weight_bits(graph, node, WIDTHS)
+        for name, node in graph.nodes.items()
+        if node.kind in registry.KERNELS
+    }
+
+
+class WeightBitsTest(tf.test.TestCase, parameterized.TestCase):
+    def test_first_last_and_depthwise_kernels_have_their_own(self):
+        x = image()
+        y = conv(x, "stem")
+        y = layers.DepthwiseConv2D(3, padding="same", name="depth")(y)
+        y = layers.Add(name="add")([conv(y, "wide"), conv(y, "narrow")])
+        graph = graph_of(x, layers.Flatten()(conv(y, "logits")))
+        self.assertEqual(
+            weight_bits(graph),
+            {"stem": 7, "depth": 5, "wide": 4, "narrow": 4, "logits": 6},
+        )
+
+    def test_depthwise_kernels_at_either_end_are_depthwise(self):
+        x = image()
+        y = layers.DepthwiseConv2D(3, name="depth1")(x)
+        y = conv(conv(conv(y, "conv1"), "conv2"), "conv3")
+        graph = graph_of(x, layers.DepthwiseConv2D(3, name="depth2")(y))
+        self.assertEqual(
+            weight_bits(graph),
+            {"depth1": 5, "conv1": 7, "conv2": 4, "conv3": 6, "depth2": 5},
+        )
+
+    @parameterized.parameters(*networks.NETWORKS)
+    def test_first_reads_pixels_and_last_gives_the_logits(self, name):
+        classifier = networks.build(name)
+        graph, _ = apply.integer_ready(classifier)
+        bits = weight_bits(graph)
+        stem, *_ = (
+            la for la in classifier.model.layers if isinstance(la, layers.Conv2D)
+        )
+        logits = classifier.model.layers[-1]
+        self.assertIsInstance(logits, layers.Dense)
+        self.assertEqual(bits.pop(stem.name), 7)
+        self.assertEqual(bits.pop(f"{logits.name}_as_conv"), 6)
+        for name, each in bits.items():
+            is_depthwise = graph.nodes[name].kind == "DepthwiseConv2D"
+            self.assertEqual(each, 5 if is_depthwise else 4, name)
+
+
+class ActivationBitsTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters((4, 4, 8), (6, 6, 8), (8, 8, 8), (16, 16, 16))
+    def test_pixels_have_eight_and_logits_at_least_eight(self, bits, inner, logits):
+        x = image()
+        y = layers.Activation("linear", name="pixels")(x)
+        y = layers.ReLU(name="relu")(conv(y, "conv"))
+        y = layers.Add(name="add")([y, conv(y, "conv2")])
+        graph = graph_of(x, layers.Flatten(name="flat")(conv(y, "logits")))
+        self.assertEqual(
+            registry.activation_bits(graph, BitWidths(num_bits_activation=bits)),
+            {
+                "pixels": 8,
+                "relu": inner,
+                "conv2": inner,
+                "add": inner,
+                "logits": logits,
+            },
+        )
+
+    @parameterized.parameters(4, 8, 16)
+    def test_outputs_tied_to_the_logits_have_their_bits(self, bits):
+        x = image()
+        y = layers.Activation("linear", name="pixels")(x)
+        y = layers.ReLU(name="relu")(conv(y, "conv"))
+        a, b = (layers.Flatten()(conv(y, name)) for name in "ab")
+        graph = graph_of(x, layers.Concatenate(name="ab")([a, b]))
+        most = max(bits, 8)
+        self.assertEqual(
+            registry.activation_bits(graph, BitWidths(num_bits_activation=bits)),
+            {"pixels": 8, "relu": bits, "a": most, "b": most, "ab": most},
+        )
+
+    @parameterized.parameters((4, 8), (16, 16))
+    def test_outputs_tied_to_the_pixels_have_the_most_bits(self, bits, most):
+        x = image()
+        y = layers.Activation("linear", name="pixels")(x)
+        y = layers.Concatenate(name="both")([y, conv(y, "conv")])
+        y = layers.ReLU(name="relu")(conv(y, "conv2"))
+        graph = graph_of(x, conv(y, "logits"))
+        self.assertEqual(
+            registry.activation_bits(graph, BitWidths(num_bits_activation=bits)),
+            {
+                "pixels": most,
+                "conv": most,
+                "both": most,
+                "relu": bits,
+                "logits": max(8, bits),
+            },
+        )
+
+    def test_ties_among_others_have_the_bits_of_activations(self):
+        x = image()
+        y = layers.Concatenate(name="ab")([conv(x, "a"), conv(x, "b")])
+        bits = registry.activation_bits(
+            graph_of(x, conv(y, "logits")), BitWidths(num_bits_activation=4)
+        )
+        self.assertEqual(bits, {"a": 4, "b": 4, "ab": 4, "logits": 8})
 
 
 class TiedOutputsTest(tf.test.TestCase):

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 
 from dfq_tf import losses, steps
 from dfq_tf.bn_statistics import observe
+from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
 from dfq_tf.models import build_generator
@@ -236,6 +237,73 @@ class StudentStepTest(tf.test.TestCase):
         self.assertEqual(measured["agreement"].numpy(), 1.0)
         for variable, value in zip(teacher.model.weights, before):
             self.assertAllClose(variable, value, atol=1e-4)
+
+
+def _softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+class DistillationStepTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(0)
+        self.pixels = rng.uniform(0, 255, (5, 4, 4, 1)).astype(np.float32)
+        classifier = helpers.small_classifier((4, 4, 1))
+        self.teacher = observe(classifier)
+        self.teacher_logits = classifier.scores(self.pixels)
+        # A student whose gradient can be written down: one dense layer.
+        image = keras.layers.Input((4, 4, 1))
+        logits = keras.layers.Dense(4)(keras.layers.Flatten()(image))
+        model = helpers.randomise(keras.Model(image, logits), seed=1)
+        fed = dataclasses.replace(
+            helpers.description(4), input_mean=(100.0,), input_scale=(0.01,)
+        )
+        self.student = Classifier(model, fed)
+
+    def test_equals_a_gradient_step_in_numpy(self):
+        kernel, bias = helpers.copies(self.student.model.weights)
+        # Each is fed as its own description says.
+        inputs = ((self.pixels - 100) * 0.01).reshape(5, 16)
+        logits = inputs @ kernel + bias
+        p, q = _softmax(self.teacher_logits), _softmax(logits)
+        loss = np.sum(p * np.log(p / q), axis=1).mean()
+        d_logits = (q - p) / 5
+        optimizer = keras.optimizers.SGD(0.5)
+        optimizer.build(self.student.model.trainable_variables)
+        measured = steps.distillation_step(
+            self.teacher, self.student, optimizer, tf.constant(self.pixels)
+        )
+        self.assertAllClose(measured["distillation_loss"], loss, rtol=1e-4)
+        agreement = np.mean(p.argmax(axis=1) == q.argmax(axis=1))
+        self.assertAllClose(measured["agreement"], agreement)
+        self.assertBetween(agreement, 0.1, 0.9)
+        after = self.student.model.weights
+        self.assertAllClose(after[0], kernel - 0.5 * inputs.T @ d_logits, atol=1e-5)
+        self.assertAllClose(after[1], bias - 0.5 * d_logits.sum(axis=0), atol=1e-5)
+        self.assertNotAllClose(after[0], kernel, atol=1e-3)
+
+    def test_leaves_the_teacher_bit_for_bit(self):
+        before = helpers.copies(self.teacher.model.weights)
+        optimizer = keras.optimizers.SGD(0.5)
+        optimizer.build(self.student.model.trainable_variables)
+        steps.distillation_step(
+            self.teacher, self.student, optimizer, tf.constant(self.pixels)
+        )
+        self.assertTrue(helpers.all_equal(self.teacher.model.weights, before))
+
+    def test_repeated_steps_end_in_agreement(self):
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build(self.student.model.trainable_variables)
+        measured = [
+            steps.distillation_step(
+                self.teacher, self.student, optimizer, tf.constant(self.pixels)
+            )
+            for _ in range(30)
+        ]
+        first, last = (float(measured[i]["distillation_loss"]) for i in (0, -1))
+        self.assertLess(last, 0.2 * first)
+        self.assertEqual(float(measured[-1]["agreement"]), 1.0)
 
 
 if __name__ == "__main__":

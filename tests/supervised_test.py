@@ -91,6 +91,40 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
         self.assertNotAllEqual(base, self._augmented(_images(), "crop_flip", seed=2))
 
 
+class OrderTest(tf.test.TestCase):
+    def _epochs(self, num_epochs=3, seed=1):
+        """Batches of 3 out of 10 images, (epochs, 9)."""
+        order = supervised.Order(10, 3, seed)
+        batches = [order.batch(index) for index in range(3 * num_epochs)]
+        return np.reshape(batches, (num_epochs, 9))
+
+    def test_an_epoch_has_no_image_twice_and_an_order_of_its_own(self):
+        epochs = self._epochs()
+        for epoch in epochs:
+            self.assertLen(set(epoch), 9)
+            self.assertContainsSubset(set(epoch), set(range(10)))
+            self.assertNotAllEqual(epoch, np.sort(epoch))
+        self.assertLen({tuple(epoch) for epoch in epochs}, 3)
+
+    def test_seed_decides_the_order(self):
+        self.assertAllEqual(self._epochs(), self._epochs())
+        self.assertNotAllEqual(self._epochs(), self._epochs(seed=2))
+
+    def test_begins_at_any_step(self):
+        expected = self._epochs().reshape(9, 3)
+        for index in range(9):
+            fresh = supervised.Order(10, 3, seed=1)
+            self.assertAllEqual(fresh.batch(index), expected[index])
+        back_and_forth = supervised.Order(10, 3, seed=1)
+        for index in (7, 0, 4, 8, 1):
+            self.assertAllEqual(back_and_forth.batch(index), expected[index])
+
+    def test_one_batch_may_be_all_images(self):
+        order = supervised.Order(4, 4, seed=0)
+        for index in range(3):
+            self.assertCountEqual(order.batch(index), range(4))
+
+
 class SupervisedStepTest(tf.test.TestCase):
     def test_equals_sgd_by_hand_with_decay_of_kernels_only(self):
         rng = np.random.default_rng(0)

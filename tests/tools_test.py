@@ -1,11 +1,13 @@
 """The tools as a user meets them: processes, exit codes, messages, files."""
 
+import csv
 import functools
 import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,16 @@ from absl.testing import parameterized
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
-TOOLS = ("run", "train_teacher", "quantize", "convert", "evaluate", "benchmark")
+TOOLS = (
+    "run",
+    "train_teacher",
+    "quantize",
+    "convert",
+    "evaluate",
+    "compare",
+    "layer_noise",
+    "benchmark",
+)
 
 
 def run_tool(name, *flags, timeout=300):
@@ -48,7 +59,7 @@ class RunTest(tf.test.TestCase):
 
     def test_run_ends_with_table_and_files(self):
         self.assertEqual(self.process.returncode, 0, self.process.stderr)
-        for title in ("teacher float", "DF-Q int8", "DF-QAT-KD int8"):
+        for title in ("teacher float", "DF-Q W8A8", "DF-QAT-KD W8A8"):
             self.assertRegex(
                 self.process.stdout, rf"{title} +\d+\.\d\d % +\d+\.\d\d % +\d+\.\d kB"
             )
@@ -81,6 +92,35 @@ class RunTest(tf.test.TestCase):
             self.assertAlmostEqual(metrics[method]["accuracy"], accuracy)
             self.assertEqual(metrics[method]["bytes"], len(content))
             self.assertIn(f"{100 * accuracy:.2f} %", self.process.stdout)
+
+    def test_noisiest_layer_is_named_and_charted(self):
+        for title, method in (("DF-Q", "df_q"), ("DF-QAT-KD", "df_qat_kd")):
+            table = (self.workdir / f"{method}_noise.csv").read_text()
+            rows = list(csv.DictReader(table.splitlines()))
+            worst = min(rows, key=lambda row: float(row["own_db"]))
+            self.assertIn(
+                f"{title}: the noisiest layer is {worst['name']}", self.process.stdout
+            )
+            chart = (self.workdir / f"{method}_noise.png").read_bytes()
+            self.assertEqual(tf.io.decode_png(chart).shape.rank, 3)
+
+    def test_noise_of_a_file_is_what_the_run_said(self):
+        folder = new_folder()
+        for name in ("df_q.tflite", "df_q_images.npy"):
+            shutil.copy(self.workdir / name, folder)
+        process = run_tool(
+            "layer_noise",
+            f"--teacher={self.workdir}/teacher.keras",
+            f"--tflite={folder}/df_q.tflite",
+        )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertEqual(
+            (folder / "df_q_noise.csv").read_text(),
+            (self.workdir / "df_q_noise.csv").read_text(),
+        )
+        metrics = json.loads((self.workdir / "metrics.json").read_text())
+        worst = metrics["df_q"]["worst_layer"].removesuffix(" dB")
+        self.assertIn(f"The noisiest layer is {worst}", process.stdout)
 
     def test_labels_are_class_names_in_order(self):
         labels = (self.workdir / "labels.txt").read_text().split()
@@ -171,12 +211,123 @@ class RunTest(tf.test.TestCase):
         self.assertIn(f"teacher: {100 * metrics['agreement']:.2f} %", process.stdout)
 
 
+class CompareTest(tf.test.TestCase):
+    """A comparison on digits, with a row that cannot be made."""
+
+    WIDTHS = ("W8A8", "W4A16")
+    METHODS = ("q", "qat", "qat_kd", "noise", "df_q", "df_qat_kd")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = new_folder()
+        smoke = [f"--flagfile={SMOKE}", "--methods=df_q", f"--workdir={cls.folder}/run"]
+        process = run_tool("run", *smoke)
+        assert process.returncode == 0, process.stderr
+        cls.flags = (
+            f"--teacher={cls.folder}/run/teacher.keras",
+            "--dataset=digits",
+            f"--compare_widths={','.join(cls.WIDTHS)}",
+            "--warm_up_steps=2",
+            "--distillation_rounds=2",
+            "--calibration_images=32",
+        )
+        cls.workdir = cls.folder / "compare"
+        cls.process = run_tool(
+            "compare", *cls.flags, "--batch_size=32", f"--workdir={cls.workdir}"
+        )
+
+    def rows(self, workdir):
+        with (workdir / "table.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    def test_table_has_a_column_for_each_method_and_a_line_for_each_width(self):
+        self.assertEqual(self.process.returncode, 0, self.process.stderr)
+        text = (self.workdir / "table.txt").read_text()
+        self.assertIn(text.strip(), self.process.stdout)
+        self.assertRegex(
+            text,
+            r"float +Q \* +QAT \* +QAT-KD \* +DF-Q, noise +DF-Q +DF-QAT-KD\n"
+            r"W8A8( +\d+\.\d\d){7}\nW4A16( +\d+\.\d\d){7}\n",
+        )
+
+    def test_rows_are_measurements_of_the_files(self):
+        from dfq_tf import TFLiteClassifier, data
+
+        test = data.open_dataset("digits").load("test")
+        rows = self.rows(self.workdir)
+        names = [(row["widths"], row["method"]) for row in rows]
+        expected = [(w, m) for w in self.WIDTHS for m in self.METHODS]
+        self.assertEqual(names, [("float", "float"), *expected])
+        for row in rows[1:]:
+            path = self.workdir / row["widths"] / f"{row['method']}.tflite"
+            content = path.read_bytes()
+            self.assertEqual(int(row["bytes"]), len(content))
+            predictions = TFLiteClassifier(content).scores(test.images).argmax(-1)
+            accuracy = np.mean(predictions == test.labels)
+            self.assertAlmostEqual(float(row["accuracy"]), accuracy, places=6)
+            self.assertGreater(float(row["latency_ms"]), 0)
+            types = "int8" if row["widths"] == "W8A8" else "int4+int8"
+            self.assertEqual(row["weights"], types)
+        sizes = {row["widths"]: int(row["bytes"]) for row in rows}
+        self.assertLess(sizes["W4A16"], 0.7 * sizes["W8A8"])
+
+    def test_plots_and_curves_are_there(self):
+        for name in ("size.png", "curves.png"):
+            image = tf.io.decode_png((self.workdir / name).read_bytes())
+            self.assertGreater(np.std(image), 0, name)
+        for kind, steps in (("distillation", 2), ("qat", 6), ("qat_kd", 6)):
+            with (self.workdir / "W4A16" / f"{kind}_curve.csv").open() as file:
+                rows = list(csv.DictReader(file))
+            self.assertEqual([int(r["step"]) for r in rows], list(range(steps + 1)))
+
+    def test_only_rows_that_are_missing_are_made(self):
+        workdir = self.folder / "again"
+        shutil.copytree(self.workdir, workdir)
+        path = workdir / "metrics.json"
+        metrics = json.loads(path.read_text())
+        made = metrics["rows"].pop("W8A8/df_qat_kd")
+        files = {p: p.read_bytes() for p in workdir.glob("W*/*.tflite")}
+        path.write_text(json.dumps(metrics))
+        again = run_tool(
+            "compare", *self.flags, "--batch_size=32", f"--workdir={workdir}"
+        )
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertEqual(re.findall(r"^W\S+ \S+.*$", again.stdout, re.M)[0][:4], "W8A8")
+        self.assertNotIn("warm_up: ", again.stderr)
+        rows = json.loads(path.read_text())["rows"]
+        self.assertEqual(rows["W8A8/df_qat_kd"]["accuracy"], made["accuracy"])
+        self.assertLen(rows, 13)
+        self.assertEqual(files, {p: p.read_bytes() for p in files})
+
+    def test_failed_row_is_shown_and_the_others_are_made(self):
+        # More images than the training set has: QAT cannot be, what needs no data can.
+        workdir = self.folder / "failed"
+        process = run_tool(
+            "compare",
+            *self.flags,
+            "--batch_size=1500",
+            "--columns=qat,df_q",
+            f"--workdir={workdir}",
+        )
+        self.assertEqual(process.returncode, 1)
+        self.assertRegex(process.stderr, "error: a row failed; see the table")
+        self.assertNotIn("Traceback", process.stderr)
+        self.assertRegex(process.stdout, r"W8A8 +\d+\.\d\d +failed +\d+\.\d\d\n")
+        self.assertIn("failed: batch_size is 1500, but there are", process.stdout)
+        for row in self.rows(workdir):
+            is_qat = row["method"] == "qat"
+            self.assertEqual("batch_size is 1500" in row["failure"], is_qat)
+            self.assertEqual(bool(row["accuracy"]), not is_qat)
+
+
 class BadInputTest(parameterized.TestCase, tf.test.TestCase):
     """Each is one message and an exit code, and writes nothing."""
 
     @parameterized.parameters(
         ("run", 2, ["--dataset=digits"], "teacher is empty"),
-        ("run", 2, ["--teacher=vgg_99"], "teacher is 'vgg_99'.*wrn_DEPTH_WIDTH"),
+        ("run", 2, ["--teacher=lenet_5"], "teacher is 'lenet_5'.*wrn_DEPTH_WIDTH"),
+        ("run", 2, ["--teacher=vgg_99", "--dataset=digits"], "depth is 99; a VGG"),
         ("run", 2, ["--teacher=wrn_10_1"], "name the training data with --dataset"),
         ("run", 2, ["--teacher=wrn_11_1", "--dataset=digits"], "depth is 11"),
         (
@@ -192,7 +343,50 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("run", 2, ["--warm_up_steps=-1"], "warm_up_steps is -1.*at least 0"),
         ("run", 2, ["--batch_size=0"], "batch_size is 0.*at least 1"),
         ("run", 2, ["--num_bits_weight=9"], "num_bits_weight is 9.*at most 8"),
-        ("run", 2, ["--num_bits_weight=4"], "num_bits_weight is 4.*only 8 and 8"),
+        ("run", 2, ["--num_bits_activation=12"], "num_bits_activation is 12.*8 or 16"),
+        ("run", 2, ["--num_bits_first=1"], "num_bits_first is 1; .*at least 2"),
+        ("run", 2, ["--widths=4/8"], "widths is '4/8'; write .* as W4A8"),
+        ("run", 2, ["--widths=W1A8"], "num_bits_weight is 1; .*at least 2"),
+        ("run", 2, ["--widths=W4A3"], "num_bits_activation is 3; .*at least 4"),
+        (
+            "run",
+            2,
+            ["--widths=W4A8", "--num_bits_weight=3"],
+            "widths is 'W4A8', but num_bits_weight is 3; give one of them",
+        ),
+        ("run", 2, ["--activation_range=best"], "activation_range is 'best'.*mse"),
+        ("run", 2, ["--activation_percentile=50"], "activation_percentile is 50"),
+        ("compare", 2, [], "teacher is empty"),
+        (
+            "compare",
+            2,
+            ["--teacher=a.keras", "--compare_widths=W8A8,W4A8,W8A8"],
+            "compare_widths is 'W8A8,W4A8,W8A8'; name each pair of widths once",
+        ),
+        (
+            "compare",
+            2,
+            ["--teacher=a.keras", "--compare_widths=W9A8"],
+            "num_bits_weight is 9",
+        ),
+        (
+            "compare",
+            2,
+            ["--teacher=a.keras", "--columns=df_q,magic"],
+            "columns has 'magic'; each must be one of",
+        ),
+        (
+            "compare",
+            2,
+            ["--teacher=a.keras", "--columns=qat"],
+            "columns has 'qat', which needs real images; name them with --dataset",
+        ),
+        (
+            "compare",
+            2,
+            ["--teacher=a.keras", "--augmentation=mixup"],
+            "augmentation is 'mixup'; it must be one of",
+        ),
         ("run", 2, ["--precision=int3"], "precision is 'int3'.*bfloat16"),
         ("run", 2, ["--student_learning_rate=nan"], "student_learning_rate is nan"),
         ("run", 2, ["--methods=df_q,magic"], "method is 'magic'.*df_qat_kd"),
@@ -216,6 +410,25 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         self.assertRegex(process.stderr, f"(?s){message}")
         self.assertNotIn("Traceback", process.stderr)
         self.assertFalse(workdir.exists())
+
+    def test_layer_noise_without_what_it_needs_is_one_message(self):
+        folder = new_folder()
+        (folder / "images.npy").write_text("no images")
+        (folder / "a.tflite").touch()
+        teacher = "--teacher=teachers/wrn_16_1_cifar10.keras"
+        tflite = f"--tflite={folder}/a.tflite"
+        for exit_code, flags, message in (
+            (2, [teacher], "tflite is empty; name a file with --tflite"),
+            (2, [teacher, tflite, "--num_images=0"], "num_images is 0; .*at least 1"),
+            (1, [teacher, "--tflite=absent.tflite"], "no model file absent.tflite"),
+            (1, [teacher, tflite], "there are no images in .*a_images.npy; name"),
+            (1, [teacher, tflite, f"--images={folder}/images.npy"], "is no .npy file"),
+        ):
+            process = run_tool("layer_noise", *flags)
+            self.assertEqual(process.returncode, exit_code, process.stderr)
+            self.assertRegex(process.stderr, f"^error: .*{message}")
+            self.assertNotIn("Traceback", process.stderr)
+            self.assertLen(list(folder.iterdir()), 2)
 
     def test_workdir_that_cannot_be_written_is_one_message(self):
         in_the_way = new_folder() / "file"
@@ -269,7 +482,8 @@ class HelpTest(parameterized.TestCase, tf.test.TestCase):
         _, *groups = re.split(r"^(?=[A-Z][\w ,-]+:$)", process.stdout, flags=re.M)
         self.assertNotEmpty(groups)
         flags = re.findall(r"^  --(\w+).*\n +(\S.*)", process.stdout, re.MULTILINE)
-        self.assertContainsSubset({"seed", "precision"}, dict(flags))
+        common = {"teacher"} if tool == "layer_noise" else {"seed", "precision"}
+        self.assertContainsSubset(common, dict(flags))
         for name, text in flags:
             self.assertGreater(len(text), 10, name)
 
@@ -313,8 +527,9 @@ class DocumentsTest(tf.test.TestCase):
         few_steps = functools.partial(
             dfq_tf.quantize,
             config=dfq_tf.DistillationConfig(
-                batch_size=8, warm_up_steps=2, calibration_images=8
+                batch_size=8, warm_up_steps=2, distillation_rounds=1
             ),
+            calibration=dfq_tf.CalibrationConfig(calibration_images=8),
             show_progress=False,
         )
         self.addCleanup(os.chdir, os.getcwd())
@@ -326,11 +541,14 @@ class DocumentsTest(tf.test.TestCase):
         self.assertEqual(model.num_classes, 10)
 
     def test_flags_in_flagfiles_exist(self):
-        text = run_tool("run", "--help").stdout
-        known = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+        known = {
+            tool: set(re.findall(r"^  --(\w+)", run_tool(tool, "--help").stdout, re.M))
+            for tool in ("run", "compare")
+        }
         for path in ROOT.glob("tools/flagfiles/*.cfg"):
+            (tool,) = set(re.findall(r"python tools/(\w+)\.py", path.read_text()))
             for flag in shlex.split(path.read_text(), comments=True):
-                self.assertIn(flag[2:].split("=")[0], known, path.name)
+                self.assertIn(flag[2:].split("=")[0], known[tool], path.name)
 
 
 if __name__ == "__main__":

@@ -260,6 +260,92 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(second.distill(directory), {})
         self.assertTrue(helpers.all_equal(second.weights, first.weights))
 
+    def test_evaluations_make_a_curve_of_about_ten_points(self):
+        directory = self.get_temp_dir()
+        runs = _Runs()
+        config = dataclasses.replace(_CONFIG, distillation_rounds=23, generator_steps=0)
+        kernel = runs.student.model.trainable_variables[0]
+        values = []
+
+        def evaluate():
+            values.append(float(kernel[0, 0, 0, 0]))
+            return {"kernel": values[-1]}
+
+        training.distill(
+            runs.teacher,
+            runs.generator,
+            runs.student,
+            config,
+            seed=2,
+            directory=directory,
+            evaluate=evaluate,
+            show_progress=False,
+        )
+        with open(f"{directory}/distillation_curve.csv") as file:
+            header, *rows = file.read().splitlines()
+        self.assertEqual(header, "step,kernel")
+        steps_of, measured = np.loadtxt(rows, delimiter=",").T
+        self.assertAllEqual(steps_of, [*range(0, 23, 2), 23])
+        self.assertAllClose(measured, values, rtol=1e-4)
+        # The student is measured as it is: it moves on.
+        self.assertLen(set(values), len(values))
+        self.assertEqual(values[-1], float(kernel[0, 0, 0, 0]))
+        blind = _Runs()
+        blind.distill(config=config)
+        self.assertTrue(helpers.all_equal(blind.weights, runs.weights))
+
+
+class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
+    def _displacements(self, num_steps, **settings):
+        """How far each step moves a weight whose gradient is 1 throughout."""
+        config = dataclasses.replace(
+            _CONFIG,
+            distillation_rounds=5,
+            student_steps=2,
+            student_learning_rate=0.1,
+            **settings,
+        )
+        image = keras.layers.Input((1,))
+        model = keras.Model(image, keras.layers.Dense(1, use_bias=False)(image))
+        optimizer = training.student_optimizer(model, config)
+        (weight,) = model.trainable_variables
+        values = [weight.numpy().item()]
+        for _ in range(num_steps):
+            optimizer.apply_gradients([(tf.ones_like(weight), weight)])
+            values.append(weight.numpy().item())
+        return -np.diff(values)
+
+    def test_sgd_decays_to_0_over_all_student_steps(self):
+        # 5 rounds of 2 steps.
+        cosine = 0.05 * (1 + np.cos(np.pi * np.arange(12).clip(max=10) / 10))
+        moved = self._displacements(12, student_optimizer="sgd", student_momentum=0.0)
+        self.assertAllClose(moved, cosine, atol=1e-6)
+
+    def test_sgd_has_nesterov_momentum(self):
+        moved = self._displacements(2, student_optimizer="sgd", student_momentum=0.5)
+        first, second = 0.1, 0.05 * (1 + np.cos(np.pi / 10))
+        velocity = 0.5 * first + second
+        self.assertAllClose(
+            moved, [0.5 * first + first, 0.5 * velocity + second], rtol=1e-5
+        )
+
+    def test_adam_moves_by_the_learning_rate_whatever_the_gradient(self):
+        cosine = 0.05 * (1 + np.cos(np.pi * np.arange(12).clip(max=10) / 10))
+        moved = self._displacements(12, student_optimizer="adam")
+        self.assertAllClose(moved, cosine, atol=1e-5)
+
+    @parameterized.parameters("adam", "sgd")
+    def test_is_built_so_that_a_checkpoint_restores_all_of_it(self, name):
+        model = helpers.small_classifier().model
+        config = dataclasses.replace(_CONFIG, student_optimizer=name)
+        optimizer = training.student_optimizer(model, config)
+        before = len(optimizer.variables)
+        optimizer.apply_gradients(
+            [(tf.ones_like(v), v) for v in model.trainable_variables]
+        )
+        self.assertLen(optimizer.variables, before)
+        self.assertGreater(before, len(model.trainable_variables))
+
 
 class GenerateTest(parameterized.TestCase, tf.test.TestCase):
     def setUp(self):

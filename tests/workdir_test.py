@@ -54,6 +54,13 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         # The folder still belongs to the first run.
         self.assertIsInstance(Workdir(self.path, _SETTINGS), Workdir)
 
+    def test_free_flags_may_change_and_are_written(self):
+        Workdir(self.path, _SETTINGS, free=("model",))
+        Workdir(self.path, {**_SETTINGS, "model": "c"}, free=("model",))
+        self.assertIn("--model=c\n", (self.path / "flags.cfg").read_text())
+        with self.assertRaisesRegex(WorkdirError, "--alpha: 1.0 -> 2.0$"):
+            Workdir(self.path, {"seed": "3", "alpha": "2.0"}, free=("model",))
+
     def test_folder_that_cannot_be_made_is_refused(self):
         (self.folder / "file").write_text("")
         for path in (self.folder / "file", self.folder / "file" / "run"):

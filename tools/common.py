@@ -6,7 +6,7 @@ Only the tools read FLAGS; the package takes plain arguments.
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -101,11 +101,14 @@ def floats(name: str, values: list[str]) -> tuple[float, ...]:
         ) from error
 
 
-def open_workdir(default: pathlib.Path | None = None) -> Workdir:
+def open_workdir(
+    default: pathlib.Path | None = None, free: Collection[str] = ()
+) -> Workdir:
     """The folder that --workdir names, claimed for the flags of this run.
 
     Args:
       default: the folder where --workdir is not given.
+      free: flags that a later run there may change.
     """
     names = sorted(name for group in _groups.values() for name in group)
     settings = {
@@ -113,7 +116,7 @@ def open_workdir(default: pathlib.Path | None = None) -> Workdir:
         for name in names
         if name not in _FREE_FLAGS and FLAGS[name].value not in (None, [])
     }
-    return Workdir(FLAGS.workdir or default or ".", settings)
+    return Workdir(FLAGS.workdir or default or ".", settings, free)
 
 
 def _as_text(value: Any) -> str:

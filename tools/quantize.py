@@ -21,9 +21,11 @@ from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.config import (
     METHODS,
     BitWidths,
+    CalibrationConfig,
     DistillationConfig,
     RunConfig,
     check_method,
+    parse_widths,
 )
 from dfq_tf.description import OUTPUTS, ModelDescription, description_path
 from dfq_tf.errors import ConfigError
@@ -63,7 +65,39 @@ def define_teacher_flags() -> None:
 def define_quantization_flags() -> None:
     """Defines the flags of the data-free part."""
     common.define_config("Data-free training", DistillationConfig)
+    common.define_config("Calibration", CalibrationConfig)
     common.define_config("Bit widths", BitWidths)
+
+
+def define_widths_flag() -> None:
+    """Defines --widths, both bit widths in one."""
+    common.define(
+        "Bit widths",
+        "widths",
+        str,
+        None,
+        "Bits of weights and activations in one, such as W4A8, in place of "
+        "--num_bits_weight and --num_bits_activation.",
+    )
+
+
+def widths_from_flags() -> BitWidths:
+    """The bit widths that the flags ask for.
+
+    Raises:
+      ConfigError: --widths contradicts the flags that it stands for.
+    """
+    widths = common.config_from_flags(BitWidths)
+    if FLAGS.widths is None:
+        return widths
+    result = parse_widths(FLAGS.widths, widths)
+    for name in ("num_bits_weight", "num_bits_activation"):
+        given = getattr(widths, name)
+        if FLAGS[name].present and given != getattr(result, name):
+            raise ConfigError(
+                f"widths is {FLAGS.widths!r}, but {name} is {given}; give one of them"
+            )
+    return result
 
 
 def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
@@ -109,7 +143,8 @@ def quantize_teacher(teacher: Classifier, method: str, workdir: Workdir) -> Clas
         teacher,
         method=method,
         config=config,
-        widths=common.config_from_flags(BitWidths),
+        calibration=common.config_from_flags(CalibrationConfig),
+        widths=widths_from_flags(),
         seed=run.seed,
         precision=run.precision,
         directory=workdir.path,
@@ -147,7 +182,7 @@ def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
         check_method(method)
     common.config_from_flags(RunConfig)
     common.config_from_flags(DistillationConfig)
-    apply.check_widths(common.config_from_flags(BitWidths))
+    common.config_from_flags(CalibrationConfig)
     if teacher is not None:
         apply.integer_ready(teacher)
 
@@ -157,6 +192,7 @@ def main() -> None:
     if not FLAGS.teacher:
         raise ConfigError("teacher is empty; name a model file with --teacher")
     check_settings(None, [FLAGS.method])
+    widths_from_flags()
     teacher = read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method])
     workdir = common.open_workdir()
@@ -181,6 +217,7 @@ def define_flags() -> None:
         f"One of: {', '.join(METHODS)}.",
     )
     define_quantization_flags()
+    define_widths_flag()
     common.define_run_flags("runs/quantize")
 
 

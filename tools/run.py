@@ -18,9 +18,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import data, evaluation, export, models, pipeline
+from dfq_tf import (
+    data,
+    evaluation,
+    export,
+    layer_noise,
+    models,
+    pipeline,
+    yardsticks,
+)
 from dfq_tf.classifier import MODEL_SUFFIXES, Classifier
-from dfq_tf.config import BitWidths, TeacherConfig
+from dfq_tf.config import CalibrationConfig, TeacherConfig
 from dfq_tf.errors import ConfigError
 from dfq_tf.workdir import Workdir
 from tools import common, convert, evaluate, quantize, train_teacher
@@ -28,7 +36,9 @@ from tools import common, convert, evaluate, quantize, train_teacher
 FLAGS = common.FLAGS
 
 # How each row of the table is called.
-_TITLES = {"df_q": "DF-Q int8", "df_qat_kd": "DF-QAT-KD int8"}
+_TITLES = {"df_q": "DF-Q", "df_qat_kd": "DF-QAT-KD"}
+# Images on which the layers' noise is measured.
+_NOISE_IMAGES = 64
 # Images on which a file is compared with the student that it was made of.
 _COMPARED_IMAGES = 1000
 
@@ -71,7 +81,7 @@ def row(
     images: np.ndarray,
     labels: np.ndarray | None,
     teacher_scores: np.ndarray,
-    **more: float,
+    **more: float | str,
 ) -> None:
     """Measures one model and keeps the result in metrics.json under `key`."""
     scores = model.scores(images)
@@ -89,16 +99,17 @@ def row(
     )
 
 
-def table(metrics: dict) -> str:
+def table(metrics: dict, widths: str) -> str:
     """The results, a line per model."""
     lines = [f"{'':24} accuracy  agreement       size"]
     for key, title in (
         ("teacher", "teacher float"),
-        ("q", "Q (real images) int8 *"),
+        ("q", "Q (real images) *"),
         *_TITLES.items(),
     ):
         if key not in metrics:
             continue
+        title = title if key == "teacher" else f"{title} {widths}"
         result = metrics[key]
         accuracy = result["accuracy"]
         lines.append(
@@ -107,6 +118,10 @@ def table(metrics: dict) -> str:
             f"{100 * result['agreement']:>7.2f} %  "
             f"{result['bytes'] / 1000:>6.1f} kB"
         )
+    for method, title in _TITLES.items():
+        worst = metrics.get(method, {}).get("worst_layer")
+        if worst:
+            lines.append(f"{title}: the noisiest layer is {worst}")
     if "q" in metrics:
         lines.append("* data-dependent yardstick: no part of the data-free models")
     return "\n".join(lines)
@@ -116,6 +131,7 @@ def main() -> None:
     """Runs every stage that has not been run in this workdir yet."""
     methods = FLAGS.methods
     quantize.check_settings(None, methods)
+    widths = quantize.widths_from_flags()
     teacher_config = common.config_from_flags(TeacherConfig)
     dataset = None
     if FLAGS.dataset:
@@ -146,7 +162,7 @@ def main() -> None:
                 **{f"{method}_seconds": round(time.monotonic() - began, 1)}
             )
     measure(teacher, students, files, dataset, workdir)
-    print(table(workdir.metrics()))
+    print(table(workdir.metrics(), widths.name))
     print("\nWrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
@@ -169,8 +185,15 @@ def measure(
     teacher_scores = teacher.scores(images)
     size = sum(w.nbytes for w in teacher.model.get_weights())
     row(workdir, "teacher", teacher, images, labels, teacher_scores, bytes=size)
+    calibration = common.config_from_flags(CalibrationConfig)
+    graph, description = pipeline.float_network(teacher, calibration)
     for method, content in files.items():
         tflite = export.TFLiteClassifier(content)
+        generated = np.load(workdir.path / f"{method}_images.npy")[:_NOISE_IMAGES]
+        noise = layer_noise.measure(graph, description, content, generated)
+        title = f"{_TITLES[method]} {quantize.widths_from_flags().name}"
+        layer_noise.write_report(noise, workdir.path / f"{method}_noise", title)
+        worst = layer_noise.worst(noise)
         row(
             workdir,
             method,
@@ -179,17 +202,20 @@ def measure(
             labels,
             teacher_scores,
             bytes=len(content),
+            latency_ms=tflite.latency(),
+            xnnpack_pieces=tflite.num_pieces,
+            worst_layer=f"{worst.name}, {worst.own_db:.1f} dB",
             largest_difference_in_steps=export.largest_difference(
                 students[method], tflite, images[:_COMPARED_IMAGES]
             ),
         )
     if FLAGS.yardstick:
         assert dataset is not None
-        count = FLAGS.calibration_images
-        student = pipeline.quantize_with_data(
+        student = yardsticks.quantize_with_data(
             teacher,
-            dataset.load("train").images[:count],
-            common.config_from_flags(BitWidths),
+            dataset.load("train").images,
+            quantize.widths_from_flags(),
+            calibration,
         )
         content = export.convert(student)
         tflite = export.TFLiteClassifier(content)
@@ -228,6 +254,7 @@ def define_flags() -> None:
         "What to make: df_q sets ranges only, df_qat_kd also trains the student.",
     )
     quantize.define_quantization_flags()
+    quantize.define_widths_flag()
     common.define_run_flags("runs/run")
 
 

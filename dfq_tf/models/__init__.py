@@ -6,14 +6,28 @@ from collections.abc import Callable
 from dfq_tf.compat import keras
 from dfq_tf.errors import ConfigError
 from dfq_tf.models.generator import build_generator
+from dfq_tf.models.mobilenet import mobilenet_v1
+from dfq_tf.models.resnet import resnet
+from dfq_tf.models.vgg import vgg
 from dfq_tf.models.wide_resnet import wide_resnet
 
 __all__ = ["MODEL_NAMES", "build_generator", "build_model"]
 
 # Pattern of a name -> builder(*numbers in the name, input_shape, num_classes).
-_BUILDERS: dict[str, Callable[..., keras.Model]] = {r"wrn_(\d+)_(\d+)": wide_resnet}
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    r"wrn_(\d+)_(\d+)": wide_resnet,
+    r"resnet_(\d+)": resnet,
+    r"vgg_(\d+)": vgg,
+    r"mobilenet_v1_(\d+)": mobilenet_v1,
+}
 
-MODEL_NAMES = ("wrn_DEPTH_WIDTH, such as wrn_16_1 or wrn_40_2",)
+MODEL_NAMES = (
+    "wrn_DEPTH_WIDTH, such as wrn_16_1 or wrn_40_2",
+    "resnet_18",
+    "resnet_34",
+    "vgg_11",
+    "mobilenet_v1_PERCENT, such as mobilenet_v1_100 or mobilenet_v1_25",
+)
 
 
 def build_model(

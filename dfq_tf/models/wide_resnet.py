@@ -2,6 +2,7 @@
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
+from dfq_tf.models.layers import bn_relu, classifier_head, conv
 
 layers = keras.layers
 
@@ -30,42 +31,22 @@ def wide_resnet(
     if width < 1:
         raise ConfigError(f"width is {width}; it must be at least 1")
     image = x = layers.Input(input_shape, name="image")
-    x = _conv(x, 16, 3, name="stem")
+    x = conv(x, 16, 3, name="stem")
     for group, channels in enumerate((16 * width, 32 * width, 64 * width), start=1):
         for block in range(1, (depth - 4) // 6 + 1):
             strides = 2 if group > 1 and block == 1 else 1
             x = _block(x, channels, strides, name=f"group{group}_block{block}")
-    x = _bn_relu(x, "head")
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = layers.Dense(num_classes, name="logits")(x)
+    x = bn_relu(x, "head")
+    logits = classifier_head(x, num_classes)
     return keras.Model(image, logits, name=f"wrn_{depth}_{width}")
 
 
 def _block(x: tf.Tensor, channels: int, strides: int, name: str) -> tf.Tensor:
-    activated = _bn_relu(x, f"{name}_1")
+    activated = bn_relu(x, f"{name}_1")
     # A projection reads the activated input; an identity shortcut the raw one.
     shortcut = x
     if x.shape[-1] != channels or strides != 1:
-        shortcut = _conv(activated, channels, 1, strides, name=f"{name}_shortcut")
-    y = _conv(activated, channels, 3, strides, name=f"{name}_conv1")
-    y = _conv(_bn_relu(y, f"{name}_2"), channels, 3, name=f"{name}_conv2")
+        shortcut = conv(activated, channels, 1, strides, name=f"{name}_shortcut")
+    y = conv(activated, channels, 3, strides, name=f"{name}_conv1")
+    y = conv(bn_relu(y, f"{name}_2"), channels, 3, name=f"{name}_conv2")
     return layers.Add(name=f"{name}_add")([shortcut, y])
-
-
-def _conv(
-    x: tf.Tensor, channels: int, size: int, strides: int = 1, *, name: str
-) -> tf.Tensor:
-    return layers.Conv2D(
-        channels,
-        size,
-        strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=name,
-    )(x)
-
-
-def _bn_relu(x: tf.Tensor, name: str) -> tf.Tensor:
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)

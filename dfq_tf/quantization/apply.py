@@ -10,13 +10,12 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import BitWidths
 from dfq_tf.description import ModelDescription
-from dfq_tf.errors import ConfigError, ModelError, TrainingError
+from dfq_tf.errors import ModelError, TrainingError
 from dfq_tf.graph import Graph, Node, unique_name
 from dfq_tf.quantization import registry
+from dfq_tf.quantization.quantizers import is_symmetric
+from dfq_tf.quantization.ranges import Range, kernel_magnitudes
 from dfq_tf.rewrite import affine_node, dense_as_convolution, fold, logits_graph
-
-# Lowest and highest value of a tensor.
-Range = tuple[float, float]
 
 _MAX_PIXEL = 255.0
 
@@ -94,6 +93,7 @@ def quantize_graph(
     description: ModelDescription,
     widths: BitWidths,
     ranges: Mapping[str, Range],
+    weight_range: str = "mse",
 ) -> Classifier:
     """Builds the fake-quantized twin of a float network.
 
@@ -103,24 +103,28 @@ def quantize_graph(
       widths: bits of weights and activations.
       ranges: for each node of `quantized_nodes`, its output's range, as from
         `calibration.calibrate`.
+      weight_range: 'min_max' or 'mse', see `ranges.kernel_magnitudes`.
 
     Returns:
       A classifier whose model is a tf_keras functional model of tfmot wrappers. Its
       weights are trained as those of any model; its ranges stay as they are.
     """
+    configs = registry.quantize_configs(graph, widths)
 
     def wrap(node: Node, layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = registry.quantize_config_for(graph, node, widths)
+        config = configs[node.name]
         if config.kernel is None and config.num_bits_activation is None:
             return layer
         return tfmot.quantization.keras.QuantizeWrapperV2(layer, config)
 
     model = graph.build(wrap)
     for name, (low, high) in ranges.items():
+        if is_symmetric(configs[name].num_bits_activation or 0):
+            low, high = -max(-low, high), max(-low, high)
         variables = range_variables(model.get_layer(f"quant_{name}"))
         variables["output_min"].assign(low)
         variables["output_max"].assign(high)
-    set_weight_ranges(model)
+    set_weight_ranges(model, weight_range)
     return Classifier(model, description)
 
 
@@ -152,11 +156,7 @@ def checked_ranges(
     """
     result: dict[str, Range] = {}
     for name, (low, high) in ranges.items():
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise TrainingError(
-                f"the output of layer {name} is not finite on the calibration images: "
-                f"its range is {low} to {high}"
-            )
+        check_finite(name, low, high)
         low, high = min(low, 0.0), max(high, 0.0)
         # An output that is 0 throughout has any scale.
         result[name] = (low, high) if low < high else (0.0, 1.0)
@@ -171,32 +171,45 @@ def checked_ranges(
     return {**result, pixels: pixel_range(description)}
 
 
-def set_weight_ranges(model: keras.Model) -> None:
-    """Sets the range of every quantized kernel to its largest magnitude.
+def check_finite(name: str, low: float, high: float) -> None:
+    """Raises TrainingError unless both ends of a range are finite."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise TrainingError(
+            f"the output of layer {name} is not finite on the calibration images: "
+            f"its range is {low} to {high}"
+        )
+
+
+def set_weight_ranges(model: keras.Model, method: str) -> None:
+    """Sets the range of every quantized kernel.
 
     Args:
       model: of `quantize_graph`.
+      method: 'min_max' or 'mse', see `ranges.kernel_magnitudes`.
     """
     for layer in model.layers:
         variables = range_variables(layer)
-        for kernel in registry.KERNELS.values():
-            if f"{kernel}_max" not in variables:
+        for name in registry.KERNELS.values():
+            if f"{name}_max" not in variables:
                 continue
-            values = np.abs(variables[kernel].numpy())
-            shape = variables[f"{kernel}_max"].shape
+            kernel = variables[name].numpy()
+            shape = variables[f"{name}_max"].shape
             if shape.rank:
                 # One per output: the trailing axes that make up the channels.
-                values = values.reshape(-1, shape[0])
-                largest = values.max(axis=0)
-            else:
-                largest = values.max()
+                kernel = kernel.reshape(-1, shape[0])
+            magnitudes = kernel_magnitudes(
+                kernel,
+                layer.quantize_config.num_bits_weight,
+                per_channel=bool(shape.rank),
+                method=method,
+            )
             if "bias" in variables:
                 bias = np.abs(variables["bias"].numpy())
                 bias = bias if shape.rank else bias.max()
-                largest = np.maximum(largest, _SMALLEST_KERNEL * bias)
-            largest = np.where(largest > 0, largest, 1.0)  # a channel of zeros
-            variables[f"{kernel}_min"].assign(-largest)
-            variables[f"{kernel}_max"].assign(largest)
+                magnitudes = np.maximum(magnitudes, _SMALLEST_KERNEL * bias)
+            magnitudes = np.where(magnitudes > 0, magnitudes, 1.0)  # all zeros
+            variables[f"{name}_min"].assign(-magnitudes)
+            variables[f"{name}_max"].assign(magnitudes)
 
 
 def is_quantized(model: keras.Model) -> bool:
@@ -211,10 +224,6 @@ def range_variables(layer: keras.layers.Layer) -> dict[str, "keras.Variable"]:
     return {v.name.split("/")[-1].split(":")[0]: v for v in layer.weights}
 
 
-def check_widths(widths: BitWidths) -> None:
-    """Raises ConfigError for widths that cannot be written to a TFLite file yet."""
-    if (widths.num_bits_weight, widths.num_bits_activation) != (8, 8):
-        raise ConfigError(
-            f"num_bits_weight is {widths.num_bits_weight} and num_bits_activation is "
-            f"{widths.num_bits_activation}; only 8 and 8 can be written to a file"
-        )
+def unwrapped_name(layer: keras.layers.Layer) -> str:
+    """The name that a layer of the student has in the float network."""
+    return layer.layer.name if range_variables(layer) else layer.name

@@ -14,12 +14,20 @@ import tensorflow_model_optimization as tfmot
 from dfq_tf.compat import keras, tf
 
 
+def is_symmetric(num_bits: int) -> bool:
+    """Whether activations of this width have a range around 0: int16's do."""
+    return num_bits > 8
+
+
 @keras.utils.register_keras_serializable("dfq_tf")
 class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """Per-tensor affine quantization of a layer's output.
 
+    More than 8 bits are symmetric around 0, as TFLite has it for int16: the range is
+    then set to -m .. m.
+
     Args:
-      num_bits: number of bits, 2 to 8.
+      num_bits: number of bits, 2 to 16.
     """
 
     def __init__(self, num_bits: int) -> None:
@@ -39,7 +47,11 @@ class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     ) -> tf.Tensor:
         """Fake-quantizes a tensor of any shape; `training` makes no difference."""
         return tf.quantization.fake_quant_with_min_max_vars(
-            inputs, weights["min"], weights["max"], self.num_bits
+            inputs,
+            weights["min"],
+            weights["max"],
+            self.num_bits,
+            narrow_range=is_symmetric(self.num_bits),
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
     Args:
       kernel: the attribute that holds the kernel, None for a layer without one.
-      num_bits_weight: bits of the kernel.
+      num_bits_weight: bits of the kernel, None for a layer without one.
       num_bits_activation: bits of the output, None if it is not quantized.
       per_channel: one range per output channel of the kernel, or one in all.
     """
@@ -132,7 +132,7 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     def __init__(
         self,
         kernel: str | None,
-        num_bits_weight: int,
+        num_bits_weight: int | None,
         num_bits_activation: int | None,
         per_channel: bool,
     ) -> None:
@@ -143,7 +143,7 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def get_weights_and_quantizers(self, layer: keras.layers.Layer) -> list:
         """The kernel and its quantizer; tfmot calls this when it builds the wrapper."""
-        if self.kernel is None:
+        if self.kernel is None or self.num_bits_weight is None:
             return []
         is_depthwise = self.kernel == "depthwise_kernel"
         quantizer = WeightQuantizer(
@@ -184,11 +184,49 @@ class LayerQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         }
 
 
-def quantize_config_for(
-    graph: Graph, node: Node, widths: BitWidths
-) -> LayerQuantizeConfig:
-    """The configuration of a node's wrapper."""
-    bits = widths.num_bits_activation if has_quantized_output(graph, node) else None
-    return LayerQuantizeConfig(
-        KERNELS.get(node.kind), widths.num_bits_weight, bits, widths.per_channel
-    )
+def quantize_configs(graph: Graph, widths: BitWidths) -> dict[str, LayerQuantizeConfig]:
+    """The configuration of each node's wrapper, by the node's name."""
+    bits = activation_bits(graph, widths)
+    return {
+        name: LayerQuantizeConfig(
+            KERNELS.get(node.kind),
+            weight_bits(graph, node, widths) if node.kind in KERNELS else None,
+            bits.get(name),
+            widths.per_channel,
+        )
+        for name, node in graph.nodes.items()
+    }
+
+
+def weight_bits(graph: Graph, node: Node, widths: BitWidths) -> int:
+    """Bits of the kernel of a node that has one."""
+    if node.kind == "DepthwiseConv2D":
+        return widths.num_bits_depthwise
+    convolutions = [n.name for n in graph.nodes.values() if n.kind == "Conv2D"]
+    if node.name == convolutions[0]:
+        return widths.num_bits_first
+    if node.name == convolutions[-1]:
+        return widths.num_bits_last
+    return widths.num_bits_weight
+
+
+def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
+    """Bits of each output that is stored with a scale of its own.
+
+    Pixels have 8. The logits, on which the answer hangs, have 8 or more. Outputs that
+    share a range share the most bits of any of them.
+    """
+    bits = {
+        name: widths.num_bits_activation
+        for name, node in graph.nodes.items()
+        if has_quantized_output(graph, node)
+    }
+    pixels = graph.consumers(graph.input_name)[0]
+    if pixels.kind == "Activation":
+        bits[pixels.name] = 8
+    logits = range_owner(graph, graph.output_name)
+    bits[logits] = max(8, bits[logits])
+    for group in tied_outputs(graph):
+        members = group & bits.keys()
+        bits.update(dict.fromkeys(members, max(bits[name] for name in members)))
+    return bits

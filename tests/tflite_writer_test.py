@@ -1,0 +1,822 @@
+"""What the writer puts into a file, held against the student and against NumPy.
+
+A student computes in float32 with rounded numbers, the file in integers. Both give
+the same integers, but for what LiteRT's kernels do when they rescale sums:
+
+- XNNPACK, which runs int8 activations with int8 kernels, rounds once. Its leaky ReLU
+  and its requantization multiply by factors of 8 bits.
+- LiteRT's own kernels, which run int4 kernels and what XNNPACK leaves, round twice:
+  to halves of a step or finer, then to steps.
+- For int16 they multiply by factors of 16 bits.
+
+So each layer is fed with the file's own integers, and its unrounded output compared
+with what the file stores: the distance has a limit that needs no statistics.
+"""
+
+import dataclasses
+import functools
+import warnings
+
+import flatbuffers
+import numpy as np
+from absl.testing import parameterized
+from ai_edge_litert import schema_py_generated as schema
+
+from dfq_tf import calibration, export, tflite_writer
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import keras, native_output_hidden, tf
+from dfq_tf.config import BitWidths, CalibrationConfig
+from dfq_tf.description import ModelDescription
+from dfq_tf.errors import ExportError
+from dfq_tf.graph import Graph
+from dfq_tf.quantization import apply, registry
+from dfq_tf.quantization.integers import round_biases
+from tests import networks
+
+layers = keras.layers
+
+# Steps between the exact output of a layer and the integer in the file.
+ROUNDED_ONCE = 0.51  # measured: 0.5000
+ROUNDED_TWICE = 0.76  # a half and a quarter; measured: 0.7499
+COARSE_FACTOR = 1.01  # 1/512 of up to 255, and a half; measured: 0.70
+INT16_FACTOR = 1.51  # 2^-15 of up to 2^15, and a half; measured: 1.21
+
+ALL_FOUR_BITS = BitWidths(4, 4, True, 4, 4, 4)
+# Name -> widths, and how many steps of the output a whole file may be from its
+# student. Where activations have few bits, one that falls on the other side moves
+# everything behind it; there, layers are compared one by one, and no more.
+WIDTHS = {
+    "W8A8": (BitWidths(), 3),  # measured: 2
+    "W8A8 per tensor": (BitWidths(per_channel=False), 3),  # 2
+    "W4A8": (BitWidths(4), 6),  # 4
+    "W3A8": (BitWidths(3, 8, True, 3, 3, 4), 9),  # 6
+    "W2A8": (BitWidths(2), 9),  # 5
+    "W8A16": (BitWidths(8, 16), 9),  # 6, of 65535
+    "W4A16": (BitWidths(4, 16), 9),  # 6
+    "W4A4": (ALL_FOUR_BITS, None),
+    "W8A5": (BitWidths(8, 5), None),
+    "W3A6": (BitWidths(3, 6, True, 3, 3, 4), None),
+    "W2A7": (BitWidths(2, 7), None),
+}
+
+INTEGERS = ("UINT8", "INT4", "INT8", "INT16", "INT32", "INT64")
+TYPES = {v: k for k, v in vars(schema.TensorType).items() if k.isupper()}
+OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor of a file: its integers for some images, and what they mean."""
+
+    integers: np.ndarray
+    scale: float
+    zero_point: int
+
+    @property
+    def steps(self):
+        return self.integers.astype(np.int64) - self.zero_point
+
+    @property
+    def real(self):
+        return (self.steps * np.float64(self.scale)).astype(np.float32)
+
+
+def prepared(classifier):
+    """The integer-ready network, how it is fed, and its ranges."""
+    graph, description = apply.integer_ready(classifier)
+    images = networks.images(classifier.image_shape, 64, seed=1)
+    config = CalibrationConfig(activation_range="min_max")
+    ranges = calibration.calibrate(graph, description, images, config=config)
+    return graph, description, ranges
+
+
+def quantized(graph, description, ranges, widths):
+    student = apply.quantize_graph(graph, description, widths, ranges)
+    round_biases(student.model)
+    return student
+
+
+def student_of(classifier, widths=BitWidths(), **given):
+    """The student of any network; some of its ranges may be given."""
+    graph, description, ranges = prepared(classifier)
+    return quantized(graph, description, {**ranges, **given}, widths)
+
+
+@functools.cache
+def prepared_network(name):
+    return prepared(networks.build(name))
+
+
+@functools.cache
+def student_of_network(name, widths):
+    """A student that tests share: they must leave it as it is."""
+    return quantized(*prepared_network(name), widths)
+
+
+def classifier_of(image, x, mean=(120.0,), scale=(1 / 64,)):
+    """A classifier with random weights, whose dense layer reads `x`."""
+    if len(x.shape) == 4:
+        x = layers.Flatten()(x)
+    x = layers.Dense(networks.NUM_CLASSES, name="logits")(x)
+    model = keras.Model(image, x)
+    networks.randomize(model, 0)
+    return Classifier(model, ModelDescription(mean, scale, "logits", tuple("abcde")))
+
+
+def parsed(content):
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+
+def tensors_of(content):
+    """Name -> tensor of the flatbuffer, all names being different."""
+    tensors = parsed(content).subgraphs[0].tensors
+    named = {tensor.name.decode(): tensor for tensor in tensors}
+    assert len(named) == len(tensors)
+    return named
+
+
+def data_of(content, tensor):
+    return np.asarray(parsed(content).buffers[tensor.buffer].data, np.uint8)
+
+
+def operators_of(content):
+    """Kind of each operator, and the name of its output."""
+    model = parsed(content)
+    graph = model.subgraphs[0]
+    return [
+        (
+            OPERATORS[model.operatorCodes[operator.opcodeIndex].builtinCode],
+            graph.tensors[operator.outputs[0]].name.decode(),
+        )
+        for operator in graph.operators
+    ]
+
+
+def read(content, images):
+    """Every tensor that an operator of the file writes, by name.
+
+    All of them are made outputs of the file, so that the kernels are those that a
+    file runs with, XNNPACK's among them.
+    """
+    model = parsed(content)
+    graph = model.subgraphs[0]
+    graph.outputs = [i for operator in graph.operators for i in operator.outputs]
+    model.signatureDefs = None
+    builder = flatbuffers.Builder(2**16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    interpreter = export.open_interpreter(bytes(builder.Output()))
+    (image,) = interpreter.get_input_details()
+    outputs = interpreter.get_output_details()
+    integers = [[] for _ in outputs]
+    for pixels in images:
+        interpreter.set_tensor(image["index"], pixels[None])
+        interpreter.invoke()
+        for values, output in zip(integers, outputs):
+            values.append(interpreter.get_tensor(output["index"])[0])
+    return {
+        output["name"]: Stored(np.stack(values), *output["quantization"])
+        for values, output in zip(integers, outputs)
+    }
+
+
+def limits_of(wrapper):
+    """Lowest and highest number of a layer's grid, if it has one of its own."""
+    variables = apply.range_variables(wrapper)
+    if "output_min" not in variables:
+        return -np.inf, np.inf
+    low, high = (float(variables[f"output_{end}"]) for end in ("min", "max"))
+    bits = wrapper.quantize_config.num_bits_activation
+    if bits == 16:
+        return low, high
+    scale = (high - low) / (2**bits - 1)
+    zero = np.floor(-low / scale + 0.5)
+    return -zero * scale, (2**bits - 1 - zero) * scale
+
+
+def distances(student, content, images):
+    """How far each layer's integers are from the exact numbers, in steps.
+
+    Returns:
+      Name of the layer -> its kind, the distance, and the limit of that.
+    """
+    stored = read(content, images)
+    types = {name: TYPES[t.type] for name, t in tensors_of(content).items()}
+    graph = Graph.from_model(student.model)
+    wrappers = {name: student.model.get_layer(name) for name in graph.nodes}
+    names = {name: apply.unwrapped_name(w) for name, w in wrappers.items()}
+    real = {n: stored[names[n]].real for n in names if names[n] in stored}
+    pixels = student.description.normalize(images.astype(np.float32))
+    real[graph.input_name] = np.asarray(pixels)
+    result = {}
+    for name in list(graph.nodes)[1:]:
+        if name not in real:
+            continue
+        chain = [name]  # what one operator of the file computes
+        while any(source not in real for source in graph.nodes[chain[0]].inputs):
+            chain.insert(0, graph.nodes[chain[0]].inputs[0])
+        sources = [real[source] for source in graph.nodes[chain[0]].inputs]
+        x = sources if len(sources) > 1 else sources[0]
+        for link in chain:
+            wrappers[link](x)  # puts the quantized kernel in place
+            inner = getattr(wrappers[link], "layer", wrappers[link])
+            x = inner(x)
+        tensor = stored[names[name]]
+        exact = np.clip(np.asarray(x, np.float64), *limits_of(wrappers[name]))
+        steps = exact / tensor.scale + tensor.zero_point - tensor.integers
+        kind = "+".join(
+            type(getattr(wrappers[n], "layer", wrappers[n])).__name__ for n in chain
+        )
+        if tensor.integers.dtype == np.int16:
+            limit = INT16_FACTOR
+        elif kind in ("LeakyReLU", "Concatenate"):
+            limit = COARSE_FACTOR
+        elif kind in ("ReLU", "Activation") and name != "quant_pixels":
+            limit = ROUNDED_TWICE
+        elif "INT4" in [types.get(f"{names[n]}/kernel") for n in chain]:
+            limit = ROUNDED_TWICE
+        else:
+            limit = ROUNDED_ONCE
+        result[names[name]] = kind, float(np.abs(steps).max()), limit
+    return result
+
+
+class NetworksTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.product(name=list(networks.NETWORKS), widths=list(WIDTHS))
+    def test_file_computes_what_the_student_does(self, name, widths):
+        bits, most_steps = WIDTHS[widths]
+        student = student_of_network(name, bits)
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        types = {TYPES[tensor.type] for tensor in tensors_of(content).values()}
+        self.assertContainsSubset(types, INTEGERS)
+        images = networks.images(student.image_shape, 100, seed=2)
+        layer_distances = distances(student, content, images[40:60])
+        # Pixels, three layers with kernels or more, logits.
+        self.assertGreater(len(layer_distances), 5)
+        for layer, (kind, distance, limit) in layer_distances.items():
+            self.assertLessEqual(distance, limit, f"{layer} ({kind})")
+        if most_steps is not None:
+            tflite = export.TFLiteClassifier(content)
+            steps = export.largest_difference(student, tflite, images)
+            self.assertLessEqual(steps, most_steps)
+
+    @parameterized.parameters("mobilenet_like", "bn_first")
+    def test_four_bit_depthwise_kernels_and_sixteen_bit_activations(self, name):
+        student = student_of_network(name, BitWidths(4, 16, True, 4, 4, 4))
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        tflite = export.TFLiteClassifier(content)
+        images = networks.images(student.image_shape, 50, seed=2)
+        steps = export.largest_difference(student, tflite, images)
+        self.assertLessEqual(steps, WIDTHS["W4A16"][1])
+
+    @parameterized.parameters(
+        ("mobilenet_like", BitWidths()), ("padded_pooling", BitWidths(4))
+    )
+    def test_equals_the_file_of_tensorflows_converter(self, name, widths):
+        student = student_of_network(name, widths)
+        ours = tflite_writer.write(student.model, 1 / 64, 120)
+        theirs = converted(student)
+        images = networks.images(student.image_shape, 100, seed=2)
+        scores = [export.TFLiteClassifier(c).scores(images) for c in (ours, theirs)]
+        step = export.TFLiteClassifier(ours).output_scale
+        self.assertGreater(np.ptp(scores[0]), 50 * step)
+        # Not one integer differs; the scales may in the last bit of a float32.
+        self.assertLess(np.abs(scores[0] - scores[1]).max(), 0.01 * step)
+
+
+def converted(student):
+    """The student as TensorFlow's own converter writes it."""
+    signature = [tf.TensorSpec((1, *student.image_shape), tf.float32)]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def logits(image):
+        return student.model(image, training=False)
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [logits.get_concrete_function()], student.model
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = tf.int8
+    with warnings.catch_warnings(), native_output_hidden():
+        warnings.simplefilter("ignore")
+        return converter.convert()
+
+
+class NumPyTwinTest(tf.test.TestCase, parameterized.TestCase):
+    """A network small enough to compute in NumPy, from the student's variables."""
+
+    def setUp(self):
+        super().setUp()
+        keras.utils.set_random_seed(0)
+        image = layers.Input((6, 5, 2))
+        x = layers.Conv2D(3, 3, padding="same", name="conv")(image)
+        self.classifier = classifier_of(image, layers.ReLU(name="relu")(x))
+        self.images = networks.images((6, 5, 2), 100, seed=2)
+
+    def hidden(self, student):
+        """Sums of the convolution, times what makes them steps of the ReLU."""
+        wrapper = student.model.get_layer("quant_conv")
+        variables = apply.range_variables(wrapper)
+        kernel, scale = integer_kernel(wrapper)
+        bias = np.round(variables["bias"].numpy() / (scale / 64)).astype(np.int64)
+        pixels = np.pad(
+            self.images.astype(np.int64) - 120, ((0, 0), (1, 1), (1, 1), (0, 0))
+        )
+        sums = sum(
+            pixels[:, i : i + 6, j : j + 5] @ kernel[i, j]
+            for i in range(3)
+            for j in range(3)
+        )
+        low, high = limits_of(student.model.get_layer("quant_relu"))
+        self.assertEqual(low, 0.0)
+        bits = wrapper_bits(student.model.get_layer("quant_relu"))
+        step = high / (2**bits - 1)
+        steps = (sums + bias) * (scale / 64 / step)
+        return np.clip(steps, 0, 2**bits - 1), step
+
+    def logits(self, student, hidden, step):
+        wrapper = student.model.get_layer("quant_logits_as_conv")
+        variables = apply.range_variables(wrapper)
+        kernel, scale = integer_kernel(wrapper)
+        bias = np.round(variables["bias"].numpy() / (scale * step)).astype(np.int64)
+        sums = hidden.reshape(len(hidden), -1) @ kernel[0, 0] + bias
+        low, high = (float(variables[f"output_{end}"]) for end in ("min", "max"))
+        step_out = (high - low) / 255
+        zero = round(-low / step_out)
+        integers = np.round(sums * (scale * step / step_out)) + zero
+        return np.clip(integers, 0, 255) - 128
+
+    @parameterized.parameters(
+        BitWidths(), BitWidths(8, 5), BitWidths(5), BitWidths(per_channel=False)
+    )
+    def test_int8_kernels_give_these_very_integers(self, widths):
+        student = student_of(self.classifier, widths)
+        stored = read(tflite_writer.write(student.model, 1 / 64, 120), self.images)
+        steps, step = self.hidden(student)
+        hidden = np.round(steps).astype(np.int64)
+        self.assertGreater(len(np.unique(hidden)), 25)
+        self.assertAllEqual(stored["relu"].steps, hidden)
+        expected = self.logits(student, hidden, step)
+        self.assertAllEqual(stored["logits"].integers, expected)
+        self.assertGreater(len(np.unique(expected)), 100)
+
+    @parameterized.parameters(2, 3, 4)
+    def test_int4_kernels_do_but_for_rounding_twice(self, num_bits):
+        widths = BitWidths(num_bits, num_bits_first=num_bits, num_bits_last=num_bits)
+        student = student_of(self.classifier, widths)
+        stored = read(tflite_writer.write(student.model, 1 / 64, 120), self.images)
+        steps, _ = self.hidden(student)
+        distance = np.abs(steps - stored["relu"].steps).max()
+        self.assertLessEqual(distance, ROUNDED_TWICE)
+
+
+def integer_kernel(wrapper):
+    """A kernel's integers, int64, and scale, from the student's variables."""
+    variables = apply.range_variables(wrapper)
+    bits = wrapper.quantize_config.num_bits_weight
+    largest = 2 ** (bits - 1) - 1
+    scale = variables["kernel_max"].numpy().astype(np.float64) / largest
+    integers = np.round(variables["kernel"].numpy() / scale)
+    return np.clip(integers, -largest, largest).astype(np.int64), scale
+
+
+def wrapper_bits(wrapper):
+    return wrapper.quantize_config.num_bits_activation
+
+
+def unpacked_int4(data, count):
+    """`count` integers, the first of each two in the lower half of a byte."""
+    halves = np.stack([data & 15, data >> 4], axis=-1).ravel()[:count].astype(int)
+    return np.where(halves > 7, halves - 16, halves)
+
+
+class PackedInt4Test(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(
+        ([], []),
+        ([1], [0x01]),
+        ([-1], [0x0F]),
+        ([1, -2], [0xE1]),
+        ([-8, 7, -7], [0x78, 0x09]),
+    )
+    def test_first_is_in_the_lower_half(self, values, expected):
+        packed = tflite_writer.packed_int4(np.array(values, np.int8))
+        self.assertEqual(packed.dtype, np.uint8)
+        self.assertAllEqual(packed, np.array(expected, np.uint8))
+
+    @parameterized.parameters((16,), (3, 5), (2, 3, 3, 5), (1, 7))
+    def test_unpacks_to_the_same(self, *shape):
+        values = np.random.default_rng(0).integers(-8, 8, shape).astype(np.int8)
+        # As a kernel comes: transposed, and not contiguous.
+        values = np.transpose(values)
+        packed = tflite_writer.packed_int4(values)
+        self.assertLen(packed, -(-values.size // 2))
+        self.assertAllEqual(unpacked_int4(packed, values.size), values.ravel())
+
+
+class FileTest(tf.test.TestCase, parameterized.TestCase):
+    def test_says_that_it_is_tflite(self):
+        student = student_of_network("padded_pooling", BitWidths())
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        self.assertIsInstance(content, bytes)
+        self.assertEqual(content[4:8], b"TFL3")
+        self.assertEqual(parsed(content).version, 3)
+
+    @parameterized.parameters(
+        ("mobilenet_like", ALL_FOUR_BITS, "INT4"),
+        ("vgg_like", BitWidths(3, 8, True, 2, 4, 4), "INT4"),
+        ("mobilenet_like", BitWidths(5, 8, False, 5, 5, 5), "INT8"),
+        ("resnet_like", BitWidths(8, 16), "INT8"),
+    )
+    def test_kernels_are_the_integers_of_the_student(self, name, widths, kind):
+        student = student_of_network(name, widths)
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        tensors = tensors_of(content)
+        kernels = [name for name in tensors if name.endswith("/kernel")]
+        self.assertGreaterEqual(len(kernels), 4)
+        for name in kernels:
+            tensor = tensors[name]
+            self.assertEqual(TYPES[tensor.type], kind)
+            data, count = data_of(content, tensor), int(np.prod(tensor.shape))
+            if kind == "INT4":
+                self.assertLen(data, -(-count // 2))
+                integers = unpacked_int4(data, count)
+            else:
+                self.assertLen(data, count)
+                integers = data.view(np.int8).astype(int)
+            wrapper = student.model.get_layer(f"quant_{name.removesuffix('/kernel')}")
+            wrapper(tf.zeros((1, *wrapper.input_shape[1:])))
+            inner = wrapper.layer
+            if isinstance(inner, layers.DepthwiseConv2D):
+                expected, axis = inner.depthwise_kernel.numpy(), 3
+                expected = expected.reshape(1, *expected.shape[:2], -1)
+            else:
+                expected, axis = np.transpose(inner.kernel.numpy(), (3, 0, 1, 2)), 0
+            self.assertAllEqual(tensor.shape, expected.shape)
+            quantization = tensor.quantization
+            channels = expected.shape[axis] if widths.per_channel else 1
+            self.assertLen(quantization.scale, channels)
+            self.assertAllEqual(quantization.zeroPoint, np.zeros(channels))
+            self.assertEqual(quantization.quantizedDimension, axis)
+            shape = [1, 1, 1, 1]
+            shape[axis] = channels
+            scale = np.reshape(quantization.scale, shape)
+            values = integers.reshape(expected.shape) * scale
+            self.assertAllClose(values / scale, expected / scale, atol=1e-4)
+            # And they are not all of them 0, or cut off.
+            self.assertGreater(np.mean(integers != 0), 0.3)
+
+    @parameterized.parameters((BitWidths(), "INT32"), (BitWidths(8, 16), "INT64"))
+    def test_biases_are_those_of_the_student(self, widths, kind):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(4, 3, use_bias=False, name="without")(image)
+        student = student_of(classifier_of(image, layers.ReLU()(x)), widths)
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        tensors = tensors_of(content)
+        dtype = np.dtype(kind.lower())
+        bias, none = tensors["logits_as_conv/bias"], tensors["without/bias"]
+        self.assertEqual(TYPES[bias.type], kind)
+        self.assertEqual(TYPES[none.type], kind)
+        self.assertAllEqual(data_of(content, none).view(dtype), np.zeros(4))
+        source, kernel = tensors["re_lu"], tensors["logits_as_conv/kernel"]
+        scale = source.quantization.scale * kernel.quantization.scale
+        self.assertAllClose(bias.quantization.scale / scale, np.ones(5))
+        values = data_of(content, bias).view(dtype) * scale.astype(np.float64)
+        variables = apply.range_variables(
+            student.model.get_layer("quant_logits_as_conv")
+        )
+        self.assertGreater(np.abs(values).min(), 0.0)
+        self.assertAllClose(values, variables["bias"], rtol=1e-5)
+
+    @parameterized.parameters(BitWidths(), BitWidths(4), BitWidths(4, 16))
+    def test_constants_start_at_multiples_of_16_bytes(self, widths):
+        student = student_of_network("mobilenet_like", widths)
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        model = schema.Model.GetRootAs(content, 0)
+        starts = []
+        for i in range(model.BuffersLength()):
+            table = model.Buffers(i)._tab
+            field = table.Offset(4)  # the first field of a Buffer: data
+            if field:
+                starts.append(table.Vector(field))
+                self.assertGreater(table.VectorLen(field), 0)
+        self.assertGreater(len(starts), 10)
+        self.assertAllEqual(np.array(starts) % 16, np.zeros(len(starts)))
+        # It is the file that they are found in, not a copy of it.
+        tensors = tensors_of(content)
+        first = next(tensors[name] for name in tensors if name.endswith("/kernel"))
+        table = model.Buffers(first.buffer)._tab
+        start = table.Vector(table.Offset(4))
+        data = data_of(content, first).tobytes()
+        self.assertEqual(content[start : start + len(data)], data)
+
+    @parameterized.product(
+        name=list(networks.NETWORKS), widths=(BitWidths(), ALL_FOUR_BITS)
+    )
+    def test_tensors_have_the_names_of_layers(self, name, widths):
+        student = student_of_network(name, widths)
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        written = {output for _, output in operators_of(content)}
+        graph, _, _ = prepared_network(name)
+        self.assertContainsSubset(apply.quantized_nodes(graph), written)
+        # What a file stores beside: layers that keep the scale, and what is cut off.
+        rest = {tensor.removesuffix("/raw") for tensor in written}
+        rest -= set(apply.quantized_nodes(graph))
+        kinds = {graph.nodes[layer].kind for layer in rest}
+        self.assertContainsSubset(kinds, registry.SAME_SCALE)
+        kernels = {
+            f"{node.name}/{part}"
+            for node in graph.nodes.values()
+            if node.kind in registry.KERNELS
+            for part in ("kernel", "bias")
+        }
+        self.assertContainsSubset(kernels, tensors_of(content))
+
+    def test_signature_takes_an_image_and_gives_logits(self):
+        student = student_of_network("resnet_like", BitWidths())
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        interpreter = export.open_interpreter(content)
+        self.assertEqual(
+            interpreter.get_signature_list(),
+            {"serving_default": {"inputs": ["image"], "outputs": ["logits"]}},
+        )
+        runner = interpreter.get_signature_runner()
+        images = networks.images(student.image_shape, 3)
+        tflite = export.TFLiteClassifier(content)
+        for image, scores in zip(images, tflite.scores(images)):
+            outputs = runner(image=image[None])
+            self.assertEqual(list(outputs), ["logits"])
+            self.assertEqual(outputs["logits"].dtype, np.int8)
+            (output,) = interpreter.get_output_details()
+            scale, zero_point = output["quantization"]
+            logits = (outputs["logits"][0].astype(np.float32) - zero_point) * scale
+            self.assertAllClose(logits, scores)
+
+    @parameterized.product(
+        name=("mobilenet_like", "densenet_like"),
+        widths=("W4A4", "W3A6", "W8A8", "W8A16"),
+    )
+    def test_scales_and_zero_points_are_those_of_the_ranges(self, name, widths):
+        student = student_of_network(name, WIDTHS[widths][0])
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        tensors = tensors_of(content)
+        signed = 0
+        for layer in student.model.layers:
+            variables = apply.range_variables(layer)
+            if "output_min" not in variables or layer.layer.name == "pixels":
+                continue
+            low, high = (float(variables[f"output_{end}"]) for end in ("min", "max"))
+            bits = wrapper_bits(layer)
+            if bits == 16:
+                scale, zero_point = high / 32767, 0
+            else:
+                scale = (high - low) / (2**bits - 1)
+                zero_point = 127 - (2**bits - 1) + round(-low / scale)
+            tensor = tensors[layer.layer.name]
+            self.assertEqual(TYPES[tensor.type], "INT16" if bits == 16 else "INT8")
+            self.assertAllClose(tensor.quantization.scale / scale, [1.0])
+            self.assertAllEqual(tensor.quantization.zeroPoint, [zero_point])
+            signed += low < 0
+        self.assertGreater(signed, 0)
+
+    @parameterized.parameters((4, True), (7, True), (8, False), (16, False))
+    def test_few_bits_below_zero_are_cut_off(self, num_bits, is_cut_off):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((6, 6, 3))
+        x = layers.ReLU(name="positive")(layers.Conv2D(4, 3, name="conv")(image))
+        x = layers.Conv2D(4, 3, name="signed")(x)
+        student = student_of(
+            classifier_of(image, x),
+            BitWidths(8, num_bits),
+            signed=(-0.5, 0.5),
+        )
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        operators = operators_of(content)
+        self.assertIn(("CONV_2D", "positive"), operators)
+        cut_off = [output for kind, output in operators if kind == "MAXIMUM"]
+        self.assertEqual(cut_off, ["signed"] if is_cut_off else [])
+        images = networks.images((6, 6, 3), 20, seed=2)
+        stored = read(content, images)
+        if is_cut_off:
+            lowest = 127 - (2**num_bits - 1)
+            raw = stored["signed/raw"].integers
+            self.assertLess(raw.min(), lowest)
+            self.assertAllEqual(stored["signed"].integers, np.maximum(raw, lowest))
+            self.assertEqual(stored["signed"].integers.min(), lowest)
+        # Where the range ends, above and below, the student ends too.
+        self.assertAllInRange(stored["signed"].real, -0.54, 0.54)
+        self.assertLess(stored["signed"].real.min(), -0.46)
+        self.assertGreater(stored["signed"].real.max(), 0.46)
+        self.assertEqual(stored["positive"].real.min(), 0.0)
+
+    @parameterized.product(is_fused=(True, False), num_bits=(4, 8, 16))
+    def test_relu6_ends_at_six_however_far_the_range_goes(self, is_fused, num_bits):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((6, 6, 3))
+        x = layers.Conv2D(4, 3, kernel_initializer="he_normal", name="conv")(image)
+        y = layers.ReLU(6.0, name="six")(x)
+        classifier = classifier_of(image, y if is_fused else layers.Add()([x, y]))
+        conv = classifier.model.get_layer("conv")
+        conv.kernel.assign(8 * conv.kernel)
+        student = student_of(classifier, BitWidths(8, num_bits), six=(0.0, 12.0))
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        outputs = [output for _, output in operators_of(content)]
+        self.assertEqual("conv" in outputs, not is_fused)
+        stored = read(content, networks.images((6, 6, 3), 20, seed=2))["six"]
+        # The integer next to 6, of those of the range.
+        step = 12 / (2 ** min(num_bits, 15) - 1)
+        self.assertAllClose(stored.real.max(), 6.0, atol=0.51 * step)
+        self.assertEqual(stored.real.min(), 0.0)
+
+    @parameterized.product(
+        normalisation=(
+            ((0.0,), (1 / 255,)),
+            ((120.0,), (1 / 64,)),
+            ((255.0,), (0.017,)),
+            ((123.7, 116.3, 103.5), (0.017, 0.0175, 0.02)),
+        ),
+        num_bits=(4, 8, 16),
+    )
+    def test_pixels_come_in_exactly(self, normalisation, num_bits):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((16, 16, 3))
+        x = layers.Conv2D(4, 3, strides=4, activation="relu")(image)
+        classifier = classifier_of(image, x, *normalisation)
+        student = student_of(classifier, BitWidths(8, num_bits))
+        (mean,), (scale,) = (
+            (getattr(student.description, f"input_{name}")[:1])
+            for name in ("mean", "scale")
+        )
+        content = tflite_writer.write(student.model, scale, round(mean))
+        pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+        stored = read(content, pixels)
+        self.assertEqual(
+            [kind for kind, _ in operators_of(content)].count("QUANTIZE"),
+            2 if num_bits == 16 else 1,
+        )
+        exact = pixels.astype(int) - round(mean)
+        if num_bits == 16:  # by way of int8, and 128 steps for each of a pixel's
+            half_way = stored["pixels/int8"].integers
+            self.assertEqual(half_way.dtype, np.int8)
+            self.assertAllEqual(half_way, pixels.astype(int) - 128)
+            self.assertEqual(stored["pixels"].integers.dtype, np.int16)
+            self.assertAllEqual(stored["pixels"].integers, 128 * exact)
+        else:
+            self.assertEqual(stored["pixels"].integers.dtype, np.int8)
+            self.assertAllEqual(stored["pixels"].steps, exact)
+        self.assertAllClose(stored["pixels"].real, exact * scale, rtol=1e-5)
+
+    def test_names_the_layer_that_it_cannot_write(self):
+        image = layers.Input((8, 8, 3))
+        x = layers.ReLU(name="odd")(layers.Conv2D(4, 3, name="conv")(image))
+        graph, description = apply.integer_ready(classifier_of(image, x))
+        softmax = dataclasses.replace(
+            graph.nodes["odd"],
+            layer_class=layers.Softmax,
+            config=layers.Softmax().get_config(),
+        )
+        graph = graph.replaced({"odd": [softmax]}, {})
+        ranges = dict.fromkeys(apply.quantized_nodes(graph), (-1.0, 1.0))
+        student = apply.quantize_graph(graph, description, BitWidths(), ranges)
+        with self.assertRaisesRegex(ExportError, r"layer odd \(Softmax\) cannot be"):
+            tflite_writer.write(student.model, 1 / 64, 120)
+
+
+def conv(x, filters=6, size=3, padding="same", **settings):
+    return layers.Conv2D(filters, size, padding=padding, **settings)(x)
+
+
+def depthwise(x, padding="same", **settings):
+    return layers.DepthwiseConv2D(3, padding=padding, **settings)(x)
+
+
+def squeeze_and_excitation(image):
+    x = conv(image, activation="relu")
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Multiply()([x, conv(gate, 6, 1, activation="relu6")])
+
+
+def beside_itself(layer):
+    """A layer with its input added, so that no convolution can take it in."""
+
+    def build(image):
+        x = conv(image)
+        return layers.Add()([layer(x), x])
+
+    return build
+
+
+def concatenated(*branches):
+    return lambda image: conv(layers.Concatenate()([b(image) for b in branches]))
+
+
+# Name -> from an image to what the dense layer reads.
+LAYERS = {
+    "strided": lambda i: conv(conv(i, strides=2), strides=2),
+    "strided valid": lambda i: conv(i, strides=2, padding="valid"),
+    "even kernel": lambda i: conv(conv(i, size=4), size=2, strides=2),
+    "oblong kernel": lambda i: conv(i, size=(5, 2), strides=(3, 1)),
+    "dilated": lambda i: conv(conv(i), dilation_rate=2),
+    "dilated valid": lambda i: conv(i, padding="valid", dilation_rate=(2, 1)),
+    "grouped": lambda i: conv(conv(i), groups=2),
+    "grouped strided": lambda i: conv(conv(i), groups=3, strides=2, activation="relu6"),
+    "depthwise strided": lambda i: depthwise(conv(i), strides=2),
+    "depthwise dilated": lambda i: depthwise(conv(i), dilation_rate=2),
+    "depth multiplier": lambda i: depthwise(i, "valid", depth_multiplier=2),
+    "depth multiplier 3": lambda i: depthwise(
+        conv(i), strides=2, depth_multiplier=3, activation="relu"
+    ),
+    "max pooling": lambda i: layers.MaxPooling2D((3, 2), (2, 1), "same")(conv(i)),
+    "average pooling": lambda i: layers.AveragePooling2D(3, 2, "same")(conv(i)),
+    "average of pixels": lambda i: conv(layers.AveragePooling2D((2, 3), 1)(i)),
+    "global maximum": lambda i: layers.GlobalMaxPooling2D()(conv(i)),
+    "global maximum kept": lambda i: conv(
+        layers.GlobalMaxPooling2D(keepdims=True)(conv(i))
+    ),
+    "global average kept": lambda i: conv(
+        layers.GlobalAveragePooling2D(keepdims=True)(conv(i))
+    ),
+    "multiply": lambda i: layers.Multiply()([conv(i), conv(i)]),
+    "multiply relu": lambda i: layers.ReLU()(layers.Multiply()([i, conv(i, 3)])),
+    "multiply broadcast": squeeze_and_excitation,
+    "padding": lambda i: conv(
+        layers.ZeroPadding2D(((0, 1), (2, 0)))(conv(i)), padding="valid", strides=2
+    ),
+    "padded pixels": lambda i: conv(
+        layers.ZeroPadding2D(((3, 0), (0, 1)))(i), padding="valid"
+    ),
+    "relu": beside_itself(layers.ReLU()),
+    "relu6": beside_itself(layers.ReLU(6.0)),
+    "relu activation": beside_itself(layers.Activation("relu")),
+    "leaky relu": beside_itself(layers.LeakyReLU(0.1)),
+    "relu6 of pixels": lambda i: conv(layers.ReLU(6.0)(i)),
+    "relu behind a pooling": lambda i: layers.ReLU()(layers.MaxPooling2D()(conv(i))),
+    "raw pixels beside": concatenated(lambda i: i, conv),
+    "pooled pixels beside": concatenated(
+        layers.MaxPooling2D(padding="same"), lambda i: conv(i, strides=2)
+    ),
+    "rows below rows": lambda i: conv(
+        layers.Concatenate(axis=1)([conv(i), conv(i, activation="relu")])
+    ),
+    "reshaped": lambda i: conv(layers.Reshape((-1, 7, 3))(conv(i))),
+}
+
+
+@functools.cache
+def prepared_layer(layer):
+    keras.utils.set_random_seed(0)
+    # Odd and even sides, so that a stride divides one and not the other.
+    image = layers.Input((7, 10, 3))
+    return prepared(classifier_of(image, LAYERS[layer](image)))
+
+
+class LayersTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.product(
+        layer=list(LAYERS), widths=(BitWidths(), ALL_FOUR_BITS, BitWidths(8, 16))
+    )
+    def test_layer_is_what_it_is_in_the_student(self, layer, widths):
+        self.check(quantized(*prepared_layer(layer), widths))
+
+    @parameterized.product(
+        shape=((6, 6, 1), (5, 9, 4)), widths=(BitWidths(), BitWidths(4, 16))
+    )
+    def test_images_of_other_shapes(self, shape, widths):
+        keras.utils.set_random_seed(0)
+        image = layers.Input(shape)
+        x = depthwise(conv(image, strides=2))
+        self.check(student_of(classifier_of(image, x), widths))
+
+    @parameterized.parameters("pool", "flatten", "relu")
+    def test_networks_that_do_not_end_in_a_dense_layer(self, last):
+        def model():
+            image = layers.Input((5, 5, 3))
+            x = conv(image, activation="relu")
+            if last == "pool":
+                x = layers.GlobalAveragePooling2D()(conv(x, 5))
+            elif last == "flatten":
+                x = layers.Flatten()(conv(x, 5, size=5, padding="valid"))
+            else:
+                x = layers.ReLU()(layers.Dense(5)(layers.Flatten()(x)))
+            return keras.Model(image, x)
+
+        keras.utils.set_random_seed(0)
+        description = ModelDescription((120.0,), (1 / 64,), "logits", tuple("abcde"))
+        student = student_of(Classifier(model(), description))
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        images = networks.images((5, 5, 3), 50, seed=2)
+        tflite = export.TFLiteClassifier(content)
+        self.assertGreater(np.ptp(student.scores(images)), 50 * tflite.output_scale)
+        self.assertLessEqual(export.largest_difference(student, tflite, images), 1)
+
+    def check(self, student):
+        content = tflite_writer.write(student.model, 1 / 64, 120)
+        export.check_integer_only(content)
+        images = networks.images(student.image_shape, 12, seed=2)
+        result = distances(student, content, images)
+        self.assertIn("logits", result)
+        for name, (kind, distance, limit) in result.items():
+            self.assertLessEqual(distance, limit, f"{name} ({kind})")
+
+
+if __name__ == "__main__":
+    tf.test.main()

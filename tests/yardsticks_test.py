@@ -1,0 +1,452 @@
+import dataclasses
+import functools
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import evaluation, export, loop, steps, yardsticks
+from dfq_tf.bn_statistics import observe
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import keras, tf
+from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.errors import ConfigError
+from dfq_tf.quantization import apply
+from tests import digits, helpers
+
+ALL_4_BITS = BitWidths(
+    num_bits_weight=4, num_bits_first=4, num_bits_last=4, num_bits_depthwise=4
+)
+MIN_MAX = CalibrationConfig(
+    calibration_images=64,
+    activation_range="min_max",
+    weight_range="min_max",
+    bias_correction=False,
+)
+CONFIG = DistillationConfig(
+    batch_size=64,
+    distillation_rounds=60,
+    student_steps=2,
+    student_learning_rate=0.003,
+)
+# Enough to unlearn what was right.
+THOROUGH = dataclasses.replace(
+    CONFIG, distillation_rounds=120, student_learning_rate=0.03
+)
+# Enough to see whether something was done.
+TINY = DistillationConfig(
+    batch_size=8, distillation_rounds=3, student_steps=2, student_learning_rate=0.01
+)
+
+
+def student_of(teacher, widths=BitWidths(), config=MIN_MAX, images=None):
+    if images is None:
+        images = digits.split("train").images
+    return yardsticks.quantize_with_data(teacher, images, widths, config)
+
+
+def train(teacher, student, images, labels, config=TINY, **kwargs):
+    settings = dict(
+        augmentation="none", seed=1, precision="float32", show_progress=False
+    )
+    return yardsticks.train_with_data(
+        teacher, student, images, labels, config, **{**settings, **kwargs}
+    )
+
+
+def tiny(seed=1, teacher=None, **kwargs):
+    """The weights of a small student after six steps."""
+    teacher = teacher or helpers.small_classifier()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    student = student_of(teacher, images=images)
+    labels = rng.integers(0, 4, 20) if kwargs.pop("has_labels", False) else None
+    train(teacher, student, images, labels, seed=seed, **kwargs)
+    return student.model.weights
+
+
+def divergence(teacher_logits, logits):
+    """Mean KL divergence in nats, in NumPy."""
+
+    def log_softmax(values):
+        values = values.astype(np.float64)
+        values = values - values.max(axis=1, keepdims=True)
+        return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+
+    p, q = log_softmax(teacher_logits), log_softmax(logits)
+    return np.mean(np.sum(np.exp(p) * (p - q), axis=1))
+
+
+class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
+    def _highest(self, images):
+        """Highest output of each ReLU of the float network."""
+        model = digits.teacher().model
+        tensors = [model.get_layer(name).output for name in ("relu1", "relu2")]
+        inputs = ((images - 120.0) / 64).astype(np.float32)
+        outputs = keras.Model(model.input, tensors)(inputs, training=False)
+        return [output.numpy().max() for output in outputs]
+
+    def _upper_ends(self, student):
+        wrappers = [student.model.get_layer(f"quant_relu{i}") for i in (1, 2)]
+        return [apply.range_variables(w)["output_max"].numpy() for w in wrappers]
+
+    @parameterized.parameters(1, 64, 5000)
+    def test_ranges_are_those_of_the_first_calibration_images(self, count):
+        images = digits.split("train").images[:200].copy()
+        # What comes last has the highest outputs: no image of digits has these edges.
+        images[100:] = 255 * (np.indices((8, 8)).sum(axis=0) % 2)[..., None]
+        config = dataclasses.replace(MIN_MAX, calibration_images=count)
+        student = student_of(digits.teacher(), config=config, images=images)
+        expected = self._highest(images[:count])
+        self.assertAllClose(self._upper_ends(student), expected, rtol=1e-4)
+        if count < 100:
+            self.assertNotAllClose(expected, self._highest(images), rtol=0.01)
+
+    def test_first_images_are_a_fair_sample(self):
+        teacher, test = digits.teacher(), digits.split("test").images
+        scores = student_of(teacher).scores(test)
+        agreement = evaluation.agreement(teacher.scores(test), scores)
+        self.assertGreaterEqual(agreement, 0.95)
+
+    def test_range_methods_and_widths_reach_the_student(self):
+        teacher = digits.teacher()
+        default = student_of(teacher, ALL_4_BITS)
+        config = CalibrationConfig(calibration_images=64, bias_correction=False)
+        least_squares = student_of(teacher, ALL_4_BITS, config)
+        for first, second in zip(
+            self._upper_ends(least_squares), self._upper_ends(default)
+        ):
+            self.assertLess(first, second)
+        wrapper = default.model.get_layer("quant_conv2")
+        variables = apply.range_variables(wrapper)
+        kernel = variables["kernel"].numpy()
+        largest = np.abs(kernel).max(axis=(0, 1, 2))
+        self.assertAllClose(variables["kernel_max"], largest)
+        self.assertEqual(wrapper.quantize_config.num_bits_weight, 4)
+
+    def test_bias_correction_uses_the_images(self):
+        teacher = digits.teacher()
+        images = digits.split("train").images[:64]
+        goal = teacher.scores(images).mean(axis=0)
+        shifts = []
+        for is_corrected in (False, True):
+            config = dataclasses.replace(MIN_MAX, bias_correction=is_corrected)
+            student = student_of(teacher, ALL_4_BITS, config)
+            shifts.append(np.abs(student.scores(images).mean(axis=0) - goal).mean())
+        self.assertLess(shifts[1], 0.2 * shifts[0])
+
+    def test_leaves_the_teacher_bit_for_bit(self):
+        teacher = digits.teacher()
+        before = helpers.copies(teacher.model.weights)
+        student_of(teacher, config=dataclasses.replace(MIN_MAX, equalize=True))
+        self.assertTrue(helpers.all_equal(teacher.model.weights, before))
+
+
+class LearningTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.teacher = digits.teacher()
+        cls.train, cls.test = digits.split("train"), digits.split("test")
+        cls.goal = cls.teacher.scores(cls.test.images)
+
+    @property
+    def next_digit(self):
+        """The labels of the test images, each one wrong."""
+        return (self.test.labels + 1) % 10
+
+    def _off_course(self):
+        """A student of 4 bits that must learn: its kernels are disturbed."""
+        student = student_of(self.teacher, ALL_4_BITS)
+        rng = np.random.default_rng(0)
+        for layer in student.model.layers:
+            variables = apply.range_variables(layer)
+            if "kernel" in variables:
+                kernel, largest = variables["kernel"], variables["kernel_max"].numpy()
+                kernel.assign_add(0.3 * largest * rng.normal(size=kernel.shape))
+        return student
+
+    def test_qat_kd_draws_nearer_to_the_teacher(self):
+        student = self._off_course()
+        before = student.scores(self.test.images)
+        weights = helpers.copies(self.teacher.model.weights)
+        measured = train(self.teacher, student, self.train.images, None, CONFIG)
+        after = student.scores(self.test.images)
+        self.assertLess(
+            divergence(self.goal, after), 0.2 * divergence(self.goal, before)
+        )
+        self.assertGreater(
+            evaluation.agreement(self.goal, after),
+            evaluation.agreement(self.goal, before) + 0.1,
+        )
+        self.assertEqual(set(measured), {"distillation_loss", "agreement"})
+        # The teacher stays, and the student is still one of integers.
+        self.assertTrue(helpers.all_equal(self.teacher.model.weights, weights))
+        tflite = export.TFLiteClassifier(export.convert(student))
+        difference = export.largest_difference(student, tflite, self.test.images)
+        self.assertLessEqual(difference, 3)
+
+    def test_qat_draws_nearer_to_the_labels(self):
+        student = self._off_course()
+        before = student.scores(self.test.images)
+        train(
+            self.teacher,
+            student,
+            self.train.images,
+            self.train.labels,
+            CONFIG,
+            augmentation="crop",
+        )
+        after = student.scores(self.test.images)
+        self.assertGreater(
+            evaluation.accuracy(after, self.test.labels),
+            evaluation.accuracy(before, self.test.labels) + 0.1,
+        )
+
+    def test_qat_kd_follows_the_teacher_whatever_is_true(self):
+        # A teacher that takes each digit for the next one.
+        model = keras.models.clone_model(self.teacher.model)
+        model.set_weights(self.teacher.model.get_weights())
+        kernel, bias = model.get_layer("logits").get_weights()
+        model.get_layer("logits").set_weights(
+            [np.roll(kernel, 1, axis=1), np.roll(bias, 1)]
+        )
+        misled = Classifier(model, self.teacher.description)
+        student = student_of(self.teacher)
+        train(misled, student, self.train.images, None, THOROUGH)
+        scores = student.scores(self.test.images)
+        self.assertGreater(evaluation.accuracy(scores, self.next_digit), 0.8)
+
+    def test_qat_follows_the_labels_whatever_the_teacher_says(self):
+        student = student_of(self.teacher)
+        wrong = (self.train.labels + 1) % 10
+        measured = train(self.teacher, student, self.train.images, wrong, THOROUGH)
+        scores = student.scores(self.test.images)
+        self.assertGreater(evaluation.accuracy(scores, self.next_digit), 0.8)
+        self.assertLess(evaluation.agreement(self.goal, scores), 0.15)
+        self.assertEqual(set(measured), {"loss", "accuracy"})
+
+
+class StepsTest(tf.test.TestCase, parameterized.TestCase):
+    def test_number_size_and_order_of_the_batches(self):
+        images = np.zeros((20, 8, 8, 3), np.uint8)
+        images += np.arange(20, dtype=np.uint8)[:, None, None, None]
+        seen = []
+
+        def step(teacher, student, optimizer, pixels):
+            tf.py_function(lambda x: seen.append(x.numpy()), [pixels[:, 0, 0, 0]], [])
+            return {"distillation_loss": tf.constant(0.0)}
+
+        teacher = helpers.small_classifier()
+        with mock.patch.object(steps, "distillation_step", step):
+            for config in (TINY, dataclasses.replace(TINY, batch_size=20)):
+                student = student_of(teacher, images=digits_like(20))
+                train(teacher, student, images, None, config)
+        # 3 rounds of 2 steps.
+        numbers = [np.rint(batch).astype(int) for batch in seen]
+        self.assertEqual([len(batch) for batch in numbers], 6 * [8] + 6 * [20])
+        # Two batches of 8 are an epoch: no image comes twice.
+        epochs = [tuple(np.concatenate(numbers[i : i + 2])) for i in (0, 2, 4)]
+        for epoch in epochs:
+            self.assertLen(set(epoch), 16)
+        self.assertLen(set(epochs), 3)
+        for batch in numbers[6:]:
+            self.assertCountEqual(batch, range(20))
+
+    def test_labels_are_those_of_the_images(self):
+        images = np.zeros((20, 8, 8, 3), np.uint8)
+        images += np.arange(20, dtype=np.uint8)[:, None, None, None]
+        seen = []
+
+        def step(model, optimizer, inputs, labels, weight_decay):
+            self.assertEqual(weight_decay, 0.0)
+            pixels = inputs[:, 0, 0, 0] * 64 + 120
+            tf.py_function(lambda *x: seen.append(x), [pixels, labels], [])
+            return {"loss": tf.constant(0.0)}
+
+        teacher = helpers.small_classifier()
+        student = student_of(teacher, images=digits_like(20))
+        with mock.patch.object(yardsticks, "supervised_step", step):
+            train(teacher, student, images, np.arange(20, dtype=np.int64) + 100)
+        self.assertLen(seen, 6)
+        for pixels, labels in seen:
+            self.assertAllClose(pixels.numpy() + 100, labels.numpy(), atol=1e-4)
+
+    @parameterized.parameters(False, True)
+    def test_seed_decides_the_order(self, has_labels):
+        one, same, other = (tiny(seed, has_labels=has_labels) for seed in (1, 1, 2))
+        self.assertTrue(helpers.all_equal(one, same))
+        self.assertFalse(helpers.all_equal(one, other))
+
+    @parameterized.parameters(False, True)
+    def test_interrupted_run_continues_to_the_same_weights(self, has_labels):
+        run = functools.partial(tiny, has_labels=has_labels, augmentation="crop_flip")
+        whole = run()
+        directory = self.get_temp_dir()
+
+        def run_loop(name, step, *args, **kwargs):
+            def interrupted(index):
+                if index == 3:
+                    raise KeyboardInterrupt
+                return step(index)
+
+            return loop.run_loop(
+                name, interrupted, *args, measure_every=2, save_seconds=0, **kwargs
+            )
+
+        with mock.patch.object(yardsticks, "run_loop", run_loop):
+            with self.assertRaises(KeyboardInterrupt):
+                run(directory=directory)
+        self.assertTrue(helpers.all_equal(run(directory=directory), whole))
+        # And once more, of the finished run: nothing is left to do.
+        with mock.patch.object(yardsticks, "run_loop", self._finished):
+            self.assertTrue(helpers.all_equal(run(directory=directory), whole))
+
+    @staticmethod
+    def _finished(name, step, *args, **kwargs):
+        def refuse(index):
+            raise AssertionError("a step was taken")
+
+        return loop.run_loop(name, refuse, *args, **kwargs)
+
+    def test_qat_and_qat_kd_share_a_directory(self):
+        directory = self.get_temp_dir()
+        qat_kd = tiny(directory=directory)
+        qat = tiny(directory=directory, has_labels=True)
+        self.assertFalse(helpers.all_equal(qat_kd, qat))
+        self.assertTrue(helpers.all_equal(tiny(has_labels=True), qat))
+
+    @parameterized.parameters((False, "qat_kd"), (True, "qat"))
+    def test_evaluations_make_a_curve_of_about_ten_points(self, has_labels, name):
+        directory = self.get_temp_dir()
+        config = dataclasses.replace(TINY, distillation_rounds=13)
+        tiny(
+            config=config,
+            directory=directory,
+            has_labels=has_labels,
+            evaluate=lambda: {"accuracy": 0.5},
+        )
+        with open(f"{directory}/{name}_curve.csv") as file:
+            header, *rows = file.read().splitlines()
+        self.assertEqual(header, "step,accuracy")
+        expected = [*range(0, 26, 2), 26]
+        self.assertEqual(rows, [f"{step},0.5" for step in expected])
+
+    def test_batch_larger_than_the_training_set_is_refused(self):
+        teacher = helpers.small_classifier()
+        images = digits_like(20)
+        student = student_of(teacher, images=images)
+        before = helpers.copies(student.model.weights)
+        config = dataclasses.replace(TINY, batch_size=21)
+        with self.assertRaisesRegex(
+            ConfigError, "batch_size is 21, but there are only 20 training images"
+        ):
+            train(teacher, student, images, None, config)
+        self.assertTrue(helpers.all_equal(student.model.weights, before))
+
+    def test_biases_end_on_whole_steps(self):
+        teacher = helpers.small_classifier()
+        student = student_of(teacher, ALL_4_BITS, images=digits_like(20))
+        train(teacher, student, digits_like(20), None)
+        layers = [student.model.get_layer(f"quant_{n}") for n in ("conv2", "relu1")]
+        conv, relu = map(apply.range_variables, layers)
+        step = (relu["output_max"] - relu["output_min"]) / 255 * conv["kernel_max"] / 7
+        numbers = (conv["bias"] / step).numpy()
+        self.assertAllClose(numbers, np.round(numbers), rtol=0, atol=2e-3)
+        self.assertGreater(np.abs(numbers).max(), 3)
+
+
+def digits_like(count):
+    """Noise of the shape that `helpers.small_classifier` takes."""
+    rng = np.random.default_rng(3)
+    return rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+
+
+class AugmentedTest(tf.test.TestCase, parameterized.TestCase):
+    def _augmented(self, images, augmentation, mean):
+        classifier = helpers.small_classifier((8, 8, 3))
+        description = dataclasses.replace(classifier.description, input_mean=mean)
+        teacher = observe(Classifier(classifier.model, description))
+        return yardsticks._augmented(
+            teacher, tf.constant(images), augmentation, (1, tf.constant(5))
+        ).numpy()
+
+    @staticmethod
+    def _offset(result, image, mean):
+        """Where a result was cut out of an image padded with the mean pixel."""
+        padded = np.empty((10, 10, 3))
+        padded[:] = mean
+        padded[1:-1, 1:-1] = image
+        for row in range(3):
+            for column in range(3):
+                window = padded[row : row + 8, column : column + 8]
+                if np.allclose(result, window, rtol=0, atol=1e-3):
+                    return row, column
+        return None
+
+    @parameterized.parameters(
+        ((120.0,),), ((0.0,),), ((125.3,),), ((123.7, 116.3, 103.5),)
+    )
+    def test_crop_pads_with_the_mean_pixel(self, mean):
+        images = digits_like(60)
+        results = self._augmented(images, "crop", mean)
+        self.assertEqual(results.dtype, np.float32)
+        offsets = [
+            self._offset(result, image, mean) for result, image in zip(results, images)
+        ]
+        self.assertNotIn(None, offsets)
+        self.assertLen(set(offsets), 9)
+
+    def test_none_leaves_the_pixels(self):
+        images = digits_like(10)
+        self.assertAllClose(self._augmented(images, "none", (120.0,)), images)
+
+    def test_crop_flip_flips_half_of_them(self):
+        images = digits_like(60)
+        results = self._augmented(images, "crop_flip", (120.0,))
+        flipped = 0
+        for result, image in zip(results, images):
+            if self._offset(result, image, 120.0) is None:
+                flipped += 1
+                self.assertIsNotNone(self._offset(result[:, ::-1], image, 120.0))
+        self.assertBetween(flipped, 18, 42)
+
+    def test_what_is_trained_on_is_augmented(self):
+        images = digits_like(20)
+        seen = []
+
+        def step(teacher, student, optimizer, pixels):
+            tf.py_function(lambda x: seen.append(x.numpy()), [pixels], [])
+            return {"distillation_loss": tf.constant(0.0)}
+
+        teacher = helpers.small_classifier()
+        student = student_of(teacher, images=images)
+        config = dataclasses.replace(TINY, batch_size=20)
+        with mock.patch.object(steps, "distillation_step", step):
+            for seed in (1, 2):
+                train(
+                    teacher,
+                    student,
+                    images,
+                    None,
+                    config,
+                    augmentation="crop",
+                    seed=seed,
+                )
+        # Where each place of each batch was cut out, of whichever image it holds.
+        crops = []
+        for results in seen:
+            found = [
+                {self._offset(result, image, 120.0) for image in images} - {None}
+                for result in results
+            ]
+            self.assertEqual({len(each) for each in found}, {1})
+            crops.append(tuple(offset for each in found for offset in each))
+        self.assertLen(set().union(*crops), 9)
+        # Others at each step of each seed.
+        self.assertLen(crops, 12)
+        self.assertLen(set(crops), 12)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,534 @@
+"""Compares bit widths and methods for one teacher: one table, one command.
+
+    python tools/compare.py --teacher=teachers/wrn_16_1_cifar10.keras \
+        --dataset=cifar10 --compare_widths=W8A8,W4A8
+
+Columns: float, and for each width Q, QAT, QAT-KD (on real images, as yardsticks),
+DF-Q with noise, DF-Q, DF-QAT-KD. Writes WORKDIR/table.txt, table.csv, size.png
+(accuracy against size) and curves.png (agreement over training steps); each file, and
+where it loses accuracy, in WORKDIR/WIDTHS/. Give the same command again after an
+interruption, or after a row failed, or with more widths or columns: rows that are
+done are not repeated.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from dfq_tf import (
+    data,
+    evaluation,
+    export,
+    layer_noise,
+    pipeline,
+    training,
+    yardsticks,
+)
+from dfq_tf.classifier import Classifier
+from dfq_tf.config import (
+    AUGMENTATIONS,
+    BitWidths,
+    CalibrationConfig,
+    DistillationConfig,
+    RunConfig,
+    check_value,
+    parse_widths,
+)
+from dfq_tf.errors import ConfigError, DfqError
+from dfq_tf.files import replacing, write_bytes, write_text
+from dfq_tf.workdir import Workdir
+from tools import common, evaluate, quantize
+
+FLAGS = common.FLAGS
+
+# Method -> its title in the table. Those of the first line need labelled images.
+TITLES = {
+    "q": "Q *",
+    "qat": "QAT *",
+    "qat_kd": "QAT-KD *",
+    "noise": "DF-Q, noise",
+    "df_q": "DF-Q",
+    "df_qat_kd": "DF-QAT-KD",
+}
+_DATA_DEPENDENT = ("q", "qat", "qat_kd")
+_FIELDS = (
+    "widths",
+    "method",
+    "accuracy",
+    "agreement",
+    "bytes",
+    "weights",
+    "latency_ms",
+    "pieces",
+    "minutes",
+    "steps_to_student",
+    "worst_layer",
+    "failure",
+)
+# Images for the layers' noise, and for the points of the curves.
+_NOISE_IMAGES, _CURVE_IMAGES = 64, 1000
+_COMPARED_IMAGES = 1000
+
+
+class Comparison:
+    """One teacher, measured in many ways.
+
+    Args:
+      teacher: the trained classifier.
+      dataset: for yardsticks and accuracy; None without.
+      workdir: for all results.
+    """
+
+    def __init__(
+        self, teacher: Classifier, dataset: data.Dataset | None, workdir: Workdir
+    ) -> None:
+        self.workdir = workdir
+        self._teacher = teacher
+        self._config = common.config_from_flags(DistillationConfig)
+        self._calibration = common.config_from_flags(CalibrationConfig)
+        self._run = common.config_from_flags(RunConfig)
+        began = time.monotonic()
+        self._prepared = pipeline.prepare(
+            teacher,
+            config=self._config,
+            calibration=self._calibration,
+            seed=self._run.seed,
+            precision=self._run.precision,
+            directory=workdir.path,
+            show_progress=FLAGS.progress,
+        )
+        if "warm_up_minutes" not in workdir.metrics():
+            minutes = (time.monotonic() - began) / 60
+            workdir.add_metrics(warm_up_minutes=minutes)
+        self._train = dataset.load("train") if dataset else None
+        test = dataset.load("test") if dataset else None
+        # Other noise than that of training and calibration.
+        self._held_out = training.generate(
+            self._prepared.generator,
+            self._config,
+            quantize.held_out_count(teacher.image_shape),
+            self._run.seed + 1,
+        )
+        self._images = test.images if test else self._held_out
+        self._labels = test.labels if test else None
+        self._scores = teacher.scores(self._images)
+
+    def add_float_row(self) -> None:
+        """Measures the teacher itself."""
+        size = sum(w.nbytes for w in self._teacher.model.get_weights())
+        self._add("float", "float", self._accuracy(self._scores) | {"bytes": size})
+
+    def add_row(self, widths: BitWidths, method: str) -> None:
+        """Makes and measures one file; a failure becomes the row's result."""
+        rows = self.workdir.metrics().get("rows", {})
+        done = rows.get(f"{widths.name}/{method}")
+        if done and not done.get("failure"):
+            return
+        print(f"{widths.name} {TITLES[method]}", flush=True)
+        folder = self.workdir.path / widths.name
+        folder.mkdir(exist_ok=True)
+        began = time.monotonic()
+        try:
+            student = self._student(widths, method, folder)
+            content = export.convert(student)
+            write_bytes(folder / f"{method}.tflite", content)
+            minutes = (time.monotonic() - began) / 60
+            if method in ("df_q", "df_qat_kd"):
+                minutes += self.workdir.metrics()["warm_up_minutes"]
+            result = self._measured(student, content, folder / method)
+            self._add(widths.name, method, result | {"minutes": minutes})
+        except DfqError as error:
+            print(f"  failed: {error}", flush=True)
+            self._add(widths.name, method, {"failure": str(error)})
+
+    def _student(
+        self, widths: BitWidths, method: str, folder: pathlib.Path
+    ) -> Classifier:
+        prepared, calibration = self._prepared, self._calibration
+        if method in _DATA_DEPENDENT:
+            assert self._train is not None
+            images = self._train.images
+            student = yardsticks.quantize_with_data(
+                self._teacher, images, widths, calibration
+            )
+            if method == "q":
+                return student
+            yardsticks.train_with_data(
+                self._teacher,
+                student,
+                images,
+                self._train.labels if method == "qat" else None,
+                self._config,
+                augmentation=FLAGS.augmentation,
+                seed=self._run.seed,
+                precision=self._run.precision,
+                directory=folder,
+                evaluate=self._on_the_way(student),
+                show_progress=FLAGS.progress,
+            )
+            return student
+        images = prepared.images
+        if method == "noise":
+            # Ranges alone: means of noise would only mislead the biases.
+            calibration = dataclasses.replace(calibration, bias_correction=False)
+            rng = np.random.default_rng(self._run.seed)
+            images = rng.integers(0, 256, images.shape, np.uint8)
+        student = pipeline.post_training_student(
+            prepared.graph, prepared.description, images, widths, calibration
+        )
+        if method == "df_qat_kd":
+            pipeline.distilled_student(
+                prepared,
+                student,
+                config=self._config,
+                seed=self._run.seed,
+                precision=self._run.precision,
+                directory=folder,
+                evaluate=self._on_the_way(student),
+                show_progress=FLAGS.progress,
+            )
+        return student
+
+    def _on_the_way(self, student: Classifier) -> Callable[[], Mapping[str, float]]:
+        """Measures for the curve; they select nothing."""
+        held_out = self._teacher.scores(self._held_out)
+        images = self._images[:_CURVE_IMAGES]
+
+        def measured() -> dict[str, float]:
+            values = {
+                "agreement_on_generated_images": evaluation.agreement(
+                    student.scores(self._held_out), held_out
+                )
+            }
+            if self._labels is not None:
+                scores = student.scores(images)
+                values |= {
+                    "accuracy": evaluation.accuracy(
+                        scores, self._labels[:_CURVE_IMAGES]
+                    ),
+                    "agreement": evaluation.agreement(
+                        scores, self._scores[:_CURVE_IMAGES]
+                    ),
+                }
+            return values
+
+        return measured
+
+    def _measured(
+        self, student: Classifier, content: bytes, path: pathlib.Path
+    ) -> dict[str, Any]:
+        tflite = export.TFLiteClassifier(content)
+        noise = layer_noise.measure(
+            self._prepared.graph,
+            self._prepared.description,
+            content,
+            self._held_out[:_NOISE_IMAGES],
+        )
+        title = f"{path.parent.name} {TITLES[path.name]}"
+        layer_noise.write_report(noise, f"{path}_noise", title)
+        worst = layer_noise.worst(noise)
+        kinds = sorted({layer.weights for layer in noise if layer.weights})
+        return self._accuracy(tflite.scores(self._images)) | {
+            "bytes": len(content),
+            "weights": "+".join(kinds),
+            "latency_ms": tflite.latency(),
+            "pieces": tflite.num_pieces,
+            "steps_to_student": export.largest_difference(
+                student, tflite, self._images[:_COMPARED_IMAGES]
+            ),
+            "worst_layer": f"{worst.name} ({worst.own_db:.1f} dB)",
+        }
+
+    def _accuracy(self, scores: np.ndarray) -> dict[str, Any]:
+        accuracy = None
+        if self._labels is not None:
+            accuracy = evaluation.accuracy(scores, self._labels)
+        agreement = evaluation.agreement(scores, self._scores)
+        return {"accuracy": accuracy, "agreement": agreement}
+
+    def _add(self, widths: str, method: str, result: dict[str, Any]) -> None:
+        rows = self.workdir.metrics().get("rows", {})
+        row = {"widths": widths, "method": method, **result}
+        self.workdir.add_metrics(rows={**rows, f"{widths}/{method}": row})
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The paper's table: a line per width, a column per method."""
+    methods = [m for m in TITLES if any(row["method"] == m for row in rows)]
+    is_accuracy = any(row.get("accuracy") is not None for row in rows)
+    key = "accuracy" if is_accuracy else "agreement"
+    floats = [row for row in rows if row["method"] == "float"]
+    by_place = {(row["widths"], row["method"]): row for row in rows}
+    widths = list(dict.fromkeys(r["widths"] for r in rows if r["widths"] != "float"))
+    lines = [
+        f"{key}, %".ljust(12)
+        + "float".rjust(8)
+        + "".join(TITLES[m].rjust(13) for m in methods)
+    ]
+    for name in widths:
+        cells = [_cell(by_place.get((name, method)), key) for method in methods]
+        value = f"{100 * floats[0][key]:.2f}" if floats else ""
+        lines.append(
+            name.ljust(12) + value.rjust(8) + "".join(cell.rjust(13) for cell in cells)
+        )
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any] | None, key: str) -> str:
+    if row is None:
+        return "-"
+    return "failed" if row.get("failure") else f"{100 * row[key]:.2f}"
+
+
+def details(rows: list[dict[str, Any]]) -> str:
+    """A line per file: size, latency, minutes, and the rest."""
+    lines = [
+        f"{'':19}{'accuracy':>9}{'agreement':>11}{'size':>10}{'weights':>11}"
+        f"{'latency':>11}{'pieces':>8}{'minutes':>9}  worst layer"
+    ]
+    for row in rows:
+        name = row["widths"]
+        if row["method"] != "float":
+            name += f" {TITLES[row['method']]}"
+        if row.get("failure"):
+            lines.append(f"{name:19}failed: {row['failure']}")
+            continue
+        accuracy = row["accuracy"]
+        line = (
+            f"{name:19}"
+            f"{'-' if accuracy is None else f'{100 * accuracy:.2f} %':>9}"
+            f"{100 * row['agreement']:>9.2f} %"
+            f"{row['bytes'] / 1000:>7.1f} kB"
+        )
+        if row["method"] != "float":
+            line += (
+                f"{row['weights']:>11}{row['latency_ms']:>8.3f} ms{row['pieces']:>8}"
+                f"{row['minutes']:>9.1f}  {row['worst_layer']}"
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """A line per row, with a header; a figure that is not there is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def notes(rows: list[dict[str, Any]]) -> str:
+    """What a reader of the table has to know."""
+    lines = []
+    if any(row["method"] in _DATA_DEPENDENT for row in rows):
+        lines.append("* data-dependent yardsticks: real images set ranges, and train")
+    for row in rows:
+        weight, activation = _numbers(row["widths"])
+        if weight in (2, 3):
+            text = f"W{weight}: stored as int4, the least that LiteRT runs"
+        elif weight in (5, 6, 7):
+            text = f"W{weight}: stored as int8, as TFLite has nothing between"
+        else:
+            text = ""
+        if activation and activation < 8:
+            lines.append(f"A{activation}: stored as int8, of which it uses a part")
+        if text:
+            lines.append(text)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _numbers(widths: str) -> tuple[int, int]:
+    if widths == "float":
+        return 0, 0
+    parsed = parse_widths(widths)
+    return parsed.num_bits_weight, parsed.num_bits_activation
+
+
+def write_results(workdir: Workdir) -> str:
+    """Writes table.txt, table.csv and the plots; returns the text."""
+    folder, methods = workdir.path, ["float", *TITLES]
+    rows = list(workdir.metrics()["rows"].values())
+    names = list(dict.fromkeys(row["widths"] for row in rows))
+    rows.sort(
+        key=lambda row: (names.index(row["widths"]), methods.index(row["method"]))
+    )
+    text = "\n\n".join(filter(None, [summary(rows), details(rows), notes(rows)]))
+    write_text(folder / "table.txt", text + "\n")
+    write_text(folder / "table.csv", as_csv(rows))
+    _plot_sizes(rows, folder / "size.png")
+    _plot_curves(folder)
+    return text
+
+
+def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    pyplot = layer_noise.pyplot()
+    done = [row for row in rows if not row.get("failure")]
+    key = "agreement" if done[0]["accuracy"] is None else "accuracy"
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for method in dict.fromkeys(row["method"] for row in done):
+        chosen = sorted(
+            (row for row in done if row["method"] == method), key=lambda r: r["bytes"]
+        )
+        sizes = [row["bytes"] / 1000 for row in chosen]
+        values = [100 * row[key] for row in chosen]
+        axes.plot(sizes, values, "o-", label=TITLES.get(method, "float").strip(" *"))
+    labels: dict[str, dict] = {}
+    for row in done:
+        best = labels.setdefault(row["widths"], row)
+        if row[key] > best[key]:
+            labels[row["widths"]] = row
+    for name, row in labels.items():
+        place = (row["bytes"] / 1000, 100 * row[key])
+        axes.annotate(name, place, textcoords="offset points", xytext=(4, 6))
+    axes.set_xscale("log")
+    axes.set_xlabel("size in kB")
+    axes.set_ylabel(f"{key} in %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _plot_curves(folder: pathlib.Path) -> None:
+    """Agreement with the teacher over the student's training steps.
+
+    It tells more of a few images than accuracy does.
+    """
+    paths = sorted(folder.glob("W*/*_curve.csv"))
+    if not paths:
+        return
+    pyplot = layer_noise.pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    styles = {"distillation": "-", "qat_kd": "--", "qat": ":"}
+    titles = {"distillation": "DF-QAT-KD", "qat_kd": "QAT-KD", "qat": "QAT"}
+    widths = sorted({path.parent.name for path in paths})
+    colors = {name: f"C{i}" for i, name in enumerate(widths)}
+    for path in paths:
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        is_real = "agreement" in rows[0]
+        key = "agreement" if is_real else "agreement_on_generated_images"
+        kind = path.stem.removesuffix("_curve")
+        last = float(rows[-1]["step"])
+        axes.plot(
+            [float(row["step"]) / last for row in rows],
+            [100 * float(row[key]) for row in rows],
+            styles[kind],
+            color=colors[path.parent.name],
+            label=f"{path.parent.name} {titles[kind]}",
+        )
+    axes.set_xlabel("share of the training steps")
+    axes.set_ylabel(f"{key.replace('_', ' ')} of student and teacher in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, folder / "curves.png")
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    layer_noise.pyplot().close(figure)
+
+
+def checked_columns(has_data: bool) -> list[str]:
+    """The methods of --columns.
+
+    Raises:
+      ConfigError: one is unknown, or needs labelled images and there are none.
+    """
+    columns = FLAGS.columns or [
+        name for name in TITLES if has_data or name not in _DATA_DEPENDENT
+    ]
+    for name in columns:
+        if name not in TITLES:
+            raise ConfigError(
+                f"columns has {name!r}; each must be one of {list(TITLES)}"
+            )
+        if name in _DATA_DEPENDENT and not has_data:
+            raise ConfigError(
+                f"columns has {name!r}, which needs real images; name them with "
+                "--dataset, or leave it out"
+            )
+    return columns
+
+
+def main() -> None:
+    """Makes every row that is not there yet, and the tables."""
+    if not FLAGS.teacher:
+        raise ConfigError("teacher is empty; name a model file with --teacher")
+    base = common.config_from_flags(BitWidths)
+    names = [name.strip() for name in FLAGS.compare_widths]
+    widths = [parse_widths(name, base) for name in names]
+    if len({each.name for each in widths}) < len(widths) or not widths:
+        raise ConfigError(
+            f"compare_widths is {','.join(names)!r}; name each pair of widths once"
+        )
+    columns = checked_columns(bool(FLAGS.dataset))
+    check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
+    quantize.check_settings(None, [])
+    dataset = None
+    if FLAGS.dataset:
+        dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    teacher = quantize.read_teacher(
+        FLAGS.teacher, dataset.class_names if dataset else None
+    )
+    if dataset:
+        evaluate.check_fits(teacher, dataset)
+    quantize.check_settings(teacher, [])
+    # More rows may be asked for later: those that are there stay as they are.
+    workdir = common.open_workdir(free=("compare_widths", "columns"))
+    comparison = Comparison(teacher, dataset, workdir)
+    comparison.add_float_row()
+    for each in widths:
+        for method in columns:
+            comparison.add_row(each, method)
+            write_results(workdir)
+    print(write_results(workdir))
+    print(f"\nWrote {workdir.path}/table.txt, table.csv, size.png, curves.png")
+    if any(row.get("failure") for row in workdir.metrics()["rows"].values()):
+        raise DfqError("a row failed; see the table. The same command tries it again")
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
+    quantize.define_teacher_flags()
+    common.define_dataset_flags(None)
+    common.define(
+        "Comparison",
+        "compare_widths",
+        list,
+        ["W8A8", "W4A8"],
+        "Bit widths of weights and activations, a line of the table each.",
+    )
+    common.define(
+        "Comparison",
+        "columns",
+        list,
+        [],
+        f"Methods, of {', '.join(TITLES)} (default: all that the data allow).",
+    )
+    common.define(
+        "Comparison",
+        "augmentation",
+        str,
+        "crop_flip",
+        f"Changes to the real images of QAT and QAT-KD: {', '.join(AUGMENTATIONS)}.",
+    )
+    quantize.define_quantization_flags()
+    common.define_run_flags("runs/compare")
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)

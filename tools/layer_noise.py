@@ -1,0 +1,116 @@
+"""Says which layer of a quantized file is the noisiest.
+
+    python tools/layer_noise.py --teacher=teacher.keras --tflite=runs/run/df_q.tflite
+
+Compares each layer of a TFLite file that the project wrote with the float teacher's:
+signal-to-quantization-noise ratio in decibels. Prints a table, the worst layer last,
+and writes NAME_noise.csv and NAME_noise.png, a bar chart, beside the file.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from dfq_tf import data, layer_noise, pipeline
+from dfq_tf.config import CalibrationConfig
+from dfq_tf.errors import ConfigError, ModelError
+from tools import common, quantize
+
+FLAGS = common.FLAGS
+
+
+def read_images(path: str | None, tflite: pathlib.Path, count: int) -> np.ndarray:
+    """The first images of a data set, of --images, or of those beside the file.
+
+    Args:
+      path: a .npy file, or None.
+      tflite: the file; tools/quantize.py leaves generated images beside it.
+      count: how many.
+
+    Raises:
+      ModelError: there is no such file, or it holds no images.
+    """
+    if FLAGS.dataset:
+        return (
+            data.open_dataset(FLAGS.dataset, FLAGS.data_dir).load("test").images[:count]
+        )
+    source = pathlib.Path(path or tflite.with_name(f"{tflite.stem}_images.npy"))
+    if not source.is_file():
+        raise ModelError(
+            f"there are no images in {source}; name a .npy file of uint8 images with "
+            "--images, or a data set with --dataset"
+        )
+    try:
+        images = np.load(source, allow_pickle=False)
+    except ValueError as error:
+        raise ModelError(f"{source} is no .npy file of images: {error}") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ModelError(
+            f"{source} holds {images.dtype} {images.shape}; it must hold uint8 images, "
+            "(n, height, width, channels)"
+        )
+    return images[:count]
+
+
+def table(noise: list[layer_noise.LayerNoise]) -> str:
+    """A line per layer."""
+    lines = [f"{'layer':36} {'weights':7} {'alone, dB':>9} {'from pixels, dB':>15}"]
+    lines += [
+        f"{n.name:36} {n.weights:7} {n.own_db:>9.1f} {n.total_db:>15.1f}" for n in noise
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and reports."""
+    for name in ("teacher", "tflite"):
+        if not FLAGS[name].value:
+            raise ConfigError(f"{name} is empty; name a file with --{name}")
+    if FLAGS.num_images < 1:
+        raise ConfigError(f"num_images is {FLAGS.num_images}; it must be at least 1")
+    path = pathlib.Path(FLAGS.tflite)
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}")
+    teacher = quantize.read_teacher(FLAGS.teacher)
+    graph, description = pipeline.float_network(
+        teacher, CalibrationConfig(equalize=FLAGS.equalize)
+    )
+    images = read_images(FLAGS.images, path, FLAGS.num_images)
+    noise = layer_noise.measure(graph, description, path.read_bytes(), images)
+    report = path.with_name(f"{path.stem}_noise")
+    layer_noise.write_report(noise, report, path.name)
+    worst = layer_noise.worst(noise)
+    print(table(noise))
+    print(f"The noisiest layer is {worst.name}, {worst.own_db:.1f} dB")
+    print(f"Wrote {report}.csv and {report}.png")
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    common.define("Files", "teacher", str, None, "Float model (.keras or .h5).")
+    common.define("Files", "tflite", str, None, "Quantized file made of it.")
+    quantize.define_teacher_flags()
+    common.define(
+        "Images",
+        "images",
+        str,
+        None,
+        "A .npy file of uint8 images (default: NAME_images.npy beside the file).",
+    )
+    common.define_dataset_flags(None)
+    common.define("Images", "num_images", int, 64, "How many images are run.")
+    common.define(
+        "Files",
+        "equalize",
+        bool,
+        False,
+        "Whether the file was made with --equalize.",
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)
