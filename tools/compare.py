@@ -354,6 +354,10 @@ def _numbers(widths: str) -> tuple[int, int]:
     return parsed.num_bits_weight, parsed.num_bits_activation
 
 
+# Accuracies further than this below the best are drawn at the plot's lower edge.
+_PLOTTED_RANGE = 0.16
+
+
 def write_results(workdir: Workdir) -> str:
     """Writes table.txt, table.csv and the plots; returns the text."""
     folder, methods = workdir.path, ["float", *TITLES]
@@ -371,30 +375,42 @@ def write_results(workdir: Workdir) -> str:
 
 
 def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """A point per file: the color says the method, the marker the widths."""
     pyplot = layer_noise.pyplot()
     done = [row for row in rows if not row.get("failure")]
     key = "agreement" if done[0]["accuracy"] is None else "accuracy"
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for method in dict.fromkeys(row["method"] for row in done):
-        chosen = sorted(
-            (row for row in done if row["method"] == method), key=lambda r: r["bytes"]
-        )
-        sizes = [row["bytes"] / 1000 for row in chosen]
-        values = [100 * row[key] for row in chosen]
-        axes.plot(sizes, values, "o-", label=TITLES.get(method, "float").strip(" *"))
-    labels: dict[str, dict] = {}
+    lowest = max(row[key] for row in done) - _PLOTTED_RANGE
+    methods, widths = (
+        list(dict.fromkeys(row[kind] for row in done)) for kind in ("method", "widths")
+    )
+    colors = {name: f"C{i}" for i, name in enumerate(methods)}
+    markers = {name: "soDP*X<>^"[i % 9] for i, name in enumerate(widths)}
+    figure, axes = pyplot.subplots(figsize=(9, 5))
     for row in done:
-        best = labels.setdefault(row["widths"], row)
-        if row[key] > best[key]:
-            labels[row["widths"]] = row
-    for name, row in labels.items():
-        place = (row["bytes"] / 1000, 100 * row[key])
-        axes.annotate(name, place, textcoords="offset points", xytext=(4, 6))
-    axes.set_xscale("log")
+        axes.plot(
+            row["bytes"] / 1000,
+            100 * max(row[key], lowest),
+            "v" if row[key] < lowest else markers[row["widths"]],
+            color=colors[row["method"]],
+            markersize=8,
+            alpha=0.8,
+        )
+    handles = [
+        *(
+            axes.plot([], [], "s", color=color, label=TITLES.get(name, name))[0]
+            for name, color in colors.items()
+        ),
+        *(
+            axes.plot([], [], marker, color="0.4", label=name)[0]
+            for name, marker in markers.items()
+            if name not in colors
+        ),
+    ]
+    axes.set_xlim(left=0)
     axes.set_xlabel("size in kB")
-    axes.set_ylabel(f"{key} in %")
+    axes.set_ylabel(f"{key} in % (at the lower edge: that or less)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(handles=handles, loc="lower right")
     _save(figure, path)
 
 
