@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import bn_statistics, calibration, models, steps, training
+from dfq_tf import bn_statistics, calibration, models, optimizers, steps, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths, DistillationConfig
@@ -56,13 +56,11 @@ def one_round(generator: keras.Model, student: Classifier, config, teacher):
     """A function that runs one generator step and one student step."""
     state = steps.State(
         teacher,
-        generator,
-        keras.optimizers.Adam(1e-3),
-        student,
-        keras.optimizers.SGD(1e-3, 0.9, nesterov=True),
+        [generator],
+        [optimizers.adam(generator, 1e-3, 1000)],
+        [student],
+        [optimizers.sgd(student.model, 1e-3, 1000, 0.9)],
     )
-    state.generator_optimizer.build(generator.trainable_variables)
-    state.student_optimizer.build(student.model.trainable_variables)
     compiled = [
         training.compiled(functools.partial(step, state, config))
         for step in (steps.generator_step, steps.student_step)
@@ -70,7 +68,7 @@ def one_round(generator: keras.Model, student: Classifier, config, teacher):
 
     def run(index: int) -> None:
         for step in compiled:
-            for value in step(tf.constant([0, index])).values():
+            for value in tf.nest.flatten(step(tf.constant([0, index]))):
                 value.numpy()
 
     return run
@@ -88,7 +86,7 @@ def main() -> None:
     half = classifier()
     half = Classifier(with_precision(half.model, "auto"), half.description)
     plain = with_precision(plain_generator(config.noise_dim), "auto")
-    generators = [training.make_generator(teacher, config, 0, "auto") for _ in "ab"]
+    generators = [training.make_generators(teacher, config, 0, "auto")[0] for _ in "ab"]
     quantized = apply.quantize_graph(graph, description, BitWidths(), ranges)
     rounds = {
         "plain generator, bfloat16 student": one_round(plain, half, config, observed),

@@ -212,17 +212,31 @@ class CalibrationConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig(Checked):
-    """Generator and student: the data-free part (Choi et al. 2020)."""
+    """Generators against students: the data-free part (Choi et al. 2020).
+
+    The defaults suit a student that is the teacher's own network, quantized. For
+    another network, trained from scratch, take one of RECIPES: see `recipe`.
+    """
 
     batch_size: int = setting(128, "Generated images per step.", minimum=1)
     noise_dim: int = setting(512, "Length of a noise vector.", minimum=1)
     warm_up_steps: int = setting(
         300, "Steps that train the generator alone, on the auxiliary loss.", minimum=0
     )
-    distillation_rounds: int = setting(
-        300,
-        "Rounds of generator and student steps in turn; DF-QAT-KD only.",
-        minimum=0,
+    num_generators: int = setting(
+        1,
+        "Generators; each has its own updates, and the students' batches are drawn "
+        "from all of them.",
+        minimum=1,
+    )
+    num_students: int = setting(
+        1,
+        "Students of different random weights, of which the generators must fool all; "
+        "the one that agrees best with the teacher is kept.",
+        minimum=1,
+    )
+    rounds: int = setting(
+        300, "Rounds of generator and student steps in turn.", minimum=0
     )
     generator_steps: int = setting(1, "Generator steps per round.", minimum=0)
     student_steps: int = setting(3, "Student steps per round.", minimum=1)
@@ -231,8 +245,8 @@ class DistillationConfig(Checked):
     )
     student_optimizer: str = setting(
         "adam",
-        "What trains the student: adam suits folded weights of any scale; sgd has "
-        "Nesterov momentum.",
+        "What trains the student: adam suits folded weights of any scale; sgd, with "
+        "Nesterov momentum, a network trained from scratch.",
         choices=("adam", "sgd"),
     )
     student_learning_rate: float = setting(
@@ -240,6 +254,28 @@ class DistillationConfig(Checked):
     )
     student_momentum: float = setting(
         0.9, "Momentum of the student's sgd.", minimum=0, maximum=0.999
+    )
+    student_weight_decay: float = setting(
+        0.0, "L2 penalty on the student's kernels, added to their gradient.", minimum=0
+    )
+    temperature: float = setting(
+        1.0,
+        "Divides the logits in the students' loss (Hinton et al. 2015); the "
+        "generators' loss is at 1.",
+        above=0,
+    )
+    bank_images: int = setting(
+        0,
+        "How many of the last generated images are kept, with the teacher's answers, "
+        "for the student steps to draw from; with 0, each student step generates its "
+        "own.",
+        minimum=0,
+    )
+    adversarial_ramp_steps: int = setting(
+        0,
+        "Generator steps over which the distillation loss grows to its full weight in "
+        "the generators' loss: a random student is too easily fooled.",
+        minimum=0,
     )
     alpha: float = setting(
         1.0, "Weight of the auxiliary loss against the distillation loss.", minimum=0
@@ -253,6 +289,76 @@ class DistillationConfig(Checked):
     batch_entropy_weight: float = setting(
         1.0, "Weight of the batch entropy in the auxiliary loss.", minimum=0
     )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a setting out of its limits, or a contradiction."""
+        super().__post_init__()
+        if self.num_generators > self.batch_size:
+            raise ConfigError(
+                f"num_generators is {self.num_generators}, more than the batch_size "
+                f"{self.batch_size}: a batch has an image of each generator"
+            )
+        if self.bank_images and not self.generator_steps:
+            raise ConfigError(
+                f"bank_images is {self.bank_images} and generator_steps is 0; it is "
+                "the generator steps that fill the bank"
+            )
+
+
+# The settings of one phase, generators against students; those of the second phase,
+# on the quantized student, have flags of their own. All others hold for both.
+PHASE_SETTINGS = (
+    "rounds",
+    "generator_steps",
+    "student_steps",
+    "student_optimizer",
+    "student_learning_rate",
+    "student_momentum",
+    "student_weight_decay",
+    "temperature",
+    "bank_images",
+    "adversarial_ramp_steps",
+)
+
+# What differs from the defaults when a network is trained from scratch. `paper` is the
+# loop of Choi et al. 2020: generator and student in turn, every step on fresh noise,
+# with the settings of its public re-implementation. `bank` keeps past images, on which
+# most steps run (Fang et al. 2022, "Up to 100x Faster Data-free Knowledge
+# Distillation").
+_FROM_SCRATCH = dict(student_optimizer="sgd", student_learning_rate=0.1)
+RECIPES: dict[str, dict[str, Any]] = {
+    "bank": dict(
+        _FROM_SCRATCH,
+        rounds=1000,
+        generator_steps=2,
+        student_steps=10,
+        student_weight_decay=5e-4,
+        temperature=4.0,
+        bank_images=40_000,
+        adversarial_ramp_steps=200,
+    ),
+    "paper": dict(
+        _FROM_SCRATCH,
+        batch_size=256,
+        rounds=80_000,
+        generator_steps=1,
+        student_steps=1,
+    ),
+}
+
+
+def recipe(name: str, **changes: Any) -> DistillationConfig:
+    """Settings for a student trained from scratch.
+
+    Args:
+      name: key of RECIPES.
+      **changes: settings of DistillationConfig that differ from the recipe's.
+
+    Raises:
+      ConfigError: there is no such recipe, or a setting is out of its limits.
+    """
+    check_value("recipe", name, {"choices": tuple(RECIPES)})
+    return DistillationConfig(**{**RECIPES[name], **changes})
 
 
 METHODS = ("df_q", "df_qat_kd")

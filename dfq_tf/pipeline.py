@@ -1,11 +1,15 @@
-"""The whole path: a trained classifier in, an integer TFLite model out, no data."""
+"""The whole path: a trained classifier in, an integer TFLite model out, no data.
+
+Or first, with `distill`, into a smaller network, and that one quantized.
+"""
 
 import dataclasses
 import os
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dfq_tf import bn_statistics, equalization, export, training
+from dfq_tf import bn_statistics, equalization, evaluation, export, models, training
 from dfq_tf.bias_correction import correct_biases
 from dfq_tf.calibration import calibrate
 from dfq_tf.classifier import Classifier
@@ -16,13 +20,18 @@ from dfq_tf.config import (
     DistillationConfig,
     RunConfig,
     check_method,
+    recipe,
 )
 from dfq_tf.description import ModelDescription
+from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Graph
 from dfq_tf.loop import Evaluate
 from dfq_tf.precision import with_precision
 from dfq_tf.quantization import apply
 from dfq_tf.quantization.integers import round_biases
+
+# Generated images on which students are compared with the teacher.
+_HELD_OUT_IMAGES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +41,20 @@ class Quantized:
     Attributes:
       student: the fake-quantized model, a Keras model that can be trained further.
       tflite: the content of the `.tflite` file: uint8 pixels in, int8 logits out.
-      generator: makes images that the teacher takes for its training data.
+      generators: make images that the teacher takes for its training data.
       measurements: the last losses of the training; empty for DF-Q, and for a run
         that had finished before.
     """
 
     student: Classifier
     tflite: bytes
-    generator: keras.Model
+    generators: Sequence[keras.Model]
     measurements: dict[str, float]
 
 
 def quantize(
     teacher: Classifier,
+    network: Classifier | None = None,
     *,
     method: str = "df_qat_kd",
     config: DistillationConfig = DistillationConfig(),
@@ -63,6 +73,8 @@ def quantize(
 
     Args:
       teacher: the trained classifier; it is not changed.
+      network: what is quantized: None for the teacher itself, or a network that has
+        learnt from it, as `distill` gives; it is not changed.
       method: 'df_q', nothing trained but the generator, or 'df_qat_kd'.
       config: steps, batch size, learning rates, weights of the losses.
       calibration: how ranges are found, and what helps them.
@@ -74,13 +86,14 @@ def quantize(
       show_progress: whether to show a bar for each stage.
 
     Raises:
-      ConfigError: a setting is out of its limits.
+      ConfigError: a setting is out of its limits, or teacher and network do not fit.
       UnsupportedLayerError: a layer has no integer form; it is named.
       TrainingError: a loss or a weight became infinite or NaN.
       ExportError: the converter gave a file that is not integer-only.
     """
-    student, generator, measurements = make_student(
+    student, generators, measurements = make_student(
         teacher,
+        network,
         method=method,
         config=config,
         calibration=calibration,
@@ -90,30 +103,191 @@ def quantize(
         directory=directory,
         show_progress=show_progress,
     )
-    return Quantized(student, export.convert(student), generator, measurements)
+    return Quantized(student, export.convert(student), generators, measurements)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """A student that has learnt from a teacher, and no data.
+
+    Attributes:
+      student: float32, of the network that was asked for.
+      agreements: share of held-out generated images, in [0, 1], on which each
+        student answers as the teacher does; `student` is the best of them.
+      generators: as they were at the end.
+      measurements: the last losses; empty for a run that had finished before.
+    """
+
+    student: Classifier
+    agreements: Sequence[float]
+    generators: Sequence[keras.Model]
+    measurements: dict[str, float]
+
+
+def distill(
+    teacher: Classifier,
+    student: Classifier,
+    *,
+    config: DistillationConfig = recipe("bank"),
+    seed: int = 0,
+    precision: str = "auto",
+    directory: str | os.PathLike[str] | None = None,
+    evaluate: Callable[[Classifier], Mapping[str, float]] | None = None,
+    show_progress: bool = True,
+) -> Distilled:
+    """Teaches a network to answer as the teacher does, using no data.
+
+    Generators are warmed up on what the teacher knows of its training data, then
+    trained against the students (Choi et al. 2020).
+
+    Args:
+      teacher: the trained classifier; it is not changed.
+      student: a network for the same images and classes. Students start from its
+        weights, the second and further ones from random ones; it is not changed.
+      config: see `config.recipe`.
+      seed: decides all random numbers.
+      precision: 'auto', 'float32' or 'bfloat16', of all networks.
+      directory: keeps checkpoints: the same call there continues where it was
+        interrupted. None keeps nothing.
+      evaluate: measures the first student now and then, beside its agreement with the
+        teacher on held-out generated images; both go to `distillation_curve.csv`.
+        Nothing is chosen by it.
+      show_progress: whether to show a bar for each stage.
+
+    Raises:
+      ConfigError: a setting is out of its limits, or teacher and student do not fit.
+      TrainingError: a loss or a weight became infinite or NaN.
+    """
+    check_pair(teacher, student)
+    warmed = warmed_up(
+        teacher,
+        config=config,
+        seed=seed,
+        precision=precision,
+        directory=directory,
+        show_progress=show_progress,
+    )
+    # Other noise than that of the training.
+    images = training.generate(warmed.generators, config, _HELD_OUT_IMAGES, seed + 1)
+    answers = teacher.scores(images)
+    copies = [student.model] + [
+        models.randomized(student.model, seed + i)
+        for i in range(1, config.num_students)
+    ]
+    students = [
+        Classifier(with_precision(model, precision), student.description)
+        for model in copies
+    ]
+
+    def measured() -> dict[str, float]:
+        scores = students[0].scores(images)
+        return {
+            "agreement_on_generated_images": evaluation.agreement(scores, answers),
+            **(evaluate(students[0]) if evaluate else {}),
+        }
+
+    measurements = training.distill(
+        warmed.teacher,
+        warmed.generators,
+        students,
+        config,
+        seed=seed,
+        directory=directory,
+        evaluate=measured,
+        show_progress=show_progress,
+    )
+    agreements = [evaluation.agreement(s.scores(images), answers) for s in students]
+    best = students[int(np.argmax(agreements))].model
+    trained = Classifier(with_precision(best, "float32"), student.description)
+    return Distilled(trained, agreements, warmed.generators, measurements)
+
+
+def check_pair(teacher: Classifier, student: Classifier) -> None:
+    """Raises ConfigError unless both take the same images and give the same classes."""
+    for name, theirs, its in (
+        ("image shape", teacher.image_shape, student.image_shape),
+        ("number of classes", teacher.num_classes, student.num_classes),
+        (
+            "class names",
+            teacher.description.class_names,
+            student.description.class_names,
+        ),
+    ):
+        if theirs != its:
+            raise ConfigError(
+                f"the student's {name} is {its}, the teacher's {theirs}; the student "
+                "must be made for the teacher's images and classes"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmedUp:
+    """A teacher, and generators that make images like those it was trained on.
+
+    Attributes:
+      teacher: frozen, with its BN statistics.
+      generators: warmed up.
+    """
+
+    teacher: bn_statistics.ObservedTeacher
+    generators: list[keras.Model]
+
+
+def warmed_up(
+    teacher: Classifier,
+    *,
+    config: DistillationConfig,
+    seed: int,
+    precision: str,
+    directory: str | os.PathLike[str] | None,
+    show_progress: bool,
+) -> WarmedUp:
+    """What distillation and quantization begin with.
+
+    Args:
+      teacher: as in `quantize`, like the other arguments.
+      config: settings of the training.
+      seed: decides all random numbers.
+      precision: of teacher and generators.
+      directory: for checkpoints, or None.
+      show_progress: whether to show a bar.
+    """
+    RunConfig(seed=seed, precision=precision)
+    observed = bn_statistics.observe(teacher, precision)
+    generators = training.make_generators(teacher, config, seed, precision)
+    training.warm_up(
+        observed,
+        generators,
+        config,
+        seed=seed,
+        directory=directory,
+        show_progress=show_progress,
+    )
+    return WarmedUp(observed, generators)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What all students of one teacher start from.
+    """What all students of one network start from.
 
     Attributes:
       teacher: frozen, with its BN statistics.
       graph: the float network, rewritten for integers.
       description: how that network is fed.
-      generator: warmed up.
-      images: calibration images drawn from it, uint8.
+      generators: warmed up.
+      images: calibration images drawn from them, uint8.
     """
 
     teacher: bn_statistics.ObservedTeacher
     graph: Graph
     description: ModelDescription
-    generator: keras.Model
+    generators: list[keras.Model]
     images: np.ndarray
 
 
 def prepare(
     teacher: Classifier,
+    network: Classifier | None = None,
     *,
     config: DistillationConfig,
     calibration: CalibrationConfig,
@@ -126,28 +300,29 @@ def prepare(
 
     Args:
       teacher: as in `quantize`, like the other arguments.
+      network: what is to be quantized; None for the teacher.
       config: settings of the training.
       calibration: says how many images are drawn, and whether layers are balanced.
       seed: decides all random numbers.
-      precision: of teacher and generator.
+      precision: of teacher and generators.
       directory: for the warm-up's checkpoints, or None.
       show_progress: whether to show a bar.
     """
+    if network is not None:
+        check_pair(teacher, network)
     RunConfig(seed=seed, precision=precision)
-    graph, description = float_network(teacher, calibration)
-    observed = bn_statistics.observe(teacher, precision)
-    generator = training.make_generator(teacher, config, seed, precision)
-    training.warm_up(
-        observed,
-        generator,
-        config,
+    graph, description = float_network(network or teacher, calibration)
+    warmed = warmed_up(
+        teacher,
+        config=config,
         seed=seed,
+        precision=precision,
         directory=directory,
         show_progress=show_progress,
     )
     count = calibration.calibration_images
-    images = training.generate(generator, config, count, seed)
-    return Prepared(observed, graph, description, generator, images)
+    images = training.generate(warmed.generators, config, count, seed)
+    return Prepared(warmed.teacher, graph, description, warmed.generators, images)
 
 
 def float_network(
@@ -205,39 +380,41 @@ def distilled_student(
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
     evaluate: Evaluate | None = None,
-) -> tuple[keras.Model, dict[str, float]]:
-    """Trains a student in place, against a copy of the warmed-up generator.
+) -> tuple[list[keras.Model], dict[str, float]]:
+    """Trains a student in place, against copies of the warmed-up generators.
 
     Args:
       prepared: from `prepare`.
       student: from `post_training_student`.
       config: settings of the training.
       seed: decides all random numbers.
-      precision: of the generator.
+      precision: of the generators.
       directory: for checkpoints, or None.
       show_progress: whether to show a bar.
       evaluate: measures the student now and then, see `loop.run_loop`.
 
     Returns:
-      The generator as it is after that, and the last measurements.
+      The generators as they are after that, and the last measurements.
     """
-    generator = with_precision(prepared.generator, precision)
+    generators = [with_precision(g, precision) for g in prepared.generators]
     measurements = training.distill(
         prepared.teacher,
-        generator,
-        student,
+        generators,
+        [student],
         config,
         seed=seed,
+        name="df_qat_kd",
         directory=directory,
         evaluate=evaluate,
         show_progress=show_progress,
     )
     round_biases(student.model)
-    return generator, measurements
+    return generators, measurements
 
 
 def make_student(
     teacher: Classifier,
+    network: Classifier | None = None,
     *,
     method: str,
     config: DistillationConfig,
@@ -247,11 +424,12 @@ def make_student(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
-) -> tuple[Classifier, keras.Model, dict[str, float]]:
+) -> tuple[Classifier, list[keras.Model], dict[str, float]]:
     """All of `quantize` but the conversion.
 
     Args:
       teacher: as in `quantize`, like the other arguments.
+      network: what is quantized; None for the teacher.
       method: 'df_q' or 'df_qat_kd'.
       config: settings of the training.
       calibration: how ranges are found.
@@ -262,11 +440,12 @@ def make_student(
       show_progress: whether to show bars.
 
     Returns:
-      The fake-quantized student, the generator and the last measurements.
+      The fake-quantized student, the generators and the last measurements.
     """
     check_method(method)
     prepared = prepare(
         teacher,
+        network,
         config=config,
         calibration=calibration,
         seed=seed,
@@ -278,8 +457,8 @@ def make_student(
         prepared.graph, prepared.description, prepared.images, widths, calibration
     )
     if method == "df_q":
-        return student, prepared.generator, {}
-    generator, measurements = distilled_student(
+        return student, prepared.generators, {}
+    generators, measurements = distilled_student(
         prepared,
         student,
         config=config,
@@ -288,4 +467,4 @@ def make_student(
         directory=directory,
         show_progress=show_progress,
     )
-    return student, generator, measurements
+    return student, generators, measurements

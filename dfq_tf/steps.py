@@ -1,10 +1,11 @@
 """One gradient step each: warm-up, generator, student.
 
 Each takes the state and a (seed, step) pair, from which all its noise comes, changes
-one network and returns its measurements.
+one kind of network and returns its measurements.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from dfq_tf import losses
@@ -12,6 +13,7 @@ from dfq_tf.bn_statistics import ObservedTeacher
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
+from dfq_tf.optimizers import descend
 
 Measurements = dict[str, tf.Tensor]
 
@@ -25,97 +27,202 @@ class State:
 
     Attributes:
       teacher: frozen.
-      generator: from noise to float32 pixels in [0, 255].
-      generator_optimizer: built for the generator.
-      student: None during the warm-up.
-      student_optimizer: None during the warm-up.
+      generators: each from noise to float32 pixels in [0, 255].
+      generator_optimizers: one for each generator, built.
+      students: none during the warm-up.
+      student_optimizers: one for each student, built.
     """
 
     teacher: ObservedTeacher
-    generator: keras.Model
-    generator_optimizer: Any
-    student: Classifier | None = None
-    student_optimizer: Any = None
+    generators: Sequence[keras.Model]
+    generator_optimizers: Sequence[Any]
+    students: Sequence[Classifier] = ()
+    student_optimizers: Sequence[Any] = ()
 
 
 def sample_noise(
-    config: DistillationConfig, seed_and_step: tf.Tensor, stream: int
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+    num_batches: int = 1,
 ) -> tf.Tensor:
-    """Standard normal noise, float32 (batch_size, noise_dim).
+    """Standard normal noise, float32 (num_batches * batch_size, noise_dim).
 
     Args:
-      config: gives the shape.
+      config: gives the sizes.
       seed_and_step: int32 (2,).
       stream: which of the independent noises of that step.
+      num_batches: how many batches of it.
     """
     seed = tf.random.fold_in(seed_and_step, stream)
-    return tf.random.stateless_normal((config.batch_size, config.noise_dim), seed)
+    shape = (num_batches * config.batch_size, config.noise_dim)
+    return tf.random.stateless_normal(shape, seed)
+
+
+def draw_pixels(
+    generators: Sequence[keras.Model],
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+) -> tf.Tensor:
+    """One batch of images, of which each generator makes its share.
+
+    BN layers use the statistics of the batch, as when the generators learnt to make
+    these images.
+
+    Args:
+      generators: where the batch does not divide, the first ones make one more.
+      config: gives the sizes.
+      seed_and_step: int32 (2,).
+      stream: see `sample_noise`.
+
+    Returns:
+      float32 (batch_size, height, width, channels) in [0, 255], without gradient.
+    """
+    noise = sample_noise(config, seed_and_step, stream)
+    share, rest = divmod(config.batch_size, len(generators))
+    sizes = [share + (i < rest) for i in range(len(generators))]
+    images = [
+        generator(part, training=True)
+        for generator, part in zip(generators, tf.split(noise, sizes))
+    ]
+    return tf.stop_gradient(tf.concat(images, axis=0))
 
 
 def warm_up_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
 ) -> Measurements:
-    """Trains the generator on the auxiliary loss alone."""
-    noise = sample_noise(config, seed_and_step, _WARM_UP)
-    with tf.GradientTape() as tape:
-        pixels = state.generator(noise, training=True)
-        _, loss, measurements = _auxiliary_loss(state, config, pixels)
-    _apply(tape, loss, state.generator, state.generator_optimizer)
-    return {"auxiliary_loss": loss, **measurements}
+    """Trains each generator on the auxiliary loss alone, on noise of its own.
+
+    Returns:
+      The losses, each the mean over the generators.
+    """
+    noise = sample_noise(config, seed_and_step, _WARM_UP, len(state.generators))
+    measured = []
+    for generator, optimizer, part in zip(
+        state.generators,
+        state.generator_optimizers,
+        tf.split(noise, len(state.generators)),
+    ):
+        with tf.GradientTape() as tape:
+            pixels = generator(part, training=True)
+            _, loss, measurements = _auxiliary_loss(state, config, pixels)
+        descend(tape, loss, generator, optimizer)
+        measured.append({"auxiliary_loss": loss, **measurements})
+    return _means(measured)
 
 
 def generator_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
-) -> Measurements:
-    """Trains the generator to find images on which student and teacher differ.
+) -> tuple[Measurements, tf.Tensor, tf.Tensor]:
+    """Trains each generator to find images on which students and teacher differ.
 
-    Its loss is alpha * auxiliary loss - distillation loss. The student runs with
-    training=False: moving averages that it may have stay where they are.
+    Its loss is alpha * auxiliary loss - distillation loss, the latter the mean over
+    the students. They run with training=False: moving averages that they may have
+    stay where they are.
+
+    Returns:
+      The losses, each the mean over the generators; the images of all generators, as
+      they were before the step, uint8 (num_generators * batch_size, height, width,
+      channels); and the teacher's logits for them, float32.
     """
-    assert state.student is not None
-    noise = sample_noise(config, seed_and_step, _GENERATOR)
-    with tf.GradientTape() as tape:
-        pixels = state.generator(noise, training=True)
-        teacher_logits, auxiliary, measurements = _auxiliary_loss(state, config, pixels)
-        student_logits = _logits(state.student, pixels, training=False)
-        distillation = losses.distillation_loss(teacher_logits, student_logits)
-        loss = config.alpha * auxiliary - distillation
-    _apply(tape, loss, state.generator, state.generator_optimizer)
-    return {"generator_loss": loss, "auxiliary_loss": auxiliary, **measurements}
+    noise = sample_noise(config, seed_and_step, _GENERATOR, len(state.generators))
+    ramp = tf.constant(1.0)
+    if config.adversarial_ramp_steps:
+        done = tf.cast(seed_and_step[1] + 1, tf.float32)
+        ramp = tf.minimum(done / config.adversarial_ramp_steps, 1.0)
+    measured, images, answers = [], [], []
+    for generator, optimizer, part in zip(
+        state.generators,
+        state.generator_optimizers,
+        tf.split(noise, len(state.generators)),
+    ):
+        with tf.GradientTape() as tape:
+            pixels = generator(part, training=True)
+            logits, auxiliary, measurements = _auxiliary_loss(state, config, pixels)
+            differences = [
+                losses.distillation_loss(logits, _logits(student, pixels, False))
+                for student in state.students
+            ]
+            distillation = tf.add_n(differences) / len(differences)
+            loss = config.alpha * auxiliary - ramp * distillation
+        descend(tape, loss, generator, optimizer)
+        measured.append(
+            {"generator_loss": loss, "auxiliary_loss": auxiliary, **measurements}
+        )
+        images.append(tf.cast(tf.round(pixels), tf.uint8))
+        answers.append(logits)
+    return _means(measured), tf.concat(images, axis=0), tf.concat(answers, axis=0)
 
 
 def student_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
 ) -> Measurements:
-    """Trains the student to answer as the teacher does, on fresh images."""
-    noise = sample_noise(config, seed_and_step, _STUDENT)
-    # The batch's own statistics, as when the generator learnt to make these images.
-    pixels = tf.stop_gradient(state.generator(noise, training=True))
-    assert state.student is not None
-    return distillation_step(
-        state.teacher, state.student, state.student_optimizer, pixels
+    """Trains the students to answer as the teacher does, on fresh images."""
+    pixels = draw_pixels(state.generators, config, seed_and_step, _STUDENT)
+    return banked_step(state, config, pixels, state.teacher(pixels)[0])
+
+
+def banked_step(
+    state: State,
+    config: DistillationConfig,
+    images: tf.Tensor,
+    teacher_logits: tf.Tensor,
+) -> Measurements:
+    """Trains the students on images whose answers are known.
+
+    Args:
+      state: its students are changed.
+      config: temperature, weight decay.
+      images: uint8 or float32 (batch, height, width, channels) in [0, 255].
+      teacher_logits: float32 (batch, num_classes).
+
+    Returns:
+      As `distillation_step`, each the mean over the students.
+    """
+    return _means(
+        [
+            distillation_step(
+                student,
+                optimizer,
+                images,
+                teacher_logits,
+                temperature=config.temperature,
+                weight_decay=config.student_weight_decay,
+            )
+            for student, optimizer in zip(state.students, state.student_optimizers)
+        ]
     )
 
 
 def distillation_step(
-    teacher: ObservedTeacher, student: Classifier, optimizer: Any, pixels: tf.Tensor
+    student: Classifier,
+    optimizer: Any,
+    images: tf.Tensor,
+    teacher_logits: tf.Tensor,
+    *,
+    temperature: float = 1.0,
+    weight_decay: float = 0.0,
 ) -> Measurements:
     """Trains a student to answer as the teacher does on some images.
 
     Args:
-      teacher: frozen.
       student: gives logits.
       optimizer: built for the student.
-      pixels: float32 (batch, height, width, channels) in [0, 255].
+      images: uint8 or float32 (batch, height, width, channels) in [0, 255].
+      teacher_logits: float32 (batch, num_classes).
+      temperature: see `losses.distillation_loss`.
+      weight_decay: see `optimizers.descend`.
 
     Returns:
-      'distillation_loss' in nats and 'agreement' in [0, 1], both before the step.
+      'distillation_loss' and 'agreement' in [0, 1], both before the step.
     """
-    teacher_logits = tf.stop_gradient(teacher(pixels)[0])
+    pixels = tf.cast(images, tf.float32)
+    teacher_logits = tf.stop_gradient(teacher_logits)
     with tf.GradientTape() as tape:
         student_logits = _logits(student, pixels, training=True)
-        loss = losses.distillation_loss(teacher_logits, student_logits)
-    _apply(tape, loss, student.model, optimizer)
+        loss = losses.distillation_loss(teacher_logits, student_logits, temperature)
+    descend(tape, loss, student.model, optimizer, weight_decay)
     same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
     agreement = tf.reduce_mean(tf.cast(same, tf.float32))
     return {"distillation_loss": loss, "agreement": agreement}
@@ -148,8 +255,8 @@ def _auxiliary_loss(
     return logits, loss, parts
 
 
-def _apply(
-    tape: tf.GradientTape, loss: tf.Tensor, model: keras.Model, optimizer: Any
-) -> None:
-    variables = model.trainable_variables
-    optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+def _means(measured: Sequence[Measurements]) -> Measurements:
+    return {
+        key: tf.add_n([each[key] for each in measured]) / len(measured)
+        for key in measured[0]
+    }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dfq_tf import optimizers
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import TeacherConfig
@@ -51,12 +52,9 @@ def train_teacher(
         )
     num_steps = config.teacher_epochs * steps_per_epoch
     model = with_precision(teacher.model, precision)
-    optimizer = keras.optimizers.SGD(
-        keras.optimizers.schedules.CosineDecay(config.teacher_learning_rate, num_steps),
-        momentum=config.teacher_momentum,
-        nesterov=True,
+    optimizer = optimizers.sgd(
+        model, config.teacher_learning_rate, num_steps, config.teacher_momentum
     )
-    optimizer.build(model.trainable_variables)
 
     @tf.function
     def train_step(
@@ -103,8 +101,7 @@ def supervised_step(
       optimizer: built for the model's trainable variables.
       inputs: float32 (batch, height, width, channels), normalised.
       labels: int32 (batch,).
-      weight_decay: weight_decay * w is added to the gradient of each kernel w;
-        biases, scales and shifts are left alone.
+      weight_decay: see `optimizers.descend`.
 
     Returns:
       'loss', the mean cross-entropy in nats, and 'accuracy' in [0, 1], both before
@@ -114,12 +111,7 @@ def supervised_step(
         logits = model(inputs, training=True)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         loss = tf.reduce_mean(losses)
-    variables = model.trainable_variables
-    gradients = [
-        g + weight_decay * v if v.shape.rank > 1 else g
-        for g, v in zip(tape.gradient(loss, variables), variables)
-    ]
-    optimizer.apply_gradients(zip(gradients, variables))
+    optimizers.descend(tape, loss, model, optimizer, weight_decay)
     predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
     accuracy = tf.reduce_mean(tf.cast(predictions == labels, tf.float32))
     return {"loss": loss, "accuracy": accuracy}

@@ -1,12 +1,13 @@
-"""The two phases of data-free training: warm-up, then generator against student."""
+"""The two phases of data-free training: warm-up, then generators against students."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from dfq_tf import steps
+from dfq_tf import optimizers, steps
+from dfq_tf.bank import ImageBank
 from dfq_tf.bn_statistics import ObservedTeacher
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
@@ -16,35 +17,43 @@ from dfq_tf.models import build_generator
 from dfq_tf.precision import with_precision
 
 
-def make_generator(
+def make_generators(
     teacher: Classifier, config: DistillationConfig, seed: int, precision: str
-) -> keras.Model:
-    """A generator with random weights for the teacher's images.
+) -> list[keras.Model]:
+    """Generators with random weights, each its own, for the teacher's images.
 
     Args:
       teacher: gives the shape of the images.
-      config: gives the noise's length.
+      config: gives their number and the noise's length.
       seed: decides the random weights.
       precision: see `resolve_precision`.
     """
-    generator = build_generator(config.noise_dim, teacher.image_shape, seed=seed)
-    return with_precision(generator, precision)
+    # Large odd strides, so that runs of neighbouring seeds share no generator.
+    return [
+        with_precision(
+            build_generator(
+                config.noise_dim, teacher.image_shape, seed=seed + 1_000_003 * i
+            ),
+            precision,
+        )
+        for i in range(config.num_generators)
+    ]
 
 
 def warm_up(
     teacher: ObservedTeacher,
-    generator: keras.Model,
+    generators: Sequence[keras.Model],
     config: DistillationConfig,
     *,
     seed: int,
     directory: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> dict[str, float]:
-    """Trains the generator alone, in place, on the auxiliary loss.
+    """Trains the generators alone, in place, on the auxiliary loss.
 
     Args:
       teacher: frozen.
-      generator: from `make_generator`.
+      generators: from `make_generators`.
       config: steps, batch size, weights of the terms.
       seed: decides the noise.
       directory: for checkpoints and scalars; None keeps none.
@@ -56,8 +65,11 @@ def warm_up(
     Raises:
       TrainingError: a loss or a weight became infinite or NaN.
     """
-    optimizer = _adam(generator, config.generator_learning_rate, config.warm_up_steps)
-    state = steps.State(teacher, generator, optimizer)
+    adams = [
+        optimizers.adam(g, config.generator_learning_rate, config.warm_up_steps)
+        for g in generators
+    ]
+    state = steps.State(teacher, generators, adams)
 
     @compiled
     def step(seed_and_step: tf.Tensor) -> steps.Measurements:
@@ -67,7 +79,7 @@ def warm_up(
         "warm_up",
         lambda index: step(tf.constant([seed, index])),
         config.warm_up_steps,
-        {"generator": generator, "optimizer": optimizer},
+        _numbered(generator=generators, optimizer=adams),
         directory,
         show_progress=show_progress,
     )
@@ -75,27 +87,30 @@ def warm_up(
 
 def distill(
     teacher: ObservedTeacher,
-    generator: keras.Model,
-    student: Classifier,
+    generators: Sequence[keras.Model],
+    students: Sequence[Classifier],
     config: DistillationConfig,
     *,
     seed: int,
+    name: str = "distillation",
     directory: str | os.PathLike[str] | None = None,
     evaluate: Evaluate | None = None,
     show_progress: bool = True,
 ) -> dict[str, float]:
-    """Trains student and generator against each other, both in place.
+    """Trains students and generators against each other, all in place.
 
-    Each round takes `generator_steps`, then `student_steps`, all on fresh noise.
+    Each round takes `generator_steps`, all on fresh noise, then `student_steps`: on
+    fresh noise too, or, with `bank_images`, on images of past generator steps.
 
     Args:
       teacher: frozen.
-      generator: warmed up.
-      student: float or fake-quantized; gives logits.
+      generators: warmed up.
+      students: float or fake-quantized; they give logits.
       config: rounds, batch size, learning rates, weights of the terms.
       seed: decides the noise.
+      name: of the phase, see `run_loop`.
       directory: for checkpoints and scalars; None keeps none.
-      evaluate: measures the student now and then, see `run_loop`; nothing is chosen
+      evaluate: measures the students now and then, see `run_loop`; nothing is chosen
         by it.
       show_progress: whether to show a bar.
 
@@ -105,41 +120,61 @@ def distill(
     Raises:
       TrainingError: a loss or a weight became infinite or NaN.
     """
-    rounds = config.distillation_rounds
-    generator_optimizer = _adam(
-        generator, config.generator_learning_rate, rounds * config.generator_steps
-    )
-    optimizer = student_optimizer(student.model, config)
-    state = steps.State(teacher, generator, generator_optimizer, student, optimizer)
+    rounds = config.rounds
+    num_steps = rounds * config.generator_steps
+    adams = [
+        optimizers.adam(g, config.generator_learning_rate, num_steps)
+        for g in generators
+    ]
+    student_optimizers = [student_optimizer(s.model, config) for s in students]
+    state = steps.State(teacher, generators, adams, students, student_optimizers)
+    bank = None
+    if config.bank_images:
+        student = students[0]
+        bank = ImageBank(
+            config.bank_images, student.image_shape, student.num_classes, seed
+        )
 
     @compiled
-    def generator_step(seed_and_step: tf.Tensor) -> steps.Measurements:
+    def generator_step(seed_and_step: tf.Tensor) -> Any:
         return steps.generator_step(state, config, seed_and_step)
 
     @compiled
     def student_step(seed_and_step: tf.Tensor) -> steps.Measurements:
         return steps.student_step(state, config, seed_and_step)
 
+    @compiled
+    def banked_step(images: tf.Tensor, logits: tf.Tensor) -> steps.Measurements:
+        return steps.banked_step(state, config, images, logits)
+
     def one_round(index: int) -> steps.Measurements:
         measurements: steps.Measurements = {}
-        for step, count in (
-            (generator_step, config.generator_steps),
-            (student_step, config.student_steps),
-        ):
-            for i in range(count):
-                measurements |= step(tf.constant([seed, index * count + i]))
+        first = index * config.generator_steps
+        for i in range(first, first + config.generator_steps):
+            measured, images, logits = generator_step(tf.constant([seed, i]))
+            measurements |= measured
+            if bank is not None:
+                bank.add(images.numpy(), logits.numpy())
+        first = index * config.student_steps
+        for i in range(first, first + config.student_steps):
+            if bank is None:
+                measurements |= student_step(tf.constant([seed, i]))
+            else:
+                drawn = bank.draw(config.batch_size, i)
+                measurements |= banked_step(*map(tf.constant, drawn))
         return measurements
 
+    trackables = _numbered(
+        generator=generators,
+        generator_optimizer=adams,
+        student=[student.model for student in students],
+        student_optimizer=student_optimizers,
+    )
     return run_loop(
-        "distillation",
+        name,
         one_round,
         rounds,
-        {
-            "generator": generator,
-            "generator_optimizer": generator_optimizer,
-            "student": student.model,
-            "student_optimizer": optimizer,
-        },
+        trackables if bank is None else {**trackables, "bank": bank},
         directory,
         evaluate=evaluate,
         evaluate_every=max(1, rounds // 10),
@@ -148,12 +183,15 @@ def distill(
 
 
 def generate(
-    generator: keras.Model, config: DistillationConfig, num_images: int, seed: int
+    generators: Sequence[keras.Model],
+    config: DistillationConfig,
+    num_images: int,
+    seed: int,
 ) -> np.ndarray:
-    """Draws images from a generator, without changing it.
+    """Draws images from generators, without changing them.
 
     Args:
-      generator: from noise to pixels.
+      generators: from noise to pixels; each makes its share of a batch.
       config: gives the batch size: BN layers use the statistics of the batch, as in
         training.
       num_images: how many images.
@@ -162,17 +200,17 @@ def generate(
     Returns:
       uint8 (num_images, height, width, channels): pixels as an app has them.
     """
-    before = generator.get_weights()
+    before = [generator.get_weights() for generator in generators]
 
     @tf.function(autograph=False)
     def batch(seed_and_step: tf.Tensor) -> tf.Tensor:
-        noise = steps.sample_noise(config, seed_and_step, steps.SAMPLE)
-        pixels = generator(noise, training=True)
+        pixels = steps.draw_pixels(generators, config, seed_and_step, steps.SAMPLE)
         return tf.cast(tf.round(pixels), tf.uint8)
 
     num_batches = -(-num_images // config.batch_size)
     images = [batch(tf.constant([seed, i])).numpy() for i in range(num_batches)]
-    generator.set_weights(before)  # training=True moved the moving averages
+    for generator, weights in zip(generators, before):
+        generator.set_weights(weights)  # training=True moved the moving averages
     return np.concatenate(images)[:num_images]
 
 
@@ -182,25 +220,20 @@ def compiled(step: Callable[..., Any]) -> Any:
     return tf.function(step, jit_compile=has_gpu or None, autograph=False)
 
 
-def _cosine(learning_rate: float, num_steps: int) -> Any:
-    return keras.optimizers.schedules.CosineDecay(learning_rate, max(1, num_steps))
-
-
 def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
     """The student's optimizer, built, with a cosine decay over all student steps."""
-    num_steps = config.distillation_rounds * config.student_steps
+    num_steps = config.rounds * config.student_steps
     if config.student_optimizer == "adam":
-        return _adam(model, config.student_learning_rate, num_steps)
-    optimizer = keras.optimizers.SGD(
-        _cosine(config.student_learning_rate, num_steps),
-        momentum=config.student_momentum,
-        nesterov=True,
+        return optimizers.adam(model, config.student_learning_rate, num_steps)
+    return optimizers.sgd(
+        model, config.student_learning_rate, num_steps, config.student_momentum
     )
-    optimizer.build(model.trainable_variables)
-    return optimizer
 
 
-def _adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:
-    optimizer = keras.optimizers.Adam(_cosine(learning_rate, num_steps))
-    optimizer.build(model.trainable_variables)
-    return optimizer
+def _numbered(**groups: Sequence[Any]) -> dict[str, Any]:
+    """Names for what a checkpoint keeps: generator, generator_1, generator_2, ..."""
+    return {
+        f"{name}_{i}" if i else name: each
+        for name, group in groups.items()
+        for i, each in enumerate(group)
+    }

@@ -99,9 +99,19 @@ def train_with_data(
     ) -> Mapping[str, tf.Tensor]:
         pixels = _augmented(observed, pixels, augmentation, (seed, index))
         if labels is None:
-            return steps.distillation_step(observed, student, optimizer, pixels)
+            logits = observed(pixels)[0]
+            return steps.distillation_step(
+                student,
+                optimizer,
+                pixels,
+                logits,
+                temperature=config.temperature,
+                weight_decay=config.student_weight_decay,
+            )
         inputs = student.description.normalize(pixels)
-        return supervised_step(student.model, optimizer, inputs, labels, 0.0)
+        return supervised_step(
+            student.model, optimizer, inputs, labels, config.student_weight_decay
+        )
 
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
@@ -111,7 +121,7 @@ def train_with_data(
             tf.constant(index),
         )
 
-    num_steps = config.distillation_rounds * config.student_steps
+    num_steps = config.rounds * config.student_steps
     measurements = run_loop(
         "qat_kd" if labels is None else "qat",
         step,

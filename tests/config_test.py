@@ -219,5 +219,57 @@ class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
             config.parse_widths(name)
 
 
+class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        (
+            dict(num_generators=5, batch_size=4),
+            "num_generators is 5, more than the batch_size 4: a batch has an image of "
+            "each generator",
+        ),
+        (
+            dict(bank_images=10, generator_steps=0),
+            "bank_images is 10 and generator_steps is 0; it is the generator steps "
+            "that fill the bank",
+        ),
+    )
+    def test_contradictions_are_refused(self, settings, message):
+        with self.assertRaisesRegex(ConfigError, f"^{message}$"):
+            config.DistillationConfig(**settings)
+
+    def test_paper_is_the_loop_of_choi_et_al(self):
+        paper = config.recipe("paper")
+        self.assertEqual((paper.generator_steps, paper.student_steps), (1, 1))
+        # Every step on fresh noise, the losses as they are published.
+        self.assertEqual((paper.bank_images, paper.temperature), (0, 1.0))
+        self.assertEqual((paper.adversarial_ramp_steps, paper.alpha), (0, 1.0))
+        self.assertEqual((paper.batch_size, paper.noise_dim), (256, 512))
+        self.assertEqual(paper.generator_learning_rate, 1e-3)
+        self.assertEqual(paper.student_optimizer, "sgd")
+        self.assertEqual(
+            (paper.student_learning_rate, paper.student_momentum), (0.1, 0.9)
+        )
+
+    def test_changes_take_the_place_of_the_recipes_settings(self):
+        for name in config.RECIPES:
+            changed = config.recipe(name, rounds=7, temperature=2.0)
+            expected = dataclasses.replace(
+                config.recipe(name), rounds=7, temperature=2.0
+            )
+            self.assertEqual(changed, expected)
+
+    def test_unknown_recipe_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError, r"^recipe is 'soup'; it must be one of \['bank', 'paper'\]$"
+        ):
+            config.recipe("soup")
+
+    def test_settings_of_a_phase_are_settings(self):
+        names = [field.name for field in dataclasses.fields(config.DistillationConfig)]
+        self.assertContainsSubset(config.PHASE_SETTINGS, names)
+        self.assertContainsSubset(
+            {name for recipe in config.RECIPES.values() for name in recipe}, names
+        )
+
+
 if __name__ == "__main__":
     tf.test.main()

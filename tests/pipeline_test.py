@@ -17,14 +17,10 @@ from tests import digits, helpers
 
 layers = keras.layers
 
-CONFIG = DistillationConfig(
-    batch_size=64, noise_dim=32, warm_up_steps=30, distillation_rounds=15
-)
+CONFIG = DistillationConfig(batch_size=64, noise_dim=32, warm_up_steps=30, rounds=15)
 CALIBRATION = CalibrationConfig(calibration_images=128)
 # Enough to see whether something was done.
-TINY = DistillationConfig(
-    batch_size=16, noise_dim=8, warm_up_steps=3, distillation_rounds=3
-)
+TINY = DistillationConfig(batch_size=16, noise_dim=8, warm_up_steps=3, rounds=3)
 TINY_CALIBRATION = CalibrationConfig(calibration_images=32, bias_correction=False)
 ALL_4_BITS = BitWidths(
     num_bits_weight=4, num_bits_first=4, num_bits_last=4, num_bits_depthwise=4
@@ -92,7 +88,7 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         )
         export.check_integer_only(result.tflite)
         self.assertTrue(helpers.all_equal(self.teacher.model.weights, before))
-        images = training.generate(result.generator, CONFIG, 64, seed=3)
+        images = training.generate(result.generators, CONFIG, 64, seed=3)
         self.assertEqual(images.shape, (64, 8, 8, 1))
         self.assertGreater(images.std(), 10)
         measured = {"distillation_loss", "agreement"} if method != "df_q" else set()
@@ -200,7 +196,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
     def test_bias_correction_gives_the_means_of_the_float_network(self):
         corrected = self.quantized(bias_correction=True)
         # The images that the student was calibrated on: the same draw.
-        images = training.generate(corrected.generator, TINY, 32, seed=0)
+        images = training.generate(corrected.generators, TINY, 32, seed=0)
         expected = self.float_means(images)
         plain = self.student_means(self.plain.student, images)
         means = self.student_means(corrected.student, images)
@@ -232,7 +228,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_activation_range_is_the_extreme_or_less(self):
         result = self.quantized(activation_range="min_max", weight_range="min_max")
-        images = training.generate(result.generator, TINY, 32, seed=0)
+        images = training.generate(result.generators, TINY, 32, seed=0)
         relu = self.teacher.model.get_layer("relu1")
         observed = keras.Model(self.teacher.model.input, relu.output)
         output = observed((images.astype(np.float32) - 120) / 64, training=False)
@@ -244,7 +240,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_ranges_are_those_of_so_many_images(self):
         result = self.quantized(activation_range="min_max", calibration_images=3)
-        images = training.generate(result.generator, TINY, 3, seed=0)
+        images = training.generate(result.generators, TINY, 3, seed=0)
         relu = self.teacher.model.get_layer("relu1")
         observed = keras.Model(self.teacher.model.input, relu.output)
         output = observed((images.astype(np.float32) - 120) / 64, training=False)
@@ -267,7 +263,7 @@ class StagesTest(tf.test.TestCase):
             directory=None,
             show_progress=False,
         )
-        cls.before = helpers.copies(cls.prepared.generator.weights)
+        cls.before = helpers.copies(cls.prepared.generators[0].weights)
         cls.first, cls.first_generator = cls.distilled(BitWidths())
         cls.other, _ = cls.distilled(ALL_4_BITS)
 
@@ -284,7 +280,7 @@ class StagesTest(tf.test.TestCase):
     @classmethod
     def distilled(cls, widths, directory=None, evaluate=None):
         student = cls.student(widths)
-        generator, _ = pipeline.distilled_student(
+        (generator,), _ = pipeline.distilled_student(
             cls.prepared,
             student,
             config=TINY,
@@ -297,7 +293,7 @@ class StagesTest(tf.test.TestCase):
         return student, generator
 
     def test_images_are_drawn_from_the_generator(self):
-        expected = training.generate(self.prepared.generator, TINY, 32, seed=1)
+        expected = training.generate(self.prepared.generators, TINY, 32, seed=1)
         self.assertAllEqual(self.prepared.images, expected)
         self.assertEqual(self.prepared.images.dtype, np.uint8)
 
@@ -309,7 +305,9 @@ class StagesTest(tf.test.TestCase):
         self.assertTrue(
             helpers.all_equal(second_generator.weights, self.first_generator.weights)
         )
-        self.assertTrue(helpers.all_equal(self.prepared.generator.weights, self.before))
+        self.assertTrue(
+            helpers.all_equal(self.prepared.generators[0].weights, self.before)
+        )
 
     def test_student_and_a_copy_of_the_generator_are_trained(self):
         untrained = self.student(BitWidths())
@@ -322,7 +320,7 @@ class StagesTest(tf.test.TestCase):
         whole = tiny(digits.teacher(), seed=1)
         self.assertEqual(whole.tflite, export.convert(self.first))
         self.assertTrue(
-            helpers.all_equal(whole.generator.weights, self.first_generator.weights)
+            helpers.all_equal(whole.generators[0].weights, self.first_generator.weights)
         )
 
     def test_evaluations_make_a_curve_and_change_nothing(self):
@@ -335,7 +333,7 @@ class StagesTest(tf.test.TestCase):
             return {"mean": answers[-1].mean()}
 
         student, _ = self.distilled(BitWidths(), folder, evaluate)
-        with open(f"{folder}/distillation_curve.csv") as file:
+        with open(f"{folder}/df_qat_kd_curve.csv") as file:
             table = list(csv.DictReader(file))
         self.assertEqual([row["step"] for row in table], ["0", "1", "2", "3"])
         for row, scores in zip(table, answers):

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -27,14 +28,18 @@ def _state(seed=0, learning_rate=0.01):
     student = helpers.small_classifier(seed=seed + 2)
     state = steps.State(
         observe(helpers.small_classifier(seed=seed + 1)),
-        generator,
-        keras.optimizers.SGD(learning_rate),
-        student,
-        keras.optimizers.SGD(learning_rate),
+        [generator],
+        [_sgd(generator, learning_rate)],
+        [student],
+        [_sgd(student.model, learning_rate)],
     )
-    state.generator_optimizer.build(generator.trainable_variables)
-    state.student_optimizer.build(student.model.trainable_variables)
     return state
+
+
+def _sgd(model, learning_rate):
+    optimizer = keras.optimizers.SGD(learning_rate)
+    optimizer.build(model.trainable_variables)
+    return optimizer
 
 
 def _seed(step=0):
@@ -72,22 +77,22 @@ class SampleNoiseTest(parameterized.TestCase, tf.test.TestCase):
 class WarmUpStepTest(tf.test.TestCase):
     def test_changes_the_generator_alone(self):
         state = _state()
-        generator = helpers.copies(state.generator.trainable_variables)
+        generator = helpers.copies(state.generators[0].trainable_variables)
         teacher = helpers.copies(state.teacher.model.weights)
-        student = helpers.copies(state.student.model.weights)
+        student = helpers.copies(state.students[0].model.weights)
         steps.warm_up_step(state, _CONFIG, _seed())
-        for before, after in zip(generator, state.generator.trainable_variables):
+        for before, after in zip(generator, state.generators[0].trainable_variables):
             if "conv" in after.name and "bias" in after.name:
                 continue  # a BN behind it takes any bias off: its gradient is 0
             self.assertNotAllEqual(before, after, msg=after.name)
         self.assertTrue(helpers.all_equal(teacher, state.teacher.model.weights))
-        self.assertTrue(helpers.all_equal(student, state.student.model.weights))
+        self.assertTrue(helpers.all_equal(student, state.students[0].model.weights))
 
     def test_measures_the_weighted_terms_of_its_images(self):
         state = _state()
         # Of a copy: the step moves the generator.
-        generator = keras.models.clone_model(state.generator)
-        generator.set_weights(state.generator.get_weights())
+        generator = keras.models.clone_model(state.generators[0])
+        generator.set_weights(state.generators[0].get_weights())
         noise = steps.sample_noise(_CONFIG, _seed(), 0)
         logits, inputs = state.teacher(generator(noise, training=True))
         bn = losses.bn_statistics_loss(
@@ -114,28 +119,30 @@ class WarmUpStepTest(tf.test.TestCase):
 class GeneratorStepTest(tf.test.TestCase):
     def test_leaves_teacher_and_student_bit_for_bit(self):
         state = _state()
-        generator = helpers.copies(state.generator.trainable_variables)
+        generator = helpers.copies(state.generators[0].trainable_variables)
         teacher = helpers.copies(state.teacher.model.weights)
-        student = helpers.copies(state.student.model.weights)
-        optimizer = helpers.copies(state.student_optimizer.variables)
+        student = helpers.copies(state.students[0].model.weights)
+        optimizer = helpers.copies(state.student_optimizers[0].variables)
         steps.generator_step(state, _CONFIG, _seed())
         self.assertTrue(helpers.all_equal(teacher, state.teacher.model.weights))
-        self.assertTrue(helpers.all_equal(student, state.student.model.weights))
-        self.assertTrue(helpers.all_equal(optimizer, state.student_optimizer.variables))
+        self.assertTrue(helpers.all_equal(student, state.students[0].model.weights))
+        self.assertTrue(
+            helpers.all_equal(optimizer, state.student_optimizers[0].variables)
+        )
         self.assertFalse(
-            helpers.all_equal(generator, state.generator.trainable_variables)
+            helpers.all_equal(generator, state.generators[0].trainable_variables)
         )
 
     def test_loss_is_alpha_times_auxiliary_less_distillation(self):
         state = _state()
-        generator = keras.models.clone_model(state.generator)
-        generator.set_weights(state.generator.get_weights())
+        generator = keras.models.clone_model(state.generators[0])
+        generator.set_weights(state.generators[0].get_weights())
         noise = steps.sample_noise(_CONFIG, _seed(), 1)
         pixels = generator(noise, training=True)
         distillation = losses.distillation_loss(
-            state.teacher(pixels)[0], state.student.scores(pixels.numpy())
+            state.teacher(pixels)[0], state.students[0].scores(pixels.numpy())
         )
-        measured = steps.generator_step(state, _CONFIG, _seed())
+        measured, _, _ = steps.generator_step(state, _CONFIG, _seed())
         self.assertGreater(distillation, 0.01)
         self.assertAllClose(
             measured["generator_loss"],
@@ -147,7 +154,7 @@ class GeneratorStepTest(tf.test.TestCase):
         state = _state(learning_rate=0.003)
         config = dataclasses.replace(_CONFIG, alpha=0.0)
         values = [
-            steps.generator_step(state, config, _seed())["generator_loss"].numpy()
+            steps.generator_step(state, config, _seed())[0]["generator_loss"].numpy()
             for _ in range(8)
         ]
         # alpha is 0: the loss is the negative distillation loss.
@@ -156,8 +163,8 @@ class GeneratorStepTest(tf.test.TestCase):
 
     def test_moves_by_the_gradient_of_its_loss(self):
         state = _state(learning_rate=1.0)
-        generator = keras.models.clone_model(state.generator)
-        generator.set_weights(state.generator.get_weights())
+        generator = keras.models.clone_model(state.generators[0])
+        generator.set_weights(state.generators[0].get_weights())
         noise = steps.sample_noise(_CONFIG, _seed(), 1)
         with tf.GradientTape() as tape:
             pixels = generator(noise, training=True)
@@ -165,7 +172,7 @@ class GeneratorStepTest(tf.test.TestCase):
             bn = losses.bn_statistics_loss(
                 inputs, state.teacher.means, state.teacher.variances
             )
-            student = state.student.model((pixels - 120.0) / 64, training=False)
+            student = state.students[0].model((pixels - 120.0) / 64, training=False)
             loss = 0.3 * (
                 0.5 * bn
                 + 2 * losses.instance_entropy(logits)
@@ -175,34 +182,37 @@ class GeneratorStepTest(tf.test.TestCase):
         expected = variable - tape.gradient(loss, variable)
         steps.generator_step(state, _CONFIG, _seed())
         self.assertAllClose(
-            state.generator.get_layer("to_image").kernel, expected, rtol=1e-3, atol=1e-4
+            state.generators[0].get_layer("to_image").kernel,
+            expected,
+            rtol=1e-3,
+            atol=1e-4,
         )
 
 
 class StudentStepTest(tf.test.TestCase):
     def test_leaves_teacher_and_generator_bit_for_bit(self):
         state = _state()
-        generator = helpers.copies(state.generator.trainable_variables)
-        optimizer = helpers.copies(state.generator_optimizer.variables)
+        generator = helpers.copies(state.generators[0].trainable_variables)
+        optimizer = helpers.copies(state.generator_optimizers[0].variables)
         teacher = helpers.copies(state.teacher.model.weights)
-        student = helpers.copies(state.student.model.trainable_variables)
+        student = helpers.copies(state.students[0].model.trainable_variables)
         steps.student_step(state, _CONFIG, _seed())
         self.assertTrue(helpers.all_equal(teacher, state.teacher.model.weights))
         self.assertTrue(
-            helpers.all_equal(generator, state.generator.trainable_variables)
+            helpers.all_equal(generator, state.generators[0].trainable_variables)
         )
         self.assertTrue(
-            helpers.all_equal(optimizer, state.generator_optimizer.variables)
+            helpers.all_equal(optimizer, state.generator_optimizers[0].variables)
         )
-        for before, after in zip(student, state.student.model.trainable_variables):
+        for before, after in zip(student, state.students[0].model.trainable_variables):
             self.assertNotAllEqual(before, after, msg=after.name)
 
     def test_equals_a_gradient_step_on_the_distillation_loss(self):
         state = _state(learning_rate=0.5)
-        generator = keras.models.clone_model(state.generator)
-        generator.set_weights(state.generator.get_weights())
-        student = keras.models.clone_model(state.student.model)
-        student.set_weights(state.student.model.get_weights())
+        generator = keras.models.clone_model(state.generators[0])
+        generator.set_weights(state.generators[0].get_weights())
+        student = keras.models.clone_model(state.students[0].model)
+        student.set_weights(state.students[0].model.get_weights())
         noise = steps.sample_noise(_CONFIG, _seed(), 2)
         pixels = generator(noise, training=True)
         teacher_logits, _ = state.teacher(pixels)
@@ -215,7 +225,9 @@ class StudentStepTest(tf.test.TestCase):
         self.assertAllClose(measured["distillation_loss"], loss, rtol=1e-4)
         same = np.argmax(teacher_logits, -1) == np.argmax(logits, -1)
         self.assertAllClose(measured["agreement"], same.mean())
-        for variable, value in zip(state.student.model.trainable_variables, expected):
+        for variable, value in zip(
+            state.students[0].model.trainable_variables, expected
+        ):
             self.assertAllClose(variable, value, rtol=1e-3, atol=1e-4)
 
     def test_student_equal_to_teacher_agrees_and_stays(self):
@@ -228,8 +240,8 @@ class StudentStepTest(tf.test.TestCase):
         state = dataclasses.replace(
             _state(),
             teacher=observe(teacher),
-            student=teacher,
-            student_optimizer=optimizer,
+            students=[teacher],
+            student_optimizers=[optimizer],
         )
         before = helpers.copies(teacher.model.weights)
         measured = steps.student_step(state, _CONFIG, _seed())
@@ -237,6 +249,145 @@ class StudentStepTest(tf.test.TestCase):
         self.assertEqual(measured["agreement"].numpy(), 1.0)
         for variable, value in zip(teacher.model.weights, before):
             self.assertAllClose(variable, value, atol=1e-4)
+
+
+def _copy(model):
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+class SeveralTest(parameterized.TestCase, tf.test.TestCase):
+    """Two generators and two students of different weights."""
+
+    def setUp(self):
+        super().setUp()
+        self.state = self._several()
+
+    def _several(self, learning_rate=0.01):
+        one, other = _state(0, learning_rate), _state(10, learning_rate)
+        return steps.State(
+            one.teacher,
+            [*one.generators, *other.generators],
+            [*one.generator_optimizers, *other.generator_optimizers],
+            [*one.students, *other.students],
+            [*one.student_optimizers, *other.student_optimizers],
+        )
+
+    def _noises(self, stream):
+        noise = steps.sample_noise(_CONFIG, _seed(), stream, num_batches=2)
+        self.assertEqual(noise.shape, (12, 5))
+        return noise[:6], noise[6:]
+
+    def _differences(self, pixels):
+        """Distillation loss of each student."""
+        logits = self.state.teacher(pixels)[0]
+        return [
+            losses.distillation_loss(logits, student.scores(pixels.numpy()))
+            for student in self.state.students
+        ]
+
+    def test_warm_up_trains_each_generator_on_noise_of_its_own(self):
+        pairs = list(zip(map(_copy, self.state.generators), self._noises(0)))
+        expected = []
+        for generator, noise in pairs:
+            alone = _state()
+            alone = dataclasses.replace(
+                alone, generators=[generator], generator_optimizers=[_sgd(generator, 0)]
+            )
+            with mock.patch.object(steps, "sample_noise", return_value=noise):
+                loss = steps.warm_up_step(alone, _CONFIG, _seed())["auxiliary_loss"]
+            expected.append(float(loss))
+        measured = steps.warm_up_step(self.state, _CONFIG, _seed())
+        self.assertNotAllClose(expected[0], expected[1])
+        self.assertAllClose(measured["auxiliary_loss"], np.mean(expected), rtol=1e-4)
+
+    def test_generators_must_fool_the_mean_student(self):
+        expected = [
+            np.mean(self._differences(_copy(generator)(noise, training=True)))
+            for generator, noise in zip(self.state.generators, self._noises(1))
+        ]
+        measured, _, _ = steps.generator_step(self.state, _CONFIG, _seed())
+        self.assertAllClose(
+            0.3 * measured["auxiliary_loss"] - measured["generator_loss"],
+            np.mean(expected),
+            rtol=1e-4,
+        )
+
+    def test_generator_step_moves_each_generator_as_if_it_were_alone(self):
+        state = self._several(learning_rate=0.5)
+        alone = self._several(learning_rate=0.5)
+        noises = self._noises(1)
+        for i, noise in enumerate(noises):
+            each = dataclasses.replace(
+                alone,
+                generators=[alone.generators[i]],
+                generator_optimizers=[alone.generator_optimizers[i]],
+            )
+            with mock.patch.object(steps, "sample_noise", return_value=noise):
+                steps.generator_step(each, _CONFIG, _seed())
+        steps.generator_step(state, _CONFIG, _seed())
+        for one, other in zip(state.generators, alone.generators):
+            for variable, value in zip(
+                one.trainable_variables, other.trainable_variables
+            ):
+                self.assertAllClose(variable, value, atol=1e-5)
+
+    def test_generator_step_gives_its_images_and_the_answers(self):
+        expected = tf.concat(
+            [
+                _copy(generator)(noise, training=True)
+                for generator, noise in zip(self.state.generators, self._noises(1))
+            ],
+            axis=0,
+        )
+        _, images, logits = steps.generator_step(self.state, _CONFIG, _seed())
+        self.assertEqual(images.dtype, tf.uint8)
+        self.assertAllClose(tf.cast(images, tf.float32), expected, rtol=0, atol=0.501)
+        self.assertAllClose(logits, self.state.teacher(expected)[0], atol=1e-4)
+
+    def test_batch_of_students_is_drawn_from_all_generators(self):
+        config = dataclasses.replace(_CONFIG, batch_size=7)
+        noise = steps.sample_noise(config, _seed(), 2)
+        expected = [
+            _copy(self.state.generators[0])(noise[:4], training=True),
+            _copy(self.state.generators[1])(noise[4:], training=True),
+        ]
+        pixels = steps.draw_pixels(self.state.generators, config, _seed(), 2)
+        self.assertAllClose(pixels, tf.concat(expected, axis=0), atol=1e-3)
+
+    def test_student_step_trains_each_student_on_the_same_images(self):
+        pixels = steps.draw_pixels(
+            [_copy(generator) for generator in self.state.generators],
+            _CONFIG,
+            _seed(),
+            2,
+        )
+        alone = self._several()
+        logits = alone.teacher(pixels)[0]
+        expected = [
+            steps.distillation_step(student, optimizer, pixels, logits)
+            for student, optimizer in zip(alone.students, alone.student_optimizers)
+        ]
+        measured = steps.student_step(self.state, _CONFIG, _seed())
+        for key, value in measured.items():
+            self.assertAllClose(value, np.mean([each[key] for each in expected]))
+        for one, other in zip(self.state.students, alone.students):
+            for variable, value in zip(one.model.weights, other.model.weights):
+                self.assertAllClose(variable, value, atol=1e-5)
+
+    @parameterized.parameters((0, 0.25), (1, 0.5), (3, 1.0), (10, 1.0))
+    def test_ramp_lets_the_distillation_loss_in_slowly(self, step, weight):
+        seed = _seed(step)
+        full, _, _ = steps.generator_step(self._several(), _CONFIG, seed)
+        config = dataclasses.replace(_CONFIG, adversarial_ramp_steps=4)
+        ramped, _, _ = steps.generator_step(self.state, config, seed)
+        distillation = 0.3 * full["auxiliary_loss"] - full["generator_loss"]
+        self.assertAllClose(
+            ramped["generator_loss"],
+            0.3 * full["auxiliary_loss"] - weight * distillation,
+            rtol=1e-4,
+        )
 
 
 def _softmax(logits):
@@ -272,7 +423,7 @@ class DistillationStepTest(tf.test.TestCase):
         optimizer = keras.optimizers.SGD(0.5)
         optimizer.build(self.student.model.trainable_variables)
         measured = steps.distillation_step(
-            self.teacher, self.student, optimizer, tf.constant(self.pixels)
+            self.student, optimizer, tf.constant(self.pixels), self.teacher_logits
         )
         self.assertAllClose(measured["distillation_loss"], loss, rtol=1e-4)
         agreement = np.mean(p.argmax(axis=1) == q.argmax(axis=1))
@@ -283,12 +434,47 @@ class DistillationStepTest(tf.test.TestCase):
         self.assertAllClose(after[1], bias - 0.5 * d_logits.sum(axis=0), atol=1e-5)
         self.assertNotAllClose(after[0], kernel, atol=1e-3)
 
+    def test_temperature_softens_and_weight_decay_pulls(self):
+        kernel, bias = helpers.copies(self.student.model.weights)
+        inputs = ((self.pixels - 100) * 0.01).reshape(5, 16)
+        logits = inputs @ kernel + bias
+        p, q = _softmax(self.teacher_logits / 4), _softmax(logits / 4)
+        # The gradient of 16 KL(p || q) with logits / 4 within.
+        d_logits = 16 / 4 * (q - p) / 5
+        optimizer = _sgd(self.student.model, 0.5)
+        measured = steps.distillation_step(
+            self.student,
+            optimizer,
+            tf.constant(self.pixels),
+            self.teacher_logits,
+            temperature=4.0,
+            weight_decay=0.1,
+        )
+        loss = 16 * np.sum(p * np.log(p / q), axis=1).mean()
+        self.assertAllClose(measured["distillation_loss"], loss, rtol=1e-4)
+        after = self.student.model.weights
+        expected = kernel - 0.5 * (inputs.T @ d_logits + 0.1 * kernel)
+        self.assertAllClose(after[0], expected, atol=1e-5)
+        self.assertAllClose(after[1], bias - 0.5 * d_logits.sum(axis=0), atol=1e-5)
+
+    def test_bytes_are_taken_as_pixels(self):
+        images = np.round(self.pixels).astype(np.uint8)
+        results = []
+        for each in (images, images.astype(np.float32)):
+            optimizer = _sgd(self.student.model, 0.0)
+            results.append(
+                steps.distillation_step(
+                    self.student, optimizer, tf.constant(each), self.teacher_logits
+                )
+            )
+        self.assertAllEqual(*(r["distillation_loss"] for r in results))
+
     def test_leaves_the_teacher_bit_for_bit(self):
         before = helpers.copies(self.teacher.model.weights)
         optimizer = keras.optimizers.SGD(0.5)
         optimizer.build(self.student.model.trainable_variables)
         steps.distillation_step(
-            self.teacher, self.student, optimizer, tf.constant(self.pixels)
+            self.student, optimizer, tf.constant(self.pixels), self.teacher_logits
         )
         self.assertTrue(helpers.all_equal(self.teacher.model.weights, before))
 
@@ -297,7 +483,7 @@ class DistillationStepTest(tf.test.TestCase):
         optimizer.build(self.student.model.trainable_variables)
         measured = [
             steps.distillation_step(
-                self.teacher, self.student, optimizer, tf.constant(self.pixels)
+                self.student, optimizer, tf.constant(self.pixels), self.teacher_logits
             )
             for _ in range(30)
         ]

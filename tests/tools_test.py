@@ -229,7 +229,7 @@ class CompareTest(tf.test.TestCase):
             "--dataset=digits",
             f"--compare_widths={','.join(cls.WIDTHS)}",
             "--warm_up_steps=2",
-            "--distillation_rounds=2",
+            "--qat_rounds=2",
             "--calibration_images=32",
         )
         cls.workdir = cls.folder / "compare"
@@ -276,7 +276,7 @@ class CompareTest(tf.test.TestCase):
         for name in ("size.png", "curves.png"):
             image = tf.io.decode_png((self.workdir / name).read_bytes())
             self.assertGreater(np.std(image), 0, name)
-        for kind, steps in (("distillation", 2), ("qat", 6), ("qat_kd", 6)):
+        for kind, steps in (("df_qat_kd", 2), ("qat", 6), ("qat_kd", 6)):
             with (self.workdir / "W4A16" / f"{kind}_curve.csv").open() as file:
                 rows = list(csv.DictReader(file))
             self.assertEqual([int(r["step"]) for r in rows], list(range(steps + 1)))
@@ -388,7 +388,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             "augmentation is 'mixup'; it must be one of",
         ),
         ("run", 2, ["--precision=int3"], "precision is 'int3'.*bfloat16"),
-        ("run", 2, ["--student_learning_rate=nan"], "student_learning_rate is nan"),
+        (
+            "run",
+            2,
+            ["--qat_student_learning_rate=nan"],
+            "qat_student_learning_rate is nan",
+        ),
         ("run", 2, ["--methods=df_q,magic"], "method is 'magic'.*df_qat_kd"),
         (
             "run",
@@ -526,9 +531,7 @@ class DocumentsTest(tf.test.TestCase):
         (folder / "teachers").symlink_to(ROOT / "teachers")
         few_steps = functools.partial(
             dfq_tf.quantize,
-            config=dfq_tf.DistillationConfig(
-                batch_size=8, warm_up_steps=2, distillation_rounds=1
-            ),
+            config=dfq_tf.DistillationConfig(batch_size=8, warm_up_steps=2, rounds=1),
             calibration=dfq_tf.CalibrationConfig(calibration_images=8),
             show_progress=False,
         )

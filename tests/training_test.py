@@ -17,7 +17,7 @@ _CONFIG = DistillationConfig(
     batch_size=4,
     noise_dim=3,
     warm_up_steps=6,
-    distillation_rounds=4,
+    rounds=4,
     generator_steps=1,
     student_steps=2,
     student_learning_rate=0.01,
@@ -32,7 +32,7 @@ class _Runs:
         self.teacher = observe(teacher, precision)
         small = functools.partial(build_generator, channels=8)
         with mock.patch.object(training, "build_generator", small):
-            self.generator = training.make_generator(teacher, _CONFIG, 1, precision)
+            (self.generator,) = training.make_generators(teacher, _CONFIG, 1, precision)
         self.student = helpers.small_classifier((4, 4, 1), seed=5)
 
     @property
@@ -42,7 +42,7 @@ class _Runs:
     def warm_up(self, directory=None, config=_CONFIG, seed=2):
         return training.warm_up(
             self.teacher,
-            self.generator,
+            [self.generator],
             config,
             seed=seed,
             directory=directory,
@@ -52,8 +52,8 @@ class _Runs:
     def distill(self, directory=None, config=_CONFIG, seed=2):
         return training.distill(
             self.teacher,
-            self.generator,
-            self.student,
+            [self.generator],
+            [self.student],
             config,
             seed=seed,
             directory=directory,
@@ -81,7 +81,7 @@ class MakeGeneratorTest(tf.test.TestCase):
     def test_seed_decides_the_weights(self):
         teacher = helpers.small_classifier((5, 4, 3))
         one, same, other = (
-            training.make_generator(teacher, _CONFIG, seed, "float32")
+            training.make_generators(teacher, _CONFIG, seed, "float32")[0]
             for seed in (1, 1, 2)
         )
         self.assertTrue(helpers.all_equal(one.weights, same.weights))
@@ -91,7 +91,7 @@ class MakeGeneratorTest(tf.test.TestCase):
 
     def test_bfloat16_gives_float32_images(self):
         teacher = helpers.small_classifier((4, 4, 1))
-        generator = training.make_generator(teacher, _CONFIG, 1, "bfloat16")
+        (generator,) = training.make_generators(teacher, _CONFIG, 1, "bfloat16")
         images = generator(tf.ones((2, 3)))
         self.assertEqual(images.dtype, tf.float32)
         self.assertEqual(generator.get_layer("up_conv1").compute_dtype, "bfloat16")
@@ -108,7 +108,7 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
             copy.set_weights(runs.generator.get_weights())
             optimizer = keras.optimizers.SGD(0.0)
             optimizer.build(copy.trainable_variables)
-            state = steps.State(runs.teacher, copy, optimizer)
+            state = steps.State(runs.teacher, [copy], [optimizer])
             return steps.warm_up_step(state, _CONFIG, noise_seed)["auxiliary_loss"]
 
         before = auxiliary_loss()
@@ -177,7 +177,8 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
                 tf.py_function(
                     lambda s: taken.append((name, *map(int, s))), [seed_and_step], []
                 )
-                return {name: tf.constant(0.0)}
+                measured = {name: tf.constant(0.0)}
+                return measured if name == "student" else (measured, None, None)
 
             return step
 
@@ -185,7 +186,7 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
             mock.patch.object(steps, "generator_step", recording("generator")),
             mock.patch.object(steps, "student_step", recording("student")),
         ):
-            _Runs().distill(config=dataclasses.replace(_CONFIG, distillation_rounds=2))
+            _Runs().distill(config=dataclasses.replace(_CONFIG, rounds=2))
         self.assertEqual(
             taken,
             [
@@ -203,11 +204,11 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
         config = dataclasses.replace(
             _CONFIG,
             batch_size=16,
-            distillation_rounds=40,
+            rounds=40,
             generator_steps=0,
             student_learning_rate=0.05,
         )
-        images = training.generate(runs.generator, config, 64, seed=3)
+        images = training.generate([runs.generator], config, 64, seed=3)
         teacher = helpers.small_classifier((4, 4, 1)).scores(images)
 
         def disagreement():
@@ -263,7 +264,7 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
     def test_evaluations_make_a_curve_of_about_ten_points(self):
         directory = self.get_temp_dir()
         runs = _Runs()
-        config = dataclasses.replace(_CONFIG, distillation_rounds=23, generator_steps=0)
+        config = dataclasses.replace(_CONFIG, rounds=23, generator_steps=0)
         kernel = runs.student.model.trainable_variables[0]
         values = []
 
@@ -273,8 +274,8 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
 
         training.distill(
             runs.teacher,
-            runs.generator,
-            runs.student,
+            [runs.generator],
+            [runs.student],
             config,
             seed=2,
             directory=directory,
@@ -295,12 +296,114 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
         self.assertTrue(helpers.all_equal(blind.weights, runs.weights))
 
 
+class SeveralTest(tf.test.TestCase):
+    """Two generators, two students, and a bank."""
+
+    config = dataclasses.replace(
+        _CONFIG, num_generators=2, rounds=4, generator_steps=2, bank_images=20
+    )
+
+    def _networks(self):
+        teacher = helpers.small_classifier((4, 4, 1))
+        small = functools.partial(build_generator, channels=8)
+        with mock.patch.object(training, "build_generator", small):
+            generators = training.make_generators(teacher, self.config, 1, "float32")
+        students = [helpers.small_classifier((4, 4, 1), seed=i) for i in (5, 6)]
+        return observe(teacher), generators, students
+
+    def _weights(self, networks):
+        _, generators, students = networks
+        models = [*generators, *(student.model for student in students)]
+        return [weight for model in models for weight in model.weights]
+
+    def _distill(self, networks, directory=None):
+        return training.distill(
+            *networks, self.config, seed=2, directory=directory, show_progress=False
+        )
+
+    def test_generators_differ(self):
+        first, second = self._networks()[1]
+        self.assertFalse(helpers.all_equal(first.weights, second.weights))
+
+    def test_all_of_them_are_trained(self):
+        networks, before = self._networks(), self._networks()
+        self._distill(networks)
+        _, generators, students = networks
+        models = [*generators, *(student.model for student in students)]
+        _, generators, students = before
+        others = [*generators, *(student.model for student in students)]
+        for model, other in zip(models, others):
+            self.assertFalse(
+                helpers.all_equal(model.trainable_variables, other.trainable_variables)
+            )
+
+    def test_students_train_on_the_images_of_generator_steps(self):
+        made, seen = [], []
+        generator_step, banked_step = steps.generator_step, steps.banked_step
+
+        def watched_generator_step(*args):
+            result = generator_step(*args)
+            tf.py_function(lambda *x: made.append([*map(np.array, x)]), result[1:], [])
+            return result
+
+        def watched_banked_step(state, config, images, logits):
+            tf.py_function(
+                lambda *x: seen.append([*map(np.array, x)]), [images, logits], []
+            )
+            return banked_step(state, config, images, logits)
+
+        with (
+            mock.patch.object(steps, "generator_step", watched_generator_step),
+            mock.patch.object(steps, "banked_step", watched_banked_step),
+            mock.patch.object(steps, "student_step") as fresh,
+        ):
+            self._distill(self._networks())
+        fresh.assert_not_called()
+        self.assertLen(made, 8)
+        self.assertLen(seen, 8)
+        for i, (images, logits) in enumerate(seen):
+            # Two generator steps a round, of 8 images; the bank holds 20.
+            past = made[: 2 * (i // 2 + 1)]
+            known = {
+                (image.tobytes(), answer.tobytes())
+                for each in zip(*(np.concatenate(x)[-20:] for x in zip(*past)))
+                for image, answer in [each]
+            }
+            drawn = {(x.tobytes(), y.tobytes()) for x, y in zip(images, logits)}
+            self.assertLen(images, 4)
+            self.assertContainsSubset(drawn, known)
+
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole, directory = self._networks(), self.get_temp_dir()
+        self._distill(whole)
+        interrupted = self._networks()
+        with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+            self._distill(interrupted, directory)
+        continued = self._networks()
+        self._distill(continued, directory)
+        self.assertTrue(
+            helpers.all_equal(self._weights(continued), self._weights(whole))
+        )
+        self.assertFalse(
+            helpers.all_equal(self._weights(interrupted), self._weights(whole))
+        )
+
+    def test_a_batch_of_images_has_some_of_each_generator(self):
+        _, generators, _ = self._networks()
+        both = training.generate(generators, self.config, 4, seed=1)
+        noise = steps.sample_noise(self.config, tf.constant([1, 0]), steps.SAMPLE)
+        for i, generator in enumerate(generators):
+            pixels = generator(noise[2 * i : 2 * i + 2], training=True)
+            half = both[2 * i : 2 * i + 2]
+            self.assertAllClose(half.astype(float), pixels, rtol=0, atol=0.501)
+
+
 class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
     def _displacements(self, num_steps, **settings):
         """How far each step moves a weight whose gradient is 1 throughout."""
         config = dataclasses.replace(
             _CONFIG,
-            distillation_rounds=5,
+            rounds=5,
             student_steps=2,
             student_learning_rate=0.1,
             **settings,
@@ -354,26 +457,26 @@ class GenerateTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_leaves_the_generator_bit_for_bit(self):
         before = helpers.copies(self.generator.weights)
-        training.generate(self.generator, _CONFIG, 5, seed=1)
+        training.generate([self.generator], _CONFIG, 5, seed=1)
         self.assertTrue(helpers.all_equal(self.generator.weights, before))
 
     def test_depends_on_the_seed_alone(self):
-        images = training.generate(self.generator, _CONFIG, 5, seed=1)
+        images = training.generate([self.generator], _CONFIG, 5, seed=1)
         tf.random.set_seed(77)
-        again = training.generate(self.generator, _CONFIG, 5, seed=1)
-        other = training.generate(self.generator, _CONFIG, 5, seed=2)
+        again = training.generate([self.generator], _CONFIG, 5, seed=1)
+        other = training.generate([self.generator], _CONFIG, 5, seed=2)
         self.assertAllEqual(images, again)
         self.assertNotAllEqual(images, other)
 
     @parameterized.parameters(1, 4, 9)
     def test_gives_so_many_different_pixels(self, number):
-        images = training.generate(self.generator, _CONFIG, number, seed=1)
+        images = training.generate([self.generator], _CONFIG, number, seed=1)
         self.assertEqual(images.shape, (number, 4, 4, 1))
         self.assertEqual(images.dtype, np.uint8)
         self.assertLen(np.unique(images.reshape(number, -1), axis=0), number)
 
     def test_rounds_what_the_generator_makes_of_batches(self):
-        images = training.generate(self.generator, _CONFIG, 8, seed=1)
+        images = training.generate([self.generator], _CONFIG, 8, seed=1)
         for i in range(2):
             noise = steps.sample_noise(_CONFIG, tf.constant([1, i]), steps.SAMPLE)
             pixels = self.generator(noise, training=True).numpy()

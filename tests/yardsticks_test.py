@@ -25,17 +25,15 @@ MIN_MAX = CalibrationConfig(
 )
 CONFIG = DistillationConfig(
     batch_size=64,
-    distillation_rounds=60,
+    rounds=60,
     student_steps=2,
     student_learning_rate=0.003,
 )
 # Enough to unlearn what was right.
-THOROUGH = dataclasses.replace(
-    CONFIG, distillation_rounds=120, student_learning_rate=0.03
-)
+THOROUGH = dataclasses.replace(CONFIG, rounds=120, student_learning_rate=0.03)
 # Enough to see whether something was done.
 TINY = DistillationConfig(
-    batch_size=8, distillation_rounds=3, student_steps=2, student_learning_rate=0.01
+    batch_size=8, rounds=3, student_steps=2, student_learning_rate=0.01
 )
 
 
@@ -233,7 +231,7 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
         images += np.arange(20, dtype=np.uint8)[:, None, None, None]
         seen = []
 
-        def step(teacher, student, optimizer, pixels):
+        def step(student, optimizer, pixels, logits, **settings):
             tf.py_function(lambda x: seen.append(x.numpy()), [pixels[:, 0, 0, 0]], [])
             return {"distillation_loss": tf.constant(0.0)}
 
@@ -319,7 +317,7 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters((False, "qat_kd"), (True, "qat"))
     def test_evaluations_make_a_curve_of_about_ten_points(self, has_labels, name):
         directory = self.get_temp_dir()
-        config = dataclasses.replace(TINY, distillation_rounds=13)
+        config = dataclasses.replace(TINY, rounds=13)
         tiny(
             config=config,
             directory=directory,
@@ -415,7 +413,7 @@ class AugmentedTest(tf.test.TestCase, parameterized.TestCase):
         images = digits_like(20)
         seen = []
 
-        def step(teacher, student, optimizer, pixels):
+        def step(student, optimizer, pixels, logits, **settings):
             tf.py_function(lambda x: seen.append(x.numpy()), [pixels], [])
             return {"distillation_loss": tf.constant(0.0)}
 

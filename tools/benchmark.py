@@ -18,12 +18,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import bn_statistics, calibration, models, steps, training
+from dfq_tf import bn_statistics, calibration, models, optimizers, steps, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths, DistillationConfig, RunConfig
 from dfq_tf.description import ModelDescription
-from dfq_tf.precision import resolve_precision
+from dfq_tf.precision import resolve_precision, with_precision
 from dfq_tf.quantization import apply
 from tools import common
 
@@ -60,25 +60,31 @@ def time_steps(
       count: how often each step is timed.
     """
     run = common.config_from_flags(RunConfig)
-    generator = training.make_generator(teacher, config, run.seed, run.precision)
+    generators = training.make_generators(teacher, config, run.seed, run.precision)
     state = steps.State(
         bn_statistics.observe(teacher, run.precision),
-        generator,
-        keras.optimizers.Adam(1e-3),
-        student,
-        keras.optimizers.SGD(1e-3, 0.9, nesterov=True),
+        generators,
+        [optimizers.adam(g, 1e-3, 1000) for g in generators],
+        [student],
+        [training.student_optimizer(student.model, config)],
     )
-    state.generator_optimizer.build(generator.trainable_variables)
-    state.student_optimizer.build(student.model.trainable_variables)
     seconds = {}
     for step in (steps.warm_up_step, steps.generator_step, steps.student_step):
         compiled = training.compiled(functools.partial(step, state, config))
 
         def call(index: int, compiled: Callable = compiled) -> object:
             result = compiled(tf.constant([run.seed, index]))
-            return [value.numpy() for value in result.values()]
+            return [value.numpy() for value in tf.nest.flatten(result)]
 
         seconds[step.__name__] = median_seconds(call, count)
+    compiled = training.compiled(functools.partial(steps.banked_step, state, config))
+    rng = np.random.default_rng(run.seed)
+    shape = (config.batch_size, *teacher.image_shape)
+    images = tf.constant(rng.integers(0, 256, shape, np.uint8))
+    logits = tf.constant(rng.normal(size=(len(images), 10)), tf.float32)
+    seconds["banked_step"] = median_seconds(
+        lambda _: [value.numpy() for value in compiled(images, logits).values()], count
+    )
     return seconds
 
 
@@ -90,12 +96,16 @@ def main() -> None:
     teacher = random_classifier(FLAGS.model, 10, 32)
     name = FLAGS.student or FLAGS.model
     student = random_classifier(name, 10, 32)
+    half = with_precision(student.model, run.precision)
     graph, description = apply.integer_ready(student)
     noise = np.random.default_rng(run.seed).integers(0, 256, (64, 32, 32, 3), np.uint8)
     ranges = calibration.calibrate(graph, description, noise)
     quantized = apply.quantize_graph(graph, description, BitWidths(), ranges)
     results = {}
-    for kind, model in (("float student", student), ("QAT student", quantized)):
+    for kind, model in (
+        ("float student", Classifier(half, student.description)),
+        ("QAT student", quantized),
+    ):
         seconds = time_steps(teacher, model, config, FLAGS.steps)
         pair = seconds["generator_step"] + seconds["student_step"]
         results[kind] = {**seconds, "images_per_second": 2 * config.batch_size / pair}

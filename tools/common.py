@@ -6,13 +6,14 @@ Only the tools read FLAGS; the package takes plain arguments.
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
 from dfq_tf import data
-from dfq_tf.config import RunConfig
+from dfq_tf.config import RunConfig, check_value
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.workdir import Workdir
 
@@ -38,23 +39,51 @@ def define(group: str, name: str, kind: type, default: Any, help: str) -> None:
     _groups.setdefault(group, []).append(name)
 
 
-def define_config(group: str, config_class: type) -> None:
-    """Defines a flag for every field of a settings class, with its default."""
+def define_config(
+    group: str,
+    config_class: type,
+    names: Collection[str] | None = None,
+    *,
+    prefix: str = "",
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Defines a flag for the fields of a settings class, with their defaults.
+
+    Args:
+      group: heading in --help.
+      config_class: its fields are made by `config.setting`.
+      names: of the fields; by default all.
+      prefix: of the flags' names.
+      defaults: that differ from those of the class.
+    """
     for field in dataclasses.fields(config_class):
+        if names is not None and field.name not in names:
+            continue
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f" One of: {', '.join(field.metadata['choices'])}."
-        define(group, field.name, type(field.default), field.default, help)
+        default = defaults.get(field.name, field.default)
+        define(group, prefix + field.name, type(field.default), default, help)
 
 
-def config_from_flags(config_class: type[T]) -> T:
+def config_from_flags(config_class: type[T], prefix: str = "") -> T:
     """Builds a settings object from the flags that `define_config` made of it.
+
+    Args:
+      config_class: a settings class.
+      prefix: of the flags that are taken before those without it.
 
     Raises:
       ConfigError: a value is outside its limits.
     """
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{name: getattr(FLAGS, name) for name in names})
+    values = {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        flag = prefix + field.name if prefix + field.name in FLAGS else field.name
+        if flag not in FLAGS:
+            continue  # of a phase that the tool does not have
+        values[field.name] = FLAGS[flag].value
+        check_value(flag, values[field.name], field.metadata)
+    return config_class(**values)
 
 
 def define_run_flags(workdir: str | None) -> None:

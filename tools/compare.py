@@ -38,7 +38,6 @@ from dfq_tf.config import (
     AUGMENTATIONS,
     BitWidths,
     CalibrationConfig,
-    DistillationConfig,
     RunConfig,
     check_value,
     parse_widths,
@@ -93,7 +92,7 @@ class Comparison:
     ) -> None:
         self.workdir = workdir
         self._teacher = teacher
-        self._config = common.config_from_flags(DistillationConfig)
+        self._config = quantize.qat_config()
         self._calibration = common.config_from_flags(CalibrationConfig)
         self._run = common.config_from_flags(RunConfig)
         began = time.monotonic()
@@ -113,7 +112,7 @@ class Comparison:
         test = dataset.load("test") if dataset else None
         # Other noise than that of training and calibration.
         self._held_out = training.generate(
-            self._prepared.generator,
+            self._prepared.generators,
             self._config,
             quantize.held_out_count(teacher.image_shape),
             self._run.seed + 1,
@@ -424,8 +423,8 @@ def _plot_curves(folder: pathlib.Path) -> None:
         return
     pyplot = layer_noise.pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    styles = {"distillation": "-", "qat_kd": "--", "qat": ":"}
-    titles = {"distillation": "DF-QAT-KD", "qat_kd": "QAT-KD", "qat": "QAT"}
+    styles = {"df_qat_kd": "-", "qat_kd": "--", "qat": ":"}
+    titles = {"df_qat_kd": "DF-QAT-KD", "qat_kd": "QAT-KD", "qat": "QAT"}
     widths = sorted({path.parent.name for path in paths})
     colors = {name: f"C{i}" for i, name in enumerate(widths)}
     for path in paths:
@@ -541,6 +540,7 @@ def define_flags() -> None:
         "crop_flip",
         f"Changes to the real images of QAT and QAT-KD: {', '.join(AUGMENTATIONS)}.",
     )
+    quantize.define_generator_flags()
     quantize.define_quantization_flags()
     common.define_run_flags("runs/compare")
 

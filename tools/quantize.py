@@ -7,6 +7,7 @@ quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
 tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, generated images.
 """
 
+import dataclasses
 import math
 import pathlib
 import sys
@@ -20,6 +21,7 @@ from dfq_tf import evaluation, pipeline, preview, training
 from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.config import (
     METHODS,
+    PHASE_SETTINGS,
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
@@ -39,6 +41,8 @@ FLAGS = common.FLAGS
 # Generated images on which student and teacher are compared, and their bytes.
 _HELD_OUT_IMAGES = 1000
 _HELD_OUT_BYTES = 32 * 2**20
+# Of the flags of quantization-aware training.
+_PREFIX = "qat_"
 
 
 def define_teacher_flags() -> None:
@@ -62,11 +66,29 @@ def define_teacher_flags() -> None:
     )
 
 
+def define_generator_flags() -> None:
+    """Defines the flags that all data-free phases share."""
+    names = [f.name for f in dataclasses.fields(DistillationConfig)]
+    phase = {*PHASE_SETTINGS, "num_students"}
+    shared = [name for name in names if name not in phase]
+    common.define_config("Data-free training", DistillationConfig, shared)
+
+
 def define_quantization_flags() -> None:
-    """Defines the flags of the data-free part."""
-    common.define_config("Data-free training", DistillationConfig)
+    """Defines the flags of the quantization, but those of `define_generator_flags`."""
+    common.define_config(
+        "Quantization-aware training (df_qat_kd)",
+        DistillationConfig,
+        PHASE_SETTINGS,
+        prefix=_PREFIX,
+    )
     common.define_config("Calibration", CalibrationConfig)
     common.define_config("Bit widths", BitWidths)
+
+
+def qat_config() -> DistillationConfig:
+    """The settings of warm-up and quantization-aware training, from the flags."""
+    return common.config_from_flags(DistillationConfig, _PREFIX)
 
 
 def define_widths_flag() -> None:
@@ -125,11 +147,14 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
     )
 
 
-def quantize_teacher(teacher: Classifier, method: str, workdir: Workdir) -> Classifier:
+def quantize_network(
+    teacher: Classifier, network: Classifier | None, method: str, workdir: Workdir
+) -> Classifier:
     """Makes the quantized student, or reads it if an earlier run made it.
 
     Args:
       teacher: the trained classifier.
+      network: what is quantized, None for the teacher itself.
       method: one of METHODS.
       workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
     """
@@ -137,10 +162,11 @@ def quantize_teacher(teacher: Classifier, method: str, workdir: Workdir) -> Clas
     if path.exists() and description_path(path).exists():
         return load_classifier(path)
     run = common.config_from_flags(RunConfig)
-    config = common.config_from_flags(DistillationConfig)
+    config = qat_config()
     began = time.monotonic()
-    student, generator, measurements = pipeline.make_student(
+    student, generators, measurements = pipeline.make_student(
         teacher,
+        network,
         method=method,
         config=config,
         calibration=common.config_from_flags(CalibrationConfig),
@@ -153,7 +179,7 @@ def quantize_teacher(teacher: Classifier, method: str, workdir: Workdir) -> Clas
     seconds = time.monotonic() - began
     # Other noise than that of training and calibration.
     count = held_out_count(teacher.image_shape)
-    images = training.generate(generator, config, count, run.seed + 1)
+    images = training.generate(generators, config, count, run.seed + 1)
     agreement = evaluation.agreement(student.scores(images), teacher.scores(images))
     with replacing(workdir.path / f"{method}_images.npy") as temporary:
         np.save(temporary, images)
@@ -181,7 +207,7 @@ def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
     for method in methods:
         check_method(method)
     common.config_from_flags(RunConfig)
-    common.config_from_flags(DistillationConfig)
+    qat_config()
     common.config_from_flags(CalibrationConfig)
     if teacher is not None:
         apply.integer_ready(teacher)
@@ -196,7 +222,7 @@ def main() -> None:
     teacher = read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method])
     workdir = common.open_workdir()
-    quantize_teacher(teacher, FLAGS.method, workdir)
+    quantize_network(teacher, None, FLAGS.method, workdir)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
         "Agreement with the teacher on generated images: "
@@ -216,6 +242,7 @@ def define_flags() -> None:
         "df_qat_kd",
         f"One of: {', '.join(METHODS)}.",
     )
+    define_generator_flags()
     define_quantization_flags()
     define_widths_flag()
     common.define_run_flags("runs/quantize")

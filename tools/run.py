@@ -3,8 +3,9 @@
     python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
     python tools/run.py --teacher=model.keras --input_mean=0 --input_scale=0.00392157
 
-Trains the teacher if --teacher names a network instead of a file, puts the data
-away, quantizes the teacher with none, converts the students, and measures all of
+Trains the teacher if --teacher names a network instead of a file, and puts the data
+away. Distils into another network if --student names one, with no data. Quantizes
+that, or the teacher itself, with no data, converts the results, and measures all of
 them if a data set is given. Give the same command again to continue a run that was
 interrupted.
 """
@@ -28,10 +29,10 @@ from dfq_tf import (
     yardsticks,
 )
 from dfq_tf.classifier import MODEL_SUFFIXES, Classifier
-from dfq_tf.config import CalibrationConfig, TeacherConfig
+from dfq_tf.config import PHASE_SETTINGS, CalibrationConfig, TeacherConfig
 from dfq_tf.errors import ConfigError
 from dfq_tf.workdir import Workdir
-from tools import common, convert, evaluate, quantize, train_teacher
+from tools import common, convert, distill, evaluate, quantize, train_teacher
 
 FLAGS = common.FLAGS
 
@@ -104,12 +105,13 @@ def table(metrics: dict, widths: str) -> str:
     lines = [f"{'':24} accuracy  agreement       size"]
     for key, title in (
         ("teacher", "teacher float"),
+        ("student", "student float"),
         ("q", "Q (real images) *"),
         *_TITLES.items(),
     ):
         if key not in metrics:
             continue
-        title = title if key == "teacher" else f"{title} {widths}"
+        title = title if key in ("teacher", "student") else f"{title} {widths}"
         result = metrics[key]
         accuracy = result["accuracy"]
         lines.append(
@@ -140,6 +142,7 @@ def main() -> None:
         raise ConfigError("yardstick needs real images; name them with --dataset")
     teacher = read_or_check_teacher(dataset)
     quantize.check_settings(teacher, methods)
+    check_student(teacher, dataset)
     workdir = common.open_workdir()
 
     if teacher is None:
@@ -149,27 +152,66 @@ def main() -> None:
             FLAGS.teacher, dataset, teacher_config, workdir
         )
         print("The data is put away. From here on, no image of it is used.")
+    network = None
+    if FLAGS.student:
+        print(f"Distilling into {FLAGS.student}, with generated images")
+        network = distill.distilled_student(teacher, dataset, workdir)
+        quantize.check_settings(network, methods)
     files: dict[str, bytes] = {}
     students: dict[str, Classifier] = {}
     for method in methods:
         began = time.monotonic()
         path = workdir.path / f"{method}.tflite"
         is_new = not path.exists()
-        students[method] = quantize.quantize_teacher(teacher, method, workdir)
+        students[method] = quantize.quantize_network(teacher, network, method, workdir)
         files[method] = convert.convert_student(students[method], path)
         if is_new:
             workdir.add_metrics(
                 **{f"{method}_seconds": round(time.monotonic() - began, 1)}
             )
-    measure(teacher, students, files, dataset, workdir)
+    measure(teacher, network, students, files, dataset, workdir)
     print(table(workdir.metrics(), widths.name))
     print("\nWrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
 
 
+def check_student(teacher: Classifier | None, dataset: data.Dataset | None) -> None:
+    """Refuses wrong settings of the distillation before any work is done.
+
+    Args:
+      teacher: None if it is to be trained on the data set.
+      dataset: None without.
+
+    Raises:
+      ConfigError: --student is no network, or flags of the distillation are given
+        without it.
+    """
+    if not FLAGS.student:
+        for name in (*PHASE_SETTINGS, "num_students", "recipe"):
+            if FLAGS[name].present:
+                raise ConfigError(
+                    f"{name} is given, but no student: it belongs to the distillation "
+                    f"into another network. Name that with --student"
+                    + (
+                        f", or use --qat_{name} for quantization-aware training"
+                        if name in PHASE_SETTINGS
+                        else ""
+                    )
+                )
+        return
+    distill.distillation_config()
+    if teacher is not None:
+        shape, classes = teacher.image_shape, teacher.num_classes
+    else:
+        assert dataset is not None
+        shape, classes = dataset.image_shape, len(dataset.class_names)
+    models.build_model(FLAGS.student, shape, classes)
+
+
 def measure(
     teacher: Classifier,
+    network: Classifier | None,
     students: dict[str, Classifier],
     files: dict[str, bytes],
     dataset: data.Dataset | None,
@@ -183,10 +225,13 @@ def measure(
         images = np.load(workdir.path / f"{next(iter(files))}_images.npy")
         labels = None
     teacher_scores = teacher.scores(images)
-    size = sum(w.nbytes for w in teacher.model.get_weights())
-    row(workdir, "teacher", teacher, images, labels, teacher_scores, bytes=size)
+    for key, model in (("teacher", teacher), ("student", network)):
+        if model is not None:
+            size = sum(w.nbytes for w in model.model.get_weights())
+            row(workdir, key, model, images, labels, teacher_scores, bytes=size)
     calibration = common.config_from_flags(CalibrationConfig)
-    graph, description = pipeline.float_network(teacher, calibration)
+    quantized = network or teacher
+    graph, description = pipeline.float_network(quantized, calibration)
     for method, content in files.items():
         tflite = export.TFLiteClassifier(content)
         generated = np.load(workdir.path / f"{method}_images.npy")[:_NOISE_IMAGES]
@@ -212,7 +257,7 @@ def measure(
     if FLAGS.yardstick:
         assert dataset is not None
         student = yardsticks.quantize_with_data(
-            teacher,
+            quantized,
             dataset.load("train").images,
             quantize.widths_from_flags(),
             calibration,
@@ -253,6 +298,8 @@ def define_flags() -> None:
         ["df_q", "df_qat_kd"],
         "What to make: df_q sets ranges only, df_qat_kd also trains the student.",
     )
+    quantize.define_generator_flags()
+    distill.define_distillation_flags()
     quantize.define_quantization_flags()
     quantize.define_widths_flag()
     common.define_run_flags("runs/run")

@@ -1,0 +1,56 @@
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import optimizers
+from dfq_tf.compat import keras, tf
+from tests import helpers
+
+
+class DescendTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(0.0, 0.5)
+    def test_moves_by_gradient_and_decay_of_kernels_alone(self, weight_decay):
+        model = helpers.small_classifier((4, 4, 1)).model
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+        before = helpers.copies(model.trainable_variables)
+        inputs = helpers.random_inputs(model)
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_mean(tf.square(model(inputs, training=True)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizers.descend(tape, loss, model, optimizer, weight_decay)
+        for variable, value, gradient in zip(
+            model.trainable_variables, before, gradients
+        ):
+            decay = weight_decay if "kernel" in variable.name else 0.0
+            expected = value - 0.1 * (gradient + decay * value)
+            self.assertAllClose(variable, expected, atol=1e-6, msg=variable.name)
+
+
+class DecayTest(tf.test.TestCase):
+    def _displacements(self, make, num_steps):
+        """How far each step moves a weight whose gradient is 1 throughout."""
+        image = keras.layers.Input((1,))
+        model = keras.Model(image, keras.layers.Dense(1, use_bias=False)(image))
+        optimizer = make(model)
+        (weight,) = model.trainable_variables
+        values = [weight.numpy().item()]
+        for _ in range(num_steps):
+            optimizer.apply_gradients([(tf.ones_like(weight), weight)])
+            values.append(weight.numpy().item())
+        return -np.diff(values)
+
+    def test_learning_rates_fall_to_0_by_a_cosine(self):
+        cosine = 0.5 * (1 + np.cos(np.pi * np.arange(7).clip(max=5) / 5))
+        sgd = self._displacements(lambda m: optimizers.sgd(m, 0.2, 5, 0.0), 7)
+        self.assertAllClose(sgd, 0.2 * cosine, atol=1e-6)
+        # Adam moves by its learning rate where the gradient stays the same.
+        adam = self._displacements(lambda m: optimizers.adam(m, 0.01, 5), 7)
+        self.assertAllClose(adam, 0.01 * cosine, atol=1e-5)
+
+    def test_sgd_has_nesterov_momentum(self):
+        moved = self._displacements(lambda m: optimizers.sgd(m, 1.0, 10**9, 0.5), 2)
+        self.assertAllClose(moved, [1.5, 1.75], rtol=1e-4)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,184 @@
+"""Distils a trained classifier into another network, using no data.
+
+    python tools/distill.py --teacher=teacher.keras --student=wrn_16_1
+
+Generators warm up on what the teacher knows of its training data, then train against
+the students. Writes WORKDIR/student.keras, a float32 model like the teacher's file,
+WORKDIR/student.png, generated images, and WORKDIR/distillation_curve.csv.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from dfq_tf import data, evaluation, models, pipeline, preview, training
+from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.compat import keras
+from dfq_tf.config import (
+    PHASE_SETTINGS,
+    RECIPES,
+    DistillationConfig,
+    RunConfig,
+    check_value,
+    recipe,
+)
+from dfq_tf.description import description_path
+from dfq_tf.errors import ConfigError
+from dfq_tf.workdir import Workdir
+from tools import common, evaluate, quantize
+
+FLAGS = common.FLAGS
+
+# Test images from which the curve's accuracy is taken.
+_CURVE_IMAGES = 2000
+_DEFAULT_RECIPE = "bank"
+
+
+def define_distillation_flags() -> None:
+    """Defines the flags of this phase, but those of `define_generator_flags`."""
+    group = "Distillation to another network"
+    common.define(
+        group,
+        "student",
+        str,
+        None,
+        f"Network that learns from the teacher: {'; '.join(models.MODEL_NAMES)}.",
+    )
+    common.define(
+        group,
+        "recipe",
+        str,
+        _DEFAULT_RECIPE,
+        "Settings for what no flag is given for: bank keeps past images and takes most "
+        "steps on them; paper is the loop of Choi et al. 2020. The defaults shown are "
+        f"those of {_DEFAULT_RECIPE}. One of: {', '.join(RECIPES)}.",
+    )
+    common.define_config(
+        group,
+        DistillationConfig,
+        [*PHASE_SETTINGS, "num_students"],
+        defaults=RECIPES[_DEFAULT_RECIPE],
+    )
+
+
+def distillation_config() -> DistillationConfig:
+    """The settings of this phase: the recipe's, unless a flag says otherwise.
+
+    Raises:
+      ConfigError: there is no such recipe, or a value is outside its limits.
+    """
+    check_value("recipe", FLAGS.recipe, {"choices": tuple(RECIPES)})
+    from_flags = common.config_from_flags(DistillationConfig)
+    names = [field.name for field in dataclasses.fields(DistillationConfig)]
+    given = {name: getattr(from_flags, name) for name in names if FLAGS[name].present}
+    return recipe(FLAGS.recipe, **given)
+
+
+def new_student(teacher: Classifier) -> Classifier:
+    """The network that --student names, for the teacher's images and classes.
+
+    Raises:
+      ConfigError: there is no such network.
+    """
+    keras.utils.set_random_seed(FLAGS.seed)
+    description = dataclasses.replace(teacher.description, output="logits")
+    model = models.build_model(FLAGS.student, teacher.image_shape, teacher.num_classes)
+    return Classifier(model, description)
+
+
+def distilled_student(
+    teacher: Classifier, dataset: data.Dataset | None, workdir: Workdir
+) -> Classifier:
+    """Distils, or reads the student if an earlier run made it.
+
+    Args:
+      teacher: the trained classifier.
+      dataset: where there is one, the curve has the accuracy on test images too;
+        nothing is chosen by it.
+      workdir: keeps student.keras, checkpoints and metrics.
+    """
+    path = workdir.path / "student.keras"
+    if path.exists() and description_path(path).exists():
+        return load_classifier(path)
+    run = common.config_from_flags(RunConfig)
+    config = distillation_config()
+    began = time.monotonic()
+    result = pipeline.distill(
+        teacher,
+        new_student(teacher),
+        config=config,
+        seed=run.seed,
+        precision=run.precision,
+        directory=workdir.path,
+        evaluate=_accuracy_on(dataset) if dataset else None,
+        show_progress=FLAGS.progress,
+    )
+    seconds = time.monotonic() - began
+    images = training.generate(result.generators, config, 100, run.seed + 1)
+    preview.write_preview(images, workdir.path, "student")
+    workdir.add_metrics(
+        student_training={
+            "seconds": round(seconds, 1),
+            "agreements_on_generated_images": list(result.agreements),
+            **result.measurements,
+        }
+    )
+    result.student.save(path)
+    return result.student
+
+
+def _accuracy_on(
+    dataset: data.Dataset,
+) -> Callable[[Classifier], Mapping[str, float]]:
+    test = dataset.load("test")
+    images, labels = test.images[:_CURVE_IMAGES], test.labels[:_CURVE_IMAGES]
+    return lambda student: {
+        "accuracy": evaluation.accuracy(student.scores(images), labels)
+    }
+
+
+def main() -> None:
+    """Distils and reports."""
+    for name in ("teacher", "student"):
+        if not FLAGS[name].value:
+            raise ConfigError(f"{name} is empty; name it with --{name}")
+    common.config_from_flags(RunConfig)
+    distillation_config()
+    dataset = None
+    if FLAGS.dataset:
+        dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    teacher = quantize.read_teacher(
+        FLAGS.teacher, dataset.class_names if dataset else None
+    )
+    if dataset:
+        evaluate.check_fits(teacher, dataset)
+    new_student(teacher)  # refuses a wrong name before anything is written
+    workdir = common.open_workdir()
+    student = distilled_student(teacher, dataset, workdir)
+    best = max(workdir.metrics()["student_training"]["agreements_on_generated_images"])
+    print(f"Agreement with the teacher on generated images: {100 * best:.1f} %")
+    if dataset:
+        test = dataset.load("test")
+        accuracy = evaluation.accuracy(student.scores(test.images), test.labels)
+        workdir.add_metrics(student_accuracy=accuracy)
+        print(f"Student: {100 * accuracy:.2f} % of {len(test.labels)} test images")
+    print(f"Wrote {workdir.path / 'student.keras'}")
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    common.define_dataset_flags(None)
+    common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
+    quantize.define_teacher_flags()
+    quantize.define_generator_flags()
+    define_distillation_flags()
+    common.define_run_flags("runs/distill")
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)
