@@ -10,7 +10,7 @@ pathlib.Path("model.tflite").write_bytes(quantized.tflite)
 # First of all: it quiets TensorFlow's libraries before anything imports them.
 from dfq_tf import compat  # noqa: F401
 from dfq_tf.classifier import Classifier, load_classifier
-from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig, recipe
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import (
     ConfigError,
@@ -23,7 +23,7 @@ from dfq_tf.errors import (
     WorkdirError,
 )
 from dfq_tf.export import TFLiteClassifier
-from dfq_tf.pipeline import Quantized, quantize
+from dfq_tf.pipeline import Distilled, Quantized, distill, quantize
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DfqError",
+    "Distilled",
     "DistillationConfig",
     "ExportError",
     "ModelDescription",
@@ -43,6 +44,8 @@ __all__ = [
     "TrainingError",
     "UnsupportedLayerError",
     "WorkdirError",
+    "distill",
     "load_classifier",
     "quantize",
+    "recipe",
 ]

@@ -322,9 +322,9 @@ PHASE_SETTINGS = (
 
 # What differs from the defaults when a network is trained from scratch. `paper` is the
 # loop of Choi et al. 2020: generator and student in turn, every step on fresh noise,
-# with the settings of its public re-implementation. `bank` keeps past images, on which
-# most steps run (Fang et al. 2022, "Up to 100x Faster Data-free Knowledge
-# Distillation").
+# with the settings of its public re-implementation, which has batches of 256. `bank`
+# keeps past images, on which most steps run (Fang et al. 2022, "Up to 100x Faster
+# Data-free Knowledge Distillation").
 _FROM_SCRATCH = dict(student_optimizer="sgd", student_learning_rate=0.1)
 RECIPES: dict[str, dict[str, Any]] = {
     "bank": dict(
@@ -339,7 +339,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     ),
     "paper": dict(
         _FROM_SCRATCH,
-        batch_size=256,
         rounds=80_000,
         generator_steps=1,
         student_steps=1,

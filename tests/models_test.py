@@ -581,5 +581,38 @@ class GeneratorLayersTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(ToPixels()(inputs), expected, rtol=1e-5, atol=1e-4)
 
 
+class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("wrn_10_1", "mobilenet_v1_25", "vgg_11")
+    def test_seed_decides_every_kernel(self, name):
+        model = models.build_model(name, (32, 32, 3), 10)
+        one, same, other = (models.randomized(model, seed) for seed in (1, 1, 2))
+        self.assertTrue(helpers.all_equal(one.weights, same.weights))
+        for each in (model, other):
+            for variable, another in zip(one.weights, each.weights):
+                if "kernel" in variable.name:
+                    self.assertNotAllEqual(variable, another, msg=variable.name)
+                    # Drawn from the same distribution.
+                    ratio = np.std(variable) / np.std(another)
+                    self.assertBetween(ratio, 0.6, 1.7)
+                else:
+                    self.assertAllEqual(variable, another)
+
+    def test_layers_of_one_shape_differ(self):
+        model = models.randomized(models.build_model("wrn_16_1", (8, 8, 1), 3), 0)
+        kernels = [w.numpy() for w in model.weights if w.shape == (3, 3, 16, 16)]
+        self.assertGreater(len(kernels), 2)
+        self.assertLen({kernel.tobytes() for kernel in kernels}, len(kernels))
+
+    def test_network_itself_and_the_random_state_stay(self):
+        model = models.build_model("wrn_10_1", (8, 8, 1), 3)
+        before = helpers.copies(model.weights)
+        tf.random.set_seed(5)
+        expected = tf.random.normal((3,))
+        tf.random.set_seed(5)
+        models.randomized(model, 1)
+        self.assertAllEqual(tf.random.normal((3,)), expected)
+        self.assertTrue(helpers.all_equal(model.weights, before))
+
+
 if __name__ == "__main__":
     tf.test.main()

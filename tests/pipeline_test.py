@@ -10,7 +10,12 @@ from ai_edge_litert import schema_py_generated as schema
 from dfq_tf import evaluation, export, pipeline, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.config import (
+    BitWidths,
+    CalibrationConfig,
+    DistillationConfig,
+    recipe,
+)
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.quantization import apply
 from tests import digits, helpers
@@ -246,6 +251,162 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
         output = observed((images.astype(np.float32) - 120) / 64, training=False)
         high = variables_of(result.student, "relu1")["output_max"]
         self.assertAllClose(high, np.max(output), rtol=1e-4)
+
+
+def small_student(seed=3, shape=(8, 8, 1), classes=10):
+    """A network that has learnt nothing, narrower than the teacher."""
+    keras.utils.set_random_seed(seed)
+    image = x = layers.Input(shape)
+    for filters, strides in ((8, 1), (16, 2)):
+        x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    x = layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
+    names = digits.teacher().description.class_names[:classes]
+    description = dataclasses.replace(digits.teacher().description, class_names=names)
+    return Classifier(keras.Model(image, x), description)
+
+
+class DistillTest(tf.test.TestCase, parameterized.TestCase):
+    """Into a smaller network, from random weights."""
+
+    FAST = recipe(
+        "bank",
+        batch_size=64,
+        noise_dim=32,
+        warm_up_steps=30,
+        rounds=60,
+        bank_images=4000,
+        adversarial_ramp_steps=20,
+    )
+    TINY = dataclasses.replace(FAST, batch_size=16, warm_up_steps=2, rounds=2)
+
+    def distill(self, student=None, **kwargs):
+        settings = dict(config=self.TINY, precision="float32", show_progress=False)
+        return pipeline.distill(
+            digits.teacher(), student or small_student(), **{**settings, **kwargs}
+        )
+
+    def test_student_learns_the_digits_and_its_file_too(self):
+        teacher, student = digits.teacher(), small_student()
+        before = [helpers.copies(c.model.weights) for c in (teacher, student)]
+        test = digits.split("test")
+        start = evaluation.accuracy(student.scores(test.images), test.labels)
+        self.assertLess(start, 0.3)
+        result = self.distill(student, config=self.FAST)
+        accuracy = evaluation.accuracy(result.student.scores(test.images), test.labels)
+        self.assertGreater(accuracy, 0.65)
+        for classifier, weights in zip((teacher, student), before):
+            self.assertTrue(helpers.all_equal(classifier.model.weights, weights))
+        self.assertEqual(
+            [layer.name for layer in result.student.model.layers],
+            [layer.name for layer in student.model.layers],
+        )
+        # It is that network that is quantized, and not the teacher.
+        quantized = quantize(teacher, network=result.student, method="df_q")
+        self.assertLess(len(quantized.tflite), len(quantize(teacher).tflite))
+        tflite = export.TFLiteClassifier(quantized.tflite)
+        agreement = evaluation.agreement(
+            result.student.scores(test.images), tflite.scores(test.images)
+        )
+        self.assertGreater(agreement, 0.9)
+
+    def test_quantized_network_learns_from_the_teacher(self):
+        # Training on its own answers would leave it as ignorant as it is.
+        teacher, network = digits.teacher(), small_student()
+        images = digits.split("test").images
+        answers = teacher.scores(images)
+
+        def agreement(method):
+            config = dataclasses.replace(
+                self.FAST,
+                rounds=50,
+                student_optimizer="adam",
+                student_learning_rate=0.01,
+            )
+            result = quantize(teacher, network=network, method=method, config=config)
+            scores = export.TFLiteClassifier(result.tflite).scores(images)
+            return evaluation.agreement(answers, scores)
+
+        self.assertGreater(agreement("df_qat_kd"), agreement("df_q") + 0.15)
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_student_is_float32_whatever_it_was_trained_in(self, precision):
+        student = self.distill(precision=precision).student
+        for layer in student.model.layers:
+            self.assertEqual(layer.compute_dtype, "float32")
+
+    def test_seed_decides_and_a_finished_run_is_not_repeated(self):
+        folder = self.get_temp_dir()
+        first = self.distill(seed=1, directory=folder)
+        same, other = self.distill(seed=1), self.distill(seed=2)
+        weights = first.student.model.weights
+        self.assertTrue(helpers.all_equal(weights, same.student.model.weights))
+        self.assertFalse(helpers.all_equal(weights, other.student.model.weights))
+        with mock.patch.object(training.steps, "banked_step") as step:
+            again = self.distill(seed=1, directory=folder)
+        step.assert_not_called()
+        self.assertTrue(helpers.all_equal(weights, again.student.model.weights))
+
+    def test_curve_has_agreement_and_what_the_caller_measures(self):
+        folder = self.get_temp_dir()
+        images = digits.split("test").images[:20]
+        seen = []
+
+        def evaluate(student):
+            seen.append(student.scores(images).mean())
+            return {"mean": seen[-1]}
+
+        self.distill(directory=folder, evaluate=evaluate)
+        with open(f"{folder}/distillation_curve.csv") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([row["step"] for row in rows], ["0", "1", "2"])
+        for row, value in zip(rows, seen):
+            self.assertBetween(float(row["agreement_on_generated_images"]), 0, 1)
+            self.assertAllClose(float(row["mean"]), value, rtol=1e-3)
+        self.assertLen(set(seen), 3)
+
+    def test_student_that_agrees_best_is_kept(self):
+        config = dataclasses.replace(self.TINY, num_students=3)
+        trained = []
+        distill = training.distill
+
+        def watched(teacher, generators, students, *args, **kwargs):
+            trained.extend(students)
+            return distill(teacher, generators, students, *args, **kwargs)
+
+        with mock.patch.object(training, "distill", watched):
+            result = self.distill(config=config)
+        self.assertLen(result.agreements, 3)
+        best = trained[int(np.argmax(result.agreements))]
+        others = [each for each in trained if each is not best]
+        weights = result.student.model.weights
+        self.assertTrue(helpers.all_equal(weights, best.model.weights))
+        for other in others:
+            self.assertFalse(helpers.all_equal(weights, other.model.weights))
+        # Each agreement is of its own student, on images that all see.
+        images = training.generate(result.generators, config, 50, seed=9)
+        self.assertLen({each.scores(images).tobytes() for each in trained}, 3)
+
+    @parameterized.parameters(
+        (
+            dict(shape=(8, 8, 3)),
+            r"image shape is \(8, 8, 3\), the teacher's \(8, 8, 1\)",
+        ),
+        (dict(classes=9), "number of classes is 9, the teacher's 10"),
+    )
+    def test_student_for_other_images_or_classes_is_refused(self, changes, message):
+        student = small_student(**changes)
+        with self.assertRaisesRegex(ConfigError, f"^the student's {message}; "):
+            self.distill(student)
+        with self.assertRaisesRegex(ConfigError, f"^the student's {message}; "):
+            tiny(digits.teacher(), network=student)
+
+    def test_classes_in_another_order_are_refused(self):
+        student = small_student()
+        names = tuple(reversed(student.description.class_names))
+        description = dataclasses.replace(student.description, class_names=names)
+        with self.assertRaisesRegex(ConfigError, "^the student's class names is"):
+            self.distill(dataclasses.replace(student, description=description))
 
 
 class StagesTest(tf.test.TestCase):

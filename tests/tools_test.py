@@ -28,6 +28,7 @@ TOOLS = (
     "convert",
     "evaluate",
     "compare",
+    "distill",
     "layer_noise",
     "benchmark",
 )
@@ -76,7 +77,8 @@ class RunTest(tf.test.TestCase):
         others = [
             line
             for line in lines
-            if line.strip() and not re.match(r"(teacher|warm_up|distillation): ", line)
+            if line.strip()
+            and not re.match(r"(teacher|warm_up|distillation|df_qat_kd): ", line)
         ]
         self.assertEqual(others, [])
 
@@ -209,6 +211,87 @@ class RunTest(tf.test.TestCase):
         metrics = json.loads((self.workdir / "metrics.json").read_text())["df_q"]
         self.assertIn(f"Accuracy: {100 * metrics['accuracy']:.2f} %", process.stdout)
         self.assertIn(f"teacher: {100 * metrics['agreement']:.2f} %", process.stdout)
+
+
+class DistillTest(tf.test.TestCase):
+    """A run with another network as the student."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workdir = new_folder() / "run"
+        cls.student_flags = (
+            "--student=wrn_10_2",
+            "--rounds=2",
+            "--student_steps=2",
+            "--num_students=2",
+            "--num_generators=2",
+            "--bank_images=100",
+        )
+        cls.flags = (
+            f"--flagfile={SMOKE}",
+            *cls.student_flags,
+            f"--workdir={cls.workdir}",
+        )
+        cls.process = run_tool("run", *cls.flags)
+
+    def test_student_is_in_the_table_and_in_a_file(self):
+        from dfq_tf import data, load_classifier
+
+        self.assertEqual(self.process.returncode, 0, self.process.stderr)
+        self.assertRegex(
+            self.process.stdout,
+            r"teacher float +\S+ % +100.00 %.*\nstudent float .*\nDF-Q W8A8 .*\n"
+            r"DF-QAT-KD W8A8 ",
+        )
+        student = load_classifier(self.workdir / "student.keras")
+        test = data.open_dataset("digits").load("test")
+        accuracy = np.mean(student.scores(test.images).argmax(-1) == test.labels)
+        metrics = json.loads((self.workdir / "metrics.json").read_text())
+        self.assertAlmostEqual(metrics["student"]["accuracy"], accuracy)
+        training = metrics["student_training"]
+        self.assertLen(training["agreements_on_generated_images"], 2)
+        # The int8 file is of the student, which is wider than the teacher.
+        bytes_of = {key: metrics[key]["bytes"] for key in ("teacher", "student")}
+        self.assertGreater(bytes_of["student"], 2 * bytes_of["teacher"])
+        self.assertGreater(metrics["df_q"]["bytes"], bytes_of["teacher"] / 1.2)
+        for name in ("distillation_curve.csv", "df_qat_kd_curve.csv"):
+            is_there = (self.workdir / name).exists()
+            self.assertEqual(is_there, name == "distillation_curve.csv")
+        with (self.workdir / "distillation_curve.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([row["step"] for row in rows], ["0", "1", "2"])
+        self.assertContainsSubset(
+            {"agreement_on_generated_images", "accuracy"}, rows[0]
+        )
+
+    def test_tool_alone_gives_the_same_student(self):
+        smoke = shlex.split(SMOKE.read_text(), comments=True)
+        shared = [f for f in smoke if f.startswith(("--warm_up_steps", "--batch"))]
+        folder = self.workdir.with_name("alone")
+        process = run_tool(
+            "distill",
+            *shared,
+            *self.student_flags,
+            f"--teacher={self.workdir}/teacher.keras",
+            f"--workdir={folder}",
+        )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        from dfq_tf import load_classifier
+
+        one, other = (
+            load_classifier(path / "student.keras") for path in (folder, self.workdir)
+        )
+        for weights, others in zip(one.model.weights, other.model.weights):
+            self.assertAllEqual(weights, others)
+
+    def test_written_flagfile_is_the_same_run(self):
+        # In the same folder: other flags would be refused, and nothing is repeated.
+        again = run_tool(
+            "run", f"--flagfile={self.workdir}/flags.cfg", f"--workdir={self.workdir}"
+        )
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertNotIn("step/s", again.stderr)
 
 
 class CompareTest(tf.test.TestCase):
@@ -398,6 +481,37 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         (
             "run",
             2,
+            ["--teacher=wrn_10_1", "--dataset=digits", "--rounds=7"],
+            "rounds is 7, but there is no student: .*begin with qat_",
+        ),
+        (
+            "run",
+            2,
+            ["--teacher=wrn_10_1", "--dataset=digits", "--student=wrn_11_1"],
+            "wrn_11_1|depth",
+        ),
+        (
+            "run",
+            2,
+            [
+                "--teacher=wrn_10_1",
+                "--dataset=digits",
+                "--student=wrn_10_1",
+                "--recipe=soup",
+            ],
+            "recipe is 'soup'; it must be one of",
+        ),
+        ("distill", 2, [], "teacher is empty; name it with --teacher"),
+        ("distill", 2, ["--teacher=a.keras"], "student is empty; name it with"),
+        (
+            "distill",
+            2,
+            ["--teacher=a.keras", "--student=wrn_10_1", "--temperature=0"],
+            "temperature is 0.0; it must be above 0",
+        ),
+        (
+            "run",
+            2,
             ["--yardstick", "--teacher=wrn_10_1"],
             "yardstick needs real images",
         ),
@@ -521,24 +635,33 @@ class DocumentsTest(tf.test.TestCase):
                 if name == "flagfile":
                     self.assertTrue((ROOT / value).exists(), f"{document}: {value}")
 
-    def test_python_example_of_readme_runs(self):
+    def test_python_examples_of_readme_run(self):
         import dfq_tf
+        from dfq_tf import models
 
-        (code,) = re.findall(
+        examples = re.findall(
             r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
         )
+        self.assertLen(examples, 2)
         folder = new_folder()
         (folder / "teachers").symlink_to(ROOT / "teachers")
-        few_steps = functools.partial(
+        config = dfq_tf.DistillationConfig(batch_size=8, warm_up_steps=2, rounds=1)
+        distill = functools.partial(dfq_tf.distill, config=config, show_progress=False)
+        quantize = functools.partial(
             dfq_tf.quantize,
-            config=dfq_tf.DistillationConfig(batch_size=8, warm_up_steps=2, rounds=1),
+            config=config,
             calibration=dfq_tf.CalibrationConfig(calibration_images=8),
             show_progress=False,
         )
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(folder)
-        with mock.patch.object(dfq_tf, "quantize", few_steps):
-            exec(compile(code, "README.md", "exec"), {})
+        scope = {"small_network": models.build_model("wrn_10_1", (32, 32, 3), 10)}
+        with mock.patch.multiple(dfq_tf, quantize=quantize, distill=distill):
+            for code in examples:
+                exec(compile(code, "README.md", "exec"), scope)
+        self.assertLess(
+            len(scope["quantized"].tflite), (folder / "model.tflite").stat().st_size
+        )
         model = dfq_tf.TFLiteClassifier((folder / "model.tflite").read_bytes())
         self.assertEqual(model.image_shape, (32, 32, 3))
         self.assertEqual(model.num_classes, 10)

@@ -7,7 +7,6 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -45,7 +44,7 @@ def define_config(
     names: Collection[str] | None = None,
     *,
     prefix: str = "",
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Defines a flag for the fields of a settings class, with their defaults.
 
@@ -54,7 +53,8 @@ def define_config(
       config_class: its fields are made by `config.setting`.
       names: of the fields; by default all.
       prefix: of the flags' names.
-      defaults: that differ from those of the class.
+      recipes: what decides where a flag is not given, instead of the default of the
+        class; the flags' own default is then None.
     """
     for field in dataclasses.fields(config_class):
         if names is not None and field.name not in names:
@@ -62,7 +62,11 @@ def define_config(
         help = field.metadata["help"]
         if field.metadata["choices"]:
             help += f" One of: {', '.join(field.metadata['choices'])}."
-        default = defaults.get(field.name, field.default)
+        default = field.default
+        if recipes is not None:
+            values = {k: v.get(field.name, default) for k, v in recipes.items()}
+            help += f" Default: {', '.join(f'{v} ({k})' for k, v in values.items())}."
+            default = None
         define(group, prefix + field.name, type(field.default), default, help)
 
 
@@ -79,8 +83,8 @@ def config_from_flags(config_class: type[T], prefix: str = "") -> T:
     values = {}
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         flag = prefix + field.name if prefix + field.name in FLAGS else field.name
-        if flag not in FLAGS:
-            continue  # of a phase that the tool does not have
+        if flag not in FLAGS or FLAGS[flag].value is None:
+            continue  # of a phase that the tool does not have, or up to a recipe
         values[field.name] = FLAGS[flag].value
         check_value(flag, values[field.name], field.metadata)
     return config_class(**values)

@@ -23,7 +23,6 @@ from dfq_tf.config import (
     RECIPES,
     DistillationConfig,
     RunConfig,
-    check_value,
     recipe,
 )
 from dfq_tf.description import description_path
@@ -35,7 +34,8 @@ FLAGS = common.FLAGS
 
 # Test images from which the curve's accuracy is taken.
 _CURVE_IMAGES = 2000
-_DEFAULT_RECIPE = "bank"
+# Settings that belong to this phase alone.
+DISTILLATION_FLAGS = (*PHASE_SETTINGS, "num_students")
 
 
 def define_distillation_flags() -> None:
@@ -52,17 +52,12 @@ def define_distillation_flags() -> None:
         group,
         "recipe",
         str,
-        _DEFAULT_RECIPE,
+        "bank",
         "Settings for what no flag is given for: bank keeps past images and takes most "
-        "steps on them; paper is the loop of Choi et al. 2020. The defaults shown are "
-        f"those of {_DEFAULT_RECIPE}. One of: {', '.join(RECIPES)}.",
+        "steps on them; paper is the loop of Choi et al. 2020. One of: "
+        f"{', '.join(RECIPES)}.",
     )
-    common.define_config(
-        group,
-        DistillationConfig,
-        [*PHASE_SETTINGS, "num_students"],
-        defaults=RECIPES[_DEFAULT_RECIPE],
-    )
+    common.define_config(group, DistillationConfig, DISTILLATION_FLAGS, recipes=RECIPES)
 
 
 def distillation_config() -> DistillationConfig:
@@ -71,11 +66,10 @@ def distillation_config() -> DistillationConfig:
     Raises:
       ConfigError: there is no such recipe, or a value is outside its limits.
     """
-    check_value("recipe", FLAGS.recipe, {"choices": tuple(RECIPES)})
-    from_flags = common.config_from_flags(DistillationConfig)
+    common.config_from_flags(DistillationConfig)  # checks each value by itself
     names = [field.name for field in dataclasses.fields(DistillationConfig)]
-    given = {name: getattr(from_flags, name) for name in names if FLAGS[name].present}
-    return recipe(FLAGS.recipe, **given)
+    given = {name: FLAGS[name].value for name in names}
+    return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
 
 
 def new_student(teacher: Classifier) -> Classifier:

@@ -29,7 +29,7 @@ from dfq_tf import (
     yardsticks,
 )
 from dfq_tf.classifier import MODEL_SUFFIXES, Classifier
-from dfq_tf.config import PHASE_SETTINGS, CalibrationConfig, TeacherConfig
+from dfq_tf.config import CalibrationConfig, TeacherConfig
 from dfq_tf.errors import ConfigError
 from dfq_tf.workdir import Workdir
 from tools import common, convert, distill, evaluate, quantize, train_teacher
@@ -188,16 +188,12 @@ def check_student(teacher: Classifier | None, dataset: data.Dataset | None) -> N
         without it.
     """
     if not FLAGS.student:
-        for name in (*PHASE_SETTINGS, "num_students", "recipe"):
-            if FLAGS[name].present:
+        for name in distill.DISTILLATION_FLAGS:
+            if FLAGS[name].value is not None:
                 raise ConfigError(
-                    f"{name} is given, but no student: it belongs to the distillation "
-                    f"into another network. Name that with --student"
-                    + (
-                        f", or use --qat_{name} for quantization-aware training"
-                        if name in PHASE_SETTINGS
-                        else ""
-                    )
+                    f"{name} is {FLAGS[name].value}, but there is no student: it "
+                    "belongs to the distillation into another network, which --student "
+                    "names. Quantization-aware training has flags that begin with qat_"
                 )
         return
     distill.distillation_config()

@@ -1,0 +1,81 @@
+"""Every flagfile that distils: its networks are built, and take a step of each kind."""
+
+import dataclasses
+import pathlib
+from unittest import mock
+
+from absl import flags
+from absl.testing import flagsaver, parameterized
+
+from dfq_tf import data, models, pipeline
+from dfq_tf.classifier import Classifier
+from dfq_tf.compat import keras, tf
+from dfq_tf.description import ModelDescription
+from tests import helpers
+from tools import distill, quantize
+from tools import run as run_tool
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FLAGFILES = sorted((ROOT / "tools/flagfiles").glob("*_to_*.cfg"))
+# Images and classes of the data sets, so that none need be there.
+DATASETS = {
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "svhn_cropped": ((32, 32, 3), 10),
+}
+
+
+class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if "student" not in flags.FLAGS:
+            run_tool.define_flags()
+
+    def setUp(self):
+        super().setUp()
+        # Two steps are not worth compiling.
+        tf.config.run_functions_eagerly(True)
+        self.addCleanup(tf.config.run_functions_eagerly, False)
+
+    @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
+    @flagsaver.flagsaver
+    def test_networks_are_built_and_trained(self, path):
+        flags.FLAGS(["run", f"--flagfile={path}"])
+        dataset, student = flags.FLAGS.dataset, flags.FLAGS.student
+        self.assertIn(dataset, data.dataset_names())
+        self.assertEqual(flags.FLAGS.workdir, f"runs/{path.stem}")
+        shape, classes = DATASETS[dataset]
+        keras.utils.set_random_seed(0)
+        names = tuple(map(str, range(classes)))
+        teacher = Classifier(
+            models.build_model(flags.FLAGS.teacher, shape, classes),
+            ModelDescription((120,), (1 / 64,), "logits", names),
+        )
+        run_tool.check_student(teacher, None)
+        fast = dict(batch_size=2, warm_up_steps=1, generator_steps=1, student_steps=1)
+        config = dataclasses.replace(
+            distill.distillation_config(), rounds=1, bank_images=4, **fast
+        )
+        new = distill.new_student(teacher)
+        self.assertEqual(
+            new.model.count_params(),
+            models.build_model(student, shape, classes).count_params(),
+        )
+        with mock.patch.object(pipeline, "_HELD_OUT_IMAGES", 4):
+            result = pipeline.distill(
+                teacher, new, config=config, precision="float32", show_progress=False
+            )
+        self.assertFalse(
+            helpers.all_equal(
+                result.student.model.trainable_variables, new.model.trainable_variables
+            )
+        )
+        self.assertContainsSubset(
+            {"generator_loss", "distillation_loss"}, result.measurements
+        )
+        self.assertGreater(quantize.qat_config().rounds, 0)
+
+
+if __name__ == "__main__":
+    tf.test.main()
