@@ -5,6 +5,7 @@ Or first, with `distill`, into a smaller network, and that one quantized.
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,8 @@ from dfq_tf.quantization.integers import round_biases
 
 # Generated images on which students are compared with the teacher.
 _HELD_OUT_IMAGES = 1000
+# How much less they may agree after training: two standard errors, and some more.
+_TOLERATED_LOSS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Quantized:
       student: the fake-quantized model, a Keras model that can be trained further.
       tflite: the content of the `.tflite` file: uint8 pixels in, int8 logits out.
       generators: make images that the teacher takes for its training data.
-      measurements: the last losses of the training; empty for DF-Q, and for a run
-        that had finished before.
+      measurements: of the training, empty for DF-Q: the agreement with the teacher on
+        held-out generated images, before and after it, and the last losses, which a
+        run that had finished before no longer has.
     """
 
     student: Classifier
@@ -167,8 +171,7 @@ def distill(
         directory=directory,
         show_progress=show_progress,
     )
-    # Other noise than that of the training.
-    images = training.generate(warmed.generators, config, _HELD_OUT_IMAGES, seed + 1)
+    images = _held_out(warmed.generators, config, seed)
     answers = teacher.scores(images)
     copies = [student.model] + [
         models.randomized(student.model, seed + i)
@@ -200,6 +203,13 @@ def distill(
     best = students[int(np.argmax(agreements))].model
     trained = Classifier(with_precision(best, "float32"), student.description)
     return Distilled(trained, agreements, warmed.generators, measurements)
+
+
+def _held_out(
+    generators: Sequence[keras.Model], config: DistillationConfig, seed: int
+) -> np.ndarray:
+    """Images of other noise than that of training and calibration."""
+    return training.generate(generators, config, _HELD_OUT_IMAGES, seed + 1)
 
 
 def check_pair(teacher: Classifier, student: Classifier) -> None:
@@ -276,6 +286,8 @@ class Prepared:
       description: how that network is fed.
       generators: warmed up.
       images: calibration images drawn from them, uint8.
+      held_out: other images drawn from them, which train and calibrate nothing.
+      answers: the teacher's scores for those.
     """
 
     teacher: bn_statistics.ObservedTeacher
@@ -283,6 +295,8 @@ class Prepared:
     description: ModelDescription
     generators: list[keras.Model]
     images: np.ndarray
+    held_out: np.ndarray
+    answers: np.ndarray
 
 
 def prepare(
@@ -322,7 +336,16 @@ def prepare(
     )
     count = calibration.calibration_images
     images = training.generate(warmed.generators, config, count, seed)
-    return Prepared(warmed.teacher, graph, description, warmed.generators, images)
+    held_out = _held_out(warmed.generators, config, seed)
+    return Prepared(
+        warmed.teacher,
+        graph,
+        description,
+        warmed.generators,
+        images,
+        held_out,
+        teacher.scores(held_out),
+    )
 
 
 def float_network(
@@ -394,8 +417,17 @@ def distilled_student(
       evaluate: measures the student now and then, see `loop.run_loop`.
 
     Returns:
-      The generators as they are after that, and the last measurements.
+      The generators as they are after that, and the last measurements, with the
+      agreement with the teacher on held-out generated images before and after.
+
+    Warns:
+      UserWarning: the training made that agreement worse.
     """
+
+    def agreement() -> float:
+        return evaluation.agreement(student.scores(prepared.held_out), prepared.answers)
+
+    before = agreement()
     generators = [with_precision(g, precision) for g in prepared.generators]
     measurements = training.distill(
         prepared.teacher,
@@ -409,7 +441,16 @@ def distilled_student(
         show_progress=show_progress,
     )
     round_biases(student.model)
-    return generators, measurements
+    after = agreement()
+    if after < before - _TOLERATED_LOSS:
+        warnings.warn(
+            "training made the student agree less with the teacher on held-out "
+            f"generated images: {100 * before:.1f} % before it, {100 * after:.1f} % "
+            "after. Lower its learning rate, or take the student that is not trained",
+            stacklevel=2,
+        )
+    found = {"held_out_agreement_before": before, "held_out_agreement_after": after}
+    return generators, {**measurements, **found}
 
 
 def make_student(

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import tempfile
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -127,7 +128,10 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         with assert_no_training():
             again = tiny(self.teacher, seed=1, directory=folder)
         self.assertNotEmpty(first.measurements)
-        self.assertEmpty(again.measurements)
+        self.assertEqual(
+            again.measurements.keys(),
+            {"held_out_agreement_before", "held_out_agreement_after"},
+        )
         images = self.test.images[:50]
         for result in (same, again):
             self.assertAllEqual(
@@ -409,7 +413,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
             self.distill(dataclasses.replace(student, description=description))
 
 
-class StagesTest(tf.test.TestCase):
+class StagesTest(tf.test.TestCase, parameterized.TestCase):
     """`prepare`, `post_training_student` and `distilled_student`."""
 
     @classmethod
@@ -483,6 +487,42 @@ class StagesTest(tf.test.TestCase):
         self.assertTrue(
             helpers.all_equal(whole.generators[0].weights, self.first_generator.weights)
         )
+
+    def test_held_out_images_are_others(self):
+        expected = training.generate(self.prepared.generators, TINY, 1000, seed=2)
+        self.assertAllEqual(self.prepared.held_out, expected)
+        scores = digits.teacher().scores(expected)
+        self.assertAllClose(self.prepared.answers, scores, atol=1e-5)
+
+    @parameterized.parameters(0.001, 0.5)
+    def test_training_that_harms_is_noticed(self, learning_rate):
+        student = self.student(BitWidths())
+        held_out = self.prepared.held_out
+
+        def agreement():
+            return evaluation.agreement(student.scores(held_out), self.prepared.answers)
+
+        before = agreement()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _, measured = pipeline.distilled_student(
+                self.prepared,
+                student,
+                config=dataclasses.replace(TINY, student_learning_rate=learning_rate),
+                seed=1,
+                precision="float32",
+                directory=None,
+                show_progress=False,
+            )
+        self.assertEqual(measured["held_out_agreement_before"], before)
+        self.assertEqual(measured["held_out_agreement_after"], agreement())
+        messages = [str(w.message) for w in caught if "agree less" in str(w.message)]
+        self.assertEqual(bool(messages), agreement() < before - 0.02)
+        self.assertEqual(bool(messages), learning_rate == 0.5)
+        for message in messages:
+            self.assertRegex(
+                message, rf"{100 * before:.1f} % before it, {100 * agreement():.1f} %"
+            )
 
     def test_evaluations_make_a_curve_and_change_nothing(self):
         folder = self.get_temp_dir()

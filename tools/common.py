@@ -6,6 +6,7 @@ Only the tools read FLAGS; the package takes plain arguments.
 import dataclasses
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -182,6 +183,7 @@ def run(main: Callable[[], None], description: str) -> None:
 
     def run_main(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
         try:
             main()
         except DfqError as error:
