@@ -14,6 +14,8 @@ from dfq_tf.errors import DataError
 
 # Values for --dataset that TensorFlow Datasets serves.
 TFDS_NAMES = ("cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist")
+# Served in the same way, by a builder of the project.
+_TINY_IMAGENET = "tiny_imagenet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +45,35 @@ class Dataset:
 
 def dataset_names() -> list[str]:
     """All values that `open_dataset` takes."""
-    return ["digits", *TFDS_NAMES]
+    return ["digits", *TFDS_NAMES, _TINY_IMAGENET]
 
 
-def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
+def open_dataset(
+    name: str, data_dir: str | None = None, archive: str | None = None
+) -> Dataset:
     """Opens a data set, downloading it if need be; images are read by `load`.
 
     Args:
       name: one of `dataset_names()`. 'digits' ships with scikit-learn: 1,797 images
         of 8x8 pixels, every fifth of which is the test split.
       data_dir: where TensorFlow Datasets keeps its files, None for its default.
+      archive: a copy of tiny-imagenet-200.zip, in place of the download; it is read
+        once, and then found in `data_dir`.
 
     Raises:
-      DataError: the name is unknown, or the data is absent and cannot be downloaded.
+      DataError: the name is unknown, the data is absent and cannot be downloaded, or
+        the archive is not what it should be, or belongs to another data set.
     """
+    if archive is not None and name != _TINY_IMAGENET:
+        raise DataError(
+            f"archive is {archive!r}, but dataset is {name!r}: only {_TINY_IMAGENET} "
+            "is read from an archive"
+        )
     if name == "digits":
         return Dataset("digits", (8, 8, 1), tuple("0123456789"), _load_digits)
-    if name not in TFDS_NAMES:
+    if name not in dataset_names():
         raise DataError(f"dataset is {name!r}; it must be one of {dataset_names()}")
-    return _open_tfds(name, data_dir)
+    return _open_tfds(name, data_dir, archive)
 
 
 def _load_digits(split: str) -> Split:
@@ -74,15 +86,23 @@ def _load_digits(split: str) -> Split:
     return Split(images[chosen], digits.target[chosen].astype(np.int32))
 
 
-def _open_tfds(name: str, data_dir: str | None) -> Dataset:
+def _open_tfds(name: str, data_dir: str | None, archive: str | None) -> Dataset:
     import tensorflow_datasets as tfds  # slow to import, and not needed for digits
 
     if data_dir is not None and not os.path.isdir(data_dir):
         raise DataError(f"data_dir is {data_dir!r}; there is no such folder")
-    builder = tfds.builder(name, data_dir=data_dir)
+    if name == _TINY_IMAGENET:
+        from dfq_tf import tiny_imagenet
+
+        if archive is not None:
+            tiny_imagenet.check_archive(archive)
+        builder = tiny_imagenet.TinyImagenet(data_dir=data_dir, archive=archive)
+    else:
+        builder = tfds.builder(name, data_dir=data_dir)
     if not builder.data_path.exists():
         try:
-            _check_network(builder.info.homepage)
+            if archive is None:
+                _check_network(builder.info.homepage)
             builder.download_and_prepare()
         except OSError as error:
             folder = builder.data_path.parents[1]

@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 T = TypeVar("T")
 
 # Flags that do not change a run's results: a run may continue with others.
-_FREE_FLAGS = {"workdir", "data_dir", "progress"}
+_FREE_FLAGS = {"workdir", "data_dir", "archive", "progress"}
 _groups: dict[str, list[str]] = {}
 
 _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
@@ -119,6 +119,22 @@ def define_dataset_flags(default: str | None) -> None:
         None,
         "Folder of TensorFlow Datasets (default: ~/tensorflow_datasets).",
     )
+    define(
+        "Data",
+        "archive",
+        str,
+        None,
+        "A copy of tiny-imagenet-200.zip, where there is no network to download it.",
+    )
+
+
+def dataset_from_flags() -> data.Dataset:
+    """The data set that --dataset names.
+
+    Raises:
+      DataError: see `data.open_dataset`.
+    """
+    return data.open_dataset(FLAGS.dataset, FLAGS.data_dir, FLAGS.archive)
 
 
 def floats(name: str, values: list[str]) -> tuple[float, ...]:

@@ -144,7 +144,7 @@ def main() -> None:
     distillation_config()
     dataset = None
     if FLAGS.dataset:
-        dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+        dataset = common.dataset_from_flags()
     teacher = quantize.read_teacher(
         FLAGS.teacher, dataset.class_names if dataset else None
     )

@@ -57,7 +57,7 @@ def main() -> None:
         raise ConfigError("model is empty; name a model file with --model")
     model = read_model(FLAGS.model)
     teacher = read_model(FLAGS.teacher) if FLAGS.teacher else None
-    dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    dataset = common.dataset_from_flags()
     for each in (model, teacher):
         if each is not None:
             check_fits(each, dataset)

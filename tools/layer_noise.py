@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import data, layer_noise, pipeline
+from dfq_tf import layer_noise, pipeline
 from dfq_tf.config import CalibrationConfig
 from dfq_tf.errors import ConfigError, ModelError
 from tools import common, quantize
@@ -34,9 +34,7 @@ def read_images(path: str | None, tflite: pathlib.Path, count: int) -> np.ndarra
       ModelError: there is no such file, or it holds no images.
     """
     if FLAGS.dataset:
-        return (
-            data.open_dataset(FLAGS.dataset, FLAGS.data_dir).load("test").images[:count]
-        )
+        return common.dataset_from_flags().load("test").images[:count]
     source = pathlib.Path(path or tflite.with_name(f"{tflite.stem}_images.npy"))
     if not source.is_file():
         raise ModelError(

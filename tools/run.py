@@ -137,7 +137,7 @@ def main() -> None:
     teacher_config = common.config_from_flags(TeacherConfig)
     dataset = None
     if FLAGS.dataset:
-        dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+        dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
     teacher = read_or_check_teacher(dataset)

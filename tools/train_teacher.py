@@ -90,7 +90,7 @@ def main() -> None:
     """Trains, measures and reports."""
     config = common.config_from_flags(TeacherConfig)
     common.config_from_flags(RunConfig)
-    dataset = data.open_dataset(FLAGS.dataset, FLAGS.data_dir)
+    dataset = common.dataset_from_flags()
     new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
