@@ -45,8 +45,8 @@ def run_loop(
       directory: where checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`) are kept; None keeps nothing.
       evaluate: called before the first step, every `evaluate_every` steps and at the
-        end; its measurements go to `NAME_curve.csv` and to TensorBoard. Not called
-        without a directory.
+        end; its measurements go to `NAME_curve.csv`, beside the minutes that the steps
+        took, and to TensorBoard. Not called without a directory.
       evaluate_every: steps between two evaluations.
       measure_every: steps between two reports of the measurements.
       save_seconds: least time between two checkpoints; one is saved at the end too.
@@ -60,9 +60,12 @@ def run_loop(
         checkpoint is kept.
     """
     counter = tf.Variable(0, dtype=tf.int64, trainable=False)
+    seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
     manager = writer = None
     if directory is not None:
-        checkpoint = tf.train.Checkpoint(steps_done=counter, **trackables)
+        checkpoint = tf.train.Checkpoint(
+            steps_done=counter, seconds_in_steps=seconds, **trackables
+        )
         folder = pathlib.Path(directory) / "checkpoints" / name
         manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
         if manager.latest_checkpoint:
@@ -89,12 +92,15 @@ def run_loop(
     with bar:
         for index in range(first, num_steps):
             if evaluate is not None and index % evaluate_every == 0:
-                curve.add(index, evaluate())
+                curve.add(index, float(seconds), evaluate())
+            began = time.monotonic()
             tensors = step(index)
+            # Reading them waits for the step's end.
+            measurements = {key: float(value) for key, value in tensors.items()}
+            seconds.assign_add(time.monotonic() - began)
             counter.assign_add(1)
             done = index + 1
             bar.update()
-            measurements = {key: float(value) for key, value in tensors.items()}
             _check_measurements(name, done, measurements, manager)
             if done % measure_every and done != num_steps:
                 continue
@@ -106,7 +112,7 @@ def run_loop(
                     for key, value in measurements.items():
                         tf.summary.scalar(key, value)
             if evaluate is not None and done == num_steps:
-                curve.add(done, evaluate())
+                curve.add(done, float(seconds), evaluate())
             is_due = time.monotonic() - saved_at >= save_seconds
             if is_due or done == num_steps:
                 _check_weights(name, done, trackables, manager)
@@ -138,15 +144,14 @@ class _Curve:
                 kept = [row for row in rows if int(row.split(",")[0]) < first]
                 self._lines = [header, *kept]
 
-    def add(self, done: int, values: Mapping[str, float]) -> None:
+    def add(self, done: int, seconds: float, values: Mapping[str, float]) -> None:
         """Adds a row; the header comes from the first one's names."""
         if self._path is None:
             return
         if not self._lines:
-            self._lines.append(",".join(["step", *values]))
-        self._lines.append(
-            ",".join([str(done), *(f"{v:.6g}" for v in values.values())])
-        )
+            self._lines.append(",".join(["step", "minutes", *values]))
+        numbers = [seconds / 60, *values.values()]
+        self._lines.append(",".join([str(done), *(f"{v:.6g}" for v in numbers)]))
         write_text(self._path, "\n".join(self._lines) + "\n")
         with self._writer.as_default(step=done):
             for key, value in values.items():

@@ -1,10 +1,12 @@
 import glob
+import itertools
 import os
 from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
 
+from dfq_tf import loop
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import TrainingError
 from dfq_tf.loop import run_loop
@@ -229,6 +231,11 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
         super().setUp()
         self.directory = self.get_temp_dir()
         self.path = os.path.join(self.directory, "task_curve.csv")
+        # A clock by which each step takes half a minute.
+        clock = mock.Mock(monotonic=itertools.count(0, 30).__next__)
+        patch = mock.patch.object(loop, "time", clock)
+        patch.start()
+        self.addCleanup(patch.stop)
 
     def _read(self):
         with open(self.path) as file:
@@ -237,7 +244,7 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
     def _rows(self):
         """Of the file: each step, and what was measured there."""
         header, *rows = self._read().splitlines()
-        self.assertEqual(header, "step,error,seen")
+        self.assertEqual(header, "step,minutes,error,seen")
         return [tuple(map(float, row.split(","))) for row in rows]
 
     @staticmethod
@@ -274,9 +281,11 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
         rows = self._rows()
         # Each at the step that it says: so many steps had been taken.
         self.assertEqual([row[0] for row in rows], expected)
-        self.assertEqual([row[2] for row in rows], expected)
-        self.assertAllClose(rows[0][1], start, rtol=1e-5)
-        self.assertAllClose(rows[-1][1], self._evaluate(task)["error"], rtol=1e-5)
+        self.assertEqual([row[3] for row in rows], expected)
+        # Of the steps alone, and of all of them.
+        self.assertEqual([row[1] for row in rows], [n / 2 for n in expected])
+        self.assertAllClose(rows[0][2], start, rtol=1e-5)
+        self.assertAllClose(rows[-1][2], self._evaluate(task)["error"], rtol=1e-5)
 
     def _whole(self, num_steps):
         """The file of a run that is not interrupted."""
@@ -326,7 +335,7 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_run_from_the_start_begins_a_new_file(self):
         with open(self.path, "w") as file:
-            file.write("step,accuracy\n0,7\n")
+            file.write("step,minutes,accuracy\n0,0,7\n")
         self._run(_Task(), 2)
         self.assertEqual([row[0] for row in self._rows()], [0, 2])
 
