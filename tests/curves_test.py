@@ -1,0 +1,76 @@
+import pathlib
+from unittest import mock
+
+from absl.testing import parameterized
+
+from dfq_tf import layer_noise
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError
+from tools import curves
+
+TABLE = "step,minutes,accuracy,agreement\n0,0,0.1,0.2\n8,1.5,0.5,0.4\n9,3,0.75,0.6\n"
+
+
+class CurvesTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir())
+
+    def table(self, text=TABLE, name="curve.csv"):
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def test_lines_are_the_column_in_percent_over_minutes(self):
+        tables = {
+            "one": curves.read(self.table()),
+            "two": curves.read(self.table("step,minutes,accuracy\n0,0,0\n4,2,1\n")),
+        }
+        pyplot, drawn = layer_noise.pyplot(), {}
+        subplots = pyplot.subplots
+
+        def watched(**kwargs):
+            figure, axes = subplots(**kwargs)
+            drawn["axes"] = axes
+            return figure, axes
+
+        path = self.folder / "curves.png"
+        with mock.patch.object(pyplot, "subplots", watched):
+            curves.draw(tables, "accuracy", path)
+        lines = {
+            line.get_label(): line.get_xydata().tolist()
+            for line in drawn["axes"].get_lines()
+        }
+        self.assertEqual(lines["one"], [[0, 10], [1.5, 50], [3, 75]])
+        self.assertEqual(lines["two"], [[0, 0], [2, 100]])
+        self.assertEqual(tf.io.decode_png(path.read_bytes()).shape.rank, 3)
+
+    @parameterized.parameters(
+        ("", "not a table of numbers"),
+        ("step,minutes\n0,few\n", "not a table of numbers"),
+        ("step,accuracy\n0,1\n", "has no column minutes"),
+    )
+    def test_another_table_is_refused(self, text, message):
+        path = self.table(text)
+        with self.assertRaisesRegex(ConfigError, f"^curves has '{path}', .*{message}"):
+            curves.read(path)
+
+    def test_absent_file_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError, "not a table of numbers: FileNotFound"
+        ):
+            curves.read(self.folder / "absent.csv")
+
+    def test_absent_column_is_refused_with_those_that_are_there(self):
+        tables = {"one": curves.read(self.table())}
+        path = self.folder / "curves.png"
+        with self.assertRaisesRegex(
+            ConfigError,
+            "^column is 'speed', but one has step, minutes, accuracy, agreement$",
+        ):
+            curves.draw(tables, "speed", path)
+        self.assertFalse(path.exists())
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,100 @@
+"""Draws curves of distillations over the minutes that they took, in one plot.
+
+    python tools/curves.py --curves=paper:a/curve.csv,bank:b/curve.csv --out=curves.png
+
+A run writes such a table for each of its phases, see --column for what is in it.
+"""
+
+import csv
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from dfq_tf import layer_noise
+from dfq_tf.errors import ConfigError
+from dfq_tf.files import replacing
+from tools import common
+
+FLAGS = common.FLAGS
+
+
+def read(path: pathlib.Path) -> dict[str, list[float]]:
+    """Column -> values of a curve's table.
+
+    Raises:
+      ConfigError: there is no such file, or it is not such a table.
+    """
+    try:
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        table = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    except (OSError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"curves has {str(path)!r}, which is not a table of numbers: {error!r}"
+        ) from error
+    if "minutes" not in table:
+        raise ConfigError(f"curves has {str(path)!r}, which has no column minutes")
+    return table
+
+
+def draw(
+    curves: dict[str, dict[str, list[float]]], column: str, path: pathlib.Path
+) -> None:
+    """Draws one line per curve.
+
+    Args:
+      curves: label -> table, see `read`.
+      column: what is drawn, a share in [0, 1].
+      path: of the picture.
+
+    Raises:
+      ConfigError: a curve has no such column.
+    """
+    for label, table in curves.items():
+        if column not in table:
+            raise ConfigError(
+                f"column is {column!r}, but {label} has {', '.join(table)}"
+            )
+    pyplot = layer_noise.pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for label, table in curves.items():
+        values = [100 * value for value in table[column]]
+        axes.plot(table["minutes"], values, "o-", label=label)
+    axes.set_xlabel("minutes of training steps")
+    axes.set_ylabel(f"{column.replace('_', ' ')} in %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Reads and draws."""
+    if not FLAGS.curves:
+        raise ConfigError("curves is empty; give LABEL:FILE, with commas between them")
+    curves = {}
+    for item in FLAGS.curves:
+        label, separator, path = item.partition(":")
+        if not separator:
+            raise ConfigError(f"curves has {item!r}; it must be LABEL:FILE")
+        curves[label] = read(pathlib.Path(path))
+    draw(curves, FLAGS.column, pathlib.Path(FLAGS.out))
+    print(f"Wrote {FLAGS.out}")
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    group = "Curves"
+    common.define(group, "curves", list, [], "LABEL:FILE of each curve.")
+    common.define(
+        group, "column", str, "accuracy", "What is drawn: a column of all tables."
+    )
+    common.define(group, "out", str, "curves.png", "The picture, a .png file.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__)
