@@ -5,7 +5,7 @@ one kind of network and returns its measurements.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dfq_tf import losses
@@ -97,15 +97,12 @@ def warm_up_step(
     Returns:
       The losses, each the mean over the generators.
     """
-    noise = sample_noise(config, seed_and_step, _WARM_UP, len(state.generators))
     measured = []
-    for generator, optimizer, part in zip(
-        state.generators,
-        state.generator_optimizers,
-        tf.split(noise, len(state.generators)),
+    for generator, optimizer, noise in _with_noise(
+        state, config, seed_and_step, _WARM_UP
     ):
         with tf.GradientTape() as tape:
-            pixels = generator(part, training=True)
+            pixels = generator(noise, training=True)
             _, loss, measurements = _auxiliary_loss(state, config, pixels)
         descend(tape, loss, generator, optimizer)
         measured.append({"auxiliary_loss": loss, **measurements})
@@ -126,19 +123,16 @@ def generator_step(
       they were before the step, uint8 (num_generators * batch_size, height, width,
       channels); and the teacher's logits for them, float32.
     """
-    noise = sample_noise(config, seed_and_step, _GENERATOR, len(state.generators))
     ramp = tf.constant(1.0)
     if config.adversarial_ramp_steps:
         done = tf.cast(seed_and_step[1] + 1, tf.float32)
         ramp = tf.minimum(done / config.adversarial_ramp_steps, 1.0)
     measured, images, answers = [], [], []
-    for generator, optimizer, part in zip(
-        state.generators,
-        state.generator_optimizers,
-        tf.split(noise, len(state.generators)),
+    for generator, optimizer, noise in _with_noise(
+        state, config, seed_and_step, _GENERATOR
     ):
         with tf.GradientTape() as tape:
-            pixels = generator(part, training=True)
+            pixels = generator(noise, training=True)
             logits, auxiliary, measurements = _auxiliary_loss(state, config, pixels)
             differences = [
                 losses.distillation_loss(logits, _logits(student, pixels, False))
@@ -226,6 +220,15 @@ def distillation_step(
     same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
     agreement = tf.reduce_mean(tf.cast(same, tf.float32))
     return {"distillation_loss": loss, "agreement": agreement}
+
+
+def _with_noise(
+    state: State, config: DistillationConfig, seed_and_step: tf.Tensor, stream: int
+) -> Iterator[tuple[keras.Model, Any, tf.Tensor]]:
+    """Each generator, its optimizer, and a batch of noise of its own."""
+    count = len(state.generators)
+    noise = sample_noise(config, seed_and_step, stream, count)
+    return zip(state.generators, state.generator_optimizers, tf.split(noise, count))
 
 
 def _logits(student: Classifier, pixels: tf.Tensor, training: bool) -> tf.Tensor:

@@ -45,7 +45,7 @@ from dfq_tf.config import (
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import replacing, write_bytes, write_text
 from dfq_tf.workdir import Workdir
-from tools import common, evaluate, quantize
+from tools import common, quantize
 
 FLAGS = common.FLAGS
 
@@ -491,14 +491,7 @@ def main() -> None:
     columns = checked_columns(bool(FLAGS.dataset))
     check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
     quantize.check_settings(None, [])
-    dataset = None
-    if FLAGS.dataset:
-        dataset = common.dataset_from_flags()
-    teacher = quantize.read_teacher(
-        FLAGS.teacher, dataset.class_names if dataset else None
-    )
-    if dataset:
-        evaluate.check_fits(teacher, dataset)
+    teacher, dataset = quantize.teacher_and_dataset()
     quantize.check_settings(teacher, [])
     # More rows may be asked for later: those that are there stay as they are.
     workdir = common.open_workdir(free=("compare_widths", "columns"))

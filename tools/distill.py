@@ -28,7 +28,7 @@ from dfq_tf.config import (
 from dfq_tf.description import description_path
 from dfq_tf.errors import ConfigError
 from dfq_tf.workdir import Workdir
-from tools import common, evaluate, quantize
+from tools import common, quantize
 
 FLAGS = common.FLAGS
 
@@ -142,14 +142,7 @@ def main() -> None:
             raise ConfigError(f"{name} is empty; name it with --{name}")
     common.config_from_flags(RunConfig)
     distillation_config()
-    dataset = None
-    if FLAGS.dataset:
-        dataset = common.dataset_from_flags()
-    teacher = quantize.read_teacher(
-        FLAGS.teacher, dataset.class_names if dataset else None
-    )
-    if dataset:
-        evaluate.check_fits(teacher, dataset)
+    teacher, dataset = quantize.teacher_and_dataset()
     new_student(teacher)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
     student = distilled_student(teacher, dataset, workdir)

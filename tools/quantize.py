@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import evaluation, pipeline, preview, training
+from dfq_tf import data, evaluation, pipeline, preview, training
 from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.config import (
     METHODS,
@@ -34,7 +34,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.quantization import apply
 from dfq_tf.workdir import Workdir
-from tools import common
+from tools import common, evaluate
 
 FLAGS = common.FLAGS
 
@@ -145,6 +145,19 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
             mean, scale, FLAGS.output, class_names or tuple(map(str, range(classes)))
         ),
     )
+
+
+def teacher_and_dataset() -> tuple[Classifier, data.Dataset | None]:
+    """The teacher's file, and the labelled images if --dataset names some.
+
+    Raises:
+      DataError: they do not fit each other.
+    """
+    dataset = common.dataset_from_flags() if FLAGS.dataset else None
+    teacher = read_teacher(FLAGS.teacher, dataset.class_names if dataset else None)
+    if dataset:
+        evaluate.check_fits(teacher, dataset)
+    return teacher, dataset
 
 
 def quantize_network(
