@@ -326,9 +326,11 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
         )
         with open(f"{directory}/{name}_curve.csv") as file:
             header, *rows = file.read().splitlines()
-        self.assertEqual(header, "step,accuracy")
-        expected = [*range(0, 26, 2), 26]
-        self.assertEqual(rows, [f"{step},0.5" for step in expected])
+        self.assertEqual(header, "step,minutes,accuracy")
+        steps_of, minutes, accuracies = np.loadtxt(rows, delimiter=",").T
+        self.assertAllEqual(steps_of, [*range(0, 26, 2), 26])
+        self.assertAllEqual(accuracies, np.full(14, 0.5))
+        self.assertAllEqual(minutes, sorted(minutes))
 
     def test_batch_larger_than_the_training_set_is_refused(self):
         teacher = helpers.small_classifier()
