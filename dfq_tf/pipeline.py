@@ -4,6 +4,7 @@ Or first, with `distill`, into a smaller network, and that one quantized.
 """
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +32,9 @@ from dfq_tf.precision import with_precision
 from dfq_tf.quantization import apply
 from dfq_tf.quantization.integers import round_biases
 
-# Generated images on which students are compared with the teacher.
+# Generated images on which students are compared with the teacher, and their bytes.
 _HELD_OUT_IMAGES = 1000
+_HELD_OUT_BYTES = 32 * 2**20
 # How much less they may agree after training: two standard errors, and some more.
 _TOLERATED_LOSS = 0.02
 
@@ -209,7 +211,13 @@ def _held_out(
     generators: Sequence[keras.Model], config: DistillationConfig, seed: int
 ) -> np.ndarray:
     """Images of other noise than that of training and calibration."""
-    return training.generate(generators, config, _HELD_OUT_IMAGES, seed + 1)
+    count = held_out_count(generators[0].output_shape[1:])
+    return training.generate(generators, config, count, seed + 1)
+
+
+def held_out_count(image_shape: tuple[int, int, int]) -> int:
+    """How many generated images are held out: 1000, fewer if they are large."""
+    return max(100, min(_HELD_OUT_IMAGES, _HELD_OUT_BYTES // math.prod(image_shape)))
 
 
 def check_pair(teacher: Classifier, student: Classifier) -> None:
@@ -324,7 +332,6 @@ def prepare(
     """
     if network is not None:
         check_pair(teacher, network)
-    RunConfig(seed=seed, precision=precision)
     graph, description = float_network(network or teacher, calibration)
     warmed = warmed_up(
         teacher,

@@ -63,7 +63,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             new.model.count_params(),
             models.build_model(student, shape, classes).count_params(),
         )
-        with mock.patch.object(pipeline, "_HELD_OUT_IMAGES", 4):
+        with mock.patch.object(pipeline, "held_out_count", return_value=4):
             result = pipeline.distill(
                 teacher, new, config=config, precision="float32", show_progress=False
             )

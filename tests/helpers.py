@@ -1,11 +1,12 @@
 """Small networks and data that several tests share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from dfq_tf.classifier import Classifier
-from dfq_tf.compat import keras
+from dfq_tf.compat import keras, tf
 from dfq_tf.description import ModelDescription
 
 layers = keras.layers
@@ -76,3 +77,21 @@ def all_equal(first: Sequence, second: Sequence) -> bool:
 
 def _numpy(value: object) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy()  # a variable
+
+
+def displacements(make_optimizer: Callable[..., Any], num_steps: int) -> np.ndarray:
+    """How far each step moves a weight whose gradient is 1 throughout.
+
+    Args:
+      make_optimizer: gives one that is built for a model.
+      num_steps: how many steps are taken.
+    """
+    image = layers.Input((1,))
+    model = keras.Model(image, layers.Dense(1, use_bias=False)(image))
+    optimizer = make_optimizer(model)
+    (weight,) = model.trainable_variables
+    values = [weight.numpy().item()]
+    for _ in range(num_steps):
+        optimizer.apply_gradients([(tf.ones_like(weight), weight)])
+        values.append(weight.numpy().item())
+    return -np.diff(values)

@@ -408,15 +408,9 @@ class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
             student_learning_rate=0.1,
             **settings,
         )
-        image = keras.layers.Input((1,))
-        model = keras.Model(image, keras.layers.Dense(1, use_bias=False)(image))
-        optimizer = training.student_optimizer(model, config)
-        (weight,) = model.trainable_variables
-        values = [weight.numpy().item()]
-        for _ in range(num_steps):
-            optimizer.apply_gradients([(tf.ones_like(weight), weight)])
-            values.append(weight.numpy().item())
-        return -np.diff(values)
+        return helpers.displacements(
+            lambda model: training.student_optimizer(model, config), num_steps
+        )
 
     def test_sgd_decays_to_0_over_all_student_steps(self):
         # 5 rounds of 2 steps.

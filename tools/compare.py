@@ -30,7 +30,6 @@ from dfq_tf import (
     export,
     layer_noise,
     pipeline,
-    training,
     yardsticks,
 )
 from dfq_tf.classifier import Classifier
@@ -110,14 +109,7 @@ class Comparison:
             workdir.add_metrics(warm_up_minutes=minutes)
         self._train = dataset.load("train") if dataset else None
         test = dataset.load("test") if dataset else None
-        # Other noise than that of training and calibration.
-        self._held_out = training.generate(
-            self._prepared.generators,
-            self._config,
-            quantize.held_out_count(teacher.image_shape),
-            self._run.seed + 1,
-        )
-        self._images = test.images if test else self._held_out
+        self._images = test.images if test else self._prepared.held_out
         self._labels = test.labels if test else None
         self._scores = teacher.scores(self._images)
 
@@ -199,13 +191,13 @@ class Comparison:
 
     def _on_the_way(self, student: Classifier) -> Callable[[], Mapping[str, float]]:
         """Measures for the curve; they select nothing."""
-        held_out = self._teacher.scores(self._held_out)
+        held_out, answers = self._prepared.held_out, self._prepared.answers
         images = self._images[:_CURVE_IMAGES]
 
         def measured() -> dict[str, float]:
             values = {
                 "agreement_on_generated_images": evaluation.agreement(
-                    student.scores(self._held_out), held_out
+                    student.scores(held_out), answers
                 )
             }
             if self._labels is not None:
@@ -230,7 +222,7 @@ class Comparison:
             self._prepared.graph,
             self._prepared.description,
             content,
-            self._held_out[:_NOISE_IMAGES],
+            self._prepared.held_out[:_NOISE_IMAGES],
         )
         title = f"{path.parent.name} {TITLES[path.name]}"
         layer_noise.write_report(noise, f"{path}_noise", title)

@@ -8,7 +8,6 @@ tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, generated ima
 """
 
 import dataclasses
-import math
 import pathlib
 import sys
 import time
@@ -38,9 +37,6 @@ from tools import common, evaluate
 
 FLAGS = common.FLAGS
 
-# Generated images on which student and teacher are compared, and their bytes.
-_HELD_OUT_IMAGES = 1000
-_HELD_OUT_BYTES = 32 * 2**20
 # Of the flags of quantization-aware training.
 _PREFIX = "qat_"
 
@@ -191,7 +187,7 @@ def quantize_network(
     )
     seconds = time.monotonic() - began
     # Other noise than that of training and calibration.
-    count = held_out_count(teacher.image_shape)
+    count = pipeline.held_out_count(teacher.image_shape)
     images = training.generate(generators, config, count, run.seed + 1)
     agreement = evaluation.agreement(student.scores(images), teacher.scores(images))
     with replacing(workdir.path / f"{method}_images.npy") as temporary:
@@ -208,11 +204,6 @@ def quantize_network(
     )
     student.save(path)
     return student
-
-
-def held_out_count(image_shape: tuple[int, int, int]) -> int:
-    """How many generated images are held out: 1000, fewer if they are large."""
-    return max(100, min(_HELD_OUT_IMAGES, _HELD_OUT_BYTES // math.prod(image_shape)))
 
 
 def check_settings(teacher: Classifier | None, methods: list[str]) -> None:

@@ -78,14 +78,12 @@ def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
 def row(
     workdir: Workdir,
     key: str,
-    model: Classifier | export.TFLiteClassifier,
-    images: np.ndarray,
+    scores: np.ndarray,
     labels: np.ndarray | None,
     teacher_scores: np.ndarray,
     **more: float | str,
 ) -> None:
-    """Measures one model and keeps the result in metrics.json under `key`."""
-    scores = model.scores(images)
+    """Rates a model's scores and keeps the result in metrics.json under `key`."""
     workdir.add_metrics(
         **{
             key: {
@@ -93,7 +91,7 @@ def row(
                 if labels is None
                 else evaluation.accuracy(scores, labels),
                 "agreement": evaluation.agreement(scores, teacher_scores),
-                "images": len(images),
+                "images": len(scores),
                 **more,
             }
         }
@@ -224,7 +222,8 @@ def measure(
     for key, model in (("teacher", teacher), ("student", network)):
         if model is not None:
             size = sum(w.nbytes for w in model.model.get_weights())
-            row(workdir, key, model, images, labels, teacher_scores, bytes=size)
+            scores = teacher_scores if model is teacher else model.scores(images)
+            row(workdir, key, scores, labels, teacher_scores, bytes=size)
     calibration = common.config_from_flags(CalibrationConfig)
     quantized = network or teacher
     graph, description = pipeline.float_network(quantized, calibration)
@@ -238,8 +237,7 @@ def measure(
         row(
             workdir,
             method,
-            tflite,
-            images,
+            tflite.scores(images),
             labels,
             teacher_scores,
             bytes=len(content),
@@ -260,7 +258,8 @@ def measure(
         )
         content = export.convert(student)
         tflite = export.TFLiteClassifier(content)
-        row(workdir, "q", tflite, images, labels, teacher_scores, bytes=len(content))
+        scores = tflite.scores(images)
+        row(workdir, "q", scores, labels, teacher_scores, bytes=len(content))
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
