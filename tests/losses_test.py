@@ -88,6 +88,38 @@ def _standardised(shape, seed=0):
     return (values - values.mean(axes)) / values.std(axes)
 
 
+class ChannelMomentsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(((7, 3),), ((4, 5, 6, 3),), ((2, 3, 4, 5, 3),))
+    def test_values_and_gradient_equal_numpy(self, shape):
+        rng = np.random.default_rng(0)
+        values = rng.normal(3.0, 2.0, shape)
+        d_mean, d_variance = rng.normal(size=(2, 3))
+        axes = tuple(range(len(shape) - 1))
+        count = values.size / 3
+        # By hand: d m / d x = 1 / n and d v / d x = 2 (x - m) / n.
+        centred = values - values.mean(axes)
+        expected = (d_mean + 2 * d_variance * centred) / count
+        x = tf.constant(values, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            mean, variance = losses.channel_moments(x)
+            loss = tf.reduce_sum(d_mean * mean + d_variance * variance)
+        self.assertAllClose(mean, values.mean(axes), rtol=1e-5)
+        self.assertAllClose(variance, values.var(axes), rtol=1e-5)
+        gradient = tape.gradient(loss, x)
+        self.assertAllClose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+    def test_variance_far_from_zero_is_exact(self):
+        # The mean of squares less the square of the mean would lose all digits here.
+        values = tf.constant(1000.0 + _standardised((4096, 2)), tf.float32)
+        self.assertAllClose(losses.channel_moments(values)[1], [1.0, 1.0], rtol=1e-3)
+
+    def test_one_value_has_no_variance(self):
+        mean, variance = losses.channel_moments(tf.constant([[2.0, 3.0]]))
+        self.assertAllEqual(mean, [2.0, 3.0])
+        self.assertAllEqual(variance, [0.0, 0.0])
+
+
 class BnStatisticsLossTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(((16, 3),), ((4, 5, 6, 3),))
     def test_matching_statistics_give_zero(self, shape):

@@ -13,7 +13,9 @@ layers = keras.layers
 
 class HasFastBfloat16Test(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(
-        ("avx512", "flags\t\t: fpu avx512f avx512_bf16 sse2\n", True),
+        ("amd", "vendor_id : AuthenticAMD\nflags : fpu avx512_bf16 sse2\n", True),
+        ("intel", "vendor_id : GenuineIntel\nflags : fpu avx512_bf16 sse2\n", False),
+        ("old_amd", "vendor_id : AuthenticAMD\nflags : fpu avx2 sse2\n", False),
         ("amx", "flags\t\t: fpu amx_tile amx_bf16\n", True),
         ("neither", "flags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
         ("part_of_a_word", "flags\t\t: fpu xavx512_bf16 amx_bf16x\n", False),
