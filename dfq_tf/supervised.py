@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dfq_tf import optimizers
+from dfq_tf.augmentation import augment
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import TeacherConfig
@@ -115,38 +116,6 @@ def supervised_step(
     predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
     accuracy = tf.reduce_mean(tf.cast(predictions == labels, tf.float32))
     return {"loss": loss, "accuracy": accuracy}
-
-
-def augment(
-    inputs: tf.Tensor, augmentation: str, seed_and_step: tuple[int, tf.Tensor]
-) -> tf.Tensor:
-    """Crops each image at random after padding it with zeros, and may flip it.
-
-    Args:
-      inputs: (batch, height, width, channels), normalised, so that 0 is the mean.
-      augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
-        height on each side: 4 pixels of 32.
-      seed_and_step: the random numbers depend on these two and on nothing else.
-
-    Returns:
-      A tensor like `inputs`.
-    """
-    if augmentation == "none":
-        return inputs
-    batch, height, width = tf.shape(inputs)[0], inputs.shape[1], inputs.shape[2]
-    margin = max(1, height // 8)
-    seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
-    padded = tf.pad(inputs, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
-    offsets = tf.random.stateless_uniform(
-        (2, batch, 1), seeds[0], 0, 2 * margin + 1, tf.int32
-    )
-    rows = offsets[0] + tf.range(height)
-    columns = offsets[1] + tf.range(width)
-    if augmentation == "crop_flip":
-        is_flipped = tf.random.stateless_uniform((batch, 1), seeds[1]) < 0.5
-        columns = tf.where(is_flipped, tf.reverse(columns, [1]), columns)
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
-    return tf.gather(cropped, columns, axis=2, batch_dims=1)
 
 
 class Order:

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from dfq_tf import pipeline, steps, training
-from dfq_tf.bn_statistics import ObservedTeacher, observe
+from dfq_tf.augmentation import augment_pixels
+from dfq_tf.bn_statistics import observe
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import tf
 from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
 from dfq_tf.errors import ConfigError
 from dfq_tf.loop import Evaluate, run_loop
 from dfq_tf.quantization.integers import round_biases
-from dfq_tf.supervised import Order, augment, supervised_step
+from dfq_tf.supervised import Order, supervised_step
 
 
 def quantize_with_data(
@@ -70,7 +71,7 @@ def train_with_data(
       labels: integer (n,), for QAT, the cross-entropy with them; None for QAT-KD,
         the distillation loss.
       config: rounds, student steps per round, batch size, student's optimizer.
-      augmentation: see `supervised.augment`.
+      augmentation: see `augmentation.augment`.
       seed: decides the order of the images.
       precision: of the teacher.
       directory: for checkpoints and scalars; None keeps none.
@@ -97,7 +98,8 @@ def train_with_data(
     def train_step(
         pixels: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
-        pixels = _augmented(observed, pixels, augmentation, (seed, index))
+        mean = teacher.description.input_mean
+        pixels = augment_pixels(pixels, mean, augmentation, (seed, index))
         if labels is None:
             logits = observed(pixels)[0]
             return steps.distillation_step(
@@ -134,15 +136,3 @@ def train_with_data(
     )
     round_biases(student.model)
     return measurements
-
-
-def _augmented(
-    teacher: ObservedTeacher,
-    pixels: tf.Tensor,
-    augmentation: str,
-    seed_and_step: tuple[int, tf.Tensor],
-) -> tf.Tensor:
-    """Float32 pixels, padded with the mean pixel as when the teacher was trained."""
-    mean = tf.constant(teacher.description.input_mean, tf.float32)
-    pixels = tf.cast(pixels, tf.float32) - mean
-    return augment(pixels, augmentation, seed_and_step) + mean

@@ -95,3 +95,19 @@ def displacements(make_optimizer: Callable[..., Any], num_steps: int) -> np.ndar
         optimizer.apply_gradients([(tf.ones_like(weight), weight)])
         values.append(weight.numpy().item())
     return -np.diff(values)
+
+
+def offset_in_padded(
+    result: np.ndarray, image: np.ndarray, mean: float | Sequence[float]
+) -> tuple[int, int] | None:
+    """Where a result was cut out of an image padded with the mean; None if nowhere."""
+    height, width, channels = image.shape
+    padded = np.empty((height + 2, width + 2, channels))
+    padded[:] = mean
+    padded[1:-1, 1:-1] = image
+    for row in range(3):
+        for column in range(3):
+            window = padded[row : row + height, column : column + width]
+            if np.allclose(result, window, rtol=0, atol=1e-3):
+                return row, column
+    return None

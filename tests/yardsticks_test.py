@@ -6,7 +6,6 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf import evaluation, export, loop, steps, yardsticks
-from dfq_tf.bn_statistics import observe
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
@@ -362,55 +361,7 @@ def digits_like(count):
     return rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
 
 
-class AugmentedTest(tf.test.TestCase, parameterized.TestCase):
-    def _augmented(self, images, augmentation, mean):
-        classifier = helpers.small_classifier((8, 8, 3))
-        description = dataclasses.replace(classifier.description, input_mean=mean)
-        teacher = observe(Classifier(classifier.model, description))
-        return yardsticks._augmented(
-            teacher, tf.constant(images), augmentation, (1, tf.constant(5))
-        ).numpy()
-
-    @staticmethod
-    def _offset(result, image, mean):
-        """Where a result was cut out of an image padded with the mean pixel."""
-        padded = np.empty((10, 10, 3))
-        padded[:] = mean
-        padded[1:-1, 1:-1] = image
-        for row in range(3):
-            for column in range(3):
-                window = padded[row : row + 8, column : column + 8]
-                if np.allclose(result, window, rtol=0, atol=1e-3):
-                    return row, column
-        return None
-
-    @parameterized.parameters(
-        ((120.0,),), ((0.0,),), ((125.3,),), ((123.7, 116.3, 103.5),)
-    )
-    def test_crop_pads_with_the_mean_pixel(self, mean):
-        images = digits_like(60)
-        results = self._augmented(images, "crop", mean)
-        self.assertEqual(results.dtype, np.float32)
-        offsets = [
-            self._offset(result, image, mean) for result, image in zip(results, images)
-        ]
-        self.assertNotIn(None, offsets)
-        self.assertLen(set(offsets), 9)
-
-    def test_none_leaves_the_pixels(self):
-        images = digits_like(10)
-        self.assertAllClose(self._augmented(images, "none", (120.0,)), images)
-
-    def test_crop_flip_flips_half_of_them(self):
-        images = digits_like(60)
-        results = self._augmented(images, "crop_flip", (120.0,))
-        flipped = 0
-        for result, image in zip(results, images):
-            if self._offset(result, image, 120.0) is None:
-                flipped += 1
-                self.assertIsNotNone(self._offset(result[:, ::-1], image, 120.0))
-        self.assertBetween(flipped, 18, 42)
-
+class AugmentedTest(tf.test.TestCase):
     def test_what_is_trained_on_is_augmented(self):
         images = digits_like(20)
         seen = []
@@ -437,7 +388,8 @@ class AugmentedTest(tf.test.TestCase, parameterized.TestCase):
         crops = []
         for results in seen:
             found = [
-                {self._offset(result, image, 120.0) for image in images} - {None}
+                {helpers.offset_in_padded(result, image, 120.0) for image in images}
+                - {None}
                 for result in results
             ]
             self.assertEqual({len(each) for each in found}, {1})

@@ -1,0 +1,62 @@
+"""Changes to images that leave their class as it is: random crops and flips."""
+
+from collections.abc import Sequence
+
+from dfq_tf.compat import tf
+
+# A seed and the number of a step; random numbers depend on these and nothing else.
+SeedAndStep = tf.Tensor | tuple[int, tf.Tensor]
+
+
+def augment(
+    inputs: tf.Tensor, augmentation: str, seed_and_step: SeedAndStep
+) -> tf.Tensor:
+    """Crops each image at random after padding it with zeros, and may flip it.
+
+    Args:
+      inputs: (batch, height, width, channels), normalised, so that 0 is the mean.
+      augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
+        height on each side: 4 pixels of 32.
+      seed_and_step: decides the random numbers.
+
+    Returns:
+      A tensor like `inputs`.
+    """
+    if augmentation == "none":
+        return inputs
+    batch, height, width = tf.shape(inputs)[0], inputs.shape[1], inputs.shape[2]
+    margin = max(1, height // 8)
+    seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
+    padded = tf.pad(inputs, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+    offsets = tf.random.stateless_uniform(
+        (2, batch, 1), seeds[0], 0, 2 * margin + 1, tf.int32
+    )
+    rows = offsets[0] + tf.range(height)
+    columns = offsets[1] + tf.range(width)
+    if augmentation == "crop_flip":
+        is_flipped = tf.random.stateless_uniform((batch, 1), seeds[1]) < 0.5
+        columns = tf.where(is_flipped, tf.reverse(columns, [1]), columns)
+    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+
+
+def augment_pixels(
+    pixels: tf.Tensor,
+    input_mean: Sequence[float],
+    augmentation: str,
+    seed_and_step: SeedAndStep,
+) -> tf.Tensor:
+    """As `augment`, for images that are not normalised: pads with the mean pixel.
+
+    Args:
+      pixels: uint8 or float32 (batch, height, width, channels) in [0, 255].
+      input_mean: see `ModelDescription`.
+      augmentation: see `augment`.
+      seed_and_step: decides the random numbers.
+
+    Returns:
+      float32, of the same shape.
+    """
+    mean = tf.constant(input_mean, tf.float32)
+    pixels = tf.cast(pixels, tf.float32) - mean
+    return augment(pixels, augmentation, seed_and_step) + mean
