@@ -1,23 +1,20 @@
 """Changes to images that leave their class as it is: random crops and flips."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from dfq_tf.compat import tf
 
-# A seed and the number of a step; random numbers depend on these and nothing else.
-SeedAndStep = tf.Tensor | tuple[int, tf.Tensor]
 
-
-def augment(
-    inputs: tf.Tensor, augmentation: str, seed_and_step: SeedAndStep
-) -> tf.Tensor:
+def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tensor:
     """Crops each image at random after padding it with zeros, and may flip it.
 
     Args:
       inputs: (batch, height, width, channels), normalised, so that 0 is the mean.
       augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
         height on each side: 4 pixels of 32.
-      seed_and_step: decides the random numbers.
+      seed_and_step: two integers or an int32 (2,); the random numbers depend on them
+        and on nothing else.
 
     Returns:
       A tensor like `inputs`.
@@ -44,7 +41,7 @@ def augment_pixels(
     pixels: tf.Tensor,
     input_mean: Sequence[float],
     augmentation: str,
-    seed_and_step: SeedAndStep,
+    seed_and_step: Any,
 ) -> tf.Tensor:
     """As `augment`, for images that are not normalised: pads with the mean pixel.
 
@@ -52,11 +49,13 @@ def augment_pixels(
       pixels: uint8 or float32 (batch, height, width, channels) in [0, 255].
       input_mean: see `ModelDescription`.
       augmentation: see `augment`.
-      seed_and_step: decides the random numbers.
+      seed_and_step: see `augment`.
 
     Returns:
       float32, of the same shape.
     """
+    pixels = tf.cast(pixels, tf.float32)
+    if augmentation == "none":
+        return pixels
     mean = tf.constant(input_mean, tf.float32)
-    pixels = tf.cast(pixels, tf.float32) - mean
-    return augment(pixels, augmentation, seed_and_step) + mean
+    return augment(pixels - mean, augmentation, seed_and_step) + mean

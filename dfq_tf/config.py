@@ -271,6 +271,18 @@ class DistillationConfig(Checked):
         "own.",
         minimum=0,
     )
+    share_images: bool = setting(
+        False,
+        "Take the student steps of a round on the images of its generator steps, whose "
+        "answers are known, in place of fresh ones: they then need neither generator "
+        "nor teacher.",
+    )
+    student_augmentation: str = setting(
+        "none",
+        "Changes to the images of student steps: random crops after padding by an "
+        "eighth of the side, and horizontal flips.",
+        choices=AUGMENTATIONS,
+    )
     adversarial_ramp_steps: int = setting(
         0,
         "Generator steps over which the distillation loss grows to its full weight in "
@@ -298,10 +310,16 @@ class DistillationConfig(Checked):
                 f"num_generators is {self.num_generators}, more than the batch_size "
                 f"{self.batch_size}: a batch has an image of each generator"
             )
-        if self.bank_images and not self.generator_steps:
+        if self.bank_images and self.share_images:
             raise ConfigError(
-                f"bank_images is {self.bank_images} and generator_steps is 0; it is "
-                "the generator steps that fill the bank"
+                f"bank_images is {self.bank_images} and share_images is set; a student "
+                "step takes its images from one of them"
+            )
+        source = "bank_images" if self.bank_images else "share_images"
+        if getattr(self, source) and not self.generator_steps:
+            raise ConfigError(
+                f"{source} is {getattr(self, source)} and generator_steps is 0; the "
+                "images are those of generator steps"
             )
 
 
@@ -317,6 +335,8 @@ PHASE_SETTINGS = (
     "student_weight_decay",
     "temperature",
     "bank_images",
+    "share_images",
+    "student_augmentation",
     "adversarial_ramp_steps",
 )
 

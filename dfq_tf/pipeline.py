@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dfq_tf import bn_statistics, equalization, evaluation, export, models, training
+from dfq_tf.bank import ImageBank
 from dfq_tf.bias_correction import correct_biases
 from dfq_tf.calibration import calibrate
 from dfq_tf.classifier import Classifier
@@ -165,10 +166,12 @@ def distill(
       TrainingError: a loss or a weight became infinite or NaN.
     """
     check_pair(teacher, student)
+    bank = training.make_bank(student, config, seed)
     warmed = warmed_up(
         teacher,
         config=config,
         seed=seed,
+        bank=bank,
         precision=precision,
         directory=directory,
         show_progress=show_progress,
@@ -197,6 +200,7 @@ def distill(
         students,
         config,
         seed=seed,
+        bank=bank,
         directory=directory,
         evaluate=measured,
         show_progress=show_progress,
@@ -256,6 +260,7 @@ def warmed_up(
     *,
     config: DistillationConfig,
     seed: int,
+    bank: ImageBank | None = None,
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
@@ -266,6 +271,7 @@ def warmed_up(
       teacher: as in `quantize`, like the other arguments.
       config: settings of the training.
       seed: decides all random numbers.
+      bank: takes the images of the warm-up.
       precision: of teacher and generators.
       directory: for checkpoints, or None.
       show_progress: whether to show a bar.
@@ -278,6 +284,7 @@ def warmed_up(
         generators,
         config,
         seed=seed,
+        bank=bank,
         directory=directory,
         show_progress=show_progress,
     )

@@ -5,10 +5,11 @@ one kind of network and returns its measurements.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from dfq_tf import losses
+from dfq_tf.augmentation import augment_pixels
 from dfq_tf.bn_statistics import ObservedTeacher
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
@@ -17,8 +18,8 @@ from dfq_tf.optimizers import descend
 
 Measurements = dict[str, tf.Tensor]
 
-# Each kind of step draws noise of its own from the same (seed, step).
-_WARM_UP, _GENERATOR, _STUDENT, SAMPLE = range(4)
+# Each kind of step draws random numbers of its own from the same (seed, step).
+_WARM_UP, _GENERATOR, _STUDENT, SAMPLE, _AUGMENTATION = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,21 @@ class State:
     generator_optimizers: Sequence[Any]
     students: Sequence[Classifier] = ()
     student_optimizers: Sequence[Any] = ()
+
+
+class GeneratorStep(NamedTuple):
+    """What a step of the generators gives.
+
+    Attributes:
+      measurements: the losses, each the mean over the generators.
+      images: of all generators, as they were before the step, uint8
+        (num_generators * batch_size, height, width, channels).
+      teacher_logits: the teacher's answers to them, float32 (..., num_classes).
+    """
+
+    measurements: Measurements
+    images: tf.Tensor
+    teacher_logits: tf.Tensor
 
 
 def sample_noise(
@@ -91,62 +107,68 @@ def draw_pixels(
 
 def warm_up_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
-) -> Measurements:
-    """Trains each generator on the auxiliary loss alone, on noise of its own.
+) -> GeneratorStep:
+    """Trains each generator on the auxiliary loss alone, on noise of its own."""
 
-    Returns:
-      The losses, each the mean over the generators.
-    """
-    measured = []
-    for generator, optimizer, noise in _with_noise(
-        state, config, seed_and_step, _WARM_UP
-    ):
-        with tf.GradientTape() as tape:
-            pixels = generator(noise, training=True)
-            _, loss, measurements = _auxiliary_loss(state, config, pixels)
-        descend(tape, loss, generator, optimizer)
-        measured.append({"auxiliary_loss": loss, **measurements})
-    return _means(measured)
+    def loss(
+        pixels: tf.Tensor, logits: tf.Tensor, auxiliary: tf.Tensor
+    ) -> tuple[tf.Tensor, Measurements]:
+        return auxiliary, {}
+
+    return _descend_generators(state, config, seed_and_step, _WARM_UP, loss)
 
 
 def generator_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
-) -> tuple[Measurements, tf.Tensor, tf.Tensor]:
+) -> GeneratorStep:
     """Trains each generator to find images on which students and teacher differ.
 
     Its loss is alpha * auxiliary loss - distillation loss, the latter the mean over
     the students. They run with training=False: moving averages that they may have
     stay where they are.
-
-    Returns:
-      The losses, each the mean over the generators; the images of all generators, as
-      they were before the step, uint8 (num_generators * batch_size, height, width,
-      channels); and the teacher's logits for them, float32.
     """
     ramp = tf.constant(1.0)
     if config.adversarial_ramp_steps:
         done = tf.cast(seed_and_step[1] + 1, tf.float32)
         ramp = tf.minimum(done / config.adversarial_ramp_steps, 1.0)
+
+    def loss(
+        pixels: tf.Tensor, logits: tf.Tensor, auxiliary: tf.Tensor
+    ) -> tuple[tf.Tensor, Measurements]:
+        differences = [
+            losses.distillation_loss(logits, _logits(student, pixels, False))
+            for student in state.students
+        ]
+        distillation = tf.add_n(differences) / len(differences)
+        value = config.alpha * auxiliary - ramp * distillation
+        return value, {"generator_loss": value}
+
+    return _descend_generators(state, config, seed_and_step, _GENERATOR, loss)
+
+
+def _descend_generators(
+    state: State,
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+    loss: Callable[..., tuple[tf.Tensor, Measurements]],
+) -> GeneratorStep:
+    """One step of each generator on `loss` of its pixels, logits and auxiliary loss."""
     measured, images, answers = [], [], []
     for generator, optimizer, noise in _with_noise(
-        state, config, seed_and_step, _GENERATOR
+        state, config, seed_and_step, stream
     ):
         with tf.GradientTape() as tape:
             pixels = generator(noise, training=True)
-            logits, auxiliary, measurements = _auxiliary_loss(state, config, pixels)
-            differences = [
-                losses.distillation_loss(logits, _logits(student, pixels, False))
-                for student in state.students
-            ]
-            distillation = tf.add_n(differences) / len(differences)
-            loss = config.alpha * auxiliary - ramp * distillation
-        descend(tape, loss, generator, optimizer)
-        measured.append(
-            {"generator_loss": loss, "auxiliary_loss": auxiliary, **measurements}
-        )
+            logits, auxiliary, parts = _auxiliary_loss(state, config, pixels)
+            value, more = loss(pixels, logits, auxiliary)
+        descend(tape, value, generator, optimizer)
+        measured.append({**more, "auxiliary_loss": auxiliary, **parts})
         images.append(tf.cast(tf.round(pixels), tf.uint8))
         answers.append(logits)
-    return _means(measured), tf.concat(images, axis=0), tf.concat(answers, axis=0)
+    return GeneratorStep(
+        _means(measured), tf.concat(images, axis=0), tf.concat(answers, axis=0)
+    )
 
 
 def student_step(
@@ -154,32 +176,60 @@ def student_step(
 ) -> Measurements:
     """Trains the students to answer as the teacher does, on fresh images."""
     pixels = draw_pixels(state.generators, config, seed_and_step, _STUDENT)
-    return banked_step(state, config, pixels, state.teacher(pixels)[0])
+    pixels = _augmented(state, config, pixels, seed_and_step)
+    return _descend_students(state, config, pixels, state.teacher(pixels)[0])
 
 
-def banked_step(
+def answered_step(
     state: State,
     config: DistillationConfig,
     images: tf.Tensor,
     teacher_logits: tf.Tensor,
+    seed_and_step: tf.Tensor,
 ) -> Measurements:
     """Trains the students on images whose answers are known.
 
+    With `student_augmentation`, the images are changed at random, and the answers
+    stay: the teacher would say much the same, and is not asked again.
+
     Args:
       state: its students are changed.
-      config: temperature, weight decay.
-      images: uint8 or float32 (batch, height, width, channels) in [0, 255].
+      config: augmentation, temperature, weight decay.
+      images: uint8 (batch, height, width, channels).
       teacher_logits: float32 (batch, num_classes).
+      seed_and_step: decides the augmentation.
 
     Returns:
       As `distillation_step`, each the mean over the students.
     """
+    pixels = _augmented(state, config, images, seed_and_step)
+    return _descend_students(state, config, pixels, teacher_logits)
+
+
+def _augmented(
+    state: State,
+    config: DistillationConfig,
+    images: tf.Tensor,
+    seed_and_step: tf.Tensor,
+) -> tf.Tensor:
+    """The pixels that students see: changed at random, if the settings say so."""
+    seed = tf.random.fold_in(seed_and_step, _AUGMENTATION)
+    mean = state.teacher.description.input_mean
+    return augment_pixels(images, mean, config.student_augmentation, seed)
+
+
+def _descend_students(
+    state: State,
+    config: DistillationConfig,
+    pixels: tf.Tensor,
+    teacher_logits: tf.Tensor,
+) -> Measurements:
     return _means(
         [
             distillation_step(
                 student,
                 optimizer,
-                images,
+                pixels,
                 teacher_logits,
                 temperature=config.temperature,
                 weight_decay=config.student_weight_decay,

@@ -46,6 +46,7 @@ def warm_up(
     config: DistillationConfig,
     *,
     seed: int,
+    bank: ImageBank | None = None,
     directory: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> dict[str, float]:
@@ -56,6 +57,7 @@ def warm_up(
       generators: from `make_generators`.
       config: steps, batch size, weights of the terms.
       seed: decides the noise.
+      bank: takes the images of all steps, with the teacher's answers.
       directory: for checkpoints and scalars; None keeps none.
       show_progress: whether to show a bar.
 
@@ -72,14 +74,21 @@ def warm_up(
     state = steps.State(teacher, generators, adams)
 
     @compiled
-    def step(seed_and_step: tf.Tensor) -> steps.Measurements:
+    def step(seed_and_step: tf.Tensor) -> steps.GeneratorStep:
         return steps.warm_up_step(state, config, seed_and_step)
 
+    def one_step(index: int) -> steps.Measurements:
+        made = step(tf.constant([seed, index]))
+        if bank is not None:
+            bank.add(made.images.numpy(), made.teacher_logits.numpy())
+        return made.measurements
+
+    trackables = _numbered(generator=generators, optimizer=adams)
     return run_loop(
         "warm_up",
-        lambda index: step(tf.constant([seed, index])),
+        one_step,
         config.warm_up_steps,
-        _numbered(generator=generators, optimizer=adams),
+        trackables if bank is None else {**trackables, "bank": bank},
         directory,
         show_progress=show_progress,
     )
@@ -92,6 +101,7 @@ def distill(
     config: DistillationConfig,
     *,
     seed: int,
+    bank: ImageBank | None = None,
     name: str = "distillation",
     directory: str | os.PathLike[str] | None = None,
     evaluate: Evaluate | None = None,
@@ -100,7 +110,8 @@ def distill(
     """Trains students and generators against each other, all in place.
 
     Each round takes `generator_steps`, all on fresh noise, then `student_steps`: on
-    fresh noise too, or, with `bank_images`, on images of past generator steps.
+    fresh noise too; or, with `bank_images`, on images of past generator steps; or,
+    with `share_images`, on those of the round's generator steps, in turn.
 
     Args:
       teacher: frozen.
@@ -108,6 +119,7 @@ def distill(
       students: float or fake-quantized; they give logits.
       config: rounds, batch size, learning rates, weights of the terms.
       seed: decides the noise.
+      bank: what the warm-up filled; by default a new one, if the settings want one.
       name: of the phase, see `run_loop`.
       directory: for checkpoints and scalars; None keeps none.
       evaluate: measures the students now and then, see `run_loop`; nothing is chosen
@@ -128,15 +140,11 @@ def distill(
     ]
     student_optimizers = [student_optimizer(s.model, config) for s in students]
     state = steps.State(teacher, generators, adams, students, student_optimizers)
-    bank = None
-    if config.bank_images:
-        student = students[0]
-        bank = ImageBank(
-            config.bank_images, student.image_shape, student.num_classes, seed
-        )
+    if bank is None:
+        bank = make_bank(students[0], config, seed)
 
     @compiled
-    def generator_step(seed_and_step: tf.Tensor) -> Any:
+    def generator_step(seed_and_step: tf.Tensor) -> steps.GeneratorStep:
         return steps.generator_step(state, config, seed_and_step)
 
     @compiled
@@ -144,24 +152,31 @@ def distill(
         return steps.student_step(state, config, seed_and_step)
 
     @compiled
-    def banked_step(images: tf.Tensor, logits: tf.Tensor) -> steps.Measurements:
-        return steps.banked_step(state, config, images, logits)
+    def answered_step(
+        images: tf.Tensor, logits: tf.Tensor, seed_and_step: tf.Tensor
+    ) -> steps.Measurements:
+        return steps.answered_step(state, config, images, logits, seed_and_step)
 
     def one_round(index: int) -> steps.Measurements:
         measurements: steps.Measurements = {}
+        made: list[steps.GeneratorStep] = []
         first = index * config.generator_steps
         for i in range(first, first + config.generator_steps):
-            measured, images, logits = generator_step(tf.constant([seed, i]))
-            measurements |= measured
+            made.append(generator_step(tf.constant([seed, i])))
+            measurements |= made[-1].measurements
             if bank is not None:
-                bank.add(images.numpy(), logits.numpy())
+                bank.add(made[-1].images.numpy(), made[-1].teacher_logits.numpy())
         first = index * config.student_steps
         for i in range(first, first + config.student_steps):
-            if bank is None:
-                measurements |= student_step(tf.constant([seed, i]))
+            seed_and_step = tf.constant([seed, i])
+            if bank is not None:
+                images, logits = map(tf.constant, bank.draw(config.batch_size, i))
+            elif config.share_images:
+                images, logits = _shared(made, i - first, config.batch_size)
             else:
-                drawn = bank.draw(config.batch_size, i)
-                measurements |= banked_step(*map(tf.constant, drawn))
+                measurements |= student_step(seed_and_step)
+                continue
+            measurements |= answered_step(images, logits, seed_and_step)
         return measurements
 
     trackables = _numbered(
@@ -180,6 +195,31 @@ def distill(
         evaluate_every=max(1, rounds // 10),
         show_progress=show_progress,
     )
+
+
+def make_bank(
+    network: Classifier, config: DistillationConfig, seed: int
+) -> ImageBank | None:
+    """An empty bank for a network's images and classes; None if none is wanted.
+
+    Args:
+      network: teacher or student.
+      config: says how many images it holds.
+      seed: decides what is drawn.
+    """
+    if not config.bank_images:
+        return None
+    return ImageBank(config.bank_images, network.image_shape, network.num_classes, seed)
+
+
+def _shared(
+    made: Sequence[steps.GeneratorStep], index: int, batch_size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One batch of what generator steps have made, images of all generators in it."""
+    each = made[index % len(made)]
+    stride = len(each.images) // batch_size
+    start = index // len(made) % stride
+    return each.images[start::stride], each.teacher_logits[start::stride]
 
 
 def generate(

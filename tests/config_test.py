@@ -228,8 +228,18 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         ),
         (
             dict(bank_images=10, generator_steps=0),
-            "bank_images is 10 and generator_steps is 0; it is the generator steps "
-            "that fill the bank",
+            "bank_images is 10 and generator_steps is 0; the images are those of "
+            "generator steps",
+        ),
+        (
+            dict(share_images=True, generator_steps=0),
+            "share_images is True and generator_steps is 0; the images are those of "
+            "generator steps",
+        ),
+        (
+            dict(bank_images=10, share_images=True),
+            "bank_images is 10 and share_images is set; a student step takes its "
+            "images from one of them",
         ),
     )
     def test_contradictions_are_refused(self, settings, message):
@@ -240,7 +250,8 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         paper = config.recipe("paper")
         self.assertEqual((paper.generator_steps, paper.student_steps), (1, 1))
         # Every step on fresh noise, the losses as they are published.
-        self.assertEqual((paper.bank_images, paper.temperature), (0, 1.0))
+        self.assertEqual((paper.bank_images, paper.share_images), (0, False))
+        self.assertEqual(paper.temperature, 1.0)
         self.assertEqual((paper.adversarial_ramp_steps, paper.alpha), (0, 1.0))
         self.assertEqual(paper.noise_dim, 512)
         self.assertEqual(paper.generator_learning_rate, 1e-3)

@@ -346,7 +346,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         weights = first.student.model.weights
         self.assertTrue(helpers.all_equal(weights, same.student.model.weights))
         self.assertFalse(helpers.all_equal(weights, other.student.model.weights))
-        with mock.patch.object(training.steps, "banked_step") as step:
+        with mock.patch.object(training.steps, "answered_step") as step:
             again = self.distill(seed=1, directory=folder)
         step.assert_not_called()
         self.assertTrue(helpers.all_equal(weights, again.student.model.weights))

@@ -99,7 +99,7 @@ class WarmUpStepTest(tf.test.TestCase):
             inputs, state.teacher.means, state.teacher.variances
         )
         instance, batch = losses.instance_entropy(logits), losses.batch_entropy(logits)
-        measured = steps.warm_up_step(state, _CONFIG, _seed())
+        measured = steps.warm_up_step(state, _CONFIG, _seed()).measurements
         self.assertAllClose(measured["bn_statistics_loss"], bn, rtol=1e-4)
         self.assertAllClose(measured["instance_entropy"], instance, rtol=1e-4)
         self.assertAllClose(measured["batch_entropy"], batch, rtol=1e-4)
@@ -110,7 +110,11 @@ class WarmUpStepTest(tf.test.TestCase):
     def test_decreases_its_loss(self):
         state = _state()
         values = [
-            steps.warm_up_step(state, _CONFIG, _seed())["auxiliary_loss"].numpy()
+            float(
+                steps.warm_up_step(state, _CONFIG, _seed()).measurements[
+                    "auxiliary_loss"
+                ]
+            )
             for _ in range(8)
         ]
         self.assertLess(values[-1], 0.8 * values[0])
@@ -296,9 +300,9 @@ class SeveralTest(parameterized.TestCase, tf.test.TestCase):
                 alone, generators=[generator], generator_optimizers=[_sgd(generator, 0)]
             )
             with mock.patch.object(steps, "sample_noise", return_value=noise):
-                loss = steps.warm_up_step(alone, _CONFIG, _seed())["auxiliary_loss"]
-            expected.append(float(loss))
-        measured = steps.warm_up_step(self.state, _CONFIG, _seed())
+                loss = steps.warm_up_step(alone, _CONFIG, _seed()).measurements
+            expected.append(float(loss["auxiliary_loss"]))
+        measured, _, _ = steps.warm_up_step(self.state, _CONFIG, _seed())
         self.assertNotAllClose(expected[0], expected[1])
         self.assertAllClose(measured["auxiliary_loss"], np.mean(expected), rtol=1e-4)
 
@@ -333,15 +337,16 @@ class SeveralTest(parameterized.TestCase, tf.test.TestCase):
             ):
                 self.assertAllClose(variable, value, atol=1e-5)
 
-    def test_generator_step_gives_its_images_and_the_answers(self):
+    @parameterized.parameters((0, steps.warm_up_step), (1, steps.generator_step))
+    def test_gives_the_images_before_the_step_and_the_answers(self, stream, step):
         expected = tf.concat(
             [
                 _copy(generator)(noise, training=True)
-                for generator, noise in zip(self.state.generators, self._noises(1))
+                for generator, noise in zip(self.state.generators, self._noises(stream))
             ],
             axis=0,
         )
-        _, images, logits = steps.generator_step(self.state, _CONFIG, _seed())
+        _, images, logits = step(self.state, _CONFIG, _seed())
         self.assertEqual(images.dtype, tf.uint8)
         self.assertAllClose(tf.cast(images, tf.float32), expected, rtol=0, atol=0.501)
         self.assertAllClose(logits, self.state.teacher(expected)[0], atol=1e-4)
@@ -375,6 +380,77 @@ class SeveralTest(parameterized.TestCase, tf.test.TestCase):
         for one, other in zip(self.state.students, alone.students):
             for variable, value in zip(one.model.weights, other.model.weights):
                 self.assertAllClose(variable, value, atol=1e-5)
+
+    def _answered(self, images, logits, **settings):
+        """Of fresh students: what the step measures, and their weights after it."""
+        state = self._several()
+        config = dataclasses.replace(_CONFIG, share_images=True, **settings)
+        measured = steps.answered_step(state, config, images, logits, _seed())
+        weights = [w.numpy() for s in state.students for w in s.model.weights]
+        return measured, weights
+
+    def test_answered_step_trains_each_student_on_the_images_it_is_given(self):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (6, 8, 8, 3), np.uint8)
+        logits = rng.normal(size=(6, 4)).astype(np.float32)
+        alone = self._several()
+        for student, optimizer in zip(alone.students, alone.student_optimizers):
+            steps.distillation_step(student, optimizer, tf.constant(images), logits)
+        expected = [w for s in alone.students for w in s.model.weights]
+        for value, weight in zip(self._answered(images, logits)[1], expected):
+            self.assertAllClose(value, weight, atol=1e-5)
+
+    def test_fresh_images_are_augmented_before_the_teacher_is_asked(self):
+        fresh = steps.draw_pixels(
+            [_copy(generator) for generator in self.state.generators],
+            _CONFIG,
+            _seed(),
+            2,
+        )
+        seen = []
+
+        def watched(student, optimizer, pixels, answers, **settings):
+            seen.append((pixels, answers))
+            return {"distillation_loss": tf.constant(0.0)}
+
+        config = dataclasses.replace(_CONFIG, student_augmentation="crop")
+        with mock.patch.object(steps, "distillation_step", watched):
+            steps.student_step(self.state, config, _seed())
+        pixels, answers = seen[0]
+        for result, image in zip(pixels.numpy(), fresh.numpy()):
+            padded = np.pad(image - 120.0, [(1, 1), (1, 1), (0, 0)]) + 120.0
+            windows = [padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+            self.assertLess(min(abs(result - w).max() for w in windows), 1e-2)
+        self.assertNotAllClose(pixels, fresh)
+        self.assertAllClose(answers, self.state.teacher(pixels)[0], atol=1e-4)
+
+    def test_answered_step_augments_the_images_and_keeps_the_answers(self):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (6, 8, 8, 3), np.uint8)
+        logits = rng.normal(size=(6, 4)).astype(np.float32)
+        seen = []
+        step = steps.distillation_step
+
+        def watched(student, optimizer, pixels, answers, **settings):
+            seen.append((pixels.numpy(), answers))
+            return step(student, optimizer, pixels, answers, **settings)
+
+        with mock.patch.object(steps, "distillation_step", watched):
+            self._answered(images, logits, student_augmentation="crop_flip")
+        self.assertLen(seen, 2)
+        for pixels, answers in seen:
+            # Both students see the same.
+            self.assertAllEqual(pixels, seen[0][0])
+            self.assertAllEqual(answers, logits)
+        cut = [
+            [
+                helpers.offset_in_padded(each, image, 120.0)
+                for each in (result, result[:, ::-1])
+            ]
+            for result, image in zip(seen[0][0], images)
+        ]
+        self.assertNotIn([None, None], cut)
+        self.assertGreater(len({str(each) for each in cut}), 3)
 
     @parameterized.parameters((0, 0.25), (1, 0.5), (3, 1.0), (10, 1.0))
     def test_ramp_lets_the_distillation_loss_in_slowly(self, step, weight):

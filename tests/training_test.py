@@ -109,7 +109,8 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
             optimizer = keras.optimizers.SGD(0.0)
             optimizer.build(copy.trainable_variables)
             state = steps.State(runs.teacher, [copy], [optimizer])
-            return steps.warm_up_step(state, _CONFIG, noise_seed)["auxiliary_loss"]
+            step = steps.warm_up_step(state, _CONFIG, noise_seed)
+            return step.measurements["auxiliary_loss"]
 
         before = auxiliary_loss()
         last = runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=30))
@@ -178,7 +179,9 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
                     lambda s: taken.append((name, *map(int, s))), [seed_and_step], []
                 )
                 measured = {name: tf.constant(0.0)}
-                return measured if name == "student" else (measured, None, None)
+                if name == "student":
+                    return measured
+                return steps.GeneratorStep(measured, tf.zeros(()), tf.zeros(()))
 
             return step
 
@@ -337,28 +340,77 @@ class SeveralTest(tf.test.TestCase):
                 helpers.all_equal(model.trainable_variables, other.trainable_variables)
             )
 
-    def test_students_train_on_the_images_of_generator_steps(self):
+    def _made_and_seen(self, networks, config, bank=None):
+        """What generator steps give, and what student steps are given."""
         made, seen = [], []
-        generator_step, banked_step = steps.generator_step, steps.banked_step
+        generator_step, answered_step = steps.generator_step, steps.answered_step
 
         def watched_generator_step(*args):
             result = generator_step(*args)
             tf.py_function(lambda *x: made.append([*map(np.array, x)]), result[1:], [])
             return result
 
-        def watched_banked_step(state, config, images, logits):
+        def watched_answered_step(state, config, images, logits, seed):
             tf.py_function(
                 lambda *x: seen.append([*map(np.array, x)]), [images, logits], []
             )
-            return banked_step(state, config, images, logits)
+            return answered_step(state, config, images, logits, seed)
 
         with (
             mock.patch.object(steps, "generator_step", watched_generator_step),
-            mock.patch.object(steps, "banked_step", watched_banked_step),
+            mock.patch.object(steps, "answered_step", watched_answered_step),
             mock.patch.object(steps, "student_step") as fresh,
         ):
-            self._distill(self._networks())
+            training.distill(*networks, config, seed=2, bank=bank, show_progress=False)
         fresh.assert_not_called()
+        return made, seen
+
+    def test_shared_images_are_those_of_the_round_in_turn(self):
+        config = dataclasses.replace(
+            self.config, bank_images=0, share_images=True, rounds=2, student_steps=5
+        )
+        made, seen = self._made_and_seen(self._networks(), config)
+        self.assertLen(made, 4)
+        self.assertLen(seen, 10)
+        for i, batch in enumerate(seen):
+            # Two generator steps of 2 x 4 images, so four batches, then again.
+            images = made[2 * (i // 5) + i % 5 % 2]
+            start = (0, 0, 1, 1, 0)[i % 5]
+            for drawn, all_of_them in zip(batch, images):
+                self.assertAllEqual(drawn, all_of_them[start::2])
+
+    def test_a_bank_keeps_the_images_of_the_warm_up(self):
+        config = dataclasses.replace(self.config, warm_up_steps=3, bank_images=1000)
+        folder = self.get_temp_dir()
+
+        def warmed_up(directory):
+            teacher, generators, students = self._networks()
+            bank = training.make_bank(students[0], config, seed=2)
+            training.warm_up(
+                teacher,
+                generators,
+                config,
+                seed=2,
+                bank=bank,
+                directory=directory,
+                show_progress=False,
+            )
+            return (teacher, generators, students), bank
+
+        networks, bank = warmed_up(folder)
+        self.assertLen(bank, 3 * 8)
+        # A run that finds it finished has the same bank.
+        self.assertEqual(warmed_up(folder)[1].serialize(), bank.serialize())
+        old = {image.tobytes() for image in bank.draw(1000, 0)[0]}
+        made, seen = self._made_and_seen(networks, config, bank)
+        new = {image.tobytes() for images, _ in made for image in images}
+        drawn = {image.tobytes() for images, _ in seen for image in images}
+        self.assertContainsSubset(drawn, old | new)
+        self.assertNotEmpty(drawn & old)
+        self.assertNotEmpty(drawn & new)
+
+    def test_students_train_on_the_images_of_generator_steps(self):
+        made, seen = self._made_and_seen(self._networks(), self.config)
         self.assertLen(made, 8)
         self.assertLen(seen, 8)
         for i, (images, logits) in enumerate(seen):
