@@ -1,11 +1,14 @@
-"""Times one generator step and one student step, on random weights.
+"""Times the training steps on random weights, and counts what they compute.
 
-    python tools/benchmark.py --model=wrn_16_1
+    python tools/benchmark.py --model=wrn_40_2 --student=wrn_16_1 --student_steps=1
 
-Reports the median over --steps of each, for a float student and for a fake-quantized
-one. Run it on an idle machine; no data is used.
+For a float student and for a fake-quantized one: the median time of each step, its
+floating-point operations by network and direction, and the share of the machine's
+matrix peak that it reaches. A round is as the flags say. Run it on an idle machine; no
+data is used.
 """
 
+import collections
 import functools
 import json
 import pathlib
@@ -13,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -29,6 +33,11 @@ from tools import common
 
 FLAGS = common.FLAGS
 
+# Side of the matrices whose product gives the peak.
+_SIDE = 4096
+# How the models of a step begin the names of their operations; all others are students.
+_ROLES = {"generator": "generator", "network": "teacher"}
+
 
 def median_seconds(step: Callable[[int], object], count: int) -> float:
     """Median time of `step(index)` over `count` calls, after three to warm up."""
@@ -40,6 +49,64 @@ def median_seconds(step: Callable[[int], object], count: int) -> float:
     return statistics.median(times[3:])
 
 
+def matrix_peak(precision: str) -> float:
+    """GFLOP/s of a large matrix product in float32 or bfloat16."""
+    kind = {"float32": tf.float32, "bfloat16": tf.bfloat16}[precision]
+    matrix = tf.cast(tf.random.stateless_normal((_SIDE, _SIDE), (0, 0)), kind)
+    product = tf.function(lambda: tf.matmul(matrix, matrix)[0, 0])
+    return 2 * _SIDE**3 / median_seconds(lambda _: product().numpy(), 5) / 1e9
+
+
+def count_operations(graph: Any) -> dict[str, float]:
+    """Floating-point operations of convolutions and dense layers in a step's graph.
+
+    A multiplication and an addition are two. What goes over each value once (batch
+    normalization, ReLU, sums, losses) is left out: it is bound by memory.
+
+    Args:
+      graph: of a step traced with batches of a known size.
+
+    Returns:
+      'teacher forward', 'generator backward', ... -> GFLOP.
+    """
+    counts: dict[str, float] = collections.defaultdict(float)
+    for op in _live_operations(graph):
+        if op.type in ("Conv2D", "DepthwiseConv2dNative"):
+            values, kernel = op.outputs[0], op.inputs[1]
+        elif op.type.endswith("BackpropInput"):
+            values, kernel = op.inputs[2], op.inputs[1]
+        elif op.type.endswith("BackpropFilter"):
+            values, kernel = op.inputs[2], op.outputs[0]
+        elif op.type == "MatMul":
+            values, kernel = op.outputs[0], op.inputs[0]
+        else:
+            continue
+        if op.type == "MatMul":
+            products = kernel.shape[0 if op.get_attr("transpose_a") else 1]
+        elif op.type.startswith("Depthwise"):
+            products = np.prod(kernel.shape[:2])
+        else:
+            products = np.prod(kernel.shape[:3])
+        scope = op.name.split("/")
+        direction = "backward" if scope[0] == "gradient_tape" else "forward"
+        name = scope[direction == "backward"]
+        role = next((r for n, r in _ROLES.items() if name.startswith(n)), "student")
+        counts[f"{role} {direction}"] += 2 * values.shape.num_elements() * products
+    return {key: count / 1e9 for key, count in sorted(counts.items())}
+
+
+def _live_operations(graph: Any) -> set[Any]:
+    """What a function runs: gradients that nobody asked for are traced, not run."""
+    todo = [*(tensor.op for tensor in graph.outputs), *graph.control_outputs]
+    live: set[Any] = set()
+    while todo:
+        op = todo.pop()
+        if op not in live:
+            live.add(op)
+            todo += [*(tensor.op for tensor in op.inputs), *op.control_inputs]
+    return live
+
+
 def random_classifier(name: str, classes: int, side: int) -> Classifier:
     """A network with random weights, for images of side x side x 3."""
     return Classifier(
@@ -49,15 +116,23 @@ def random_classifier(name: str, classes: int, side: int) -> Classifier:
 
 
 def time_steps(
-    teacher: Classifier, student: Classifier, config: DistillationConfig, count: int
-) -> dict[str, float]:
-    """Median seconds of each step.
+    teacher: Classifier,
+    students: list[Classifier],
+    config: DistillationConfig,
+    count: int,
+    peak: float,
+) -> dict[str, dict[str, Any]]:
+    """Times each step, and a round of them.
 
     Args:
-      teacher: its images and classes are the student's.
-      student: float or fake-quantized.
-      config: gives the batch size.
+      teacher: its images and classes are the students'.
+      students: float or fake-quantized.
+      config: gives the batch size, the number of generators and the steps of a round.
       count: how often each step is timed.
+      peak: GFLOP/s that the machine can do.
+
+    Returns:
+      Step -> seconds, operations in GFLOP, share of the peak.
     """
     run = common.config_from_flags(RunConfig)
     generators = training.make_generators(teacher, config, run.seed, run.precision)
@@ -65,31 +140,59 @@ def time_steps(
         bn_statistics.observe(teacher, run.precision),
         generators,
         [optimizers.adam(g, 1e-3, 1000) for g in generators],
-        [student],
-        [training.student_optimizer(student.model, config)],
+        students,
+        [training.student_optimizer(s.model, config) for s in students],
     )
-    seconds = {}
-    for step in (steps.warm_up_step, steps.generator_step, steps.student_step):
+    rng = np.random.default_rng(run.seed)
+    shape = (config.batch_size, *teacher.image_shape)
+    images = tf.constant(rng.integers(0, 256, shape, np.uint8))
+    logits = tf.constant(
+        rng.normal(size=(len(images), teacher.num_classes)), tf.float32
+    )
+
+    def answered_step(
+        state: steps.State, config: DistillationConfig, seed_and_step: tf.Tensor
+    ) -> steps.Measurements:
+        return steps.answered_step(state, config, images, logits, seed_and_step)
+
+    results: dict[str, dict[str, Any]] = {}
+    for step in (
+        steps.warm_up_step,
+        steps.generator_step,
+        steps.student_step,
+        answered_step,
+    ):
         compiled = training.compiled(functools.partial(step, state, config))
+        graph = compiled.get_concrete_function(tf.TensorSpec((2,), tf.int32)).graph
 
         def call(index: int, compiled: Callable = compiled) -> object:
             result = compiled(tf.constant([run.seed, index]))
             return [value.numpy() for value in tf.nest.flatten(result)]
 
-        seconds[step.__name__] = median_seconds(call, count)
-    compiled = training.compiled(functools.partial(steps.answered_step, state, config))
-    rng = np.random.default_rng(run.seed)
-    shape = (config.batch_size, *teacher.image_shape)
-    images = tf.constant(rng.integers(0, 256, shape, np.uint8))
-    logits = tf.constant(rng.normal(size=(len(images), 10)), tf.float32)
-    seconds["answered_step"] = median_seconds(
-        lambda index: [
-            value.numpy()
-            for value in compiled(images, logits, tf.constant([0, index])).values()
-        ],
-        count,
-    )
-    return seconds
+        results[step.__name__] = _report(
+            median_seconds(call, count), count_operations(graph), peak
+        )
+    is_fresh = not (config.bank_images or config.share_images)
+    parts = {
+        "generator_step": config.generator_steps,
+        "student_step" if is_fresh else "answered_step": config.student_steps,
+    }
+    operations: dict[str, float] = collections.defaultdict(float)
+    for name, times in parts.items():
+        for key, value in results[name]["gflop"].items():
+            operations[key] += times * value
+    seconds = sum(times * results[name]["seconds"] for name, times in parts.items())
+    results["round"] = _report(seconds, operations, peak)
+    return results
+
+
+def _report(seconds: float, gflop: dict[str, float], peak: float) -> dict[str, Any]:
+    share = sum(gflop.values()) / seconds / peak
+    return {
+        "seconds": round(seconds, 4),
+        "gflop": {key: round(value, 3) for key, value in gflop.items()},
+        "share_of_peak": round(share, 3),
+    }
 
 
 def main() -> None:
@@ -99,27 +202,30 @@ def main() -> None:
     keras.utils.set_random_seed(run.seed)
     teacher = random_classifier(FLAGS.model, 10, 32)
     name = FLAGS.student or FLAGS.model
-    student = random_classifier(name, 10, 32)
-    half = with_precision(student.model, run.precision)
-    graph, description = apply.integer_ready(student)
+    networks = [random_classifier(name, 10, 32) for _ in range(config.num_students)]
+    floats = [
+        Classifier(with_precision(each.model, run.precision), each.description)
+        for each in networks
+    ]
     noise = np.random.default_rng(run.seed).integers(0, 256, (64, 32, 32, 3), np.uint8)
-    ranges = calibration.calibrate(graph, description, noise)
-    quantized = apply.quantize_graph(graph, description, BitWidths(), ranges)
-    results = {}
-    for kind, model in (
-        ("float student", Classifier(half, student.description)),
-        ("QAT student", quantized),
-    ):
-        seconds = time_steps(teacher, model, config, FLAGS.steps)
-        pair = seconds["generator_step"] + seconds["student_step"]
-        results[kind] = {**seconds, "images_per_second": 2 * config.batch_size / pair}
+    quantized = []
+    for each in networks:
+        graph, description = apply.integer_ready(each)
+        ranges = calibration.calibrate(graph, description, noise)
+        quantized.append(apply.quantize_graph(graph, description, BitWidths(), ranges))
+    precision = resolve_precision(run.precision)
+    peak = matrix_peak(precision)
     report = {
         "teacher": FLAGS.model,
         "student": name,
         "batch_size": config.batch_size,
-        "precision": resolve_precision(run.precision),
-        **results,
+        "num_generators": config.num_generators,
+        "num_students": config.num_students,
+        "precision": precision,
+        "matrix_peak_gflops": round(peak),
     }
+    for kind, students in (("float student", floats), ("QAT student", quantized)):
+        report[kind] = time_steps(teacher, students, config, FLAGS.steps, peak)
     print(json.dumps(report, indent=2))
 
 

@@ -1,0 +1,49 @@
+from dfq_tf.compat import keras, tf
+from tools import benchmark
+
+layers = keras.layers
+
+
+class CountOperationsTest(tf.test.TestCase):
+    def test_counts_each_network_in_each_direction(self):
+        # Named as in a step: the teacher is 'network', the student of another name.
+        def model(name, kernel, strides):
+            image = layers.Input((8, 6, 3))
+            x = layers.Conv2D(5, kernel, strides, padding="same", name="conv")(image)
+            x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+            x = layers.ReLU()(layers.BatchNormalization()(x))
+            x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(x))
+            return keras.Model(image, x, name=name)
+
+        teacher, student = model("network", 3, 2), model("small", 1, 1)
+
+        @tf.function
+        def step(images):
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(images)
+                answers = tf.reduce_sum(teacher(images, training=False) ** 2)
+                loss = tf.reduce_sum(student(images, training=True) ** 2)
+            return tape.gradient(answers, images), [
+                tape.gradient(loss, student.trainable_variables)
+            ]
+
+        graph = step.get_concrete_function(tf.TensorSpec((2, 8, 6, 3))).graph
+        # 2 images; of the teacher 4 x 3 positions, of the student 8 x 6.
+        teacher_forward = 2 * (24 * 5 * 27 + 24 * 5 * 9 + 2 * 4 * 5)
+        student_forward = 2 * (96 * 5 * 3 + 96 * 5 * 9 + 2 * 4 * 5)
+        expected = {
+            # Back to the image alone: as many operations as forward.
+            "teacher backward": teacher_forward,
+            "teacher forward": teacher_forward,
+            # To weights and values, but not to the image.
+            "student backward": 2 * student_forward - 2 * 96 * 5 * 3,
+            "student forward": student_forward,
+        }
+        counted = benchmark.count_operations(graph)
+        self.assertEqual(counted.keys(), expected.keys())
+        for key, count in expected.items():
+            self.assertAllClose(counted[key] * 1e9, count)
+
+
+if __name__ == "__main__":
+    tf.test.main()
