@@ -1,12 +1,14 @@
 """The losses of Choi et al. 2020, as functions of tensors.
 
-Who minimises what: the student minimises `distillation_loss`. The generator
+Each is of one replica's images, or of the whole batch where it says so; see
+`replicas`. Who minimises what: the student minimises `distillation_loss`. The generator
 minimises `generator_loss`, alpha times `auxiliary_loss` less the distillation loss.
 """
 
 from collections.abc import Sequence
 
 from dfq_tf.compat import tf
+from dfq_tf.replicas import replica_mean
 
 # Keeps the logarithm of a variance finite where all values are the same.
 _TINY = 1e-10
@@ -61,7 +63,7 @@ def batch_entropy(logits: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 scalar in nats, in [0, log(num_classes)].
     """
-    mean = tf.reduce_mean(tf.nn.softmax(logits), axis=0)
+    mean = replica_mean(tf.reduce_mean(tf.nn.softmax(logits), axis=0))
     return -tf.reduce_sum(mean * tf.math.log(mean + _TINY))
 
 
@@ -88,8 +90,9 @@ def bn_statistics_loss(
     for values, mu, var in zip(inputs, means, variances):
         values = tf.cast(values, tf.float32)
         axes = list(range(values.shape.rank - 1))
-        m = tf.reduce_mean(values, axes)
+        m = replica_mean(tf.reduce_mean(values, axes))
         v = tf.reduce_mean(tf.math.squared_difference(values, m), axes)
+        v = replica_mean(v)
         divergence = (tf.square(m - mu) + v) / (2 * (var + _TINY)) - 0.5
         divergence -= 0.5 * (tf.math.log(v + _TINY) - tf.math.log(var + _TINY))
         total += tf.reduce_sum(divergence)

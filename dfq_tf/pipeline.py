@@ -15,7 +15,7 @@ from dfq_tf import bn_statistics, equalization, evaluation, export, models, trai
 from dfq_tf.bias_correction import correct_biases
 from dfq_tf.calibration import calibrate
 from dfq_tf.classifier import Classifier
-from dfq_tf.compat import keras
+from dfq_tf.compat import keras, tf
 from dfq_tf.config import (
     BitWidths,
     CalibrationConfig,
@@ -68,6 +68,7 @@ def quantize(
     widths: BitWidths = BitWidths(),
     seed: int = 0,
     precision: str = "auto",
+    strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> Quantized:
@@ -87,6 +88,7 @@ def quantize(
       widths: bits of weights and activations.
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of teacher and generator.
+      strategy: the devices that train, see `distribution.make_strategy`; None for one.
       directory: keeps checkpoints: the same call there continues where it was
         interrupted. None keeps nothing.
       show_progress: whether to show a bar for each stage.
@@ -94,7 +96,7 @@ def quantize(
     Raises:
       ConfigError: a setting is out of its limits, or teacher and network do not fit.
       UnsupportedLayerError: a layer has no integer form; it is named.
-      TrainingError: a loss or a weight became infinite or NaN.
+      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
       ExportError: the converter gave a file that is not integer-only.
     """
     student, generators, measurements = make_student(
@@ -106,6 +108,7 @@ def quantize(
         widths=widths,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -137,6 +140,7 @@ def distill(
     config: DistillationConfig = recipe("bank"),
     seed: int = 0,
     precision: str = "auto",
+    strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
     evaluate: Callable[[Classifier], Mapping[str, float]] | None = None,
     show_progress: bool = True,
@@ -153,6 +157,7 @@ def distill(
       config: see `config.recipe`.
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
+      strategy: the devices that train, see `distribution.make_strategy`; None for one.
       directory: keeps checkpoints: the same call there continues where it was
         interrupted. None keeps nothing.
       evaluate: measures the first student now and then, beside its agreement with the
@@ -162,7 +167,7 @@ def distill(
 
     Raises:
       ConfigError: a setting is out of its limits, or teacher and student do not fit.
-      TrainingError: a loss or a weight became infinite or NaN.
+      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     check_pair(teacher, student)
     warmed = warmed_up(
@@ -170,6 +175,7 @@ def distill(
         config=config,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -197,6 +203,7 @@ def distill(
         students,
         config,
         seed=seed,
+        strategy=strategy,
         directory=directory,
         evaluate=measured,
         show_progress=show_progress,
@@ -259,6 +266,7 @@ def warmed_up(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> WarmedUp:
     """What distillation and quantization begin with.
 
@@ -269,6 +277,7 @@ def warmed_up(
       precision: of teacher and generators.
       directory: for checkpoints, or None.
       show_progress: whether to show a bar.
+      strategy: the devices that train; None for one.
     """
     RunConfig(seed=seed, precision=precision)
     observed = bn_statistics.observe(teacher, precision)
@@ -278,6 +287,7 @@ def warmed_up(
         generators,
         config,
         seed=seed,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -317,6 +327,7 @@ def prepare(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Prepared:
     """Everything that does not depend on bit widths: rewriting and warm-up.
 
@@ -329,6 +340,7 @@ def prepare(
       precision: of teacher and generators.
       directory: for the warm-up's checkpoints, or None.
       show_progress: whether to show a bar.
+      strategy: the devices that train; None for one.
     """
     if network is not None:
         check_pair(teacher, network)
@@ -338,6 +350,7 @@ def prepare(
         config=config,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -410,6 +423,7 @@ def distilled_student(
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
     evaluate: Evaluate | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[list[keras.Model], dict[str, float]]:
     """Trains a student in place, against copies of the warmed-up generators.
 
@@ -422,6 +436,7 @@ def distilled_student(
       directory: for checkpoints, or None.
       show_progress: whether to show a bar.
       evaluate: measures the student now and then, see `loop.run_loop`.
+      strategy: the devices that train; None for one.
 
     Returns:
       The generators as they are after that, and the last measurements, with the
@@ -442,6 +457,7 @@ def distilled_student(
         [student],
         config,
         seed=seed,
+        strategy=strategy,
         name="df_qat_kd",
         directory=directory,
         evaluate=evaluate,
@@ -472,6 +488,7 @@ def make_student(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[Classifier, list[keras.Model], dict[str, float]]:
     """All of `quantize` but the conversion.
 
@@ -486,6 +503,7 @@ def make_student(
       precision: of teacher and generator.
       directory: for checkpoints, or None.
       show_progress: whether to show bars.
+      strategy: the devices that train; None for one.
 
     Returns:
       The fake-quantized student, the generators and the last measurements.
@@ -498,6 +516,7 @@ def make_student(
         calibration=calibration,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -512,6 +531,7 @@ def make_student(
         config=config,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
