@@ -11,7 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
@@ -19,6 +19,8 @@ import tensorflow_model_optimization as tfmot
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.replicas import num_replicas, replica_concat, replica_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _EXAMPLE = (
     '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
@@ -30,7 +32,7 @@ _LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
+    tf.errors.FailedPreconditionError,
     tf.errors.UnavailableError,
 )
 
@@ -261,7 +263,7 @@ class _WholeBatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, inputs.dtype)
 
 
-def names_lost_workers(train: Callable[..., Any]) -> Any:
+def names_lost_workers(train: F) -> F:
     """Makes a function with the argument `strategy` say so if a worker is lost.
 
     Raises:
@@ -282,7 +284,7 @@ def names_lost_workers(train: Callable[..., Any]) -> Any:
                 "again with the same commands; they continue from their last checkpoint"
             ) from error
 
-    return watched
+    return cast(F, watched)
 
 
 @names_lost_workers
@@ -321,9 +323,10 @@ def _from_first_worker(
         context = tf.distribute.get_replica_context()
         is_first = context.replica_id_in_sync_group == 0
         parts = [tf.where(is_first, t, tf.zeros_like(t)) for t in tensors]
-        return [context.all_reduce(tf.distribute.ReduceOp.SUM, p) for p in parts]
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
 
-    run = tf.function(everywhere(summed, strategy), autograph=False)
+    specs = [tf.TensorSpec(array.shape, array.dtype) for array in arrays]
+    run = traced(everywhere(summed, strategy), *specs)
     return [tensor.numpy() for tensor in run(*map(tf.constant, arrays))]
 
 

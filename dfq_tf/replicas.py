@@ -43,4 +43,5 @@ def replica_concat(part: tf.Tensor) -> tf.Tensor:
     """
     if num_replicas() == 1:
         return part
+    part = tf.identity(part)  # on this replica's device: an argument is on none
     return tf.distribute.get_replica_context().all_gather(part, axis=0)
