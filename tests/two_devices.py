@@ -11,7 +11,15 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 from absl.testing import parameterized
 
-from dfq_tf import calibration, distribution, optimizers, pipeline, steps, training
+from dfq_tf import (
+    calibration,
+    distribution,
+    optimizers,
+    pipeline,
+    steps,
+    supervised,
+    training,
+)
 from dfq_tf.bn_statistics import observe
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
@@ -26,7 +34,6 @@ from dfq_tf.models import build_generator
 from dfq_tf.precision import with_precision
 from dfq_tf.quantization import apply
 from dfq_tf.replicas import replica_concat, replica_mean, replica_slice
-from dfq_tf.supervised import supervised_step, train_teacher
 from tests import helpers
 
 tf.config.set_logical_device_configuration(
@@ -192,6 +199,14 @@ def _quantized_student(seed):
     return Classifier(copy, quantized.description)
 
 
+def _watched(module, name):
+    return mock.patch.object(module, name, wraps=getattr(module, name))
+
+
+# Images in a step: of two students on one device, then on each of two.
+_SHARES = [8, 8, 4, 4, 4, 4]
+
+
 class StepTest(parameterized.TestCase, tf.test.TestCase):
     """Each step moves all networks as on one device, and measures the same."""
 
@@ -240,7 +255,11 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(logits, answers, atol=1e-3)
 
     def test_student_step(self):
-        self._check(lambda state, s: steps.student_step(state, _CONFIG, s), count=2)
+        with _watched(steps, "distillation_step") as step:
+            self._check(lambda state, s: steps.student_step(state, _CONFIG, s), 2)
+        self.assertEqual(
+            [call.args[2].shape[0] for call in step.call_args_list], _SHARES
+        )
 
     @parameterized.parameters(
         (2, helpers.small_classifier),
@@ -266,7 +285,7 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
         def step(state, seed):
             inputs = tf.random.stateless_normal((8, 8, 8, 3), seed)
             labels = tf.random.stateless_uniform((8,), seed, 0, 4, tf.int32)
-            return supervised_step(
+            return supervised.supervised_step(
                 state.students[0].model,
                 state.student_optimizers[0],
                 replica_slice(inputs),
@@ -294,7 +313,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
             seen, folder = [], f"{self.get_temp_dir()}/{len(results)}"
             student = helpers.small_classifier(seed=5)
             kernel = student.model.get_weights()[0]
-            with self._small_generators():
+            with self._small_generators(), _watched(steps, "banked_step") as step:
                 result = pipeline.distill(
                     helpers.small_classifier(seed=1),
                     student,
@@ -309,6 +328,8 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                     show_progress=False,
                 )
             self.assertAllEqual(student.model.get_weights()[0], kernel)
+            shares = [call.args[2].shape[0] for call in step.call_args_list]
+            self.assertEqual(shares, [4, 4] if strategy else [8])
             results.append(result)
             curves.append(seen)
         one, two = results
@@ -363,17 +384,20 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         images = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)
         labels = rng.integers(0, 4, 32)
         teachers = []
-        for strategy in (None, _mirrored()):
+        for strategy, share in ((None, 8), (_mirrored(), 4)):
             teacher = helpers.small_classifier(seed=2)
-            train_teacher(
-                teacher,
-                images,
-                labels,
-                config,
-                precision="float32",
-                strategy=strategy,
-                show_progress=False,
-            )
+            with _watched(supervised, "supervised_step") as step:
+                supervised.train_teacher(
+                    teacher,
+                    images,
+                    labels,
+                    config,
+                    precision="float32",
+                    strategy=strategy,
+                    show_progress=False,
+                )
+            for call in step.call_args_list:
+                self.assertEqual([x.shape[0] for x in call.args[2:4]], [share, share])
             teachers.append(teacher)
         before = helpers.small_classifier(seed=2).model.weights
         one, two = (teacher.model.weights for teacher in teachers)
@@ -434,7 +458,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
             )
         images, labels = np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int)
         with self.assertRaisesRegex(ConfigError, "teacher_batch_size is 9"):
-            train_teacher(
+            supervised.train_teacher(
                 helpers.small_classifier(),
                 images,
                 labels,
