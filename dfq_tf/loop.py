@@ -139,19 +139,18 @@ def _newest_checkpoint(
 ) -> str | None:
     """The newest checkpoint that all workers have; None if none has any."""
     paths = {int(path.rpartition("-")[2]): path for path in manager.checkpoints}
-    padded = [*paths, *[-1] * _KEPT][:_KEPT]
+    padded = [*[-1] * _KEPT, *paths][-_KEPT:]
     found = [set(steps) - {-1} for steps in of_all_workers(padded, strategy=strategy)]
     common = set.intersection(*found)
     if any(found) and not common:
+        each = ", ".join(
+            f"worker {i} of {' and '.join(map(str, sorted(steps))) or 'none'}"
+            for i, steps in enumerate(found)
+        )
         raise TrainingError(
-            f"{name}: the workers have no checkpoint in common: "
-            + ", ".join(
-                f"worker {i} has {'those of steps' if steps else 'none'} "
-                + " and ".join(map(str, sorted(steps)))
-                for i, steps in enumerate(found)
-            )
-            + f". Copy the folder checkpoints/{name} of one worker to all others, or "
-            "delete it on all of them"
+            f"{name}: the workers have checkpoints of steps that they do not share: "
+            f"{each}. Copy the folder checkpoints/{name} of one worker to all others, "
+            "or delete it on all of them"
         )
     return paths[max(common)] if common else None
 

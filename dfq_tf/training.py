@@ -75,7 +75,7 @@ def warm_up(
     """
     check_batch(strategy, config.batch_size, config.num_generators)
     copies = Copies(strategy)
-    teacher = dataclasses.replace(teacher, model=copies.of(teacher.model))
+    teacher = _frozen_copy(teacher, strategy)
     generators = [copies.of(generator) for generator in generators]
     with copies.scope():
         adams = [
@@ -144,7 +144,7 @@ def distill(
     rounds = config.rounds
     num_steps = rounds * config.generator_steps
     copies = Copies(strategy)
-    teacher = dataclasses.replace(teacher, model=copies.of(teacher.model))
+    teacher = _frozen_copy(teacher, strategy)
     generators = [copies.of(generator) for generator in generators]
     students = [dataclasses.replace(s, model=copies.of(s.model)) for s in students]
     with copies.scope():
@@ -266,6 +266,13 @@ def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
     return optimizers.sgd(
         model, config.student_learning_rate, num_steps, config.student_momentum
     )
+
+
+def _frozen_copy(
+    teacher: ObservedTeacher, strategy: tf.distribute.Strategy | None
+) -> ObservedTeacher:
+    """The teacher on all devices; nothing is ever written back to the given one."""
+    return dataclasses.replace(teacher, model=Copies(strategy).of(teacher.model))
 
 
 def _numbered(**groups: Sequence[Any]) -> dict[str, Any]:

@@ -152,7 +152,10 @@ def strategy() -> tf.distribute.Strategy:
     Raises:
       ConfigError: TF_CONFIG is not as it must be.
     """
-    return distribution.make_strategy(config_from_flags(RunConfig).distribute)
+    name = config_from_flags(RunConfig).distribute
+    if name == "multi_worker":
+        print("Waiting for the other workers that TF_CONFIG names", flush=True)
+    return distribution.make_strategy(name)
 
 
 def is_made(*paths: pathlib.Path) -> bool:
