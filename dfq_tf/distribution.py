@@ -325,9 +325,11 @@ def _from_first_worker(
         parts = [tf.where(is_first, t, tf.zeros_like(t)) for t in tensors]
         return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
 
-    specs = [tf.TensorSpec(array.shape, array.dtype) for array in arrays]
-    run = traced(everywhere(summed, strategy), *specs)
-    return [tensor.numpy() for tensor in run(*map(tf.constant, arrays))]
+    # All of one type, to travel together; tfmot's counters are small integers.
+    specs = [tf.TensorSpec(array.shape, tf.float32) for array in arrays]
+    tensors = [tf.constant(array, tf.float32) for array in arrays]
+    results = traced(everywhere(summed, strategy), *specs)(*tensors)
+    return [r.numpy().astype(a.dtype) for r, a in zip(results, arrays)]
 
 
 def _num_replicas(strategy: tf.distribute.Strategy | None) -> int:

@@ -353,11 +353,23 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_quantization(self):
         config = dataclasses.replace(
-            _CONFIG, rounds=2, warm_up_steps=1, student_learning_rate=1e-3
+            _CONFIG,
+            rounds=2,
+            warm_up_steps=1,
+            student_optimizer="sgd",
+            student_learning_rate=0.5,
         )
-        students = []
+        distill, before, after = training.distill, [], []
+
+        def watched(teacher, generators, students, *args, **kwargs):
+            before.append(helpers.copies(students[0].model.trainable_variables))
+            return distill(teacher, generators, students, *args, **kwargs)
+
         for strategy in (None, _mirrored()):
-            with self._small_generators():
+            with (
+                self._small_generators(),
+                mock.patch.object(training, "distill", watched),
+            ):
                 student, _, _ = pipeline.make_student(
                     helpers.small_classifier(seed=1),
                     method="df_qat_kd",
@@ -370,10 +382,12 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                     directory=None,
                     show_progress=False,
                 )
-            students.append(student)
-        images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
-        one, two = (student.scores(images) for student in students)
-        self.assertAllClose(one, two, atol=0.1)
+            after.append(helpers.copies(student.model.trainable_variables))
+        for first, one, two in zip(before[0], *after):
+            self.assertAllClose(one, two, atol=1e-3 + 0.1 * np.abs(one - first).max())
+        self.assertGreater(
+            max(np.abs(x - y).max() for x, y in zip(before[1], after[1])), 0.01
+        )
 
     @parameterized.parameters("none", "crop_flip")
     def test_teacher(self, augmentation):
