@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfq_tf.compat import tf
+from dfq_tf.replicas import num_replicas, replica_slice
 
 
 def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tensor:
     """Crops each image at random after padding it with zeros, and may flip it.
 
     Args:
-      inputs: (batch, height, width, channels), normalised, so that 0 is the mean.
+      inputs: (batch, height, width, channels), normalised, so that 0 is the mean; of
+        several replicas, each has its share, and random numbers of its own.
       augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
         height on each side: 4 pixels of 32.
       seed_and_step: two integers or an int32 (2,); the random numbers depend on them
@@ -21,17 +23,19 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
     """
     if augmentation == "none":
         return inputs
-    batch, height, width = tf.shape(inputs)[0], inputs.shape[1], inputs.shape[2]
+    _, height, width, _ = inputs.shape
+    batch = tf.shape(inputs)[0] * num_replicas()
     margin = max(1, height // 8)
     seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
     padded = tf.pad(inputs, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
     offsets = tf.random.stateless_uniform(
         (2, batch, 1), seeds[0], 0, 2 * margin + 1, tf.int32
     )
-    rows = offsets[0] + tf.range(height)
-    columns = offsets[1] + tf.range(width)
+    rows = replica_slice(offsets[0]) + tf.range(height)
+    columns = replica_slice(offsets[1]) + tf.range(width)
     if augmentation == "crop_flip":
-        is_flipped = tf.random.stateless_uniform((batch, 1), seeds[1]) < 0.5
+        chances = tf.random.stateless_uniform((batch, 1), seeds[1])
+        is_flipped = replica_slice(chances) < 0.5
         columns = tf.where(is_flipped, tf.reverse(columns, [1]), columns)
     cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
     return tf.gather(cropped, columns, axis=2, batch_dims=1)

@@ -12,6 +12,7 @@ from typing import Any
 from dfq_tf.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+STRATEGIES = ("none", "mirrored", "multi_worker")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
@@ -103,6 +104,13 @@ class RunConfig(Checked):
         "Number format of teacher and generator; auto takes bfloat16 where the "
         "processor or GPU has it. Fake quantization is always float32.",
         choices=PRECISIONS,
+    )
+    distribute: str = setting(
+        "none",
+        "Devices that share each training step: one, all GPUs of the machine, or those "
+        "of several machines, each of which runs the same command with a TF_CONFIG of "
+        "its own. The results are the same but for rounding.",
+        choices=STRATEGIES,
     )
 
 

@@ -15,11 +15,16 @@ import numpy as np
 import tqdm
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.distribution import of_all_workers
 from dfq_tf.errors import TrainingError
 from dfq_tf.files import write_text
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
 Evaluate = Callable[[], Mapping[str, float]]
+
+# Checkpoints of each run. With two, workers that were stopped while they saved have
+# one in common.
+_KEPT = 2
 
 
 def run_loop(
@@ -29,6 +34,7 @@ def run_loop(
     trackables: Mapping[str, Any],
     directory: str | os.PathLike[str] | None = None,
     *,
+    strategy: tf.distribute.Strategy | None = None,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 50,
     measure_every: int = 10,
@@ -44,6 +50,8 @@ def run_loop(
       trackables: all that the step changes: models and optimizers, by name.
       directory: where checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`) are kept; None keeps nothing.
+      strategy: the devices that `step` runs on; its workers, each with a directory of
+        its own, save and restore at the same steps. None for one device.
       evaluate: called before the first step, every `evaluate_every` steps and at the
         end; its measurements go to `NAME_curve.csv`, beside the minutes that the steps
         took, and to TensorBoard. Not called without a directory.
@@ -57,7 +65,7 @@ def run_loop(
 
     Raises:
       TrainingError: a measurement or a weight is not finite. The last good
-        checkpoint is kept.
+        checkpoint is kept. Or the workers have no checkpoint in common.
     """
     counter = tf.Variable(0, dtype=tf.int64, trainable=False)
     seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
@@ -67,9 +75,10 @@ def run_loop(
             steps_done=counter, seconds_in_steps=seconds, **trackables
         )
         folder = pathlib.Path(directory) / "checkpoints" / name
-        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
-        if manager.latest_checkpoint:
-            checkpoint.restore(manager.latest_checkpoint).expect_partial()
+        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=_KEPT)
+        newest = _newest_checkpoint(name, manager, strategy)
+        if newest:
+            checkpoint.restore(newest).expect_partial()
         writer = tf.summary.create_file_writer(
             str(pathlib.Path(directory) / "tensorboard" / name)
         )
@@ -114,7 +123,8 @@ def run_loop(
             if evaluate is not None and done == num_steps:
                 curve.add(done, float(seconds), evaluate())
             is_due = time.monotonic() - saved_at >= save_seconds
-            if is_due or done == num_steps:
+            # Their clocks differ, but saving takes all workers at once.
+            if of_all_workers([is_due], strategy=strategy).any() or done == num_steps:
                 _check_weights(name, done, trackables, manager)
                 if manager is not None:
                     manager.save(checkpoint_number=done)
@@ -122,6 +132,27 @@ def run_loop(
     if writer is not None:
         writer.close()
     return measurements
+
+
+def _newest_checkpoint(
+    name: str, manager: Any, strategy: tf.distribute.Strategy | None
+) -> str | None:
+    """The newest checkpoint that all workers have; None if none has any."""
+    paths = {int(path.rpartition("-")[2]): path for path in manager.checkpoints}
+    padded = [*[-1] * _KEPT, *paths][-_KEPT:]
+    found = [set(steps) - {-1} for steps in of_all_workers(padded, strategy=strategy)]
+    common = set.intersection(*found)
+    if any(found) and not common:
+        each = ", ".join(
+            f"worker {i} of {' and '.join(map(str, sorted(steps))) or 'none'}"
+            for i, steps in enumerate(found)
+        )
+        raise TrainingError(
+            f"{name}: the workers have checkpoints of steps that they do not share: "
+            f"{each}. Copy the folder checkpoints/{name} of one worker to all others, "
+            "or delete it on all of them"
+        )
+    return paths[max(common)] if common else None
 
 
 class _Curve:

@@ -1,6 +1,7 @@
 """The losses of Choi et al. 2020, as functions of tensors.
 
-Who minimises what: the student minimises `distillation_loss`. The generator
+Each is of one replica's images, or of the whole batch where it says so; see
+`replicas`. Who minimises what: the student minimises `distillation_loss`. The generator
 minimises `generator_loss`, alpha times `auxiliary_loss` less the distillation loss.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfq_tf.compat import tf
+from dfq_tf.replicas import replica_mean
 
 # Keeps the logarithm of a variance finite where all values are the same.
 _TINY = 1e-10
@@ -63,7 +65,7 @@ def batch_entropy(logits: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 scalar in nats, in [0, log(num_classes)].
     """
-    mean = tf.reduce_mean(tf.nn.softmax(logits), axis=0)
+    mean = replica_mean(tf.reduce_mean(tf.nn.softmax(logits), axis=0))
     return -tf.reduce_sum(mean * tf.math.log(mean + _TINY))
 
 
@@ -134,6 +136,9 @@ def bn_statistics_loss(
     total = tf.constant(0.0)
     for values, mu, var in zip(inputs, means, variances):
         m, v = channel_moments(values)
+        mean = replica_mean(m)
+        # Of the whole batch: the mean of the variances, and the variance of the means.
+        m, v = mean, replica_mean(v + tf.math.squared_difference(m, mean))
         divergence = (tf.square(m - mu) + v) / (2 * (var + _TINY)) - 0.5
         divergence -= 0.5 * (tf.math.log(v + _TINY) - tf.math.log(var + _TINY))
         total += tf.reduce_sum(divergence)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.replicas import num_replicas
 
 
 def adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:
@@ -26,7 +27,7 @@ def descend(
     optimizer: Any,
     weight_decay: float = 0.0,
 ) -> None:
-    """Takes one step down the gradient of a loss.
+    """Takes one step down the gradient of a loss, the mean of those of all replicas.
 
     Args:
       tape: has recorded the loss.
@@ -43,6 +44,9 @@ def descend(
             g + weight_decay * v if v.shape.rank > 1 else g
             for g, v in zip(gradients, variables)
         ]
+    count = num_replicas()
+    if count > 1:  # the optimizer adds up the gradients of all replicas
+        gradients = [g if g is None else g / count for g in gradients]
     optimizer.apply_gradients(zip(gradients, variables))
 
 

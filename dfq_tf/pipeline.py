@@ -16,7 +16,7 @@ from dfq_tf.bank import ImageBank
 from dfq_tf.bias_correction import correct_biases
 from dfq_tf.calibration import calibrate
 from dfq_tf.classifier import Classifier
-from dfq_tf.compat import keras
+from dfq_tf.compat import keras, tf
 from dfq_tf.config import (
     BitWidths,
     CalibrationConfig,
@@ -69,6 +69,7 @@ def quantize(
     widths: BitWidths = BitWidths(),
     seed: int = 0,
     precision: str = "auto",
+    strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> Quantized:
@@ -88,6 +89,7 @@ def quantize(
       widths: bits of weights and activations.
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of teacher and generator.
+      strategy: the devices that train, see `distribution.make_strategy`; None for one.
       directory: keeps checkpoints: the same call there continues where it was
         interrupted. None keeps nothing.
       show_progress: whether to show a bar for each stage.
@@ -95,7 +97,7 @@ def quantize(
     Raises:
       ConfigError: a setting is out of its limits, or teacher and network do not fit.
       UnsupportedLayerError: a layer has no integer form; it is named.
-      TrainingError: a loss or a weight became infinite or NaN.
+      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
       ExportError: the converter gave a file that is not integer-only.
     """
     student, generators, measurements = make_student(
@@ -107,6 +109,7 @@ def quantize(
         widths=widths,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -138,6 +141,7 @@ def distill(
     config: DistillationConfig = recipe("bank"),
     seed: int = 0,
     precision: str = "auto",
+    strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
     evaluate: Callable[[Classifier], Mapping[str, float]] | None = None,
     show_progress: bool = True,
@@ -154,6 +158,7 @@ def distill(
       config: see `config.recipe`.
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
+      strategy: the devices that train, see `distribution.make_strategy`; None for one.
       directory: keeps checkpoints: the same call there continues where it was
         interrupted. None keeps nothing.
       evaluate: measures the first student now and then, beside its agreement with the
@@ -163,7 +168,7 @@ def distill(
 
     Raises:
       ConfigError: a setting is out of its limits, or teacher and student do not fit.
-      TrainingError: a loss or a weight became infinite or NaN.
+      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     check_pair(teacher, student)
     bank = training.make_bank(student, config, seed)
@@ -173,6 +178,7 @@ def distill(
         seed=seed,
         bank=bank,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -201,6 +207,7 @@ def distill(
         config,
         seed=seed,
         bank=bank,
+        strategy=strategy,
         directory=directory,
         evaluate=measured,
         show_progress=show_progress,
@@ -264,6 +271,7 @@ def warmed_up(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> WarmedUp:
     """What distillation and quantization begin with.
 
@@ -275,6 +283,7 @@ def warmed_up(
       precision: of teacher and generators.
       directory: for checkpoints, or None.
       show_progress: whether to show a bar.
+      strategy: the devices that train; None for one.
     """
     RunConfig(seed=seed, precision=precision)
     observed = bn_statistics.observe(teacher, precision)
@@ -285,6 +294,7 @@ def warmed_up(
         config,
         seed=seed,
         bank=bank,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -324,6 +334,7 @@ def prepare(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Prepared:
     """Everything that does not depend on bit widths: rewriting and warm-up.
 
@@ -336,6 +347,7 @@ def prepare(
       precision: of teacher and generators.
       directory: for the warm-up's checkpoints, or None.
       show_progress: whether to show a bar.
+      strategy: the devices that train; None for one.
     """
     if network is not None:
         check_pair(teacher, network)
@@ -345,6 +357,7 @@ def prepare(
         config=config,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -417,6 +430,7 @@ def distilled_student(
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
     evaluate: Evaluate | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[list[keras.Model], dict[str, float]]:
     """Trains a student in place, against copies of the warmed-up generators.
 
@@ -429,6 +443,7 @@ def distilled_student(
       directory: for checkpoints, or None.
       show_progress: whether to show a bar.
       evaluate: measures the student now and then, see `loop.run_loop`.
+      strategy: the devices that train; None for one.
 
     Returns:
       The generators as they are after that, and the last measurements, with the
@@ -449,6 +464,7 @@ def distilled_student(
         [student],
         config,
         seed=seed,
+        strategy=strategy,
         name="df_qat_kd",
         directory=directory,
         evaluate=evaluate,
@@ -479,6 +495,7 @@ def make_student(
     precision: str,
     directory: str | os.PathLike[str] | None,
     show_progress: bool,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[Classifier, list[keras.Model], dict[str, float]]:
     """All of `quantize` but the conversion.
 
@@ -493,6 +510,7 @@ def make_student(
       precision: of teacher and generator.
       directory: for checkpoints, or None.
       show_progress: whether to show bars.
+      strategy: the devices that train; None for one.
 
     Returns:
       The fake-quantized student, the generators and the last measurements.
@@ -505,6 +523,7 @@ def make_student(
         calibration=calibration,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )
@@ -519,6 +538,7 @@ def make_student(
         config=config,
         seed=seed,
         precision=precision,
+        strategy=strategy,
         directory=directory,
         show_progress=show_progress,
     )

@@ -1,7 +1,8 @@
 """One gradient step each: warm-up, generator, student.
 
 Each takes the state and a (seed, step) pair, from which all its noise comes, changes
-one kind of network and returns its measurements.
+one kind of network and returns its measurements. On several replicas, each has its
+share of the batch, and all return the same: what one device would.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
 from dfq_tf.optimizers import descend
+from dfq_tf.replicas import replica_concat, replica_mean, replica_slice
 
 Measurements = dict[str, tf.Tensor]
 
@@ -93,14 +95,16 @@ def draw_pixels(
       stream: see `sample_noise`.
 
     Returns:
-      float32 (batch_size, height, width, channels) in [0, 255], without gradient.
+      float32 (batch_size, height, width, channels) in [0, 255], without gradient; of
+      several replicas, each has its share.
     """
     noise = sample_noise(config, seed_and_step, stream)
     share, rest = divmod(config.batch_size, len(generators))
     sizes = [share + (i < rest) for i in range(len(generators))]
+    noises = tf.split(noise, sizes)
     images = [
         generator(part, training=True)
-        for generator, part in zip(generators, tf.split(noise, sizes))
+        for generator, part in zip(generators, map(replica_slice, noises))
     ]
     return tf.stop_gradient(tf.concat(images, axis=0))
 
@@ -164,8 +168,8 @@ def _descend_generators(
             value, more = loss(pixels, logits, auxiliary)
         descend(tape, value, generator, optimizer)
         measured.append({**more, "auxiliary_loss": auxiliary, **parts})
-        images.append(tf.cast(tf.round(pixels), tf.uint8))
-        answers.append(logits)
+        images.append(tf.cast(tf.round(replica_concat(pixels)), tf.uint8))
+        answers.append(replica_concat(logits))
     return GeneratorStep(
         _means(measured), tf.concat(images, axis=0), tf.concat(answers, axis=0)
     )
@@ -278,7 +282,8 @@ def _with_noise(
     """Each generator, its optimizer, and a batch of noise of its own."""
     count = len(state.generators)
     noise = sample_noise(config, seed_and_step, stream, count)
-    return zip(state.generators, state.generator_optimizers, tf.split(noise, count))
+    noises = map(replica_slice, tf.split(noise, count))
+    return zip(state.generators, state.generator_optimizers, noises)
 
 
 def _logits(student: Classifier, pixels: tf.Tensor, training: bool) -> tf.Tensor:
@@ -309,7 +314,8 @@ def _auxiliary_loss(
 
 
 def _means(measured: Sequence[Measurements]) -> Measurements:
-    return {
+    means = {
         key: tf.add_n([each[key] for each in measured]) / len(measured)
         for key in measured[0]
     }
+    return replica_mean(means)

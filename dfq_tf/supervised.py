@@ -10,11 +10,14 @@ from dfq_tf.augmentation import augment
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import TeacherConfig
+from dfq_tf.distribution import Copies, check_batch, everywhere, names_lost_workers
 from dfq_tf.errors import ConfigError
 from dfq_tf.loop import run_loop
 from dfq_tf.precision import with_precision
+from dfq_tf.replicas import replica_mean, replica_slice
 
 
+@names_lost_workers
 def train_teacher(
     teacher: Classifier,
     images: np.ndarray,
@@ -23,6 +26,7 @@ def train_teacher(
     *,
     seed: int = 0,
     precision: str = "auto",
+    strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> None:
@@ -38,13 +42,16 @@ def train_teacher(
       config: epochs, batch size and optimizer settings.
       seed: any non-negative integer.
       precision: see `resolve_precision`; weights are float32 in any case.
+      strategy: the devices, see `distribution.make_strategy`; None for one.
       directory: for checkpoints and scalars; None keeps none.
       show_progress: whether to show a bar.
 
     Raises:
-      ConfigError: a batch is larger than the training set.
-      TrainingError: the loss or a weight became infinite or NaN.
+      ConfigError: a batch is larger than the training set, or does not divide between
+        the devices.
+      TrainingError: the loss or a weight became infinite or NaN, or a worker was lost.
     """
+    check_batch(strategy, config.teacher_batch_size, name="teacher_batch_size")
     steps_per_epoch = len(images) // config.teacher_batch_size
     if not steps_per_epoch:
         raise ConfigError(
@@ -52,20 +59,29 @@ def train_teacher(
             f"{len(images)} training images"
         )
     num_steps = config.teacher_epochs * steps_per_epoch
-    model = with_precision(teacher.model, precision)
-    optimizer = optimizers.sgd(
-        model, config.teacher_learning_rate, num_steps, config.teacher_momentum
-    )
+    trained = with_precision(teacher.model, precision)
+    copies = Copies(strategy)
+    model = copies.of(trained)
+    with copies.scope():
+        optimizer = optimizers.sgd(
+            model, config.teacher_learning_rate, num_steps, config.teacher_momentum
+        )
 
-    @tf.function
-    def train_step(
+    def step_on_device(
         pixels: tf.Tensor, labels: tf.Tensor, index: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
-        inputs = teacher.description.normalize(tf.cast(pixels, tf.float32))
+        pixels = tf.cast(replica_slice(pixels), tf.float32)
+        inputs = teacher.description.normalize(pixels)
         inputs = augment(inputs, config.augmentation, (seed, index))
         return supervised_step(
-            model, optimizer, inputs, labels, config.teacher_weight_decay
+            model,
+            optimizer,
+            inputs,
+            replica_slice(labels),
+            config.teacher_weight_decay,
         )
+
+    train_step = tf.function(everywhere(step_on_device, strategy))
 
     order = Order(len(images), config.teacher_batch_size, seed)
 
@@ -83,9 +99,11 @@ def train_teacher(
         num_steps,
         {"model": model, "optimizer": optimizer},
         directory,
+        strategy=strategy,
         show_progress=show_progress,
     )
-    teacher.model.set_weights(model.get_weights())
+    copies.write_back()
+    teacher.model.set_weights(trained.get_weights())
 
 
 def supervised_step(
@@ -100,7 +118,8 @@ def supervised_step(
     Args:
       model: gives logits, (batch, num_classes).
       optimizer: built for the model's trainable variables.
-      inputs: float32 (batch, height, width, channels), normalised.
+      inputs: float32 (batch, height, width, channels), normalised; of several
+        replicas, each has its share.
       labels: int32 (batch,).
       weight_decay: see `optimizers.descend`.
 
@@ -115,7 +134,7 @@ def supervised_step(
     optimizers.descend(tape, loss, model, optimizer, weight_decay)
     predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
     accuracy = tf.reduce_mean(tf.cast(predictions == labels, tf.float32))
-    return {"loss": loss, "accuracy": accuracy}
+    return replica_mean({"loss": loss, "accuracy": accuracy})
 
 
 class Order:

@@ -1,5 +1,7 @@
 """The two phases of data-free training: warm-up, then generators against students."""
 
+import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +14,11 @@ from dfq_tf.bn_statistics import ObservedTeacher
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
+from dfq_tf.distribution import Copies, check_batch, everywhere, names_lost_workers
 from dfq_tf.loop import Evaluate, run_loop
 from dfq_tf.models import build_generator
 from dfq_tf.precision import with_precision
+from dfq_tf.replicas import replica_slice
 
 
 def make_generators(
@@ -40,6 +44,7 @@ def make_generators(
     ]
 
 
+@names_lost_workers
 def warm_up(
     teacher: ObservedTeacher,
     generators: Sequence[keras.Model],
@@ -47,6 +52,7 @@ def warm_up(
     *,
     seed: int,
     bank: ImageBank | None = None,
+    strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> dict[str, float]:
@@ -58,6 +64,7 @@ def warm_up(
       config: steps, batch size, weights of the terms.
       seed: decides the noise.
       bank: takes the images of all steps, with the teacher's answers.
+      strategy: the devices, see `distribution.make_strategy`; None for one.
       directory: for checkpoints and scalars; None keeps none.
       show_progress: whether to show a bar.
 
@@ -65,15 +72,21 @@ def warm_up(
       The last measurements; empty if an earlier run had finished.
 
     Raises:
-      TrainingError: a loss or a weight became infinite or NaN.
+      ConfigError: the batch does not divide between the devices.
+      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
-    adams = [
-        optimizers.adam(g, config.generator_learning_rate, config.warm_up_steps)
-        for g in generators
-    ]
+    check_batch(strategy, config.batch_size, config.num_generators)
+    copies = Copies(strategy)
+    teacher = _frozen_copy(teacher, strategy)
+    generators = [copies.of(generator) for generator in generators]
+    with copies.scope():
+        adams = [
+            optimizers.adam(g, config.generator_learning_rate, config.warm_up_steps)
+            for g in generators
+        ]
     state = steps.State(teacher, generators, adams)
 
-    @compiled
+    @functools.partial(compiled, strategy=strategy)
     def step(seed_and_step: tf.Tensor) -> steps.GeneratorStep:
         return steps.warm_up_step(state, config, seed_and_step)
 
@@ -84,16 +97,20 @@ def warm_up(
         return made.measurements
 
     trackables = _numbered(generator=generators, optimizer=adams)
-    return run_loop(
+    measurements = run_loop(
         "warm_up",
         one_step,
         config.warm_up_steps,
         trackables if bank is None else {**trackables, "bank": bank},
         directory,
+        strategy=strategy,
         show_progress=show_progress,
     )
+    copies.write_back()
+    return measurements
 
 
+@names_lost_workers
 def distill(
     teacher: ObservedTeacher,
     generators: Sequence[keras.Model],
@@ -102,6 +119,7 @@ def distill(
     *,
     seed: int,
     bank: ImageBank | None = None,
+    strategy: tf.distribute.Strategy | None = None,
     name: str = "distillation",
     directory: str | os.PathLike[str] | None = None,
     evaluate: Evaluate | None = None,
@@ -120,6 +138,7 @@ def distill(
       config: rounds, batch size, learning rates, weights of the terms.
       seed: decides the noise.
       bank: what the warm-up filled; by default a new one, if the settings want one.
+      strategy: the devices, see `distribution.make_strategy`; None for one.
       name: of the phase, see `run_loop`.
       directory: for checkpoints and scalars; None keeps none.
       evaluate: measures the students now and then, see `run_loop`; nothing is chosen
@@ -130,31 +149,41 @@ def distill(
       The last measurements; empty if an earlier run had finished.
 
     Raises:
-      TrainingError: a loss or a weight became infinite or NaN.
+      ConfigError: the batch does not divide between the devices.
+      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
+    check_batch(strategy, config.batch_size, config.num_generators)
     rounds = config.rounds
     num_steps = rounds * config.generator_steps
-    adams = [
-        optimizers.adam(g, config.generator_learning_rate, num_steps)
-        for g in generators
-    ]
-    student_optimizers = [student_optimizer(s.model, config) for s in students]
+    copies = Copies(strategy)
+    teacher = _frozen_copy(teacher, strategy)
+    generators = [copies.of(generator) for generator in generators]
+    students = [dataclasses.replace(s, model=copies.of(s.model)) for s in students]
+    with copies.scope():
+        adams = [
+            optimizers.adam(g, config.generator_learning_rate, num_steps)
+            for g in generators
+        ]
+        student_optimizers = [student_optimizer(s.model, config) for s in students]
     state = steps.State(teacher, generators, adams, students, student_optimizers)
     if bank is None:
         bank = make_bank(students[0], config, seed)
 
-    @compiled
+    on_devices = functools.partial(compiled, strategy=strategy)
+
+    @on_devices
     def generator_step(seed_and_step: tf.Tensor) -> steps.GeneratorStep:
         return steps.generator_step(state, config, seed_and_step)
 
-    @compiled
+    @on_devices
     def student_step(seed_and_step: tf.Tensor) -> steps.Measurements:
         return steps.student_step(state, config, seed_and_step)
 
-    @compiled
+    @on_devices
     def answered_step(
         images: tf.Tensor, logits: tf.Tensor, seed_and_step: tf.Tensor
     ) -> steps.Measurements:
+        images, logits = replica_slice(images), replica_slice(logits)
         return steps.answered_step(state, config, images, logits, seed_and_step)
 
     def one_round(index: int) -> steps.Measurements:
@@ -185,16 +214,19 @@ def distill(
         student=[student.model for student in students],
         student_optimizer=student_optimizers,
     )
-    return run_loop(
+    measurements = run_loop(
         name,
         one_round,
         rounds,
         trackables if bank is None else {**trackables, "bank": bank},
         directory,
-        evaluate=evaluate,
+        strategy=strategy,
+        evaluate=copies.up_to_date(evaluate),
         evaluate_every=max(1, rounds // 10),
         show_progress=show_progress,
     )
+    copies.write_back()
+    return measurements
 
 
 def make_bank(
@@ -254,10 +286,16 @@ def generate(
     return np.concatenate(images)[:num_images]
 
 
-def compiled(step: Callable[..., Any]) -> Any:
-    """Compiles a step; by XLA where there is a GPU, as it halves the speed of CPUs."""
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return tf.function(step, jit_compile=has_gpu or None, autograph=False)
+def compiled(
+    step: Callable[..., Any], strategy: tf.distribute.Strategy | None = None
+) -> Any:
+    """Compiles a step, to run on all devices of a strategy; None for one device.
+
+    One device is compiled for by XLA if it is a GPU: it halves the speed of CPUs.
+    """
+    on_all = everywhere(step, strategy)
+    use_xla = on_all is step and bool(tf.config.list_physical_devices("GPU"))
+    return tf.function(on_all, jit_compile=use_xla or None, autograph=False)
 
 
 def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
@@ -268,6 +306,13 @@ def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
     return optimizers.sgd(
         model, config.student_learning_rate, num_steps, config.student_momentum
     )
+
+
+def _frozen_copy(
+    teacher: ObservedTeacher, strategy: tf.distribute.Strategy | None
+) -> ObservedTeacher:
+    """The teacher on all devices; nothing is ever written back to the given one."""
+    return dataclasses.replace(teacher, model=Copies(strategy).of(teacher.model))
 
 
 def _numbered(**groups: Sequence[Any]) -> dict[str, Any]:

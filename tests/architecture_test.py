@@ -193,7 +193,10 @@ class ImportDirectionsTest(parameterized.TestCase):
         )
 
     def test_losses_know_tensors_only(self):
-        self.assertEqual(project_imports("dfq_tf.losses"), {"dfq_tf.compat"})
+        self.assertEqual(
+            project_imports("dfq_tf.losses"), {"dfq_tf.compat", "dfq_tf.replicas"}
+        )
+        self.assertEqual(project_imports("dfq_tf.replicas"), {"dfq_tf.compat"})
 
     def test_models_and_quantization_do_not_know_each_other(self):
         models = self.of_package("dfq_tf.models")

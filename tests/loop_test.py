@@ -122,6 +122,56 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(second.seen, [])
         self.assertTrue(helpers.all_equal(second.variables, first.variables))
 
+    @parameterized.parameters(
+        ([5, 10], [10, 12], 10), ([5, 10], [5, 10], 10), ([5, 10], [-1, 5], 5)
+    )
+    def test_workers_continue_from_the_newest_checkpoint_of_all(
+        self, mine, others, first
+    ):
+        settings = dict(measure_every=5, save_seconds=0)
+        _run(_Task(), 10, self.directory, **settings)
+        task, asked = _Task(), []
+
+        def of_all_workers(values, strategy):
+            asked.append(values)
+            return np.array([values, others if values == mine else values])
+
+        with mock.patch.object(loop, "of_all_workers", of_all_workers):
+            _run(task, 12, self.directory, **settings)
+        self.assertEqual(asked[0], mine)
+        self.assertEqual(task.seen, list(range(first, 12)))
+
+    @parameterized.parameters(
+        ([[5, 10], [-1, -1]], "worker 0 of 5 and 10, worker 1 of none"),
+        ([[-1, -1], [5, 10]], "worker 0 of none, worker 1 of 5 and 10"),
+        ([[5, 10], [12, 15]], "worker 0 of 5 and 10, worker 1 of 12 and 15"),
+    )
+    def test_workers_without_a_checkpoint_in_common_are_told(self, found, message):
+        with (
+            mock.patch.object(loop, "of_all_workers", return_value=np.array(found)),
+            self.assertRaisesRegex(
+                TrainingError, f"^task: .*{message}. Copy .*checkpoints/task .*delete"
+            ),
+        ):
+            _run(_Task(), 12, self.directory)
+
+    def test_all_workers_save_when_one_is_due(self):
+        def of_all_workers(values, strategy):
+            others = [is_due or done for is_due in values]
+            return np.array([values, others])
+
+        done = False
+        task = _Task()
+
+        def step(index):
+            nonlocal done
+            done = index == 4
+            return task.step(index)
+
+        with mock.patch.object(loop, "of_all_workers", of_all_workers):
+            _run(task, 12, self.directory, step, measure_every=5, save_seconds=1e9)
+        self.assertEqual(self._checkpoints(), ["ckpt-5", "ckpt-12"])
+
     def test_longer_run_continues_a_finished_one(self):
         _run(_Task(), 12, self.directory)
         longer = _Task()

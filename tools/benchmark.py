@@ -241,7 +241,7 @@ def define_flags() -> None:
     )
     common.define("Timing", "steps", int, 15, "How often each step is timed.")
     common.define_config("Data-free training", DistillationConfig)
-    common.define_config("Run", RunConfig)
+    common.define_config("Run", RunConfig, common.ONE_DEVICE)
 
 
 if __name__ == "__main__":

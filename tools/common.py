@@ -4,6 +4,7 @@ Only the tools read FLAGS; the package takes plain arguments.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import warnings
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from dfq_tf import data
+from dfq_tf import data, distribution
+from dfq_tf.compat import tf
 from dfq_tf.config import RunConfig, check_value
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.workdir import Workdir
@@ -23,6 +25,9 @@ T = TypeVar("T")
 # Flags that do not change a run's results: a run may continue with others.
 _FREE_FLAGS = {"workdir", "data_dir", "archive", "progress"}
 _groups: dict[str, list[str]] = {}
+
+# What RunConfig has for tools that train nothing, or on one device alone.
+ONE_DEVICE = ("seed", "precision")
 
 _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
@@ -91,14 +96,15 @@ def config_from_flags(config_class: type[T], prefix: str = "") -> T:
     return config_class(**values)
 
 
-def define_run_flags(workdir: str | None) -> None:
+def define_run_flags(workdir: str | None, *, trains: bool = True) -> None:
     """Defines the flags of every run.
 
     Args:
       workdir: default of --workdir; None where it follows from another flag.
+      trains: whether there is any training, on devices to choose.
     """
     define("Run", "workdir", str, workdir, "Folder for all that the run writes.")
-    define_config("Run", RunConfig)
+    define_config("Run", RunConfig, None if trains else ONE_DEVICE)
     define("Run", "progress", bool, True, "Show a progress bar for each stage.")
 
 
@@ -137,6 +143,34 @@ def dataset_from_flags() -> data.Dataset:
     return data.open_dataset(FLAGS.dataset, FLAGS.data_dir, FLAGS.archive)
 
 
+@functools.cache
+def strategy() -> tf.distribute.Strategy:
+    """The devices that --distribute names, made at the first call.
+
+    That comes before any network is read: see `distribution.make_strategy`.
+
+    Raises:
+      ConfigError: TF_CONFIG is not as it must be.
+    """
+    name = config_from_flags(RunConfig).distribute
+    if name == "multi_worker":
+        print("Waiting for the other workers that TF_CONFIG names", flush=True)
+    return distribution.make_strategy(name)
+
+
+def is_made(*paths: pathlib.Path) -> bool:
+    """Whether an earlier run made these files; with several workers, all of theirs.
+
+    All workers then train, or none does.
+    """
+    return agreed(all(path.exists() for path in paths))
+
+
+def agreed(is_so: bool) -> bool:
+    """Whether something is so on all workers, which must all ask."""
+    return bool(distribution.of_all_workers([is_so], strategy=strategy()).all())
+
+
 def floats(name: str, values: list[str]) -> tuple[float, ...]:
     """The numbers in a list flag.
 
@@ -156,6 +190,9 @@ def open_workdir(
 ) -> Workdir:
     """The folder that --workdir names, claimed for the flags of this run.
 
+    With several workers, each has one: the first that one, and the others worker_1,
+    worker_2 and so on in it.
+
     Args:
       default: the folder where --workdir is not given.
       free: flags that a later run there may change.
@@ -166,7 +203,9 @@ def open_workdir(
         for name in names
         if name not in _FREE_FLAGS and FLAGS[name].value not in (None, [])
     }
-    return Workdir(FLAGS.workdir or default or ".", settings, free)
+    path = pathlib.Path(FLAGS.workdir or default or ".")
+    index = distribution.worker_index(strategy()) if "distribute" in FLAGS else 0
+    return Workdir(path / f"worker_{index}" if index else path, settings, free)
 
 
 def _as_text(value: Any) -> str:
@@ -202,6 +241,8 @@ def run(main: Callable[[], None], description: str) -> None:
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
         try:
             main()
+            if "distribute" in FLAGS:
+                agreed(True)  # the others would miss a worker that ends before them
         except DfqError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:

@@ -101,6 +101,7 @@ class Comparison:
             calibration=self._calibration,
             seed=self._run.seed,
             precision=self._run.precision,
+            strategy=common.strategy(),
             directory=workdir.path,
             show_progress=FLAGS.progress,
         )
@@ -122,7 +123,7 @@ class Comparison:
         """Makes and measures one file; a failure becomes the row's result."""
         rows = self.workdir.metrics().get("rows", {})
         done = rows.get(f"{widths.name}/{method}")
-        if done and not done.get("failure"):
+        if common.agreed(bool(done and not done.get("failure"))):
             return
         print(f"{widths.name} {TITLES[method]}", flush=True)
         folder = self.workdir.path / widths.name
@@ -183,6 +184,7 @@ class Comparison:
                 config=self._config,
                 seed=self._run.seed,
                 precision=self._run.precision,
+                strategy=common.strategy(),
                 directory=folder,
                 evaluate=self._on_the_way(student),
                 show_progress=FLAGS.progress,

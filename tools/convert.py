@@ -69,7 +69,7 @@ def define_flags() -> None:
         None,
         "TFLite file to write (default: the student's name with .tflite).",
     )
-    common.define_run_flags(None)
+    common.define_run_flags(None, trains=False)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dfq_tf.config import (
     recipe,
 )
 from dfq_tf.description import description_path
+from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.workdir import Workdir
 from tools import common, quantize
@@ -96,7 +97,7 @@ def distilled_student(
       workdir: keeps student.keras, checkpoints and metrics.
     """
     path = workdir.path / "student.keras"
-    if path.exists() and description_path(path).exists():
+    if common.is_made(path, description_path(path)):
         return load_classifier(path)
     run = common.config_from_flags(RunConfig)
     config = distillation_config()
@@ -107,6 +108,7 @@ def distilled_student(
         config=config,
         seed=run.seed,
         precision=run.precision,
+        strategy=common.strategy(),
         directory=workdir.path,
         evaluate=_accuracy_on(dataset) if dataset else None,
         show_progress=FLAGS.progress,
@@ -141,7 +143,8 @@ def main() -> None:
         if not FLAGS[name].value:
             raise ConfigError(f"{name} is empty; name it with --{name}")
     common.config_from_flags(RunConfig)
-    distillation_config()
+    config = distillation_config()
+    check_batch(common.strategy(), config.batch_size, config.num_generators)
     teacher, dataset = quantize.teacher_and_dataset()
     new_student(teacher)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()

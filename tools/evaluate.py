@@ -80,7 +80,7 @@ def define_flags() -> None:
     )
     common.define("Models", "teacher", str, None, "File to compare it with.")
     common.define_dataset_flags("cifar10")
-    common.define_run_flags(None)
+    common.define_run_flags(None, trains=False)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from dfq_tf.config import (
     parse_widths,
 )
 from dfq_tf.description import OUTPUTS, ModelDescription, description_path
+from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.quantization import apply
@@ -168,7 +169,7 @@ def quantize_network(
       workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
     """
     path = workdir.path / f"{method}.keras"
-    if path.exists() and description_path(path).exists():
+    if common.is_made(path, description_path(path)):
         return load_classifier(path)
     run = common.config_from_flags(RunConfig)
     config = qat_config()
@@ -182,6 +183,7 @@ def quantize_network(
         widths=widths_from_flags(),
         seed=run.seed,
         precision=run.precision,
+        strategy=common.strategy(),
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
@@ -207,12 +209,16 @@ def quantize_network(
 
 
 def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
-    """Raises, before any work, if a flag is wrong or a layer cannot be quantized."""
+    """Raises, before any work, if a flag is wrong or a layer cannot be quantized.
+
+    Makes the devices that train, and so comes before any network is read.
+    """
     for method in methods:
         check_method(method)
     common.config_from_flags(RunConfig)
-    qat_config()
+    config = qat_config()
     common.config_from_flags(CalibrationConfig)
+    check_batch(common.strategy(), config.batch_size, config.num_generators)
     if teacher is not None:
         apply.integer_ready(teacher)
 
@@ -221,8 +227,8 @@ def main() -> None:
     """Quantizes and reports."""
     if not FLAGS.teacher:
         raise ConfigError("teacher is empty; name a model file with --teacher")
-    check_settings(None, [FLAGS.method])
     widths_from_flags()
+    check_settings(None, [FLAGS.method])
     teacher = read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method])
     workdir = common.open_workdir()

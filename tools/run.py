@@ -30,6 +30,7 @@ from dfq_tf import (
 )
 from dfq_tf.classifier import MODEL_SUFFIXES, Classifier
 from dfq_tf.config import CalibrationConfig, TeacherConfig
+from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.workdir import Workdir
 from tools import common, convert, distill, evaluate, quantize, train_teacher
@@ -71,6 +72,8 @@ def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
             f"teacher is {name!r}, a network to be trained; name the training data "
             "with --dataset, or a trained model's file with --teacher"
         )
+    batch_size = common.config_from_flags(TeacherConfig).teacher_batch_size
+    check_batch(common.strategy(), batch_size, name="teacher_batch_size")
     train_teacher.new_model(name, dataset)  # refuses impossible numbers in the name
     return None
 
@@ -130,7 +133,6 @@ def table(metrics: dict, widths: str) -> str:
 def main() -> None:
     """Runs every stage that has not been run in this workdir yet."""
     methods = FLAGS.methods
-    quantize.check_settings(None, methods)
     widths = quantize.widths_from_flags()
     teacher_config = common.config_from_flags(TeacherConfig)
     dataset = None
@@ -138,6 +140,7 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
+    quantize.check_settings(None, methods)
     teacher = read_or_check_teacher(dataset)
     quantize.check_settings(teacher, methods)
     check_student(teacher, dataset)

@@ -16,6 +16,7 @@ from dfq_tf.classifier import Classifier, load_classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import RunConfig, TeacherConfig
 from dfq_tf.description import ModelDescription
+from dfq_tf.distribution import check_batch
 from dfq_tf.supervised import train_teacher
 from dfq_tf.workdir import Workdir
 from tools import common
@@ -62,7 +63,7 @@ def trained_teacher(
       workdir: where checkpoints and the trained teacher are kept.
     """
     path = workdir.path / "teacher.keras"
-    if path.exists():
+    if common.is_made(path):
         return load_classifier(path)
     run = common.config_from_flags(RunConfig)
     train = dataset.load("train")
@@ -79,6 +80,7 @@ def trained_teacher(
         config,
         seed=run.seed,
         precision=run.precision,
+        strategy=common.strategy(),
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
@@ -89,7 +91,7 @@ def trained_teacher(
 def main() -> None:
     """Trains, measures and reports."""
     config = common.config_from_flags(TeacherConfig)
-    common.config_from_flags(RunConfig)
+    check_batch(common.strategy(), config.teacher_batch_size, name="teacher_batch_size")
     dataset = common.dataset_from_flags()
     new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
