@@ -386,11 +386,10 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                     show_progress=False,
                 )
             after.append(helpers.copies(student.model.trainable_variables))
-        for first, one, two in zip(before[0], *after):
-            self.assertAllClose(one, two, atol=1e-3 + 0.1 * np.abs(one - first).max())
-        self.assertGreater(
-            max(np.abs(x - y).max() for x, y in zip(before[1], after[1])), 0.01
-        )
+        for first, one, two in zip(before[1], *after):
+            self.assertAllClose(one, two, atol=1e-4)
+            # Ten times what may differ: what was trained came back.
+            self.assertGreater(np.abs(two - first).max(), 1e-3)
 
     @parameterized.parameters("none", "crop_flip")
     def test_teacher(self, augmentation):
