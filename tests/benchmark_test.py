@@ -5,6 +5,18 @@ layers = keras.layers
 
 
 class CountOperationsTest(tf.test.TestCase):
+    def test_quantized_layers_are_the_students_whatever_the_model_is_called(self):
+        image = layers.Input((5,))
+        x = layers.Dense(3, name="dense")(image)
+        model = keras.Model(image, layers.Dense(2, name="quant_d")(x), name="network")
+        step = tf.function(lambda values: model(values))
+        graph = step.get_concrete_function(tf.TensorSpec((4, 5))).graph
+        self.assertAllClose(
+            benchmark.count_operations(graph),
+            {"teacher forward": 2 * 4 * 15 / 1e9, "student forward": 2 * 4 * 6 / 1e9},
+            atol=1e-15,
+        )
+
     def test_counts_each_network_in_each_direction(self):
         # Named as in a step: the teacher is 'network', the student of another name.
         def model(name, kernel, strides):

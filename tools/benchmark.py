@@ -91,6 +91,8 @@ def count_operations(graph: Any) -> dict[str, float]:
         direction = "backward" if scope[0] == "gradient_tape" else "forward"
         name = scope[direction == "backward"]
         role = next((r for n, r in _ROLES.items() if name.startswith(n)), "student")
+        if "/quant_" in op.name:  # tfmot's prefix: the teacher has none
+            role = "student"
         counts[f"{role} {direction}"] += 2 * values.shape.num_elements() * products
     return {key: count / 1e9 for key, count in sorted(counts.items())}
 
