@@ -321,7 +321,8 @@ class DistillationConfig(Checked):
         if self.bank_images and self.share_images:
             raise ConfigError(
                 f"bank_images is {self.bank_images} and share_images is set; a student "
-                "step takes its images from one of them"
+                "step takes its images from one of them. Set bank_images to 0, or "
+                "leave share_images out"
             )
         source = "bank_images" if self.bank_images else "share_images"
         if getattr(self, source) and not self.generator_steps:

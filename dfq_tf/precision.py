@@ -10,8 +10,8 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.config import PRECISIONS
 from dfq_tf.errors import ConfigError
 
-# AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors take
-# half the time that float32 takes, and Intel's nearly twice that time: docs/results.md.
+# AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors are
+# faster in it than in float32, and Intel's nearly twice as slow: docs/results.md.
 _FAST = ({"amx_bf16"}, {"avx512_bf16", "AuthenticAMD"})
 
 

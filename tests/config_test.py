@@ -239,7 +239,7 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         (
             dict(bank_images=10, share_images=True),
             "bank_images is 10 and share_images is set; a student step takes its "
-            "images from one of them",
+            "images from one of them. Set bank_images to 0, or leave share_images out",
         ),
     )
     def test_contradictions_are_refused(self, settings, message):
