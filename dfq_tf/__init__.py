@@ -9,7 +9,7 @@ pathlib.Path("model.tflite").write_bytes(quantized.tflite)
 
 # First of all: it quiets TensorFlow's libraries before anything imports them.
 from dfq_tf import compat  # noqa: F401
-from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig, recipe
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import (
@@ -23,6 +23,7 @@ from dfq_tf.errors import (
     WorkdirError,
 )
 from dfq_tf.export import TFLiteClassifier
+from dfq_tf.importing import as_classifier, load_classifier
 from dfq_tf.pipeline import Distilled, Quantized, distill, quantize
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "TrainingError",
     "UnsupportedLayerError",
     "WorkdirError",
+    "as_classifier",
     "distill",
     "load_classifier",
     "quantize",

@@ -3,18 +3,15 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import tensorflow_model_optimization as tfmot
 
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.description import ModelDescription, description_path
 from dfq_tf.errors import ModelError
 from dfq_tf.files import replacing
-
-MODEL_SUFFIXES = (".keras", ".h5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,83 +75,49 @@ class Classifier:
             self.description.save(description_path(path))
 
 
-def check_is_classifier(model: keras.Model) -> None:
-    """Raises ModelError unless `model` maps one image batch to one row of scores."""
+def check_is_classifier(model: Any) -> None:
+    """Raises ModelError unless a tf_keras model maps an image batch to rows of scores.
+
+    Of Keras 3, `importing.as_classifier` makes one.
+    """
+    check_has_layers(model)
+    check_ends(model.inputs, model.outputs)
+
+
+def check_has_layers(model: Any) -> None:
+    """Raises ModelError unless it is a tf_keras model whose layers can be read."""
     is_graph = isinstance(model, keras.Sequential) or getattr(
         model, "_is_graph_network", False
     )
     if not isinstance(model, keras.Model) or not is_graph:
         raise ModelError(
             f"the model is a {type(model).__module__}.{type(model).__name__}; it must "
-            "be a functional or Sequential tf_keras (Keras 2) model, whose layers can "
-            "be rewritten. tf.keras makes Keras 3 models unless TF_USE_LEGACY_KERAS=1"
+            "be a functional or Sequential model, whose layers can be rewritten: of "
+            "tf_keras (Keras 2), or of Keras 3 through dfq_tf.as_classifier"
         )
-    inputs, outputs = model.inputs or [], model.outputs or []
+
+
+def check_ends(inputs: Any, outputs: Any, *, any_size: bool = False) -> None:
+    """Raises ModelError unless there is one image in and one row of scores out.
+
+    Args:
+      inputs: symbolic inputs of a model of Keras 2 or 3; None if it is not built.
+      outputs: symbolic outputs.
+      any_size: whether height and width of the image may be unknown.
+    """
+    inputs, outputs = inputs or [], outputs or []
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelError(
             f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it must "
             "be built, take one image and give one row of class scores"
         )
-    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
+    shape, scores = tuple(inputs[0].shape), tuple(outputs[0].shape)
+    if len(shape) != 4 or shape[-1] is None or (None in shape[1:] and not any_size):
         raise ModelError(
-            f"the model's input shape is {model.input_shape}; it must be "
+            f"the model's input shape is {shape}; it must be "
             "(None, height, width, channels) with fixed sizes"
         )
-    if len(model.output_shape) != 2 or not model.output_shape[-1]:
+    if len(scores) != 2 or not scores[-1]:
         raise ModelError(
-            f"the model's output shape is {model.output_shape}; it must be "
-            "(None, num_classes)"
+            f"the model's output shape is {scores}; it must be (None, num_classes)"
         )
-
-
-def load_classifier(
-    path: str | os.PathLike[str],
-    describe: Callable[[int], ModelDescription] | None = None,
-) -> Classifier:
-    """Reads a classifier from a `.keras` or `.h5` file that tf_keras wrote.
-
-    Args:
-      path: the model's file.
-      describe: gives the description of a model with so many classes; by default
-        it is read from the `.json` file beside the model.
-
-    Raises:
-      ModelError: the file is absent, truncated, or not a Keras 2 model; or there is
-        no description.
-      ConfigError: the description does not fit the model.
-    """
-    model = load_model(path)
-    check_is_classifier(model)
-    if describe is None:
-        return Classifier(model, ModelDescription.load(description_path(path)))
-    return Classifier(model, describe(model.output_shape[-1]))
-
-
-def load_model(path: str | os.PathLike[str]) -> keras.Model:
-    """Reads a tf_keras model whole, with one clear error if that fails.
-
-    Raises:
-      ModelError: as in `load_classifier`.
-    """
-    path = pathlib.Path(path)
-    if path.suffix not in MODEL_SUFFIXES:
-        raise ModelError(
-            f"{path} is not a model file; its name must end in "
-            f"{' or '.join(MODEL_SUFFIXES)}"
-        )
-    if not path.is_file():
-        raise ModelError(f"there is no model file {path}")
-    try:
-        with tfmot.quantization.keras.quantize_scope():
-            return keras.models.load_model(path, compile=False)
-    # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
-    except Exception as error:
-        raise ModelError(
-            f"{path} cannot be read as a tf_keras (Keras 2) model; it may be "
-            f"truncated or written by Keras 3. The reader said: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

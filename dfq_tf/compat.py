@@ -2,6 +2,7 @@
 
 tfmot accepts Keras 2 models only, while `tf.keras` has been Keras 3 since
 TensorFlow 2.16. Every other module writes `from dfq_tf.compat import keras, tf`.
+Models of Keras 3 are read, with `keras3()`, but none is made.
 """
 
 import contextlib
@@ -48,6 +49,16 @@ def traced(function: Callable[..., Any], *specs: "tf.TensorSpec") -> Any:
     return compiled.get_concrete_function()
 
 
+def keras3() -> Any:
+    """The package `keras`, of version 3, which TensorFlow brings along.
+
+    It takes seconds to load, and is asked for only where a model needs it.
+    """
+    import keras as keras_3
+
+    return keras_3
+
+
 # Read once, when TensorFlow's libraries load: hide the C++ INFO and WARNING lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # tfmot picks `tf_keras` itself, but only if `tf.keras` was not asked for first.
@@ -59,4 +70,4 @@ with native_output_hidden():
 
     tf.config.list_physical_devices()  # looks for GPUs, and logs that it did
 
-__all__ = ["keras", "native_output_hidden", "tf", "traced"]
+__all__ = ["keras", "keras3", "native_output_hidden", "tf", "traced"]

@@ -16,7 +16,7 @@ import numpy as np
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.files import write_text
 
-OUTPUTS = ("logits", "softmax")
+OUTPUTS = ("logits", "softmax", "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class ModelDescription:
     Attributes:
       input_mean: one value for all channels, or one per channel, in pixels.
       input_scale: one value for all channels, or one per channel, above 0.
-      output: 'logits' or 'softmax', what the model's last layer gives.
+      output: 'logits', 'softmax' or 'sigmoid', what the model's last layer gives;
+        sigmoid scores are of classes that do not exclude each other.
       class_names: one name per output, in the order of the outputs.
     """
 

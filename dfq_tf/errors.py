@@ -4,6 +4,12 @@ Each message names the argument, the value it had and the way out. The tools pri
 the message alone, without a traceback, and exit with `exit_code`.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# How many layers a message names.
+_MOST_NAMED = 5
+
 
 class DfqError(Exception):
     """Base of all errors that dfq_tf raises on purpose."""
@@ -25,8 +31,48 @@ class ModelError(DfqError):
     """A model file cannot be read, or its model cannot be used as asked."""
 
 
+class LayerProblem(NamedTuple):
+    """Why a layer has no integer form.
+
+    Attributes:
+      name: of the layer.
+      kind: its class, such as 'Conv2D'.
+      reason: the rest of a sentence that begins with 'it cannot be quantized:'.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
 class UnsupportedLayerError(ModelError):
-    """A layer has no integer form that the project knows."""
+    """Layers have no integer form that the project knows.
+
+    Attributes:
+      problems: one for each layer; empty if the message says it all.
+    """
+
+    problems: Sequence[LayerProblem] = ()
+
+    @classmethod
+    def of(
+        cls, problems: Sequence[LayerProblem], advice: str = ""
+    ) -> "UnsupportedLayerError":
+        """An error that names the layers, the first ones if there are many.
+
+        Args:
+          problems: at least one.
+          advice: a sentence for the end of the message.
+        """
+        named = [
+            f"layer {p.name} ({p.kind}) cannot be quantized: {p.reason}"
+            for p in problems[:_MOST_NAMED]
+        ]
+        if len(problems) > _MOST_NAMED:
+            named.append(f"so it is with {len(problems) - _MOST_NAMED} more layers")
+        error = cls("; ".join(named) + (f". {advice}" if advice else ""))
+        error.problems = tuple(problems)
+        return error
 
 
 class TrainingError(DfqError):

@@ -6,13 +6,13 @@ dictionaries; `Graph.build` turns the result into a Keras model again.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dfq_tf.compat import keras
-from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.errors import LayerProblem, UnsupportedLayerError
 
 Wrap = Callable[["Node", keras.layers.Layer], keras.layers.Layer]
 
@@ -37,6 +37,21 @@ class Node:
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(
+        cls,
+        layer: Any,
+        name: str,
+        inputs: Iterable[str],
+        shape: Iterable[int],
+        weights: Iterable[np.ndarray] = (),
+    ) -> "Node":
+        """A node with the class and the configuration of a tf_keras layer."""
+        config = {k: v for k, v in layer.get_config().items() if k != "trainable"}
+        return cls(
+            name, type(layer), config, tuple(weights), tuple(inputs), tuple(shape)
+        )
+
     @property
     def kind(self) -> str:
         """The name of the layer's class, such as 'Conv2D'."""
@@ -58,18 +73,26 @@ class Graph:
         self.input_name = next(iter(self.nodes))
 
     @classmethod
-    def from_model(cls, model: keras.Model) -> "Graph":
+    def from_model(cls, model: Any, reader: "Reader | None" = None) -> "Graph":
         """Reads a functional or Sequential model; models inside it are laid flat.
 
         A layer that is called more than once becomes one node per call, each with
         its own copy of the weights.
 
+        Args:
+          model: a tf_keras model, or what the reader can read.
+          reader: how its calls become nodes; by default each layer is one, as it is.
+
         Raises:
-          UnsupportedLayerError: a layer gives several outputs, or is called with
-          arguments that are no inputs.
+          UnsupportedLayerError: layers give several outputs, or are called with
+          arguments that are no inputs; all such layers are named.
         """
+        reader = reader or Reader()
         nodes: dict[str, Node] = {}
-        (output,) = _add_nodes(nodes, model, None)
+        problems: list[LayerProblem] = []
+        (output,) = _add_nodes(nodes, problems, model, None, reader)
+        if problems:
+            raise UnsupportedLayerError.of(problems)
         return cls(_sorted(nodes, output), output)
 
     def consumers(self, name: str) -> list[Node]:
@@ -148,80 +171,171 @@ class Graph:
         return keras.Model(image, [tensors[name] for name in outputs], name="network")
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of one layer, as it is found in a model.
+
+    Attributes:
+      layer: what was called.
+      inputs: the symbolic tensors that it was called on.
+      outputs: the symbolic tensors that it gave.
+      args: positional arguments, the inputs among them.
+      kwargs: arguments by name.
+    """
+
+    layer: Any
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+class Reader:
+    """Reads tf_keras models, each layer as one node. Others read more, or otherwise.
+
+    Attributes:
+      has_rewritten: whether a node is not the layer that it was read from.
+    """
+
+    has_rewritten = False
+
+    def ends(self, model: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The symbolic inputs and outputs of a model."""
+        return model.inputs, model.outputs
+
+    def origin(self, tensor: Any) -> tuple[Any, int]:
+        """The layer that gave a symbolic tensor, and in which of its calls."""
+        layer, index, _ = tensor._keras_history
+        return layer, index
+
+    def call(self, layer: Any, index: int) -> Call:
+        """One of a layer's calls."""
+        inbound = layer._inbound_nodes[index]
+        outputs = inbound.outputs
+        return Call(
+            layer,
+            [] if self.is_input(layer) else inbound.keras_inputs,
+            outputs if isinstance(outputs, (list, tuple)) else [outputs],
+            inbound.call_args,
+            inbound.call_kwargs,
+        )
+
+    def is_model(self, layer: Any) -> bool:
+        """Whether a layer is a model, whose own layers are read."""
+        return isinstance(layer, keras.Model)
+
+    def is_input(self, layer: Any) -> bool:
+        """Whether a layer is the input of a model."""
+        return isinstance(layer, keras.layers.InputLayer)
+
+    def nodes(
+        self, call: Call, sources: Sequence[Node], taken: Collection[str]
+    ) -> list[Node]:
+        """The nodes that a call becomes; the last gives its output.
+
+        Args:
+          call: of a layer that is no model.
+          sources: the nodes that give its inputs, in order.
+          taken: names that are not free.
+
+        Raises:
+          UnsupportedLayerError: it cannot become nodes.
+        """
+        check_call(call)
+        layer = call.layer
+        node = Node(
+            name=unique_name(taken, layer.name),
+            layer_class=type(layer),
+            # Without `trainable`: the twin of a frozen layer is trained like others.
+            config={k: v for k, v in layer.get_config().items() if k != "trainable"},
+            weights=tuple(layer.get_weights()),
+            inputs=tuple(source.name for source in sources),
+            shape=tuple(call.outputs[0].shape[1:]),
+        )
+        return [node]
+
+
+def check_call(call: Call) -> None:
+    """Raises UnsupportedLayerError unless a call has inputs alone, and one output."""
+    further = {
+        name: value
+        for name, value in call.kwargs.items()
+        if value is not None and not (name == "training" and not value)
+    }
+    if len(call.args) > 1 or further:
+        what = ", ".join(further) or "positional arguments"
+        raise unsupported(
+            call.layer,
+            f"it is called with more than its inputs ({what}); use a layer that has "
+            "them as settings",
+        )
+    if len(call.outputs) != 1:
+        raise unsupported(
+            call.layer, "it gives several outputs; only layers with one can be"
+        )
+
+
+def unsupported(layer: Any, reason: str) -> UnsupportedLayerError:
+    """The error that says why a layer cannot be quantized."""
+    return UnsupportedLayerError.of(
+        [LayerProblem(layer.name, type(layer).__name__, reason)]
+    )
+
+
 def _add_nodes(
-    nodes: dict[str, Node], model: keras.Model, feeds: list[str] | None
+    nodes: dict[str, Node],
+    problems: list[LayerProblem],
+    model: Any,
+    feeds: list[str] | None,
+    reader: Reader,
 ) -> list[str]:
     """Adds the nodes of `model`; returns the names of those that give its outputs.
 
     Args:
       nodes: filled in place.
+      problems: filled in place; a layer that cannot be read leaves a node that
+        only passes its shape on, so that all such layers are found at once.
       model: a functional or Sequential model.
       feeds: for a model inside another, the nodes that feed its inputs.
+      reader: reads the model.
     """
     names: dict[tuple[int, int], str] = {}
+    model_inputs, model_outputs = reader.ends(model)
     if feeds is not None:
-        for tensor, feed in zip(model.inputs, feeds):
-            layer, index, _ = tensor._keras_history
+        for tensor, feed in zip(model_inputs, feeds):
+            layer, index = reader.origin(tensor)
             names[id(layer), index] = feed
     # Depth first, with a stack in place of recursion.
-    stack = [tensor._keras_history[:2] for tensor in model.outputs]
+    stack = [reader.origin(tensor) for tensor in model_outputs]
     while stack:
         layer, index = stack[-1]
         if (id(layer), index) in names:
             stack.pop()
             continue
-        inbound = layer._inbound_nodes[index]
-        sources = [t._keras_history[:2] for t in inbound.keras_inputs]
-        if isinstance(layer, keras.layers.InputLayer):
-            sources = []
-        missing = [s for s in sources if (id(s[0]), s[1]) not in names]
+        call = reader.call(layer, index)
+        origins = [reader.origin(tensor) for tensor in call.inputs]
+        missing = [o for o in origins if (id(o[0]), o[1]) not in names]
         if missing:
             stack.extend(missing)
             continue
         stack.pop()
-        inputs = [names[id(s[0]), s[1]] for s in sources]
-        _check_call(layer, inbound)
-        if isinstance(layer, keras.Model):
-            (names[id(layer), index],) = _add_nodes(nodes, layer, inputs)
-        else:
-            names[id(layer), index] = _add_node(nodes, layer, inbound, inputs)
-    return [names[id(t._keras_history[0]), t._keras_history[1]] for t in model.outputs]
-
-
-def _check_call(layer: keras.layers.Layer, inbound: Any) -> None:
-    """Refuses a call whose arguments are not all inputs: a node cannot hold them."""
-    further = {
-        name: value
-        for name, value in inbound.call_kwargs.items()
-        if value is not None and not (name == "training" and not value)
-    }
-    if len(inbound.call_args) > 1 or further:
-        raise UnsupportedLayerError(
-            f"layer {layer.name} ({type(layer).__name__}) is called with more than its "
-            f"inputs ({', '.join(further) or 'positional arguments'}); use a layer "
-            "that has them as settings, such as Add in place of +"
-        )
-
-
-def _add_node(
-    nodes: dict[str, Node], layer: keras.layers.Layer, inbound: Any, inputs: list[str]
-) -> str:
-    if isinstance(inbound.outputs, (list, tuple)):
-        raise UnsupportedLayerError(
-            f"layer {layer.name} ({type(layer).__name__}) gives several outputs; only "
-            "layers with one output can be quantized"
-        )
-    name = unique_name(nodes, layer.name)
-    nodes[name] = Node(
-        name=name,
-        layer_class=type(layer),
-        # Without `trainable`: the twin of a frozen layer is trained like any other.
-        config={k: v for k, v in layer.get_config().items() if k != "trainable"},
-        weights=tuple(layer.get_weights()),
-        inputs=tuple(inputs),
-        shape=tuple(inbound.outputs.shape[1:]),
-    )
-    return name
+        inputs = [names[id(o[0]), o[1]] for o in origins]
+        try:
+            if reader.is_model(layer):
+                check_call(call)
+                made = _add_nodes(nodes, problems, layer, inputs, reader)
+                names[id(layer), index] = made[-1]
+                continue
+            new = reader.nodes(call, [nodes[name] for name in inputs], nodes)
+        except UnsupportedLayerError as error:
+            problems.extend(error.problems)
+            shape = tuple(call.outputs[0].shape[1:])
+            name = unique_name(nodes, layer.name)
+            new = [Node(name, type(layer), {}, (), tuple(inputs), shape)]
+        nodes.update({node.name: node for node in new})
+        names[id(layer), index] = new[-1].name
+    ends = [reader.origin(tensor) for tensor in model_outputs]
+    return [names[id(layer), index] for layer, index in ends]
 
 
 def unique_name(taken: Iterable[str], name: str) -> str:

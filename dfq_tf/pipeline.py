@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from dfq_tf.config import (
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Graph
+from dfq_tf.importing import as_classifier
 from dfq_tf.loop import Evaluate
 from dfq_tf.precision import with_precision
 from dfq_tf.quantization import apply
@@ -60,7 +62,7 @@ class Quantized:
 
 
 def quantize(
-    teacher: Classifier,
+    teacher: Any,
     network: Classifier | None = None,
     *,
     method: str = "df_qat_kd",
@@ -80,7 +82,8 @@ def quantize(
     are then trained against each other (Choi et al. 2020).
 
     Args:
-      teacher: the trained classifier; it is not changed.
+      teacher: the trained classifier; or a model or file that says itself how it is
+        fed, of which `as_classifier` makes one. It is not changed.
       network: what is quantized: None for the teacher itself, or a network that has
         learnt from it, as `distill` gives; it is not changed.
       method: 'df_q', nothing trained but the generator, or 'df_qat_kd'.
@@ -95,13 +98,15 @@ def quantize(
       show_progress: whether to show a bar for each stage.
 
     Raises:
-      ConfigError: a setting is out of its limits, or teacher and network do not fit.
+      ConfigError: a setting is out of its limits, or teacher and network do not fit;
+        or a model does not say how it is fed.
+      ModelError: the teacher is no image classifier, or its file cannot be read.
       UnsupportedLayerError: a layer has no integer form; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
       ExportError: the converter gave a file that is not integer-only.
     """
     student, generators, measurements = make_student(
-        teacher,
+        as_classifier(teacher),
         network,
         method=method,
         config=config,
@@ -135,7 +140,7 @@ class Distilled:
 
 
 def distill(
-    teacher: Classifier,
+    teacher: Any,
     student: Classifier,
     *,
     config: DistillationConfig = recipe("bank"),
@@ -152,7 +157,7 @@ def distill(
     trained against the students (Choi et al. 2020).
 
     Args:
-      teacher: the trained classifier; it is not changed.
+      teacher: as in `quantize`; it is not changed.
       student: a network for the same images and classes. Students start from its
         weights, the second and further ones from random ones; it is not changed.
       config: see `config.recipe`.
@@ -170,6 +175,7 @@ def distill(
       ConfigError: a setting is out of its limits, or teacher and student do not fit.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
+    teacher = as_classifier(teacher)
     check_pair(teacher, student)
     bank = training.make_bank(student, config, seed)
     warmed = warmed_up(

@@ -6,25 +6,23 @@ convolution, and what does nothing at inference goes.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
 from dfq_tf.compat import keras
 from dfq_tf.description import ModelDescription
-from dfq_tf.errors import ModelError, UnsupportedLayerError
+from dfq_tf.errors import LayerProblem, ModelError, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node, unique_name
+from dfq_tf.nodes import Unknown, activation_nodes, relu_node
+from dfq_tf.preprocessing import TRAINING_ONLY
 
 layers = keras.layers
 
-# Layers that pass their input on unchanged at inference.
-_TRAINING_ONLY = (
-    "Dropout",
-    "SpatialDropout2D",
-    "AlphaDropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "ActivityRegularization",
-)
+_KERNELS = ("Conv2D", "DepthwiseConv2D", "Dense")
+# Activations that the operator of a kernel takes in, and those with one of their own.
+_FUSED = ("relu", "relu6")
+_INTEGER_ACTIVATIONS = ("sigmoid", "tanh")
 
 
 def fold(graph: Graph) -> Graph:
@@ -35,35 +33,71 @@ def fold(graph: Graph) -> Graph:
     """
     graph = drop_training_only(graph)
     graph = split_separable(graph)
-    return fold_batch_normalization(graph)
+    graph = split_activations(graph)
+    graph = split_merges(graph)
+    graph = scale_before_relu(graph)
+    graph = fold_batch_normalization(graph)
+    return with_ranges_of_their_own(graph)
 
 
 def logits_graph(graph: Graph, description: ModelDescription) -> Graph:
-    """The network up to its logits: a softmax at its end is taken off.
+    """The network up to its logits: a softmax or sigmoid at its end is taken off.
 
     Args:
       graph: the classifier.
-      description: says whether the classifier gives logits or softmax.
+      description: says whether the classifier gives logits, softmax or sigmoid.
 
     Raises:
-      ModelError: the description says softmax, and the last layer has none.
+      ModelError: the description says softmax or sigmoid, and the last layer has none.
     """
-    if description.output == "logits":
+    name = description.output
+    if name == "logits":
         return graph
     last = graph.nodes[graph.output_name]
-    if last.kind == "Softmax" or (
-        last.kind == "Activation" and activation_name(last) == "softmax"
-    ):
-        return graph.replaced({last.name: []}, {last.name: last.inputs[0]})
-    if activation_name(last) == "softmax":
-        linear = dataclasses.replace(
-            last, config={**last.config, "activation": "linear"}
+    if head_activation(graph) != name:
+        raise ModelError(
+            f"the description says that the model gives {name}, but its last layer "
+            f"{last.name} ({last.kind}) has no {name}; if it gives logits, say so"
         )
-        return graph.replaced({last.name: [linear]}, {})
-    raise ModelError(
-        f"the description says that the model gives softmax, but its last layer "
-        f"{last.name} ({last.kind}) has no softmax; if it gives logits, say so"
+    if last.kind in ("Softmax", "Activation"):
+        return graph.replaced({last.name: []}, {last.name: last.inputs[0]})
+    linear = dataclasses.replace(last, config={**last.config, "activation": "linear"})
+    return graph.replaced({last.name: [linear]}, {})
+
+
+def head_activation(graph: Graph) -> str:
+    """What the last layer gives: 'logits', 'softmax' or 'sigmoid'."""
+    last = graph.nodes[graph.output_name]
+    name = "softmax" if last.kind == "Softmax" else activation_name(last)
+    return name if name in ("softmax", "sigmoid") else "logits"
+
+
+def two_class_logits(graph: Graph) -> Graph:
+    """Two logits in place of one: -z / 2 and z / 2, whose softmax is sigmoid(z).
+
+    Args:
+      graph: gives one logit z, of the second of two classes.
+
+    Raises:
+      UnsupportedLayerError: the last layer has no kernel to split.
+    """
+    last = graph.nodes[graph.output_name]
+    if last.kind != "Dense" or activation_name(last) != "linear":
+        problem = LayerProblem(
+            last.name,
+            last.kind,
+            "it gives the one score of a model of two classes, and only a Dense layer "
+            "can be made to give two",
+        )
+        raise UnsupportedLayerError.of([problem])
+    halves = [np.concatenate([-w / 2, w / 2], axis=-1) for w in last.weights]
+    two = dataclasses.replace(
+        last,
+        config={**last.config, "units": 2},
+        weights=tuple(halves),
+        shape=(*last.shape[:-1], 2),
     )
+    return graph.replaced({last.name: [two]}, {})
 
 
 def activation_name(node: Node) -> str:
@@ -75,16 +109,24 @@ def activation_name(node: Node) -> str:
 
 
 def is_relu(node: Node) -> bool:
-    """Whether the node is a ReLU or ReLU6, which a layer before it can take in."""
+    """Whether the node is min(top, max(0, x)), which a layer before it can take in."""
     if node.kind == "Activation":
         return activation_name(node) in ("relu", "relu6")
     config = node.config
     return (
         node.kind == "ReLU"
-        and config["max_value"] in (None, 6, 6.0)
+        and (config["max_value"] is None or config["max_value"] > 0)
         and not config["negative_slope"]
         and not config["threshold"]
     )
+
+
+def relu_top(node: Node) -> float | None:
+    """Where a layer that `is_relu` cuts off, None if nowhere."""
+    if node.kind == "Activation":
+        return 6.0 if activation_name(node) == "relu6" else None
+    top = node.config["max_value"]
+    return None if top is None else float(top)
 
 
 def drop_training_only(graph: Graph) -> Graph:
@@ -92,7 +134,7 @@ def drop_training_only(graph: Graph) -> Graph:
     gone = {
         name: node.inputs[0]
         for name, node in graph.nodes.items()
-        if node.kind in _TRAINING_ONLY
+        if node.kind in TRAINING_ONLY
         or (node.kind == "Activation" and activation_name(node) == "linear")
     }
     return graph.replaced({name: [] for name in gone}, gone)
@@ -109,7 +151,7 @@ def split_separable(graph: Graph) -> Graph:
         depthwise_name = unique_name(taken, f"{name}_depthwise")
         taken.add(depthwise_name)
         depthwise_kernel, *pointwise = node.weights
-        depthwise = _node(
+        depthwise = Node.of(
             layers.DepthwiseConv2D(
                 config["kernel_size"],
                 config["strides"],
@@ -119,11 +161,11 @@ def split_separable(graph: Graph) -> Graph:
                 use_bias=False,
             ),
             depthwise_name,
-            (depthwise_kernel,),
             node.inputs,
             (*node.shape[:-1], int(np.prod(depthwise_kernel.shape[2:]))),
+            (depthwise_kernel,),
         )
-        conv = _node(
+        conv = Node.of(
             layers.Conv2D(
                 config["filters"],
                 1,
@@ -131,16 +173,143 @@ def split_separable(graph: Graph) -> Graph:
                 use_bias=config["use_bias"],
             ),
             name,
-            tuple(pointwise),
             (depthwise_name,),
             node.shape,
+            pointwise,
         )
         replacements[name] = [depthwise, conv]
     return graph.replaced(replacements, {})
 
 
+def split_activations(graph: Graph) -> Graph:
+    """Writes activations that no integer operator has as nodes that one has.
+
+    swish(x) is x * sigmoid(x), and a hard sigmoid is a ReLU with a top of 1. A layer
+    with such an activation becomes a linear one and these.
+    """
+    taken = set(graph.nodes)
+    replacements: dict[str, list[Node]] = {}
+    for name, node in graph.nodes.items():
+        activation = activation_name(node)
+        if activation in (*_FUSED, "linear") or name == graph.output_name:
+            continue
+        linear = node
+        if node.kind == "Activation":
+            if activation in _INTEGER_ACTIVATIONS:
+                continue
+            source, before = graph.nodes[node.inputs[0]], []
+        elif node.kind in _KERNELS:
+            linear = dataclasses.replace(
+                node,
+                name=unique_name(taken, f"{name}_linear"),
+                config={**node.config, "activation": "linear"},
+            )
+            source, before = linear, [linear]
+        else:
+            continue
+        if activation == "hard_sigmoid":
+            activation = "hard_sigmoid_keras2"
+        try:
+            nodes = activation_nodes(activation, source, name, taken | {linear.name})
+        except Unknown:
+            continue  # the quantization refuses it, by its name
+        replacements[name] = [*before, *nodes]
+        taken.update(each.name for each in replacements[name])
+    return graph.replaced(replacements, {})
+
+
+def split_merges(graph: Graph) -> Graph:
+    """Writes Add and Multiply of three inputs and more as a chain of those of two."""
+    taken = set(graph.nodes)
+    replacements: dict[str, list[Node]] = {}
+    for name, node in graph.nodes.items():
+        if node.kind not in ("Add", "Multiply") or len(node.inputs) < 3:
+            continue
+        chain: list[Node] = []
+        so_far = node.inputs[0]
+        for i, source in enumerate(node.inputs[1:]):
+            is_last = i == len(node.inputs) - 2
+            link = name if is_last else unique_name(taken, f"{name}_{i + 1}_of_many")
+            taken.add(link)
+            chain.append(dataclasses.replace(node, name=link, inputs=(so_far, source)))
+            so_far = link
+        replacements[name] = chain
+    return graph.replaced(replacements, {})
+
+
+def scale_before_relu(graph: Graph) -> Graph:
+    """Writes s * relu(x), s > 0, as a ReLU of s * x, whose top is s times as high.
+
+    A scale behind an affine function or a convolution costs nothing, as in relu6(x +
+    3) / 6, which becomes min(1, max(0, x / 6 + 0.5)).
+    """
+    replacements: dict[str, list[Node]] = {}
+    for name, node in graph.nodes.items():
+        if node.kind != "Rescaling":
+            continue
+        scale, offset = affine(node)
+        relu = graph.nodes[node.inputs[0]]
+        is_scale = (scale == scale[0]).all() and scale[0] > 0 and not offset.any()
+        if (
+            not is_scale
+            or not is_relu(relu)
+            or relu.name in replacements
+            or len(graph.consumers(relu.name)) != 1
+        ):
+            continue
+        top = relu_top(relu)
+        top = None if top is None else top * scale[0]
+        # The scale keeps the name of the ReLU, and the ReLU takes that of the scale.
+        replacements[relu.name] = [
+            dataclasses.replace(node, name=relu.name, inputs=relu.inputs)
+        ]
+        replacements[name] = [relu_node(name, (relu.name,), node.shape, top)]
+    return graph.replaced(replacements, {})
+
+
+def with_ranges_of_their_own(graph: Graph) -> Graph:
+    """Puts an affine layer that changes nothing where a range cannot be shared.
+
+    A concatenation copies integers, so its inputs share a range, and so do a pooling
+    and the ReLU behind it. But the operators of sigmoid and tanh have fixed ranges,
+    and a ReLU with a top ends where its range does.
+    """
+    taken = set(graph.nodes)
+    replacements: dict[str, list[Node]] = {}
+    for name, node in graph.nodes.items():
+        shares_all = node.kind == "Concatenate"
+        is_behind_pooling = _has_fixed_range(node) and (
+            graph.nodes[node.inputs[0]].kind in ("MaxPooling2D", "AveragePooling2D")
+        )
+        inputs: list[str] = []
+        copies: list[Node] = []
+        for source in (graph.nodes[n] for n in node.inputs):
+            inputs.append(source.name)
+            if is_behind_pooling or (shares_all and _has_fixed_range(source)):
+                inputs[-1] = unique_name(taken, f"{source.name}_copy")
+                made = _identity(taken, source, inputs[-1])
+                taken.update(each.name for each in made)
+                copies += made
+        if copies:
+            changed = dataclasses.replace(node, inputs=tuple(inputs))
+            replacements[name] = [*copies, changed]
+    return graph.replaced(replacements, {})
+
+
+def _identity(taken: Collection[str], source: Node, name: str) -> list[Node]:
+    copy = dataclasses.replace(source, name=name, inputs=(source.name,))
+    ones = np.ones(source.shape[-1])
+    return _depthwise_affine(taken, copy, ones, 0 * ones)
+
+
+def _has_fixed_range(node: Node) -> bool:
+    if is_relu(node):
+        return relu_top(node) not in (None, 6.0)
+    return node.kind == "Activation" and activation_name(node) in ("sigmoid", "tanh")
+
+
 def fold_batch_normalization(graph: Graph) -> Graph:
-    """Removes every BatchNormalization.
+    """Removes every BatchNormalization and Rescaling: both are `scale * x + shift`.
 
     One that alone reads a linear convolution or dense layer goes into its weights
     and bias. Any other becomes a 1x1 depthwise convolution, which computes the same.
@@ -153,9 +322,9 @@ def fold_batch_normalization(graph: Graph) -> Graph:
     current = dict(graph.nodes)  # with the folded weights, for BN after BN
     for name in list(graph.nodes):
         node = current[name]
-        if node.kind != "BatchNormalization":
+        if node.kind not in ("BatchNormalization", "Rescaling"):
             continue
-        scale, shift = batch_normalization_affine(node)
+        scale, shift = affine(node)
         source = node.inputs[0]
         while source in renamed:
             source = renamed[source]
@@ -166,7 +335,7 @@ def fold_batch_normalization(graph: Graph) -> Graph:
             replacements[name] = []
             renamed[name] = source
         else:
-            replacements[name] = _depthwise_affine(graph, node, scale, shift)
+            replacements[name] = _depthwise_affine(graph.nodes, node, scale, shift)
             current[name] = replacements[name][-1]
     return graph.replaced(replacements, renamed)
 
@@ -186,34 +355,51 @@ def dense_as_convolution(graph: Graph) -> Graph:
         if node.kind != "Dense":
             continue
         source = graph.nodes[node.inputs[0]]
+        kernel, *bias = node.weights
+        (*_, units) = node.shape
+        conv_layer = layers.Conv2D(
+            units,
+            1,
+            activation=keras.activations.deserialize(node.config["activation"]),
+            use_bias=node.config["use_bias"],
+        )
+        weights = (kernel[None, None], *bias)
+        if len(source.shape) == 3:  # of one pixel or more, each by itself
+            conv = Node.of(conv_layer, name, node.inputs, node.shape, weights)
+            replacements[name] = [conv]
+            continue
         if len(source.shape) != 1:
             raise UnsupportedLayerError(
                 f"layer {name} (Dense) has an input of shape {source.shape}; only "
-                "vectors can be quantized, put a Flatten before it"
+                "vectors and images can be quantized, put a Flatten before it"
             )
         before = unique_name(taken, f"{name}_as_pixel")
         middle = unique_name(taken, f"{name}_as_conv")
         taken |= {before, middle}
-        (units,), pixel = node.shape, (1, 1, *source.shape)
-        kernel, *bias = node.weights
-        conv = _node(
-            layers.Conv2D(
-                units,
-                1,
-                activation=keras.activations.deserialize(node.config["activation"]),
-                use_bias=node.config["use_bias"],
-            ),
-            middle,
-            (kernel[None, None], *bias),
-            (before,),
-            (1, 1, units),
-        )
+        pixel = (1, 1, *source.shape)
+        conv = Node.of(conv_layer, middle, (before,), (1, 1, units), weights)
         replacements[name] = [
-            _node(layers.Reshape(pixel), before, (), node.inputs, pixel),
+            Node.of(layers.Reshape(pixel), before, node.inputs, pixel),
             conv,
-            _node(layers.Reshape((units,)), name, (), (middle,), (units,)),
+            Node.of(layers.Reshape((units,)), name, (middle,), (units,)),
         ]
     return graph.replaced(replacements, {})
+
+
+def affine(node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift, float64 (channels,), of a BatchNormalization or Rescaling.
+
+    Raises:
+      UnsupportedLayerError: see `batch_normalization_affine`.
+    """
+    if node.kind == "BatchNormalization":
+        return batch_normalization_affine(node)
+    channels = node.shape[-1:]
+    scale, offset = (
+        np.broadcast_to(np.asarray(node.config[key], np.float64), channels)
+        for key in ("scale", "offset")
+    )
+    return scale, offset
 
 
 def batch_normalization_affine(node: Node) -> tuple[np.ndarray, np.ndarray]:
@@ -252,8 +438,7 @@ def batch_normalization_weights(
 
 
 def _can_take_in(node: Node) -> bool:
-    kinds = ("Conv2D", "DepthwiseConv2D", "Dense")
-    return node.kind in kinds and activation_name(node) == "linear"
+    return node.kind in _KERNELS and activation_name(node) == "linear"
 
 
 def _scaled(node: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
@@ -274,24 +459,24 @@ def _scaled(node: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
 
 
 def _depthwise_affine(
-    graph: Graph, node: Node, scale: np.ndarray, shift: np.ndarray
+    taken: Collection[str], node: Node, scale: np.ndarray, shift: np.ndarray
 ) -> list[Node]:
     """`scale * x + shift` on an image or a vector, under the node's name."""
     if len(node.shape) == 3:
         return [affine_node(node.name, scale, shift, node.inputs, node.shape)]
     if len(node.shape) != 1:
         raise UnsupportedLayerError(
-            f"layer {node.name} (BatchNormalization) has an input of shape "
+            f"layer {node.name} ({node.kind}) has an input of shape "
             f"{node.shape}; only images and vectors can be quantized"
         )
     # A vector becomes an image of one pixel and back.
-    before = unique_name(graph.nodes, f"{node.name}_as_pixel")
-    middle = unique_name(graph.nodes, f"{node.name}_affine")
+    before = unique_name(taken, f"{node.name}_as_pixel")
+    middle = unique_name(taken, f"{node.name}_affine")
     pixel = (1, 1, *node.shape)
     return [
-        _node(layers.Reshape(pixel), before, (), node.inputs, pixel),
+        Node.of(layers.Reshape(pixel), before, node.inputs, pixel),
         affine_node(middle, scale, shift, (before,), pixel),
-        _node(layers.Reshape(node.shape), node.name, (), (middle,), node.shape),
+        Node.of(layers.Reshape(node.shape), node.name, (middle,), node.shape),
     ]
 
 
@@ -315,14 +500,4 @@ def affine_node(
         scale.reshape(1, 1, -1, 1).astype(np.float32),
         shift.astype(np.float32),
     )
-    return _node(layers.DepthwiseConv2D(1), name, weights, inputs, shape)
-
-
-def _node(
-    layer: keras.layers.Layer,
-    name: str,
-    weights: tuple[np.ndarray, ...],
-    inputs: tuple[str, ...],
-    shape: tuple[int, ...],
-) -> Node:
-    return Node(name, type(layer), layer.get_config(), weights, inputs, shape)
+    return Node.of(layers.DepthwiseConv2D(1), name, inputs, shape, weights)

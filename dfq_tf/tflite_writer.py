@@ -25,7 +25,7 @@ from dfq_tf.quantization.integers import (
     bias_scale,
     integer_layers,
 )
-from dfq_tf.rewrite import activation_name, is_relu
+from dfq_tf.rewrite import activation_name, is_relu, relu_top
 
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 
@@ -50,6 +50,7 @@ _VERSIONS = {
     _OPS.CONV_2D: (3, 4),
     _OPS.DEPTHWISE_CONV_2D: (3, 5),
     _OPS.LEAKY_RELU: (2, 2),
+    _OPS.LOGISTIC: (2, 3),
     _OPS.MAXIMUM: (2, 3),
     _OPS.MAX_POOL_2D: (2, 3),
     _OPS.MEAN: (2, 3),
@@ -60,6 +61,8 @@ _VERSIONS = {
     _OPS.RELU: (2, 3),
     _OPS.RELU6: (2, 3),
     _OPS.RESHAPE: (1, 1),
+    _OPS.SUB: (2, 5),
+    _OPS.TANH: (2, 3),
 }
 _INT4_VERSION = 7  # of both convolutions, with an int4 kernel
 _ACTIVATIONS = {
@@ -67,6 +70,7 @@ _ACTIVATIONS = {
     "relu": schema.ActivationFunctionType.RELU,
     "relu6": schema.ActivationFunctionType.RELU6,
 }
+_CURVES = {"sigmoid": _OPS.LOGISTIC, "tanh": _OPS.TANH}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +162,7 @@ class _Writer:
             return
         sources = [self._stored[name] for name in node.inputs]
         fused, name, activation = layer, node.name, activation_name(node)
-        is_merge = node.kind in (*registry.KERNELS, "Add", "Multiply")
+        is_merge = node.kind in (*registry.KERNELS, *registry.MERGES)
         if is_merge and not registry.has_quantized_output(self._graph, node):
             (relu,) = self._graph.consumers(name)
             fused, name = self._layers[relu.name], relu.name
@@ -366,10 +370,13 @@ class _Writer:
         output: _Tensor,
         activation: str,
     ) -> None:
-        """ADD and MUL of two tensors."""
+        """ADD, SUB and MUL of two tensors."""
         options: Any
         if layer.node.kind == "Add":
             code, options = _OPS.ADD, schema.AddOptionsT()
+            options.potScaleInt16 = False
+        elif layer.node.kind == "Subtract":
+            code, options = _OPS.SUB, schema.SubOptionsT()
             options.potScaleInt16 = False
         else:
             code, options = _OPS.MUL, schema.MulOptionsT()
@@ -471,9 +478,11 @@ class _Writer:
         output: _Tensor,
         activation: str,
     ) -> None:
-        """RELU, RELU6 and LEAKY_RELU that no layer has taken in."""
-        del activation
+        """RELU, RELU6, LEAKY_RELU that no layer has taken in, LOGISTIC and TANH."""
         inputs = [sources[0].index]
+        if activation in _CURVES:
+            self.add_operator(_CURVES[activation], inputs, output)
+            return
         if layer.node.kind == "LeakyReLU":
             options = schema.LeakyReluOptionsT()
             options.alpha = float(layer.node.config["alpha"])
@@ -487,6 +496,7 @@ _OPERATORS: dict[str, Callable[..., None]] = {
     "Conv2D": _Writer.conv,
     "DepthwiseConv2D": _Writer.depthwise_conv,
     "Add": _Writer.merge,
+    "Subtract": _Writer.merge,
     "Multiply": _Writer.merge,
     "Concatenate": _Writer.concatenate,
     "MaxPooling2D": _Writer.pool,
@@ -526,11 +536,12 @@ def _set_window(
 
 
 def _relu_name(node: Node) -> str:
-    """'relu' or 'relu6', of a layer that `is_relu`."""
+    """'relu' or 'relu6', of a layer that `is_relu`.
+
+    Any other top is the end of its range, where the integers end too.
+    """
     assert is_relu(node)
-    if node.kind == "Activation":
-        return activation_name(node)
-    return "relu" if node.config["max_value"] is None else "relu6"
+    return "relu6" if relu_top(node) == 6 else "relu"
 
 
 def _code(code: int, version: int) -> Any:

@@ -148,10 +148,10 @@ class IntegerReadyTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_names_the_layer_without_integer_form(self):
         image = layers.Input((8, 8, 3))
-        x = layers.Conv2D(4, 3, activation="tanh", name="odd")(image)
+        x = layers.Conv2D(4, 3, activation="elu", name="odd")(image)
         x = layers.Dense(networks.NUM_CLASSES)(layers.Flatten()(x))
         classifier = Classifier(keras.Model(image, x), description())
-        with self.assertRaisesRegex(UnsupportedLayerError, "layer odd .*tanh"):
+        with self.assertRaisesRegex(UnsupportedLayerError, "layer odd .*elu"):
             apply.integer_ready(classifier)
 
     def test_names_the_layer_with_nan_weights(self):

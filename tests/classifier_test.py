@@ -7,11 +7,12 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf import calibration
-from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import apply
 from tests import networks
 
@@ -190,21 +191,15 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         networks.build("vgg_like").save(path)
         path.with_suffix(".json").unlink()
         with self.assertRaisesRegex(
-            ModelError, "there is no description .*model.json; give the input's mean"
+            ConfigError,
+            "input_mean and input_scale are not given, and the model has",
         ):
             load_classifier(path)
 
     def test_given_description_goes_before_the_file(self):
         path = self.folder / "model.keras"
-        classifier = networks.build("vgg_like")
-        classifier.save(path)
-        path.with_suffix(".json").unlink()
-
-        def describe(num_classes):
-            names = tuple(map(str, range(num_classes)))
-            return ModelDescription((7.0,), (0.5,), "logits", names)
-
-        loaded = load_classifier(path, describe)
+        networks.build("vgg_like").save(path)
+        loaded = load_classifier(path, input_mean=7, input_scale=0.5)
         self.assertEqual(loaded.description.input_mean, (7.0,))
         self.assertEqual(loaded.description.class_names, ("0", "1", "2", "3", "4"))
 

@@ -91,7 +91,7 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         (dict(input_scale=(-1.0,)), r"input_scale is \(-1.0,\); every value must be"),
         (
             dict(output="probability"),
-            r"output is 'probability'; it must be one of \['logits', 'softmax'\]",
+            r"output is 'probability'; it must be one of \['logits', 'softmax', 's",
         ),
     )
     def test_value_out_of_range_is_refused(self, change, message):

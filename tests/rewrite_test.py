@@ -372,11 +372,20 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
         ):
             rewrite.fold(Graph.from_model(model))
 
-    def test_dense_of_pixels_is_refused(self):
-        model = _model(layers.Dense(4, name="mix"))
+    def test_dense_of_pixels_becomes_a_convolution(self):
+        model = helpers.randomise(_model(layers.Dense(4, activation="relu")))
+        graph = rewrite.dense_as_convolution(Graph.from_model(model))
+        self.assertEqual(
+            [n.kind for n in graph.nodes.values()], ["InputLayer", "Conv2D", "Flatten"]
+        )
+        inputs = helpers.random_inputs(model)
+        self.assertAllClose(graph.build()(inputs), model(inputs), atol=1e-5)
+
+    def test_dense_of_rows_is_refused(self):
+        model = _model(layers.Reshape((8, 24)), layers.Dense(4, name="mix"))
         with self.assertRaisesRegex(
             UnsupportedLayerError,
-            r"layer mix \(Dense\) has an input of shape \(8, 8, 3\); .*Flatten",
+            r"layer mix \(Dense\) has an input of shape \(8, 24\); .*Flatten",
         ):
             rewrite.dense_as_convolution(Graph.from_model(model))
 
@@ -443,7 +452,8 @@ class LayerQuestionsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertTrue(rewrite.is_relu(self._last(layers.ReLU())))
         self.assertTrue(rewrite.is_relu(self._last(layers.ReLU(6))))
         self.assertTrue(rewrite.is_relu(self._last(layers.Activation(tf.nn.relu6))))
-        self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(1.0))))
+        self.assertTrue(rewrite.is_relu(self._last(layers.ReLU(1.0))))
+        self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(0.0))))
         self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(negative_slope=0.1))))
         self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(threshold=1.0))))
         self.assertFalse(rewrite.is_relu(self._last(layers.LeakyReLU())))

@@ -172,17 +172,22 @@ def agreed(is_so: bool) -> bool:
 
 
 def floats(name: str, values: list[str]) -> tuple[float, ...]:
-    """The numbers in a list flag.
+    """The numbers in a list flag, each written as 0.5 or 1/255.
 
     Raises:
       ConfigError: a value is not a number.
     """
     try:
-        return tuple(float(value) for value in values)
-    except ValueError as error:
+        return tuple(_number(value) for value in values)
+    except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(
             f"{name} is {','.join(values)!r}; give numbers with commas between them"
         ) from error
+
+
+def _number(value: str) -> float:
+    numerator, *denominator = value.split("/", 1)
+    return float(numerator) / (float(denominator[0]) if denominator else 1.0)
 
 
 def open_workdir(

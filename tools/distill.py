@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import data, evaluation, models, pipeline, preview, training
-from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import (
     PHASE_SETTINGS,
@@ -28,6 +28,7 @@ from dfq_tf.config import (
 from dfq_tf.description import description_path
 from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
+from dfq_tf.importing import load_classifier
 from dfq_tf.workdir import Workdir
 from tools import common, quantize
 

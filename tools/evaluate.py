@@ -11,8 +11,9 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import data, evaluation, export
-from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.errors import ConfigError, DataError, ModelError
+from dfq_tf.importing import load_classifier
 from tools import common
 
 FLAGS = common.FLAGS

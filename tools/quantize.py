@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import data, evaluation, pipeline, preview, training
-from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.config import (
     METHODS,
     PHASE_SETTINGS,
@@ -26,12 +26,14 @@ from dfq_tf.config import (
     DistillationConfig,
     RunConfig,
     check_method,
+    check_value,
     parse_widths,
 )
-from dfq_tf.description import OUTPUTS, ModelDescription, description_path
+from dfq_tf.description import OUTPUTS, description_path
 from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
+from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import apply
 from dfq_tf.workdir import Workdir
 from tools import common, evaluate
@@ -51,15 +53,42 @@ def define_teacher_flags() -> None:
         list,
         [],
         "Mean in pixels, one value or one per channel: the model's input is "
-        "(pixel - mean) * scale. Needed where no .json lies beside the model.",
+        "(pixel - mean) * scale. Not needed where a .json lies beside the model, or "
+        "the model has a layer for it, such as Rescaling.",
     )
-    common.define(group, "input_scale", list, [], "Scale, like --input_mean.")
+    common.define(
+        group, "input_scale", list, [], "Scale, like --input_mean; such as 1/255."
+    )
     common.define(
         group,
         "output",
         str,
-        "logits",
-        f"What the model gives: {' or '.join(OUTPUTS)}. Used with --input_mean.",
+        None,
+        f"What the model gives: one of {', '.join(OUTPUTS)}. By default what its last "
+        "layer says.",
+    )
+    common.define(
+        group,
+        "labels",
+        str,
+        None,
+        "Text file with the names of the classes, a line each, in the order of the "
+        "model's outputs.",
+    )
+    common.define(
+        group,
+        "image_size",
+        list,
+        [],
+        "Height and width, for a model that takes images of any size.",
+    )
+    common.define(
+        group,
+        "allow_code",
+        bool,
+        False,
+        "Run Python code that the model's file holds, as Lambda layers do. Only for a "
+        "file whose maker you trust.",
     )
 
 
@@ -120,28 +149,68 @@ def widths_from_flags() -> BitWidths:
 
 
 def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
-    """Reads a teacher; its description is beside it, or in the flags.
+    """Reads a teacher, as the flags say.
 
     Args:
       path: the model's file.
-      class_names: for a description from the flags; by default 0, 1, 2, ...
+      class_names: where neither --labels nor a description has them; by default 0, 1,
+        2, ...
+
+    Raises:
+      ConfigError: a flag is wrong, or one is missing.
+      ModelError: the file cannot be read.
     """
-    if not FLAGS.input_mean and not FLAGS.input_scale:
-        return load_classifier(path)
-    if not (FLAGS.input_mean and FLAGS.input_scale):
-        raise ConfigError(
-            f"input_mean is {FLAGS.input_mean} and input_scale is {FLAGS.input_scale}; "
-            "give both or neither"
-        )
     mean, scale = (
-        common.floats(name, FLAGS[name].value) for name in ("input_mean", "input_scale")
+        common.floats(name, FLAGS[name].value) or None
+        for name in ("input_mean", "input_scale")
     )
-    return load_classifier(
+    size = common.floats("image_size", FLAGS.image_size)
+    if size and (len(size) != 2 or any(s != int(s) or s < 1 for s in size)):
+        raise ConfigError(
+            f"image_size is {','.join(FLAGS.image_size)!r}; give height and width"
+        )
+    if FLAGS.output is not None:
+        check_value("output", FLAGS.output, {"choices": OUTPUTS})
+    names = read_labels(FLAGS.labels) if FLAGS.labels else None
+    teacher = load_classifier(
         path,
-        lambda classes: ModelDescription(
-            mean, scale, FLAGS.output, class_names or tuple(map(str, range(classes)))
-        ),
+        input_mean=mean,
+        input_scale=scale,
+        output=FLAGS.output,
+        class_names=names,
+        image_size=[int(s) for s in size] or None,
+        allow_code=FLAGS.allow_code,
     )
+    has_numbers = teacher.description.class_names == tuple(
+        map(str, range(teacher.num_classes))
+    )
+    if names is None and has_numbers and len(class_names or ()) == teacher.num_classes:
+        description = dataclasses.replace(
+            teacher.description, class_names=tuple(class_names or ())
+        )
+        teacher = Classifier(teacher.model, description)
+    return teacher
+
+
+def read_labels(path: str) -> tuple[str, ...]:
+    """The names of the classes in a text file, a line each.
+
+    Raises:
+      ConfigError: it cannot be read, is empty, or has an empty line.
+    """
+    try:
+        names = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"labels is {path!r}, which cannot be read as text: {error}"
+        ) from error
+    names = [name.strip() for name in names]
+    if not names or not all(names):
+        raise ConfigError(
+            f"labels is {path!r}, which is empty or has an empty line; write one name "
+            "on each line"
+        )
+    return tuple(names)
 
 
 def teacher_and_dataset() -> tuple[Classifier, data.Dataset | None]:

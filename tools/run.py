@@ -28,10 +28,11 @@ from dfq_tf import (
     pipeline,
     yardsticks,
 )
-from dfq_tf.classifier import MODEL_SUFFIXES, Classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.config import CalibrationConfig, TeacherConfig
 from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
+from dfq_tf.model_file import MODEL_SUFFIXES
 from dfq_tf.workdir import Workdir
 from tools import common, convert, distill, evaluate, quantize, train_teacher
 

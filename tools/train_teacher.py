@@ -12,11 +12,12 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import data, evaluation, models
-from dfq_tf.classifier import Classifier, load_classifier
+from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import RunConfig, TeacherConfig
 from dfq_tf.description import ModelDescription
 from dfq_tf.distribution import check_batch
+from dfq_tf.importing import load_classifier
 from dfq_tf.supervised import train_teacher
 from dfq_tf.workdir import Workdir
 from tools import common

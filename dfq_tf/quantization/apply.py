@@ -119,8 +119,10 @@ def quantize_graph(
 
     model = graph.build(wrap)
     for name, (low, high) in ranges.items():
-        if is_symmetric(configs[name].num_bits_activation or 0):
+        bits = configs[name].num_bits_activation or 0
+        if is_symmetric(bits):
             low, high = -max(-low, high), max(-low, high)
+        low, high = registry.fixed_range(graph.nodes[name], bits) or (low, high)
         variables = range_variables(model.get_layer(f"quant_{name}"))
         variables["output_min"].assign(low)
         variables["output_max"].assign(high)

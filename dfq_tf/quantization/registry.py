@@ -10,15 +10,36 @@ import tensorflow_model_optimization as tfmot
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths
-from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.errors import LayerProblem, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node
-from dfq_tf.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from dfq_tf.quantization.quantizers import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    is_symmetric,
+)
+from dfq_tf.quantization.ranges import Range
 from dfq_tf.rewrite import activation_name, is_relu
 
 # Layers with a kernel -> the attribute that holds it.
 KERNELS = {"Conv2D": "kernel", "DepthwiseConv2D": "depthwise_kernel"}
 # Layers that compute new values.
-_COMPUTING = ("Add", "Multiply", "GlobalAveragePooling2D", "LeakyReLU", "Concatenate")
+_COMPUTING = (
+    "Add",
+    "Subtract",
+    "Multiply",
+    "GlobalAveragePooling2D",
+    "LeakyReLU",
+    "Concatenate",
+)
+# Layers of two inputs whose operator takes a ReLU in.
+MERGES = ("Add", "Subtract", "Multiply")
+# Activations with an operator of their own, and the range that it asks for: all
+# integers of 8 bits, or of 16, with steps of 1/256 and 1/128, or 1/32768.
+_FIXED_RANGES: dict[str, Range] = {
+    "sigmoid": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+}
+_FIXED_RANGE_16 = (-32767 / 32768, 32767 / 32768)
 # Layers whose integer output has the scale of their input.
 SAME_SCALE = (
     "MaxPooling2D",
@@ -32,44 +53,63 @@ _POOLING = ("MaxPooling2D", "AveragePooling2D")
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
 SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, SeparableConv2D and Dense with linear, relu or relu6 "
-    "activation, BatchNormalization, ReLU, ReLU6, LeakyReLU, Add, Multiply, "
-    "Concatenate, Flatten, Reshape, ZeroPadding2D, max and average pooling, and "
-    "dropout and noise layers"
+    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, the "
+    "activations relu, relu6, leaky_relu, swish, sigmoid, tanh, hard_swish and "
+    "hard_sigmoid, Add, Subtract, Multiply, Concatenate, Flatten, Reshape, "
+    "ZeroPadding2D, max and average pooling, Rescaling and Normalization, dropout, "
+    "noise and augmentation layers"
 )
 
 
 def check_supported(graph: Graph) -> None:
-    """Raises UnsupportedLayerError, naming the first layer that has no integer form.
+    """Raises UnsupportedLayerError, naming all layers that have no integer form.
 
     Args:
       graph: a network that `rewrite.fold` has rewritten.
     """
-    for node in graph.nodes.values():
-        problem = _problem(node)
-        if problem:
-            raise UnsupportedLayerError(
-                f"layer {node.name} ({node.kind}) cannot be quantized: {problem}. "
-                f"What can be: {SUPPORTED}"
-            )
+    reasons = {node.name: _problem(node) for node in graph.nodes.values()}
+    problems = [
+        LayerProblem(name, graph.nodes[name].kind, reason)
+        for name, reason in reasons.items()
+        if reason
+    ]
+    if problems:
+        raise UnsupportedLayerError.of(problems, f"What can be: {SUPPORTED}")
 
 
 def _problem(node: Node) -> str | None:
+    activation = activation_name(node)
+    if node.config.get("data_format", "channels_last") not in ("channels_last", None):
+        return "its data_format is channels_first"
     if node.kind in KERNELS:
-        if activation_name(node) not in _FUSED_ACTIVATIONS:
-            return f"its activation is {activation_name(node)}"
-        if node.config.get("data_format", "channels_last") != "channels_last":
-            return "its data_format is channels_first"
+        if activation not in _FUSED_ACTIVATIONS:
+            return f"its activation is {activation}"
         return None
-    if node.kind in ("Add", "Multiply") and len(node.inputs) != 2:
+    if node.kind in MERGES and len(node.inputs) != 2:
         return f"it has {len(node.inputs)} inputs; write it as layers of two inputs"
     if is_relu(node) or node.kind in ("InputLayer", *_COMPUTING, *SAME_SCALE):
         return None
     if node.kind == "Activation":
-        return f"its activation is {activation_name(node)}"
+        if activation in _FIXED_RANGES:
+            return None
+        return f"its activation is {activation}"
     if node.kind == "ReLU":
-        return "only max_value None or 6, without slope and threshold, is known"
+        return "only a ReLU without slope and threshold is known"
     return "there is no integer form for it here"
+
+
+def fixed_range(node: Node, num_bits: int) -> Range | None:
+    """The range that a node's operator asks for; None if it takes any.
+
+    Args:
+      node: of a network that `rewrite.fold` has rewritten.
+      num_bits: 8 or 16.
+    """
+    if node.kind != "Activation" or activation_name(node) not in _FIXED_RANGES:
+        return None
+    if is_symmetric(num_bits):
+        return _FIXED_RANGE_16
+    return _FIXED_RANGES[activation_name(node)]
 
 
 def has_quantized_output(graph: Graph, node: Node) -> bool:
@@ -78,7 +118,7 @@ def has_quantized_output(graph: Graph, node: Node) -> bool:
         return False
     consumers = graph.consumers(node.name)
     is_fused = (
-        node.kind in (*KERNELS, "Add", "Multiply")
+        node.kind in (*KERNELS, *MERGES)
         and len(consumers) == 1
         and is_relu(consumers[0])
         and node.name != graph.output_name
@@ -213,11 +253,13 @@ def weight_bits(graph: Graph, node: Node, widths: BitWidths) -> int:
 def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     """Bits of each output that is stored with a scale of its own.
 
-    Pixels have 8. The logits, on which the answer hangs, have 8 or more. Outputs that
-    share a range share the most bits of any of them.
+    Pixels have 8. Sigmoid and tanh, whose range is fixed, have 8 or more, and so have
+    the logits, on which the answer hangs. Outputs that share a range share the most
+    bits of any of them.
     """
+    width = widths.num_bits_activation
     bits = {
-        name: widths.num_bits_activation
+        name: width if fixed_range(node, 8) is None else max(8, width)
         for name, node in graph.nodes.items()
         if has_quantized_output(graph, node)
     }
