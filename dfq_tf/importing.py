@@ -154,7 +154,8 @@ def _read(
     reader = Keras3Reader(keras3()) if is_keras3 else Keras2Reader()
     graph = Graph.from_model(model, reader)
     batch, *shape = model.inputs[0].shape
-    types = {node.config.get("dtype", "float32") for node in graph.nodes.values()}
+    # A policy of mixed precision is a dictionary.
+    types = {str(n.config.get("dtype", "float32")) for n in graph.nodes.values()}
     must_build = reader.has_rewritten or batch is not None or types != {"float32"}
     if None in shape[:2] and image_size is None:
         raise ConfigError(

@@ -120,7 +120,9 @@ def split_operands(
     """
     operands: list[Operand] = []
     for value in given:
-        for each in value if isinstance(value, (list, tuple)) else [value]:
+        is_list = isinstance(value, (list, tuple))
+        has_tensors = is_list and any(id(each) in nodes for each in value)
+        for each in value if has_tensors else [value]:
             node = nodes.get(id(each))
             operands.append(np.asarray(each) if node is None else node)
     if any(id(value) in nodes for value in settings.values()):

@@ -98,12 +98,14 @@ class Keras3Reader(Reader):
         """As in `Reader`."""
         inbound = layer._inbound_nodes[index]
         arguments = inbound.arguments
+        # How the whole model is called decides on training, whatever is written here.
+        kwargs = {k: v for k, v in arguments.kwargs.items() if k != "training"}
         return Call(
             layer,
             [] if self.is_input(layer) else inbound.input_tensors,
             inbound.output_tensors,
             arguments.args,
-            arguments.kwargs,
+            kwargs,
         )
 
     def is_model(self, layer: Any) -> bool:

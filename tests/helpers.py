@@ -19,19 +19,31 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
     that forgets them would still seem right.
     """
     rng = np.random.default_rng(seed)
-
-    def random_weight(variable):
-        name = variable.name.split("/")[-1].split(":")[0]
-        if name in ("gamma", "moving_variance"):
-            return rng.uniform(0.5, 2.0, variable.shape)
-        if name in ("beta", "moving_mean", "bias"):
-            return rng.normal(0.0, 0.5, variable.shape)
-        fan_in = np.prod(variable.shape) / variable.shape[-1]
-        return rng.normal(0.0, 1.0 / np.sqrt(fan_in), variable.shape)
-
     for variable in model.weights:
-        variable.assign(random_weight(variable))
+        name = variable.name.split("/")[-1].split(":")[0]
+        variable.assign(_random_weight(rng, name, variable.shape))
     return model
+
+
+def randomise_keras3(model: Any, seed: int = 0) -> Any:
+    """As `randomise`, of a Keras 3 model; what is no float stays as it is."""
+    rng = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        if "Normalization" == type(layer).__name__:
+            continue
+        for variable in layer.weights:
+            if "float" in str(variable.dtype) and layer.get_weights():
+                variable.assign(_random_weight(rng, variable.name, variable.shape))
+    return model
+
+
+def _random_weight(rng: Any, name: str, shape: Sequence[int]) -> np.ndarray:
+    if name in ("gamma", "moving_variance"):
+        return rng.uniform(0.5, 2.0, shape)
+    if name in ("beta", "moving_mean", "bias"):
+        return rng.normal(0.0, 0.5, shape)
+    fan_in = np.prod(shape) / shape[-1]
+    return rng.normal(0.0, 1.0 / np.sqrt(fan_in), shape)
 
 
 def description(num_classes: int, output: str = "logits") -> ModelDescription:

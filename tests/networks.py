@@ -115,6 +115,26 @@ def padded_pooling() -> keras.Model:
     return keras.Model(image, layers.Dense(NUM_CLASSES, activation="softmax")(x))
 
 
+def mobilenet_v3_like() -> keras.Model:
+    """Swish, hard swish, squeeze and excite, tanh, and ranges that are fixed."""
+    image = layers.Input((8, 8, 3))
+    x = layers.Activation("swish")(_conv_bn(image, 8))
+    y = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = layers.Conv2D(4, 1, activation="relu")(y)
+    x = layers.Multiply()([x, layers.Dense(8, activation="sigmoid")(y)])
+    x = layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same")(x))
+    y = layers.Rescaling(1 / 6)(layers.ReLU(6.0)(layers.Rescaling(1.0, 3.0)(x)))
+    x = layers.Multiply()([x, y])
+    y = layers.Activation("hard_sigmoid")(_conv_bn(x, 4, size=1))
+    z = layers.Conv2D(4, 1, activation="tanh")(x)
+    z = layers.Subtract()([y, z])
+    z = layers.ReLU(1.5)(layers.MaxPooling2D(padding="same")(z))
+    x = layers.Concatenate()([layers.AveragePooling2D()(x), z])
+    x = layers.Add()([x, x, _conv_bn(x, 12)])
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(NUM_CLASSES)(x))
+
+
 NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "wrn_10_1": wrn_10_1,
     "vgg_like": vgg_like,
@@ -123,6 +143,7 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "densenet_like": densenet_like,
     "bn_first": bn_first,
     "padded_pooling": padded_pooling,
+    "mobilenet_v3_like": mobilenet_v3_like,
 }
 
 

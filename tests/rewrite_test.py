@@ -87,6 +87,23 @@ def _names_already_taken():
     return keras.Model(image, layers.Dense(2, name="logits")(x))
 
 
+def _merges_of_many():
+    image = layers.Input((8, 8, 3))
+    parts = [layers.Conv2D(4, 3)(image) for _ in range(4)]
+    x = layers.Multiply()([layers.Add()(parts), parts[0], parts[1]])
+    return keras.Model(image, layers.Flatten()(x))
+
+
+def _concatenation_of_fixed_ranges():
+    image = layers.Input((8, 8, 3))
+    a = layers.Conv2D(4, 3)(image)
+    parts = [layers.Activation("sigmoid")(a), a, layers.ReLU(2.0)(a)]
+    x = layers.Concatenate()(parts)
+    vectors = [layers.Flatten()(x), layers.GlobalAveragePooling2D()(a)]
+    vectors[1] = layers.Activation("tanh")(vectors[1])
+    return keras.Model(image, layers.Concatenate()(vectors))
+
+
 # Each a function, so that no model is built before its test runs.
 _FOLDED = {
     "conv": lambda: _model(layers.Conv2D(4, 3), BN()),
@@ -191,6 +208,36 @@ _OTHER = {
         layers.Dense(3),
         layers.Dropout(0.5),
     ),
+    "activations_of_layers": lambda: _model(
+        layers.Conv2D(4, 3, activation="swish"),
+        BN(),
+        layers.DepthwiseConv2D(3, activation="hard_sigmoid"),
+        BN(),
+        layers.Conv2D(4, 1, activation="tanh"),
+        layers.SeparableConv2D(4, 1, activation="sigmoid"),
+        layers.Flatten(),
+        layers.Dense(5, activation="swish"),
+        layers.Dense(3),
+    ),
+    "activations": lambda: _model(
+        layers.Activation("swish"),
+        layers.Conv2D(4, 3),
+        layers.Activation("hard_sigmoid"),
+        layers.Activation("swish"),
+    ),
+    "rescaling": lambda: _model(
+        layers.Conv2D(4, 3),
+        layers.Rescaling([1.0, -2.0, 3.0, 0.5], 3.0),
+        layers.ReLU(6.0),
+        layers.Rescaling(1 / 6),
+        layers.MaxPooling2D(),
+        layers.Rescaling(2.0, [1.0, 2.0, 3.0, 4.0]),
+    ),
+    "merges_of_many": _merges_of_many,
+    "concatenation_of_fixed_ranges": _concatenation_of_fixed_ranges,
+    "relu_with_a_top_behind_pooling": lambda: _model(
+        layers.AveragePooling2D(), layers.ReLU(1.5)
+    ),
     "dense_softmax": lambda: _model(
         layers.Flatten(), layers.Dense(6, "relu"), layers.Dense(3, "softmax")
     ),
@@ -294,6 +341,35 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(_OTHER.items())
     def test_other_layers_keep_the_outputs(self, make):
         self._rewritten(helpers.randomise(make()))
+
+    def test_hard_swish_in_pieces_is_an_affine_a_relu_and_a_product(self):
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(4, 3)(image)
+        gate = layers.ReLU(6.0)(layers.Rescaling(1.0, 3.0)(x))
+        x = layers.Multiply()([x, layers.Rescaling(1 / 6)(gate)])
+        graph = self._rewritten(keras.Model(image, layers.Flatten()(x)))
+        kinds = [node.kind for node in graph.nodes.values()]
+        self.assertEqual(
+            kinds,
+            ["InputLayer", "Conv2D", "DepthwiseConv2D", "ReLU", "Multiply", "Flatten"],
+        )
+        (relu,) = (node for node in graph.nodes.values() if node.kind == "ReLU")
+        self.assertAlmostEqual(rewrite.relu_top(relu), 1.0)
+
+    def test_scale_that_is_not_of_all_channels_stays_behind_the_relu(self):
+        model = _model(layers.ReLU(6.0), layers.Rescaling([1.0, 2.0, 3.0]))
+        graph = self._rewritten(model)
+        kinds = [node.kind for node in graph.nodes.values()]
+        self.assertEqual(kinds, ["InputLayer", "ReLU", "DepthwiseConv2D", "Flatten"])
+
+    def test_fixed_ranges_are_not_shared(self):
+        graph = self._rewritten(helpers.randomise(_concatenation_of_fixed_ranges()))
+        for node in graph.nodes.values():
+            if node.kind == "Concatenate":
+                sources = [graph.nodes[name] for name in node.inputs]
+                self.assertEmpty(
+                    [s for s in sources if s.kind in ("Activation", "ReLU")]
+                )
 
     @parameterized.parameters("wrn_10_1", "wrn_16_1")
     def test_wide_resnet_keeps_the_outputs(self, name):

@@ -40,6 +40,8 @@ ROUNDED_ONCE = 0.51  # measured: 0.5000
 ROUNDED_TWICE = 0.76  # a half and a quarter; measured: 0.7499
 COARSE_FACTOR = 1.01  # 1/512 of up to 255, and a half; measured: 0.70
 INT16_FACTOR = 1.51  # 2^-15 of up to 2^15, and a half; measured: 1.21
+INT16_CURVE = 3.0  # sigmoid and tanh are interpolated in a table; measured: 2.43
+CURVES = (keras.activations.sigmoid, keras.activations.tanh)
 
 ALL_FOUR_BITS = BitWidths(4, 4, True, 4, 4, 4)
 # Name -> widths, and how many steps of the output a whole file may be from its
@@ -226,8 +228,9 @@ def distances(student, content, images):
         kind = "+".join(
             type(getattr(wrappers[n], "layer", wrappers[n])).__name__ for n in chain
         )
+        is_curve = getattr(inner, "activation", None) in CURVES
         if tensor.integers.dtype == np.int16:
-            limit = INT16_FACTOR
+            limit = INT16_CURVE if is_curve else INT16_FACTOR
         elif kind in ("LeakyReLU", "Concatenate"):
             limit = COARSE_FACTOR
         elif kind in ("ReLU", "Activation") and name != "quant_pixels":

@@ -1,0 +1,341 @@
+"""From a model of any kind to a classifier that answers as it does."""
+
+import pathlib
+
+import numpy as np
+from absl.testing import parameterized
+
+import dfq_tf
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import ConfigError, ModelError, UnsupportedLayerError
+from tests import helpers, networks
+
+K = keras3()
+LIBRARIES = {"keras2": keras, "keras3": K}
+CLASSES = 4
+
+
+def model_of(library, *links, shape=(8, 8, 3), head=None, units=CLASSES):
+    """Links, a convolution, a dense layer and what is behind that; random weights."""
+    layers = library.layers
+    image = x = layers.Input(shape)
+    for link in links:
+        x = link(x)
+    x = layers.Conv2D(6, 3, strides=2, name="conv")(x)
+    x = layers.BatchNormalization()(x)
+    x = layers.ReLU()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(units, activation=head, name="last")(x)
+    return randomised(library, library.Model(image, x))
+
+
+def randomised(library, model):
+    if library is K:
+        return helpers.randomise_keras3(model)
+    names = ("Conv2D", "Dense", "BatchNormalization")
+    for layer in model.layers:
+        if type(layer).__name__ in names:
+            helpers.randomise(layer)
+    return model
+
+
+def answers(model, inputs):
+    outputs = model(inputs.astype(np.float32), training=False)
+    return np.asarray(outputs if isinstance(outputs, tf.Tensor) else outputs.numpy())
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def pixels(shape=(8, 8, 3)):
+    return networks.images(shape, 20)
+
+
+class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.product(library=list(LIBRARIES), suffix=("object", ".keras", ".h5"))
+    def test_layers_at_the_head_go_into_the_description(self, library, suffix):
+        library = LIBRARIES[library]
+        layers = library.layers
+        model = model_of(
+            library,
+            layers.RandomFlip("horizontal"),
+            layers.Rescaling(1 / 127.5, offset=-1),
+            layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.5, 0.6, 0.7]),
+        )
+        source = model
+        if suffix != "object":
+            source = pathlib.Path(self.get_temp_dir()) / f"model{suffix}"
+            model.save(source)
+        classifier = dfq_tf.as_classifier(source)
+        mean, deviation = np.array([0.1, 0.2, 0.3]), np.sqrt([0.5, 0.6, 0.7])
+        described = classifier.description
+        self.assertAllClose(described.input_scale, 1 / 127.5 / deviation)
+        self.assertAllClose(described.input_mean, 127.5 * (1 + mean))
+        self.assertEqual(described.output, "logits")
+        self.assertEqual(described.class_names, ("0", "1", "2", "3"))
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
+        )
+        self.assertIsInstance(classifier.model, keras.Model)
+        kinds = {type(layer).__name__ for layer in classifier.model.layers}
+        self.assertNoCommonElements(kinds, {"Rescaling", "Normalization", "RandomFlip"})
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_functions_at_the_head_go_into_the_description(self, library):
+        model = model_of(LIBRARIES[library], lambda x: x / 127.5 - 1.0)
+        classifier = dfq_tf.as_classifier(model)
+        self.assertAllClose(classifier.description.input_mean, [127.5])
+        self.assertAllClose(classifier.description.input_scale, [1 / 127.5])
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
+        )
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_what_the_user_says_comes_before_the_models_own(self, library):
+        library = LIBRARIES[library]
+        model = model_of(library, library.layers.Rescaling(2.0, offset=1.0))
+        classifier = dfq_tf.as_classifier(model, input_mean=100, input_scale=[0.1])
+        self.assertAllClose(classifier.description.input_scale, [0.2])
+        expected = answers(model, (pixels() - 100.0) * 0.1)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_scale_below_zero_stays_in_the_network(self, library):
+        library = LIBRARIES[library]
+        model = model_of(library, library.layers.Rescaling(-1 / 255, offset=1.0))
+        with self.assertRaisesRegex(ConfigError, "input_mean and input_scale are not"):
+            dfq_tf.as_classifier(model)
+        classifier = dfq_tf.as_classifier(model, input_mean=0, input_scale=1)
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
+        )
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_nothing_said_is_an_error_that_says_what_to_say(self, library):
+        with self.assertRaisesRegex(
+            ConfigError, "input_mean and input_scale are not given, .*1/255"
+        ):
+            dfq_tf.as_classifier(model_of(LIBRARIES[library]))
+
+    def test_one_of_two_is_not_enough(self):
+        with self.assertRaisesRegex(
+            ConfigError, "input_mean is 3.0 and input_scale is None; give both"
+        ):
+            dfq_tf.as_classifier(model_of(keras), input_mean=3.0)
+
+
+class HeadTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.product(library=list(LIBRARIES), as_layer=(False, True))
+    def test_softmax_becomes_logits(self, library, as_layer):
+        library = LIBRARIES[library]
+        model = model_of(
+            library,
+            library.layers.Rescaling(1 / 255),
+            head=None if as_layer else "softmax",
+        )
+        if as_layer:
+            last = library.layers.Softmax()(model.outputs[0])
+            model = library.Model(model.inputs, last)
+        classifier = dfq_tf.as_classifier(model)
+        self.assertEqual(classifier.description.output, "logits")
+        scores = classifier.scores(pixels())
+        self.assertGreater(np.ptp(scores.sum(-1)), 0.1)
+        self.assertAllClose(softmax(scores), answers(model, pixels()), atol=1e-5)
+
+    def test_keras_2_model_as_it_is_keeps_its_softmax(self):
+        model = model_of(keras, head="softmax")
+        classifier = dfq_tf.as_classifier(model, input_mean=0, input_scale=1 / 255)
+        self.assertIs(classifier.model, model)
+        self.assertEqual(classifier.description.output, "softmax")
+
+    @parameterized.product(library=list(LIBRARIES), head=("sigmoid", None))
+    def test_one_score_becomes_two_logits(self, library, head):
+        model = model_of(LIBRARIES[library], head=head, units=1)
+        classifier = dfq_tf.as_classifier(
+            model, input_mean=0, input_scale=1 / 255, class_names=("cat", "dog")
+        )
+        self.assertEqual(classifier.num_classes, 2)
+        self.assertEqual(classifier.description.output, "logits")
+        expected = answers(model, pixels() / 255)[:, 0]
+        scores = classifier.scores(pixels())
+        if head is None:
+            self.assertAllClose(scores[:, 1] - scores[:, 0], expected, atol=1e-4)
+        else:
+            self.assertAllClose(softmax(scores)[:, 1], expected, atol=1e-5)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_several_sigmoids_stay(self, library):
+        model = model_of(LIBRARIES[library], head="sigmoid")
+        classifier = dfq_tf.as_classifier(model, input_mean=0, input_scale=1 / 255)
+        self.assertEqual(classifier.description.output, "sigmoid")
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels() / 255), atol=1e-5
+        )
+
+    def test_output_that_the_model_has_not_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError, r"output is 'logits', but .* last \(Dense\) gives softmax"
+        ):
+            dfq_tf.as_classifier(
+                model_of(keras, head="softmax"),
+                input_mean=0,
+                input_scale=1,
+                output="logits",
+            )
+
+
+class ShapeTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(*LIBRARIES)
+    def test_model_of_any_size_is_made_for_one(self, library):
+        model = model_of(LIBRARIES[library], shape=(None, None, 3))
+        fed = dict(input_mean=0, input_scale=1 / 255)
+        with self.assertRaisesRegex(
+            ConfigError, r"any size, \(None, None, 3\); .*--image_size=HEIGHT,WIDTH"
+        ):
+            dfq_tf.as_classifier(model, **fed)
+        classifier = dfq_tf.as_classifier(model, **fed, image_size=(10, 14))
+        self.assertEqual(classifier.image_shape, (10, 14, 3))
+        images = pixels((10, 14, 3))
+        self.assertAllClose(
+            classifier.scores(images), answers(model, images / 255), atol=1e-4
+        )
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_batch_of_a_fixed_size_becomes_free(self, library):
+        library = LIBRARIES[library]
+        image = library.layers.Input((8, 8, 3), batch_size=2)
+        x = library.layers.Flatten()(image)
+        model = library.Model(image, library.layers.Dense(CLASSES)(x))
+        classifier = dfq_tf.as_classifier(model, input_mean=0, input_scale=1 / 255)
+        self.assertIsNone(classifier.model.input_shape[0])
+        self.assertAllClose(
+            classifier.scores(pixels())[:2], answers(model, pixels()[:2] / 255), 1e-4
+        )
+
+    @parameterized.parameters(
+        ((7, 8, 3), "7 x 8 pixels; both sides must be 8 to 512"),
+        ((8, 513, 3), "8 x 513 pixels"),
+        ((8, 8, 2), "2 channels; they must have 1, 3 or 4"),
+    )
+    def test_shape_out_of_range_is_refused(self, shape, message):
+        with self.assertRaisesRegex(ModelError, message):
+            dfq_tf.as_classifier(
+                model_of(K, shape=shape), input_mean=0, input_scale=1 / 255
+            )
+
+    def test_image_size_that_it_cannot_take_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError, r"image_size is \(9, 9\), but the model takes .*\(8, 8\)"
+        ):
+            dfq_tf.as_classifier(
+                model_of(K), input_mean=0, input_scale=1, image_size=(9, 9)
+            )
+
+
+class KindTest(parameterized.TestCase, tf.test.TestCase):
+    def test_classifier_is_given_back(self):
+        classifier = helpers.small_classifier()
+        self.assertIs(dfq_tf.as_classifier(classifier), classifier)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_subclass_has_no_layers_to_read(self, library):
+        class Own(LIBRARIES[library].Model):
+            def call(self, x):
+                return x
+
+        with self.assertRaisesRegex(ModelError, r"Own; it must be a .*functional"):
+            dfq_tf.as_classifier(Own(), input_mean=0, input_scale=1)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_model_that_is_not_built_is_refused(self, library):
+        library = LIBRARIES[library]
+        model = library.Sequential([library.layers.Dense(3)])
+        with self.assertRaisesRegex(ModelError, "must be( a)? built"):
+            dfq_tf.as_classifier(model, input_mean=0, input_scale=1)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_two_inputs_are_refused(self, library):
+        layers = LIBRARIES[library].layers
+        images = [layers.Input((8, 8, 3)) for _ in range(2)]
+        x = layers.Dense(3)(layers.Flatten()(layers.Add()(images)))
+        with self.assertRaisesRegex(ModelError, "2 inputs and 1 outputs"):
+            dfq_tf.as_classifier(
+                LIBRARIES[library].Model(images, x), input_mean=0, input_scale=1
+            )
+
+    def test_something_else_is_refused(self):
+        with self.assertRaisesRegex(ModelError, "the model is a builtins.int"):
+            dfq_tf.as_classifier(3, input_mean=0, input_scale=1)
+
+    @parameterized.parameters(
+        ("half", "mixed_bfloat16"), ("brain", "mixed_float16"), ("full", "float32")
+    )
+    def test_keras_2_precision_becomes_float32(self, name, policy):
+        layers = keras.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(4, 3, dtype=policy, name=name)(image)
+        x = layers.Dense(CLASSES, dtype="float32")(layers.Flatten()(x))
+        classifier = dfq_tf.as_classifier(
+            keras.Model(image, x), input_mean=0, input_scale=1 / 255
+        )
+        self.assertEqual(classifier.model.get_layer(name).compute_dtype, "float32")
+
+    def test_rebuilt_model_that_answers_otherwise_is_an_error(self):
+        model = model_of(K, K.layers.Rescaling(1 / 255))
+        # A layer whose class promises something else than it does.
+        model.get_layer("conv").call = lambda x: x[:, :3, :3, :1] * np.ones(6)
+        with self.assertRaisesRegex(ModelError, "answers otherwise than the original"):
+            dfq_tf.as_classifier(model)
+
+    def test_layers_without_integer_form_are_named_by_quantize(self):
+        model = model_of(
+            K, K.layers.Rescaling(1 / 255), K.layers.UpSampling2D(name="up")
+        )
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, r"layer up \(UpSampling2D\)"
+        ):
+            dfq_tf.quantize(model)
+
+
+class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.named_parameters(
+        ("constants", lambda x: 1 - (x * 2.0 + 3) / 4),
+        ("tensors", lambda x: x * (x + x) - x),
+        ("channels", lambda x: tf.nn.bias_add(x, [1.0, 2.0, 3.0]) * [0.1, 0.2, 0.3]),
+        ("negative", lambda x: -x),
+        ("clip", lambda x: tf.clip_by_value(x, 0.0, 0.7)),
+        ("activations", lambda x: tf.nn.silu(tf.tanh(tf.sigmoid(tf.nn.relu6(x))))),
+        ("keras_hard_sigmoid", keras.activations.hard_sigmoid),
+        ("concat", lambda x: tf.concat([x, x], -1)),
+        ("cast", lambda x: tf.cast(x, tf.float32)),
+        ("mean", lambda x: tf.reduce_mean(x, [1, 2], keepdims=True)),
+        ("reshape", lambda x: tf.reshape(x, (-1, 4, 16, 3))),
+    )
+    def test_outputs_are_those_of_tensorflow(self, function):
+        layers = keras.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(3, 3, padding="same")(image)
+        x = layers.Flatten()(function(x))
+        model = keras.Model(image, layers.Dense(CLASSES)(x))
+        randomised(keras, model)
+        classifier = dfq_tf.as_classifier(model, input_mean=0, input_scale=1 / 64)
+        expected = answers(model, pixels() / 64)
+        self.assertGreater(np.ptp(expected), 0.01)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+        kinds = {type(layer).__name__ for layer in classifier.model.layers}
+        self.assertNotIn("TFOpLambda", kinds)
+        # The quantization knows what has become of it.
+        dfq_tf.pipeline.float_network(classifier, dfq_tf.CalibrationConfig())
+
+    def test_function_without_integer_form_is_named(self):
+        model = model_of(keras, lambda x: tf.math.erf(x))
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, r"layer tf.math.erf.* no .* of TensorFlow's math.erf"
+        ):
+            dfq_tf.as_classifier(model, input_mean=0, input_scale=1)
+
+
+if __name__ == "__main__":
+    tf.test.main()
