@@ -66,6 +66,12 @@ _KNOWN_CLASSES = frozenset(
     LecunNormal LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal
     RandomUniform STFT TruncatedNormal VarianceScaling Zeros
 
+    Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon
+    Nadam RMSprop SGD CosineDecay ExponentialDecay PiecewiseConstantDecay
+    CategoricalCrossentropy SparseCategoricalCrossentropy BinaryCrossentropy
+    CategoricalAccuracy SparseCategoricalAccuracy BinaryAccuracy Accuracy AUC Mean
+    TopKCategoricalAccuracy SparseTopKCategoricalAccuracy
+
     L1 L1L2 L2 MaxNorm MinMaxNorm NonNeg OrthogonalRegularizer UnitNorm
     """.split()
 )
@@ -124,7 +130,15 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
     with path.open("rb") as file:
         magic = file.read(8)
     try:
-        if magic.startswith(_ZIP_MAGIC):
+        is_archive = magic.startswith(_ZIP_MAGIC)
+        if is_archive or magic == _HDF5_MAGIC:
+            suffix = ".keras" if is_archive else ".h5"
+            if path.suffix != suffix:  # Keras goes by the name
+                raise ModelError(
+                    f"{path} has the name of another format: its content is that of a "
+                    f"{suffix} file; rename it"
+                )
+        if is_archive:
             version = _check_archive(path, allow_code)
         elif magic == _HDF5_MAGIC:
             version = _check_hdf5_model(path, allow_code)
@@ -237,6 +251,10 @@ def _check_links(path: pathlib.Path, group: Any) -> None:
 
 def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
     """Refuses a configuration that names anything but known parts of Keras."""
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} has no configuration of a model; it is damaged")
+    # The model's own losses and metrics are not read; those of models inside it are.
+    config = {k: v for k, v in config.items() if k != "compile_config"}
     for part in _serialized(config):
         kind, module = part["class_name"], part.get("module") or ""
         if kind in _KNOWN_VALUES or allow_code:

@@ -176,6 +176,7 @@ def distill(
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     teacher = as_classifier(teacher)
+    check_trains(teacher)
     check_pair(teacher, student)
     bank = training.make_bank(student, config, seed)
     warmed = warmed_up(
@@ -222,6 +223,20 @@ def distill(
     best = students[int(np.argmax(agreements))].model
     trained = Classifier(with_precision(best, "float32"), student.description)
     return Distilled(trained, agreements, warmed.generators, measurements)
+
+
+def check_trains(teacher: Classifier) -> None:
+    """Raises ConfigError if nothing can learn from the teacher's answers.
+
+    The losses compare the softmax of logits, which says nothing of how high all of them
+    are; but scores of classes that do not exclude each other hang on that.
+    """
+    if teacher.description.output == "sigmoid":
+        raise ConfigError(
+            "the teacher gives sigmoid scores, of classes that do not exclude each "
+            "other, from which no student can be trained; take the method df_q "
+            "(--methods=df_q), which trains none"
+        )
 
 
 def _held_out(
@@ -522,6 +537,8 @@ def make_student(
       The fake-quantized student, the generators and the last measurements.
     """
     check_method(method)
+    if method == "df_qat_kd":
+        check_trains(teacher)
     prepared = prepare(
         teacher,
         network,

@@ -147,6 +147,7 @@ def main() -> None:
     config = distillation_config()
     check_batch(common.strategy(), config.batch_size, config.num_generators)
     teacher, dataset = quantize.teacher_and_dataset()
+    pipeline.check_trains(teacher)
     new_student(teacher)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
     student = distilled_student(teacher, dataset, workdir)

@@ -289,6 +289,8 @@ def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
     common.config_from_flags(CalibrationConfig)
     check_batch(common.strategy(), config.batch_size, config.num_generators)
     if teacher is not None:
+        if "df_qat_kd" in methods:
+            pipeline.check_trains(teacher)
         apply.integer_ready(teacher)
 
 

@@ -57,7 +57,7 @@ def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
         raise ConfigError(
             "teacher is empty; name a model file, or a network to train, with --teacher"
         )
-    if name.endswith(MODEL_SUFFIXES):
+    if name.endswith(MODEL_SUFFIXES) or pathlib.Path(name).exists():
         names = dataset.class_names if dataset else None
         teacher = quantize.read_teacher(name, names)
         if dataset:
