@@ -34,7 +34,7 @@ from tools import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# absl defines these once, in the first app.run, which may be one whose flags are undone.
+# absl defines these once, in the first app.run; its flags may be undone afterwards.
 app.define_help_flags()
 
 

@@ -642,6 +642,8 @@ class DocumentsTest(tf.test.TestCase):
         examples = re.findall(
             r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
         )
+        own_model, *examples = examples  # own_model_test runs the first
+        self.assertIn("my_model", own_model)
         self.assertLen(examples, 2)
         folder = new_folder()
         (folder / "teachers").symlink_to(ROOT / "teachers")

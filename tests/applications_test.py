@@ -1,0 +1,56 @@
+"""The networks of `keras.applications`, with random weights: nothing is downloaded."""
+
+import numpy as np
+from absl.testing import parameterized
+
+import dfq_tf
+from dfq_tf import calibration, export, pipeline
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.quantization import apply
+from dfq_tf.quantization.integers import round_biases
+from tests import applications
+
+NETWORKS = [(name, "keras3") for name in applications.NETWORKS]
+# Keras 2 writes these with functions of TensorFlow in place of layers.
+NETWORKS += [("MobileNetV3Small", "keras2"), ("EfficientNetB0", "keras2")]
+SIDE = 32
+CONFIG = dfq_tf.CalibrationConfig(activation_range="min_max", weight_range="min_max")
+
+
+class ApplicationsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(*NETWORKS)
+    def test_float_network_is_the_same_and_the_file_is_integer(self, name, library):
+        library = {"keras3": keras3(), "keras2": keras}[library]
+        model, fed = applications.build(library, name, (SIDE, SIDE, 3), 5)
+        # Compares with the model's own answers.
+        classifier = dfq_tf.as_classifier(model, **fed)
+        images = applications.smooth_images((SIDE, SIDE, 3), 16, seed=1)
+        graph, description = pipeline.float_network(classifier, CONFIG)
+        rewritten = graph.build()(description.normalize(images), training=False)
+        expected = classifier.scores(images)
+        spread = np.abs(expected).max()
+        self.assertGreater(expected.std(axis=0).mean(), 0.001 * spread)
+        self.assertAllClose(rewritten, expected, rtol=0, atol=1e-4 * spread)
+        kinds = {node.kind for node in graph.nodes.values()}
+        self.assertNotIn("BatchNormalization", kinds)
+
+        ranges = calibration.calibrate(
+            graph, description, images, dfq_tf.BitWidths(), CONFIG
+        )
+        student = apply.quantize_graph(
+            graph, description, dfq_tf.BitWidths(), ranges, "min_max"
+        )
+        round_biases(student.model)
+        content = export.convert(student)  # checks that it is integer-only
+        tflite = dfq_tf.TFLiteClassifier(content)
+        self.assertEqual(tflite.image_shape, (SIDE, SIDE, 3))
+        # A byte for each weight, and a little more.
+        self.assertBetween(len(content), classifier.model.count_params(), 1.5e8)
+        # Random networks spread every rounding; the file and the student still are
+        # much closer to each other than answers to different images are.
+        ours, theirs = tflite.scores(images), student.scores(images)
+        self.assertLess(np.abs(ours - theirs).mean(), 0.5 * theirs.std(axis=0).mean())
+
+
+if __name__ == "__main__":
+    tf.test.main()
