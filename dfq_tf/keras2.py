@@ -93,8 +93,11 @@ def _function_nodes(
     operation, parameters = _FUNCTIONS[function]
     arguments: dict[str, Any] = dict(zip(parameters, call.args))
     arguments |= {_RENAMED.get(k, k): v for k, v in call.kwargs.items()}
+    needed = parameters[: _num_operands(operation)]
+    if not arguments.keys() >= set(needed):
+        raise Unknown(f"TensorFlow's {function} is called without {needed}")
     operands, settings = split_operands(
-        [arguments.pop(p) for p in parameters[: _num_operands(operation)]],
+        [arguments.pop(p) for p in needed],
         arguments,
         {id(tensor): node for tensor, node in zip(call.inputs, sources)},
     )

@@ -198,8 +198,9 @@ def _operation_nodes(
     if kind not in _OPERATIONS:
         raise Unknown("there is no integer form of this operation")
     operation, num_operands, attributes = _OPERATIONS[kind]
-    # Operands may be given by name as well.
-    given = [*call.args, *call.kwargs.values()][:num_operands]
+    # Operands may be given by name as well: x, or x1 and x2.
+    named = [call.kwargs[name] for name in sorted(call.kwargs)]
+    given = [*call.args, *named][:num_operands]
     nodes = {id(tensor): node for tensor, node in zip(call.inputs, sources)}
     settings = {
         theirs: getattr(call.layer, ours) for ours, theirs in attributes.items()

@@ -104,7 +104,7 @@ MODELS = {
         lambda x: x * VECTOR + VECTOR,
         lambda x: -x,
         lambda x: ops.add(3.0, x),
-        lambda x: ops.multiply(x1=x, x2=0.5),
+        lambda x: ops.subtract(x2=x, x1=0.5),
     ),
     "tensors": lambda: chain(lambda x: x * (x + x) - x),
     "functions": lambda: chain(
