@@ -6,6 +6,7 @@ dictionaries; `Graph.build` turns the result into a Keras model again.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,10 @@ class Node:
         return self.layer_class.__name__
 
 
+class Unreadable:
+    """Stands in a graph for a layer that cannot be read, with its inputs and shape."""
+
+
 class Graph:
     """Nodes in topological order, from one input to one output.
 
@@ -65,12 +70,18 @@ class Graph:
       nodes: name -> Node; a node comes after its inputs.
       input_name: the node of class InputLayer.
       output_name: the node whose output is the model's.
+      made_of: name of a node that rewriting made -> the node of the first graph in
+        whose place it stands.
+      renamed: name of a node that rewriting took away -> the node that gives its
+        output since.
     """
 
     def __init__(self, nodes: Iterable[Node], output_name: str) -> None:
         self.nodes = {node.name: node for node in nodes}
         self.output_name = output_name
         self.input_name = next(iter(self.nodes))
+        self.made_of: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
 
     @classmethod
     def from_model(cls, model: Any, reader: "Reader | None" = None) -> "Graph":
@@ -87,13 +98,9 @@ class Graph:
           UnsupportedLayerError: layers give several outputs, or are called with
           arguments that are no inputs; all such layers are named.
         """
-        reader = reader or Reader()
-        nodes: dict[str, Node] = {}
-        problems: list[LayerProblem] = []
-        (output,) = _add_nodes(nodes, problems, model, None, reader)
-        if problems:
-            raise UnsupportedLayerError.of(problems)
-        return cls(_sorted(nodes, output), output)
+        reading = read_layers(model, reader or Reader())
+        reading.check()
+        return reading.graph
 
     def consumers(self, name: str) -> list[Node]:
         """The nodes that read the output of `name`, each once."""
@@ -116,12 +123,21 @@ class Graph:
                 name = renamed[name]
             return name
 
-        nodes = [
-            dataclasses.replace(new, inputs=tuple(map(final, new.inputs)))
-            for name, node in self.nodes.items()
-            for new in replacements.get(name, [node])
-        ]
-        return Graph(nodes, final(self.output_name))
+        nodes: list[Node] = []
+        made_of: dict[str, str] = {}
+        for name, node in self.nodes.items():
+            for new in replacements.get(name, [node]):
+                inputs = tuple(map(final, new.inputs))
+                nodes.append(dataclasses.replace(new, inputs=inputs))
+                made_of[new.name] = self.origin(name)
+        graph = Graph(nodes, final(self.output_name))
+        graph.made_of = made_of
+        graph.renamed = {**self.renamed, **renamed}
+        return graph
+
+    def origin(self, name: str) -> str:
+        """The node of the first graph in whose place a node stands: often itself."""
+        return self.made_of.get(name, name)
 
     def with_head(self, head: Iterable[Node]) -> "Graph":
         """A graph with a chain of nodes between the input and what reads it.
@@ -138,7 +154,10 @@ class Graph:
             )
             for node in rest
         ]
-        return Graph([image, *head, *rest], self.output_name)
+        graph = Graph([image, *head, *rest], self.output_name)
+        graph.made_of = {**self.made_of, **{n.name: image.name for n in head}}
+        graph.renamed = self.renamed
+        return graph
 
     def build(
         self, wrap: Wrap | None = None, outputs: Iterable[str] | None = None
@@ -169,6 +188,58 @@ class Graph:
         if outputs is None:
             return keras.Model(image, tensors[self.output_name], name="network")
         return keras.Model(image, [tensors[name] for name in outputs], name="network")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRead:
+    """One call of a layer, as it was found in a model.
+
+    Attributes:
+      name: of the layer; another one for each further call.
+      kind: its class.
+      shape: of its output without the batch; None is a size that may be any.
+      parameters: numbers in its weights.
+      nodes: names of the nodes that it became; the last gives its output.
+      problem: why it cannot be read, or None.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...]
+    parameters: int
+    nodes: tuple[str, ...]
+    problem: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A model as it was read.
+
+    Attributes:
+      graph: its nodes; Unreadable ones stand for layers that cannot be read.
+      layers: what was found, the input first, each behind what it reads.
+      problems: one for each layer that cannot be read.
+    """
+
+    graph: Graph
+    layers: Sequence[LayerRead]
+    problems: Sequence[LayerProblem]
+
+    def check(self) -> None:
+        """Raises UnsupportedLayerError if a layer cannot be read; it names all."""
+        if self.problems:
+            raise UnsupportedLayerError.of(self.problems)
+
+
+def read_layers(model: Any, reader: "Reader") -> Reading:
+    """Reads a model as `Graph.from_model` does, but to its end, whatever it finds."""
+    nodes: dict[str, Node] = {}
+    problems: list[LayerProblem] = []
+    layers: list[LayerRead] = []
+    (output,) = _add_nodes(nodes, problems, layers, model, None, reader)
+    graph = Graph(_sorted(nodes, output), output)
+    layers.sort(key=lambda layer: graph.input_name not in layer.nodes)
+    return Reading(graph, layers, problems)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +356,7 @@ def unsupported(layer: Any, reason: str) -> UnsupportedLayerError:
 def _add_nodes(
     nodes: dict[str, Node],
     problems: list[LayerProblem],
+    layers: list[LayerRead],
     model: Any,
     feeds: list[str] | None,
     reader: Reader,
@@ -295,6 +367,7 @@ def _add_nodes(
       nodes: filled in place.
       problems: filled in place; a layer that cannot be read leaves a node that
         only passes its shape on, so that all such layers are found at once.
+      layers: filled in place.
       model: a functional or Sequential model.
       feeds: for a model inside another, the nodes that feed its inputs.
       reader: reads the model.
@@ -323,19 +396,34 @@ def _add_nodes(
         try:
             if reader.is_model(layer):
                 check_call(call)
-                made = _add_nodes(nodes, problems, layer, inputs, reader)
+                made = _add_nodes(nodes, problems, layers, layer, inputs, reader)
                 names[id(layer), index] = made[-1]
                 continue
             new = reader.nodes(call, [nodes[name] for name in inputs], nodes)
+            problem = None
         except UnsupportedLayerError as error:
             problems.extend(error.problems)
+            problem = error.problems[0].reason
             shape = tuple(call.outputs[0].shape[1:])
             name = unique_name(nodes, layer.name)
-            new = [Node(name, type(layer), {}, (), tuple(inputs), shape)]
+            new = [Node(name, Unreadable, {}, (), tuple(inputs), shape)]
+        layers.append(_layer_read(call, new, problem))
         nodes.update({node.name: node for node in new})
         names[id(layer), index] = new[-1].name
     ends = [reader.origin(tensor) for tensor in model_outputs]
     return [names[id(layer), index] for layer, index in ends]
+
+
+def _layer_read(call: Call, nodes: Sequence[Node], problem: str | None) -> LayerRead:
+    weights = getattr(call.layer, "weights", ())  # an operation has none
+    return LayerRead(
+        nodes[-1].name,
+        type(call.layer).__name__,
+        tuple(call.outputs[0].shape[1:]),
+        sum(math.prod(weight.shape) for weight in weights),
+        tuple(node.name for node in nodes),
+        problem,
+    )
 
 
 def unique_name(taken: Iterable[str], name: str) -> str:

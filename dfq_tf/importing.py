@@ -16,8 +16,13 @@ import numpy as np
 from dfq_tf.classifier import Classifier, check_ends, check_has_layers
 from dfq_tf.compat import keras, keras3
 from dfq_tf.description import ModelDescription, description_path
-from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph import Graph
+from dfq_tf.errors import (
+    ConfigError,
+    LayerProblem,
+    ModelError,
+    UnsupportedLayerError,
+)
+from dfq_tf.graph import Graph, LayerRead, read_layers
 from dfq_tf.keras2 import Keras2Reader
 from dfq_tf.keras3 import Keras3Reader, input_node
 from dfq_tf.model_file import read_model
@@ -70,27 +75,20 @@ def as_classifier(
     """
     if isinstance(model, Classifier):
         return model
-    described = None
-    if isinstance(model, (str, os.PathLike)):
-        path = pathlib.Path(model)
-        model = read_model(path, allow_code=allow_code)
-        if input_mean is None and description_path(path).exists():
-            described = ModelDescription.load(description_path(path))
-    if described is not None:
-        input_mean, input_scale = described.input_mean, described.input_scale
-        output = output or described.output
-        class_names = class_names or described.class_names
-    if (input_mean is None) != (input_scale is None):
-        raise ConfigError(
-            f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
-            "or neither"
+    told = _told(
+        model,
+        input_mean=input_mean,
+        input_scale=input_scale,
+        output=output,
+        class_names=class_names,
+        image_size=image_size,
+        allow_code=allow_code,
+    )
+    if told.is_quantized:
+        return _described(
+            told.model, told.given, told.output or "logits", told.class_names
         )
-    given = None
-    if input_mean is not None:
-        # Checks the values, whatever the model is.
-        fed = ModelDescription(_tuple(input_mean), _tuple(input_scale), "logits", ())
-        given = _affine(fed)
-    return _imported(model, given, output, class_names, image_size)
+    return classifier_of(_read(told))
 
 
 def load_classifier(path: str | os.PathLike[str], **arguments: Any) -> Classifier:
@@ -98,34 +96,160 @@ def load_classifier(path: str | os.PathLike[str], **arguments: Any) -> Classifie
     return as_classifier(pathlib.Path(path), **arguments)
 
 
-def _imported(
-    model: Any,
-    given: Preprocessing | None,
-    output: str | None,
-    class_names: Sequence[str] | None,
-    image_size: Sequence[int] | None,
-) -> Classifier:
-    is_keras3 = _is_keras3(model)
-    if not is_keras3 and hasattr(model, "layers") and is_quantized(model):
-        return _described(model, given, output or "logits", class_names)
-    graph, must_build = _read(model, is_keras3, image_size)
-    _check_image_shape(graph)
-    graph, own = take_preprocessing(graph)
-    feeding = _composed(given, own)
-    gives = _output(graph, output)
-    units = graph.nodes[graph.output_name].shape[-1]
-    is_binary = units == 1
-    if not (must_build or own or is_binary):
-        return _described(model, feeding, gives, class_names)
-    probabilities = gives
-    if gives == "softmax" or is_binary:
-        graph = logits_graph(graph, _description(feeding, gives, ("",) * units))
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """A model, and what the user and a description beside its file say of it."""
+
+    model: Any
+    is_keras3: bool
+    given: Preprocessing | None
+    output: str | None
+    class_names: Sequence[str] | None
+    image_size: Sequence[int] | None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is a student of this project."""
+        has_layers = not self.is_keras3 and hasattr(self.model, "layers")
+        return has_layers and is_quantized(self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReading:
+    """A model, layer by layer, and what is said of it.
+
+    Attributes:
+      told: the model, and what is said of it.
+      layers: all its layers, as they were found.
+      problems: one for each layer that cannot be read.
+      graph: the whole network, for one size of images where all could be read.
+      must_build: whether that differs from the model.
+    """
+
+    told: _Told
+    layers: Sequence[LayerRead]
+    problems: Sequence[LayerProblem]
+    graph: Graph
+    must_build: bool
+
+    def fed_pixels(self) -> "ModelReading":
+        """The same, with the word that the model takes pixels as they are."""
+        told = dataclasses.replace(self.told, given=_affine_of((0.0,), (1.0,)))
+        return dataclasses.replace(self, told=told)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network without the preprocessing at its head.
+
+    Attributes:
+      graph: what is left.
+      own: what the preprocessing did, or None.
+      feeding: what pixels go through before `graph`; None if nobody says.
+      gives: 'logits', 'softmax' or 'sigmoid'.
+      is_binary: whether it gives one score, for two classes.
+    """
+
+    graph: Graph
+    own: Preprocessing | None
+    feeding: Preprocessing | None
+    gives: str
+    is_binary: bool
+
+
+def read(model: Any, **arguments: Any) -> ModelReading:
+    """Reads a model to its end, whatever layers it has.
+
+    Args:
+      model: as in `as_classifier`.
+      **arguments: as in `as_classifier`; what is missing is not asked for.
+
+    Raises:
+      ModelError: the file cannot be read, or the model is no image classifier.
+      ConfigError: an argument does not fit the model.
+    """
+    told = _told(model, **arguments)
+    if told.is_quantized:
+        raise ModelError(
+            "the model is quantized already: it is a student that this project made. "
+            "Give the float model that it was made of"
+        )
+    return _read(told)
+
+
+def network(reading: ModelReading) -> Network:
+    """Takes the preprocessing off, and looks at what is given at the end.
+
+    Raises:
+      ConfigError: what the user says does not fit.
+    """
+    graph, own = take_preprocessing(reading.graph)
+    given, image = reading.told.given, graph.nodes[graph.input_name]
+    outputs = graph.nodes[graph.output_name].shape[-1]
+    if given is not None:
+        described(given, "logits", ("",) * outputs).check_fits(image.shape, outputs)
+    return Network(
+        graph,
+        own,
+        _composed(given, own),
+        _output(graph, reading.told.output),
+        outputs == 1,
+    )
+
+
+def classifier_of(reading: ModelReading) -> Classifier:
+    """The classifier that answers as the model does; see `as_classifier`."""
+    if reading.problems:
+        raise UnsupportedLayerError.of(reading.problems)
+    told, found = reading.told, network(reading)
+    graph, gives = found.graph, found.gives
+    if not (reading.must_build or found.own or found.is_binary):
+        return _described(told.model, found.feeding, gives, told.class_names)
+    if found.feeding is None:
+        raise _no_feeding()
+    if gives == "softmax" or found.is_binary:
+        names = ("",) * graph.nodes[graph.output_name].shape[-1]
+        graph = logits_graph(graph, described(found.feeding, gives, names))
         gives = "logits"
-    if is_binary:
+    if found.is_binary:
         graph = two_class_logits(graph)
-    result = _described(graph.build(), feeding, gives, class_names)
-    _check_same(model, is_keras3, result, given, probabilities, is_binary)
+    result = _described(graph.build(), found.feeding, gives, told.class_names)
+    _check_same(
+        told.model, told.is_keras3, result, told.given, found.gives, found.is_binary
+    )
     return result
+
+
+def _told(
+    model: Any,
+    *,
+    input_mean: Sequence[float] | float | None = None,
+    input_scale: Sequence[float] | float | None = None,
+    output: str | None = None,
+    class_names: Sequence[str] | None = None,
+    image_size: Sequence[int] | None = None,
+    allow_code: bool = False,
+) -> _Told:
+    """The arguments are those of `as_classifier`."""
+    said = None
+    if isinstance(model, (str, os.PathLike)):
+        path = pathlib.Path(model)
+        model = read_model(path, allow_code=allow_code)
+        if input_mean is None and description_path(path).exists():
+            said = ModelDescription.load(description_path(path))
+    if said is not None:
+        input_mean, input_scale = said.input_mean, said.input_scale
+        output = output or said.output
+        class_names = class_names or said.class_names
+    if (input_mean is None) != (input_scale is None):
+        raise ConfigError(
+            f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
+            "or neither"
+        )
+    given = None
+    if input_mean is not None:
+        given = _affine_of(_tuple(input_mean), _tuple(input_scale))
+    return _Told(model, _is_keras3(model), given, output, class_names, image_size)
 
 
 def _is_keras3(model: Any) -> bool:
@@ -133,15 +257,14 @@ def _is_keras3(model: Any) -> bool:
     return any(module.split(".")[0] == "keras" for module in modules)
 
 
-def _read(
-    model: Any, is_keras3: bool, image_size: Sequence[int] | None
-) -> tuple[Graph, bool]:
-    """The graph of a model, and whether it differs from the model.
+def _read(told: _Told) -> ModelReading:
+    """Reads the layers.
 
     Raises:
       ModelError: it is no image classifier with layers.
       ConfigError: `image_size` is missing, or given though the model has one.
     """
+    model, is_keras3, image_size = told.model, told.is_keras3, told.image_size
     if not is_keras3:
         check_has_layers(model)
     elif not hasattr(getattr(model, "_functional", model), "operations"):
@@ -152,7 +275,8 @@ def _read(
         )
     check_ends(model.inputs, model.outputs, any_size=True)
     reader = Keras3Reader(keras3()) if is_keras3 else Keras2Reader()
-    graph = Graph.from_model(model, reader)
+    reading = read_layers(model, reader)
+    graph = reading.graph
     batch, *shape = model.inputs[0].shape
     # A policy of mixed precision is a dictionary.
     types = {str(n.config.get("dtype", "float32")) for n in graph.nodes.values()}
@@ -173,11 +297,12 @@ def _read(
         must_build |= list(size) != shape[:2]
         shape = [*size, shape[-1]]
     if must_build:
-        graph = _float_graph(graph, shape)
-    return graph, must_build
+        graph = _float_graph(graph, shape, is_whole=not reading.problems)
+    _check_image_shape(graph)
+    return ModelReading(told, reading.layers, reading.problems, graph, must_build)
 
 
-def _float_graph(graph: Graph, shape: Sequence[int]) -> Graph:
+def _float_graph(graph: Graph, shape: Sequence[int], is_whole: bool) -> Graph:
     """The graph for one size of images, in float32."""
     nodes = [
         dataclasses.replace(node, config={**node.config, "dtype": "float32"})
@@ -185,6 +310,8 @@ def _float_graph(graph: Graph, shape: Sequence[int]) -> Graph:
     ]
     nodes[0] = input_node(graph.input_name, shape)
     graph = Graph(nodes, graph.output_name)
+    if not is_whole:
+        return graph
     # Building tells the shapes behind images that could be of any size.
     return Graph.from_model(graph.build())
 
@@ -204,19 +331,24 @@ def _check_image_shape(graph: Graph) -> None:
         )
 
 
-def _composed(given: Preprocessing | None, own: Preprocessing | None) -> Preprocessing:
+def _no_feeding() -> ConfigError:
+    return ConfigError(
+        "input_mean and input_scale are not given, and the model has no "
+        "preprocessing layer that says how pixels, 0 to 255, become its input. "
+        "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
+        "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
+    )
+
+
+def _composed(
+    given: Preprocessing | None, own: Preprocessing | None
+) -> Preprocessing | None:
     """What pixels go through: what the user says, then what the model has.
 
-    Raises:
-      ConfigError: neither says anything.
+    None if neither says anything.
     """
     if given is None and own is None:
-        raise ConfigError(
-            "input_mean and input_scale are not given, and the model has no "
-            "preprocessing layer that says how pixels, 0 to 255, become its input. "
-            "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
-            "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
-        )
+        return None
     given = given or Preprocessing(np.ones(()), np.zeros(()))
     own = own or Preprocessing(np.ones(()), np.zeros(()))
     return Preprocessing(own.scale * given.scale, own.scale * given.offset + own.offset)
@@ -247,20 +379,25 @@ def _described(
     classes = model.output_shape[-1]
     names = class_names or tuple(map(str, range(classes)))
     if feeding is None:
-        feeding = _composed(None, None)
-    return Classifier(model, _description(feeding, output, names))
+        raise _no_feeding()
+    return Classifier(model, described(feeding, output, names))
 
 
-def _description(
+def described(
     feeding: Preprocessing, output: str, class_names: Sequence[str]
 ) -> ModelDescription:
+    """The description of a network that pixels reach through `feeding`."""
     scale = feeding.scale
     mean = -feeding.offset / scale + 0.0  # + 0 makes 0 of -0
     return ModelDescription(_tuple(mean), _tuple(scale), output, tuple(class_names))
 
 
-def _affine(description: ModelDescription) -> Preprocessing:
-    mean, scale = np.array(description.input_mean), np.array(description.input_scale)
+def _affine_of(
+    input_mean: tuple[float, ...], input_scale: tuple[float, ...]
+) -> Preprocessing:
+    # Checks the values, whatever the model is.
+    checked = ModelDescription(input_mean, input_scale, "logits", ())
+    mean, scale = np.array(checked.input_mean), np.array(checked.input_scale)
     if mean.size == 1:
         mean = mean.reshape(())
     if scale.size == 1:

@@ -19,7 +19,7 @@ from dfq_tf.nodes import (
     nodes_or_unsupported,
     operation_nodes,
 )
-from dfq_tf.preprocessing import preprocessing_nodes
+from dfq_tf.preprocessing import TRAINING_ONLY, preprocessing_nodes
 
 layers = keras.layers
 
@@ -129,7 +129,10 @@ class Keras3Reader(Reader):
         def make() -> list[Node]:
             if not isinstance(layer, self._keras3.layers.Layer):
                 return _operation_nodes(call, sources, name, shape, taken)
-            check_call(call)
+            # Augmentation is called with training=True where nothing is said; a model
+            # that is called with training=False overrules that.
+            if kind not in TRAINING_ONLY:
+                check_call(call)
             return self._layer_nodes(layer, sources, name, shape, taken)
 
         return nodes_or_unsupported(make, name, kind)

@@ -6,7 +6,7 @@ convolution, and what does nothing at inference goes.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -31,13 +31,9 @@ def fold(graph: Graph) -> Graph:
     Raises:
       UnsupportedLayerError: a batch normalisation is not over the last axis.
     """
-    graph = drop_training_only(graph)
-    graph = split_separable(graph)
-    graph = split_activations(graph)
-    graph = split_merges(graph)
-    graph = scale_before_relu(graph)
-    graph = fold_batch_normalization(graph)
-    return with_ranges_of_their_own(graph)
+    for rewrite in PASSES:
+        graph = rewrite(graph)
+    return graph
 
 
 def logits_graph(graph: Graph, description: ModelDescription) -> Graph:
@@ -83,13 +79,11 @@ def two_class_logits(graph: Graph) -> Graph:
     """
     last = graph.nodes[graph.output_name]
     if last.kind != "Dense" or activation_name(last) != "linear":
-        problem = LayerProblem(
-            last.name,
-            last.kind,
+        raise _unsupported(
+            last,
             "it gives the one score of a model of two classes, and only a Dense layer "
             "can be made to give two",
         )
-        raise UnsupportedLayerError.of([problem])
     halves = [np.concatenate([-w / 2, w / 2], axis=-1) for w in last.weights]
     two = dataclasses.replace(
         last,
@@ -369,9 +363,10 @@ def dense_as_convolution(graph: Graph) -> Graph:
             replacements[name] = [conv]
             continue
         if len(source.shape) != 1:
-            raise UnsupportedLayerError(
-                f"layer {name} (Dense) has an input of shape {source.shape}; only "
-                "vectors and images can be quantized, put a Flatten before it"
+            raise _unsupported(
+                node,
+                f"it has an input of shape {source.shape}; only vectors and images can "
+                "be quantized, put a Flatten before it",
             )
         before = unique_name(taken, f"{name}_as_pixel")
         middle = unique_name(taken, f"{name}_as_conv")
@@ -427,9 +422,8 @@ def batch_normalization_weights(
     axis = node.config["axis"]
     axis = axis[0] if isinstance(axis, (list, tuple)) else axis
     if axis not in (-1, len(node.shape)):
-        raise UnsupportedLayerError(
-            f"layer {node.name} (BatchNormalization) has axis {axis}; only the last "
-            "axis, the channels, can be quantized"
+        raise _unsupported(
+            node, f"it has axis {axis}; only the last axis, the channels, can be"
         )
     weights = [w.astype(np.float64) for w in node.weights]
     gamma = weights.pop(0) if node.config["scale"] else np.ones(weights[0].shape)
@@ -465,9 +459,10 @@ def _depthwise_affine(
     if len(node.shape) == 3:
         return [affine_node(node.name, scale, shift, node.inputs, node.shape)]
     if len(node.shape) != 1:
-        raise UnsupportedLayerError(
-            f"layer {node.name} ({node.kind}) has an input of shape "
-            f"{node.shape}; only images and vectors can be quantized"
+        raise _unsupported(
+            node,
+            f"it has an input of shape {node.shape}; only images and vectors can be "
+            "quantized",
         )
     # A vector becomes an image of one pixel and back.
     before = unique_name(taken, f"{node.name}_as_pixel")
@@ -501,3 +496,19 @@ def affine_node(
         shift.astype(np.float32),
     )
     return Node.of(layers.DepthwiseConv2D(1), name, inputs, shape, weights)
+
+
+def _unsupported(node: Node, reason: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError.of([LayerProblem(node.name, node.kind, reason)])
+
+
+# What `fold` does, in order.
+PASSES: tuple[Callable[[Graph], Graph], ...] = (
+    drop_training_only,
+    split_separable,
+    split_activations,
+    split_merges,
+    scale_before_relu,
+    fold_batch_normalization,
+    with_ranges_of_their_own,
+)

@@ -8,6 +8,7 @@ answer differently at W3A8, files that LiteRT cannot run at W8A16, and none at W
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ _ACTIVATIONS = {
     "relu": schema.ActivationFunctionType.RELU,
     "relu6": schema.ActivationFunctionType.RELU6,
 }
+_OPERATOR_NAMES = {
+    code: name for name, code in vars(_OPS).items() if isinstance(code, int)
+}
+# Of an outline: the integers of int8 as they are.
+_BLANK_GRID = Grid(np.ones(1, np.float32), 0, -128, 127)
 _CURVES = {"sigmoid": _OPS.LOGISTIC, "tanh": _OPS.TANH}
 
 
@@ -120,6 +126,70 @@ def write(model: keras.Model, image_scale: float, image_zero_point: int) -> byte
     return writer.finish()
 
 
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What the file of a network would be.
+
+    Attributes:
+      operators: node -> the operators that are written for it, in order, such as
+        'CONV_2D'; none where another node's operator has taken it in.
+      taken_in: node -> the node whose operator has taken it in, as that of a
+        convolution takes in a ReLU.
+      num_bytes: size of the file.
+    """
+
+    operators: dict[str, tuple[str, ...]]
+    taken_in: dict[str, str]
+    num_bytes: int
+
+
+def outline(graph: Graph) -> Outline:
+    """Writes the file of a network at W8A8, with zeros for its integers.
+
+    Args:
+      graph: from `quantization.apply.with_pixels`; a node of a kind that no operator
+        has is passed over.
+    """
+    nodes = [
+        # A size that may be any counts as one: nothing hangs on it here.
+        dataclasses.replace(node, shape=tuple(size or 1 for size in node.shape))
+        for node in graph.nodes.values()
+    ]
+    graph = Graph(nodes, graph.output_name)
+    (pixels,) = graph.consumers(graph.input_name)
+    layers = {node.name: _blank_layer(graph, node) for node in nodes}
+    # Pixels have a range of their own, which a concatenation has to change.
+    grid = dataclasses.replace(_BLANK_GRID, scale=np.full(1, 2, np.float32))
+    layers[pixels.name] = IntegerLayer(pixels, output=grid)
+    writer = _Writer(graph, layers)
+    operators: dict[str, tuple[str, ...]] = {}
+    taken_in: dict[str, str] = {}
+    writer.add_image(2.0, 0)
+    operators[pixels.name] = writer.operators()
+    for name, layer in layers.items():
+        done, stored = len(writer.operators()), set(writer.stored)
+        if layer.node.kind in _OPERATORS or name in stored or not layer.node.inputs:
+            writer.add_layer(layer)
+        else:
+            writer.pass_over(layer)
+        operators.setdefault(name, writer.operators()[done:])
+        others = set(writer.stored) - stored - {name}
+        taken_in.update(dict.fromkeys(others, name))
+    return Outline(operators, taken_in, len(writer.finish()))
+
+
+def _blank_layer(graph: Graph, node: Node) -> IntegerLayer:
+    output = _BLANK_GRID if registry.has_quantized_output(graph, node) else None
+    if node.kind not in registry.KERNELS:
+        return IntegerLayer(node, output=output)
+    shape: tuple[int, ...] = node.weights[0].shape
+    kernel = np.zeros(shape, np.int8)
+    # See `rewrite`: a depthwise kernel has its outputs on its last two axes.
+    channels = math.prod(shape[2 if node.kind == "DepthwiseConv2D" else 3 :])
+    grid = dataclasses.replace(_BLANK_GRID, scale=np.ones(channels, np.float32))
+    return IntegerLayer(node, 8, kernel, grid, None, output)
+
+
 class _Writer:
     """Collects tensors, buffers and operators, and packs them."""
 
@@ -132,7 +202,7 @@ class _Writer:
         self._buffers: list[Any] = [schema.BufferT()]  # the first means 'none'
         self._codes: dict[tuple[int, int], int] = {}
         # What the output of each node is in the file.
-        self._stored: dict[str, _Tensor] = {}
+        self.stored: dict[str, _Tensor] = {}
         grids = [layer.output for layer in layers.values() if layer.output]
         self._is_wide = any(grid.highest > 127 for grid in grids)
         self._dtype = np.dtype(np.int16 if self._is_wide else np.int8)
@@ -153,14 +223,14 @@ class _Writer:
         if self._is_wide:  # there is no way from uint8 to int16 but by int8
             half_way = Grid(scales, zero_point - 128, -128, 127)
             raw = self._quantized(raw, f"{pixels.name}/int8", half_way, np.int8)
-        self._stored[pixels.name] = self._quantized(raw, pixels.name, grid, self._dtype)
+        self.stored[pixels.name] = self._quantized(raw, pixels.name, grid, self._dtype)
 
     def add_layer(self, layer: IntegerLayer) -> None:
         """The operator of one layer; none if another layer has taken it in."""
         node = layer.node
-        if node.name in self._stored or node.kind == "InputLayer":
+        if node.name in self.stored or node.kind == "InputLayer":
             return
-        sources = [self._stored[name] for name in node.inputs]
+        sources = [self.stored[name] for name in node.inputs]
         fused, name, activation = layer, node.name, activation_name(node)
         is_merge = node.kind in (*registry.KERNELS, *registry.MERGES)
         if is_merge and not registry.has_quantized_output(self._graph, node):
@@ -174,12 +244,27 @@ class _Writer:
         _OPERATORS[node.kind](self, layer, sources, output, activation)
         if fused.output is not None:
             output = self._cut_off(output, name, activation)
-        self._stored[name] = output
+        self.stored[name] = output
+
+    def pass_over(self, layer: IntegerLayer) -> None:
+        """A layer that has no operator: its output alone."""
+        node = layer.node
+        self.stored[node.name] = self._add_tensor(
+            node.name, (1, *node.shape), self._dtype, layer.output or _BLANK_GRID
+        )
+
+    def operators(self) -> tuple[str, ...]:
+        """The names of the operators so far."""
+        codes = list(self._codes)
+        return tuple(
+            _OPERATOR_NAMES[codes[operator.opcodeIndex][0]]
+            for operator in self._subgraph.operators
+        )
 
     def finish(self) -> bytes:
         """The file's content."""
         subgraph = self._subgraph
-        output = self._stored[self._graph.output_name].index
+        output = self.stored[self._graph.output_name].index
         subgraph.inputs, subgraph.outputs = [self._image], [output]
         subgraph.name = "main"
         model = schema.ModelT()

@@ -392,7 +392,7 @@ CASES = {
         saved(lambda: L.BatchNormalization(axis=1, name="bn")),
         FED,
         1,
-        r"layer bn \(BatchNormalization\) has axis 1",
+        r"layer bn \(BatchNormalization\) cannot be quantized: it has axis 1",
     ),
     "channels_first": (
         saved(lambda: L.MaxPooling2D(data_format="channels_first", name="pool")),

@@ -30,6 +30,7 @@ TOOLS = (
     "compare",
     "distill",
     "layer_noise",
+    "inspect_model",
     "benchmark",
 )
 
@@ -593,6 +594,103 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         self.assertFalse((folder / "float.tflite").exists())
 
 
+class InspectModelTest(tf.test.TestCase):
+    """The report on a model, as a user reads it."""
+
+    def save(self, *behind):
+        from dfq_tf.compat import keras
+
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                layers.Input((16, 16, 3)),
+                layers.Conv2D(4, 3, use_bias=False, name="block1_conv"),
+                layers.BatchNormalization(name="block1_bn"),
+                layers.ReLU(name="block1_relu"),
+                *behind,
+                layers.Flatten(name="flat"),
+                layers.Dense(2, activation="softmax", name="scores"),
+            ]
+        )
+        path = new_folder() / "model.keras"
+        model.save(path)
+        return path
+
+    def inspect(self, path, *flags):
+        before = sorted(path.parent.iterdir())
+        process = run_tool("inspect_model", path, *flags)
+        self.assertEqual(sorted(path.parent.iterdir()), before)
+        for line in process.stdout.splitlines():
+            if str(path) not in line:
+                self.assertLessEqual(len(line), 100, line)
+        self.assertNotIn("Traceback", process.stderr)
+        return process
+
+    def test_good_model(self):
+        process = self.inspect(self.save(), "--input_mean=0", "--input_scale=1/255")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertEqual(process.stderr, "")
+        for pattern in (
+            r"^images +16 x 16 pixels, channels: 3$",
+            r"^classes +2$",
+            r"^gives +softmax$",
+            r"^input .* mean 0, scale 0.00392157$",
+            r"^block1_conv +Conv2D +14x14x4 +108 CONV_2D$",
+            r"^block1_bn +BatchNormalization +14x14x4 +16 in block1_conv$",
+            r"^block1_relu +ReLU +14x14x4 +in block1_conv$",
+            r"^scores +Dense +2 +1,570 RESHAPE, CONV_2D, .*$",
+            r"^BN layers +1$",
+            r"^parameters +1,694$",
+            r"^MACs +22,736 for one image$",
+            r"^int8 file +about \d kB$",
+            r"^DF-Q +about \d+ (seconds|minutes)$",
+            r"^DF-QAT-KD +about \d+ (seconds|minutes), ",
+            r"^memory +about [\d.]+ GiB at batch_size 128$",
+            r"^All layers can be quantized.$",
+        ):
+            self.assertRegex(process.stdout, re.compile(pattern, re.M))
+
+    def test_bad_model(self):
+        from dfq_tf.compat import keras
+
+        layers = keras.layers
+        path = self.save(
+            layers.UpSampling2D(name="up"), layers.LayerNormalization(name="norm")
+        )
+        process = self.inspect(path)
+        self.assertEqual(process.returncode, 1)
+        self.assertRegex(
+            process.stderr, "^error: 2 of 8 layers cannot be quantized; see above$"
+        )
+        self.assertRegex(process.stdout, r"input +NOT KNOWN: [\s\S]*--input_mean=0")
+        self.assertRegex(process.stdout, r"up +UpSampling2D +28x28x4 +NOT POSSIBLE: ")
+        self.assertRegex(process.stdout, r"block1_bn .* in block1_conv\n")
+        listed = process.stdout[process.stdout.index("Cannot be quantized:") :]
+        self.assertRegex(listed, r"  up \(UpSampling2D\): there is no integer form")
+        self.assertRegex(listed, r"  norm \(LayerNormalization\): there is no")
+        self.assertNotIn("DF-Q", process.stdout)
+
+    def test_model_that_does_not_say_its_input_can_be_quantized(self):
+        process = self.inspect(self.save(), "--notime")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertRegex(process.stdout, r"input +NOT KNOWN: [\s\S]*--input_mean=0")
+        self.assertNotIn("DF-Q", process.stdout)
+
+    def test_wrong_arguments_are_one_message(self):
+        for exit_code, flags, message in (
+            (2, [], "teacher is empty; name a model file"),
+            (2, ["a.keras", "b.keras"], "unexpected argument 'b.keras'"),
+            (2, ["a.keras", "--teacher=b.keras"], "teacher is given twice: 'a.keras'"),
+            (1, ["absent.keras"], "there is no model file absent.keras"),
+            (2, ["a.keras", "--image_size=3"], "image_size is '3'; give height and"),
+        ):
+            process = run_tool("inspect_model", *flags)
+            self.assertEqual(process.returncode, exit_code, process.stderr)
+            self.assertRegex(process.stderr, f"^error: {message}")
+            self.assertNotIn("Traceback", process.stderr)
+            self.assertEqual(process.stdout, "")
+
+
 class HelpTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*TOOLS)
     def test_help_groups_and_explains_every_flag(self, tool):
@@ -601,7 +699,8 @@ class HelpTest(parameterized.TestCase, tf.test.TestCase):
         _, *groups = re.split(r"^(?=[A-Z][\w ,-]+:$)", process.stdout, flags=re.M)
         self.assertNotEmpty(groups)
         flags = re.findall(r"^  --(\w+).*\n +(\S.*)", process.stdout, re.MULTILINE)
-        common = {"teacher"} if tool == "layer_noise" else {"seed", "precision"}
+        trains_nothing = tool in ("layer_noise", "inspect_model")
+        common = {"teacher"} if trains_nothing else {"seed", "precision"}
         self.assertContainsSubset(common, dict(flags))
         for name, text in flags:
             self.assertGreater(len(text), 10, name)
@@ -628,6 +727,9 @@ class DocumentsTest(tf.test.TestCase):
             if tool not in known:
                 text = run_tool(pathlib.Path(tool).stem, "--help").stdout
                 known[tool] = set(re.findall(r"^  --(\w+)", text, re.M)) | {"flagfile"}
+            if tool == "tools/inspect_model.py":
+                model, *flags = flags  # its model needs no --
+                self.assertEndsWith(model, ".keras")
             for flag in flags:
                 name, _, value = flag.lstrip("-").partition("=")
                 name = name.removeprefix("no") if name not in known[tool] else name

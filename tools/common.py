@@ -221,10 +221,17 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def run(main: Callable[[], None], description: str) -> None:
+def run(
+    main: Callable[[], None], description: str, *, positional: str | None = None
+) -> None:
     """Runs a tool: parses the flags, calls `main`, and turns our errors into exits.
 
     Exit codes: 0 done, 1 the work failed, 2 a flag is wrong, 130 interrupted.
+
+    Args:
+      main: the work.
+      description: for --help.
+      positional: the flag whose value may also be given alone, without its name.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -235,6 +242,10 @@ def run(main: Callable[[], None], description: str) -> None:
             rest = FLAGS(argv)
         except flags.Error as error:
             _fail(f"{error}. See --help", 2)
+        if positional and len(rest) > 1:
+            if FLAGS[positional].present:
+                _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
+            FLAGS[positional].value = rest.pop(1)
         if len(rest) > 1:
             _fail(
                 f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2

@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -148,17 +149,11 @@ def widths_from_flags() -> BitWidths:
     return result
 
 
-def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
-    """Reads a teacher, as the flags say.
-
-    Args:
-      path: the model's file.
-      class_names: where neither --labels nor a description has them; by default 0, 1,
-        2, ...
+def teacher_arguments() -> dict[str, Any]:
+    """What the flags say of a teacher: arguments of `importing.as_classifier`.
 
     Raises:
-      ConfigError: a flag is wrong, or one is missing.
-      ModelError: the file cannot be read.
+      ConfigError: a flag is wrong.
     """
     mean, scale = (
         common.floats(name, FLAGS[name].value) or None
@@ -171,16 +166,31 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
         )
     if FLAGS.output is not None:
         check_value("output", FLAGS.output, {"choices": OUTPUTS})
-    names = read_labels(FLAGS.labels) if FLAGS.labels else None
-    teacher = load_classifier(
-        path,
+    return dict(
         input_mean=mean,
         input_scale=scale,
         output=FLAGS.output,
-        class_names=names,
+        class_names=read_labels(FLAGS.labels) if FLAGS.labels else None,
         image_size=[int(s) for s in size] or None,
         allow_code=FLAGS.allow_code,
     )
+
+
+def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
+    """Reads a teacher, as the flags say.
+
+    Args:
+      path: the model's file.
+      class_names: where neither --labels nor a description has them; by default 0, 1,
+        2, ...
+
+    Raises:
+      ConfigError: a flag is wrong, or one is missing.
+      ModelError: the file cannot be read.
+    """
+    arguments = teacher_arguments()
+    teacher = load_classifier(path, **arguments)
+    names = arguments["class_names"]
     has_numbers = teacher.description.class_names == tuple(
         map(str, range(teacher.num_classes))
     )

@@ -1,7 +1,7 @@
 """Builds the fake-quantized student of a network and sets its ranges."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow_model_optimization as tfmot
@@ -10,12 +10,13 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import BitWidths
 from dfq_tf.description import ModelDescription
-from dfq_tf.errors import ModelError, TrainingError
+from dfq_tf.errors import LayerProblem, TrainingError, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node, unique_name
 from dfq_tf.quantization import registry
 from dfq_tf.quantization.quantizers import is_symmetric
 from dfq_tf.quantization.ranges import Range, kernel_magnitudes
-from dfq_tf.rewrite import affine_node, dense_as_convolution, fold, logits_graph
+from dfq_tf.rewrite import PASSES as FOLDING
+from dfq_tf.rewrite import affine_node, dense_as_convolution, logits_graph
 
 _MAX_PIXEL = 255.0
 
@@ -39,19 +40,59 @@ def integer_ready(teacher: Classifier) -> tuple[Graph, ModelDescription]:
       The graph, which gives logits, and how it is fed.
 
     Raises:
-      UnsupportedLayerError: a layer has no integer form.
-      ModelError: a weight is not finite.
+      UnsupportedLayerError: a layer has no integer form, or a weight is not finite.
+      ModelError: its last layer does not give what the description says.
     """
     graph = logits_graph(Graph.from_model(teacher.model), teacher.description)
-    for node in graph.nodes.values():
-        if not all(np.isfinite(weight).all() for weight in node.weights):
-            raise ModelError(
-                f"layer {node.name} ({node.kind}) has NaN or infinite weights; "
-                "the model was damaged, or its training diverged"
-            )
-    graph = dense_as_convolution(fold(graph))
+    for rewrite in PASSES:
+        graph = rewrite(graph)
+    return with_pixels(graph, teacher.description)
+
+
+def _with_finite_weights(graph: Graph) -> Graph:
+    problems = [
+        LayerProblem(
+            node.name,
+            node.kind,
+            "it has NaN or infinite weights; the model was damaged, or its training "
+            "diverged",
+        )
+        for node in graph.nodes.values()
+        if not all(np.isfinite(weight).all() for weight in node.weights)
+    ]
+    if problems:
+        raise UnsupportedLayerError.of(problems)
+    return graph
+
+
+def _supported(graph: Graph) -> Graph:
     registry.check_supported(graph)
-    description = dataclasses.replace(teacher.description, output="logits")
+    return graph
+
+
+# What a network that gives logits goes through, in order; each step either leaves its
+# function as it is or raises UnsupportedLayerError, with the layers in `problems`.
+PASSES: tuple[Callable[[Graph], Graph], ...] = (
+    _with_finite_weights,
+    *FOLDING,
+    dense_as_convolution,
+    _supported,
+)
+
+
+def with_pixels(
+    graph: Graph, description: ModelDescription
+) -> tuple[Graph, ModelDescription]:
+    """A rewritten network, with the quantization of the pixels before it.
+
+    Args:
+      graph: has gone through PASSES.
+      description: of the classifier.
+
+    Returns:
+      As `integer_ready`.
+    """
+    description = dataclasses.replace(description, output="logits")
     mean, scale = description.input_mean, description.input_scale
     name = unique_name(graph.nodes, "pixels")
     image = graph.nodes[graph.input_name]
