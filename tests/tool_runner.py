@@ -11,6 +11,7 @@ killed or interrupted from outside, needs `run_tool`; so does what takes long.
 """
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 
 from dfq_tf.compat import tf
@@ -34,20 +35,22 @@ from tools import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# absl defines these once, in the first app.run; its flags may be undone afterwards.
+# absl defines these once; in a run whose flags are undone, they would be lost.
 app.define_help_flags()
 
 
-def run_tool(tool: str | os.PathLike, *flags: str, timeout: float = 300):
+def run_tool(
+    tool: str | os.PathLike, *args: str, timeout: float = 300
+) -> subprocess.CompletedProcess:
     """Runs a tool in a new process.
 
     Args:
       tool: name of one in tools/, or the path of another.
-      flags: of the command line.
+      args: the command line's flags.
       timeout: in seconds.
     """
     return subprocess.run(
-        [sys.executable, _path(tool), *flags],
+        [sys.executable, _path(tool), *args],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -55,10 +58,10 @@ def run_tool(tool: str | os.PathLike, *flags: str, timeout: float = 300):
     )
 
 
-def run_in_process(tool: str | os.PathLike, *flags: str) -> subprocess.CompletedProcess:
+def run_in_process(tool: str | os.PathLike, *args: str) -> subprocess.CompletedProcess:
     """Runs a tool in this process; arguments and result are those of `run_tool`."""
     path = str(_path(tool))
-    command = [path, *flags]
+    command = [path, *args]
     with _captured("stdout") as stdout, _captured("stderr") as stderr:
         with _new_state(command):
             try:
@@ -131,8 +134,8 @@ def _new_state(argv: list[str]) -> Iterator[None]:
             mock.patch.object(common, "strategy", strategy),
             # Sets the process up once, with its name and its handler of crashes.
             mock.patch.object(app._run_init, "done", True),
-            _new_flags(),
             _new_loggers(),
+            _new_flags(),  # the new --verbosity sets the loggers' levels
             _new_warnings(),
         ):
             os.chdir(ROOT)
@@ -145,26 +148,21 @@ def _new_state(argv: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_flags() -> Iterator[None]:
-    """Only absl's own flags are defined, and none is set.
+    """Only the flags of libraries are defined, and none is set.
 
     The tools and absl share one FLAGS, which they have by reference: it stays, and its
     content is another one. Flags of before are not touched.
     """
-    content = vars(_copy_of_flags())
-    with mock.patch.dict(vars(common.FLAGS), content, clear=True):
+    new = flags.FlagValues()
+    for module, defined in common.FLAGS.flags_by_module_dict().items():
+        # Of a test that defined a tool's flags, and of absl's for tests.
+        if not module.startswith(("tools.", "absl.testing.")):
+            for flag in defined:
+                flags.DEFINE_flag(copy.deepcopy(flag), new, module)
+    with mock.patch.dict(vars(common.FLAGS), vars(new), clear=True):
+        for name in common.FLAGS:
+            common.FLAGS[name].unparse()
         yield
-
-
-def _copy_of_flags():
-    copy = common.FLAGS.__deepcopy__({})
-    copy.unparse_flags()
-    for name in list(copy):
-        # Of a test that defined a tool's flags, or of absl's for tests.
-        if copy.find_module_defining_flag(name).startswith(("tools.", "absl.testing.")):
-            delattr(copy, name)
-        else:
-            copy[name].unparse()
-    return copy
 
 
 @contextlib.contextmanager
@@ -182,6 +180,7 @@ def _new_loggers() -> Iterator[None]:
             mock.patch.object(logging.root, "handlers", []),
             mock.patch.object(tensorflow, "handlers", [handler]),
         ):
+            tensorflow.setLevel(logging.NOTSET)
             absl_logging.use_absl_handler()
             yield
     finally:
