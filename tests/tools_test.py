@@ -16,10 +16,11 @@ import time
 from unittest import mock
 
 import numpy as np
-import tensorflow as tf
 from absl.testing import parameterized
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from dfq_tf.compat import tf
+from tests.tool_runner import ROOT, run_in_process, run_tool
+
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
 TOOLS = (
     "run",
@@ -32,16 +33,6 @@ TOOLS = (
     "layer_noise",
     "benchmark",
 )
-
-
-def run_tool(name, *flags, timeout=300):
-    return subprocess.run(
-        [sys.executable, ROOT / f"tools/{name}.py", *flags],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-    )
 
 
 def new_folder():
@@ -141,7 +132,7 @@ class RunTest(tf.test.TestCase):
 
     def test_other_flags_in_same_workdir_are_refused_with_the_difference(self):
         flags_before = (self.workdir / "flags.cfg").read_text()
-        other = run_tool("run", *self.flags, "--warm_up_steps=5")
+        other = run_in_process("run", *self.flags, "--warm_up_steps=5")
         self.assertEqual(other.returncode, 1)
         self.assertIn("--warm_up_steps: 4 -> 5", other.stderr)
         self.assertNotIn("Traceback", other.stderr)
@@ -523,7 +514,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_bad_input_is_one_message(self, tool, exit_code, flags, message):
         workdir = new_folder() / "run"
-        process = run_tool(tool, *flags, f"--workdir={workdir}")
+        process = run_in_process(tool, *flags, f"--workdir={workdir}")
         self.assertEqual(process.returncode, exit_code, process.stderr)
         self.assertRegex(process.stderr, r"^error: ")
         self.assertRegex(process.stderr, f"(?s){message}")
@@ -543,7 +534,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             (1, [teacher, tflite], "there are no images in .*a_images.npy; name"),
             (1, [teacher, tflite, f"--images={folder}/images.npy"], "is no .npy file"),
         ):
-            process = run_tool("layer_noise", *flags)
+            process = run_in_process("layer_noise", *flags)
             self.assertEqual(process.returncode, exit_code, process.stderr)
             self.assertRegex(process.stderr, f"^error: .*{message}")
             self.assertNotIn("Traceback", process.stderr)
@@ -552,7 +543,9 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
     def test_workdir_that_cannot_be_written_is_one_message(self):
         in_the_way = new_folder() / "file"
         in_the_way.touch()
-        process = run_tool("run", f"--flagfile={SMOKE}", f"--workdir={in_the_way}/run")
+        process = run_in_process(
+            "run", f"--flagfile={SMOKE}", f"--workdir={in_the_way}/run"
+        )
         self.assertEqual(process.returncode, 1)
         self.assertRegex(process.stderr, "^error: workdir is .*cannot be written")
 
@@ -569,7 +562,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             description = ModelDescription((0,), (1 / 255,), "logits", names)
             teacher = Classifier(build_model("wrn_10_1", shape, classes), description)
             teacher.save(folder / "teacher.keras")
-            process = run_tool(
+            process = run_in_process(
                 "run",
                 f"--teacher={folder}/teacher.keras",
                 "--dataset=digits",
@@ -587,7 +580,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         description = ModelDescription((0,), (1,), "logits", tuple("01"))
         model = build_model("wrn_10_1", (8, 8, 1), 2)
         Classifier(model, description).save(folder / "float.keras")
-        process = run_tool("convert", f"--student={folder}/float.keras")
+        process = run_in_process("convert", f"--student={folder}/float.keras")
         self.assertEqual(process.returncode, 1)
         self.assertRegex(process.stderr, "^error: the student is a float model")
         self.assertFalse((folder / "float.tflite").exists())
@@ -596,7 +589,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
 class HelpTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*TOOLS)
     def test_help_groups_and_explains_every_flag(self, tool):
-        process = run_tool(tool, "--help")
+        process = run_in_process(tool, "--help")
         self.assertEqual(process.returncode, 0, process.stderr)
         _, *groups = re.split(r"^(?=[A-Z][\w ,-]+:$)", process.stdout, flags=re.M)
         self.assertNotEmpty(groups)
@@ -626,7 +619,7 @@ class DocumentsTest(tf.test.TestCase):
         for document, (tool, *flags) in commands:
             self.assertTrue((ROOT / tool).exists(), f"{document}: {tool}")
             if tool not in known:
-                text = run_tool(pathlib.Path(tool).stem, "--help").stdout
+                text = run_in_process(pathlib.Path(tool).stem, "--help").stdout
                 known[tool] = set(re.findall(r"^  --(\w+)", text, re.M)) | {"flagfile"}
             for flag in flags:
                 name, _, value = flag.lstrip("-").partition("=")
@@ -668,7 +661,9 @@ class DocumentsTest(tf.test.TestCase):
 
     def test_flags_in_flagfiles_exist(self):
         known = {
-            tool: set(re.findall(r"^  --(\w+)", run_tool(tool, "--help").stdout, re.M))
+            tool: set(
+                re.findall(r"^  --(\w+)", run_in_process(tool, "--help").stdout, re.M)
+            )
             for tool in ("run", "compare")
         }
         for path in ROOT.glob("tools/flagfiles/*.cfg"):
