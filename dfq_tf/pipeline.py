@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dfq_tf import bn_statistics, equalization, evaluation, export, models, training
+from dfq_tf import (
+    bn_statistics,
+    equalization,
+    evaluation,
+    export,
+    memory,
+    models,
+    training,
+)
 from dfq_tf.bank import ImageBank
 from dfq_tf.bias_correction import correct_biases
 from dfq_tf.calibration import calibrate
@@ -171,6 +179,7 @@ def distill(
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     check_pair(teacher, student)
+    config = memory.with_batch_size(config, teacher.model, student.model, strategy)
     bank = training.make_bank(student, config, seed)
     warmed = warmed_up(
         teacher,
@@ -286,6 +295,7 @@ def warmed_up(
       strategy: the devices that train; None for one.
     """
     RunConfig(seed=seed, precision=precision)
+    config = memory.with_batch_size(config, teacher.model, strategy=strategy)
     observed = bn_statistics.observe(teacher, precision)
     generators = training.make_generators(teacher, config, seed, precision)
     training.warm_up(
@@ -349,9 +359,10 @@ def prepare(
       show_progress: whether to show a bar.
       strategy: the devices that train; None for one.
     """
-    if network is not None:
-        check_pair(teacher, network)
-    graph, description = float_network(network or teacher, calibration)
+    network = network or teacher
+    check_pair(teacher, network)
+    config = memory.with_batch_size(config, teacher.model, network.model, strategy)
+    graph, description = float_network(network, calibration)
     warmed = warmed_up(
         teacher,
         config=config,
@@ -437,7 +448,7 @@ def distilled_student(
     Args:
       prepared: from `prepare`.
       student: from `post_training_student`.
-      config: settings of the training.
+      config: settings of the training, with the batch size of `prepare`.
       seed: decides all random numbers.
       precision: of the generators.
       directory: for checkpoints, or None.
@@ -516,6 +527,8 @@ def make_student(
       The fake-quantized student, the generators and the last measurements.
     """
     check_method(method)
+    network = network or teacher
+    config = memory.with_batch_size(config, teacher.model, network.model, strategy)
     prepared = prepare(
         teacher,
         network,
