@@ -77,7 +77,7 @@ def one_round(generator: keras.Model, student: Classifier, config, teacher):
 def main() -> None:
     """Times and prints the medians."""
     keras.utils.set_random_seed(0)
-    config = DistillationConfig()
+    config = DistillationConfig(batch_size=128)
     teacher = classifier()
     observed = bn_statistics.observe(teacher, "auto")
     graph, description = apply.integer_ready(teacher)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dfq_tf import memory
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.description import ModelDescription
@@ -16,8 +17,10 @@ from dfq_tf.graph import Graph
 from dfq_tf.quantization import apply, registry
 
 _BATCH_SIZE = 128
-# All images go through a layer before the next: this bounds the memory they take.
+# All images go through a layer before the next: these bound the memory they take, the
+# pixels of all, and a layer's outputs, of which so many are alive at a time.
 _MOST_VALUES = 2**24
+_ALIVE = 4
 
 
 def correct_biases(
@@ -35,15 +38,20 @@ def correct_biases(
       description: how pixels become inputs.
       student: from `quantization.apply.quantize_graph`, changed in place.
       images: uint8 (n, height, width, channels); generated ones, for data-free
-        quantization. Of large images, only the first are used.
+        quantization. Of large images, or for large layers, only the first are used.
     """
     images = images[: max(1, _MOST_VALUES // math.prod(images.shape[1:]))]
+    layer = memory.FLOAT * max(math.prod(node.shape) for node in graph.nodes.values())
+    images = images[: memory.images_per_pass(_ALIVE * layer, len(images))]
+    # Of the float network, the outputs of all layers are alive at a time.
+    network = memory.FLOAT * memory.graph_size(graph)
+    batch_size = memory.images_per_pass(network, _BATCH_SIZE)
     quantized = Graph.from_model(student.model)
     names = [n.name for n in graph.nodes.values() if n.kind in registry.KERNELS]
     reference = graph.build(outputs=names)
     batches = [
-        description.normalize(tf.cast(images[i : i + _BATCH_SIZE], tf.float32))
-        for i in range(0, len(images), _BATCH_SIZE)
+        description.normalize(tf.cast(images[i : i + batch_size], tf.float32))
+        for i in range(0, len(images), batch_size)
     ]
     per_batch = [
         [_channel_means([y]) for y in tf.nest.flatten(reference(b, training=False))]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dfq_tf import memory
 from dfq_tf.compat import tf, traced
 from dfq_tf.config import BitWidths, CalibrationConfig
 from dfq_tf.description import ModelDescription
@@ -19,6 +20,8 @@ from dfq_tf.quantization.ranges import (
 )
 
 _BINS = 2048
+# Images per pass.
+_MOST_IMAGES = 128
 
 
 def calibrate(
@@ -27,7 +30,7 @@ def calibrate(
     images: np.ndarray,
     widths: BitWidths = BitWidths(),
     config: CalibrationConfig = CalibrationConfig(),
-    batch_size: int = 128,
+    batch_size: int | None = None,
 ) -> dict[str, Range]:
     """Ranges of the outputs of the float network's quantized layers.
 
@@ -38,7 +41,8 @@ def calibrate(
         Generated ones, for data-free quantization; real ones are the yardstick.
       widths: bits of the activations, on which the least squared error depends.
       config: how ranges are found; those of 16 bits are the extremes in any case.
-      batch_size: images per pass.
+      batch_size: images per pass, on which ranges do not depend; None for 128, or as
+        many as fit into memory.
 
     Returns:
       node name -> range, holding 0. The input's is that of pixels 0 to 255.
@@ -47,11 +51,15 @@ def calibrate(
       TrainingError: an output is not finite, or the images say nothing: they are all
         the same, or the network answers the same to all of them.
     """
-    if len(images) > 1 and (images == images[0]).all():
+    if len(images) > 1 and all(np.array_equal(i, images[0]) for i in images[1:]):
         raise TrainingError(
             f"the {len(images)} calibration images are all the same; ranges need "
             "images that differ. If they were generated, warm up longer"
         )
+    if batch_size is None:
+        # All outputs are alive at a time. Two images, at least, can be compared.
+        size = memory.FLOAT * memory.graph_size(graph)
+        batch_size = memory.images_per_pass(size, _MOST_IMAGES, least=2)
     method = config.activation_range
     histograms = observe(
         graph, description, images, batch_size, with_counts=method != "min_max"

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from dfq_tf import memory
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.description import ModelDescription, description_path
 from dfq_tf.errors import ModelError
 from dfq_tf.files import replacing
+
+# Images per pass, and how many tensors as large as the largest may be alive in it.
+_MOST_IMAGES, _ALIVE = 250, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +46,27 @@ class Classifier:
         """The number of outputs."""
         return self.model.output_shape[-1]
 
-    def scores(self, images: np.ndarray, batch_size: int = 250) -> np.ndarray:
+    def scores(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """What the model's last layer gives for images.
 
         Args:
           images: uint8 or float32 pixels in [0, 255], (n, height, width, channels).
-          batch_size: images per pass.
+          batch_size: images per pass; None for 250, or as many as fit into memory.
 
         Returns:
           float32 (n, num_classes).
         """
+        batch_size = batch_size or self._images_per_pass
         starts = range(0, len(images), batch_size)
         batches = (images[i : i + batch_size].astype(np.float32) for i in starts)
         return np.concatenate(
             [self._compiled_scores(tf.constant(batch)).numpy() for batch in batches]
         )
+
+    @functools.cached_property
+    def _images_per_pass(self) -> int:
+        size = memory.FLOAT * memory.largest_tensor(self._compiled_scores)
+        return memory.images_per_pass(_ALIVE * size, _MOST_IMAGES)
 
     @functools.cached_property
     def _compiled_scores(self) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -15,6 +15,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
+# Value of a setting that follows from the networks; `auto` on the command line.
+AUTO = 0
+
 
 def setting(
     default: Any,
@@ -24,6 +27,7 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    auto: bool = False,
 ) -> Any:
     """A dataclass field with a help text and limits.
 
@@ -34,9 +38,15 @@ def setting(
       maximum: largest allowed value, included.
       above: limit that the value must exceed.
       choices: the allowed strings.
+      auto: whether AUTO is allowed, outside the limits.
     """
     metadata = dict(
-        help=help, minimum=minimum, maximum=maximum, above=above, choices=choices
+        help=help,
+        minimum=minimum,
+        maximum=maximum,
+        above=above,
+        choices=choices,
+        auto=auto,
     )
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -58,11 +68,15 @@ def check_value(name: str, value: Any, limits: Any) -> None:
         if value not in choices:
             raise ConfigError(f"{name} is {value!r}; it must be one of {list(choices)}")
         return
+    auto = limits.get("auto")
+    if auto and value == AUTO:
+        return
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} is {value}; it must be a finite number")
     minimum, maximum, above = (limits.get(k) for k in ("minimum", "maximum", "above"))
     if minimum is not None and value < minimum:
-        raise ConfigError(f"{name} is {value}; it must be at least {minimum}")
+        rest = f", or {AUTO} for auto" if auto else ""
+        raise ConfigError(f"{name} is {value}; it must be at least {minimum}{rest}")
     if maximum is not None and value > maximum:
         raise ConfigError(f"{name} is {value}; it must be at most {maximum}")
     if above is not None and value <= above:
@@ -226,7 +240,13 @@ class DistillationConfig(Checked):
     another network, trained from scratch, take one of RECIPES: see `recipe`.
     """
 
-    batch_size: int = setting(128, "Generated images per step.", minimum=1)
+    batch_size: int = setting(
+        AUTO,
+        "Generated images per step; auto takes 128, or the next lower power of two "
+        "with which a step needs no more than about 4 GiB of memory.",
+        minimum=1,
+        auto=True,
+    )
     noise_dim: int = setting(512, "Length of a noise vector.", minimum=1)
     warm_up_steps: int = setting(
         300, "Steps that train the generator alone, on the auxiliary loss.", minimum=0
@@ -275,8 +295,8 @@ class DistillationConfig(Checked):
     bank_images: int = setting(
         0,
         "How many of the last generated images are kept, with the teacher's answers, "
-        "for the student steps to draw from; with 0, each student step generates its "
-        "own.",
+        "for the student steps to draw from, or fewer where they take more than 512 "
+        "MiB; with 0, each student step generates its own.",
         minimum=0,
     )
     share_images: bool = setting(
@@ -313,7 +333,7 @@ class DistillationConfig(Checked):
     def __post_init__(self) -> None:
         """Raises ConfigError for a setting out of its limits, or a contradiction."""
         super().__post_init__()
-        if self.num_generators > self.batch_size:
+        if AUTO < self.batch_size < self.num_generators:
             raise ConfigError(
                 f"num_generators is {self.num_generators}, more than the batch_size "
                 f"{self.batch_size}: a batch has an image of each generator"

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from dfq_tf import bn_statistics, optimizers, steps, training
+from dfq_tf import bn_statistics, memory, optimizers, steps, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import tf
 from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
@@ -31,12 +31,14 @@ class Costs:
       df_q_seconds: of generator warm-up and calibration.
       df_qat_kd_seconds: of those, and of the training behind them.
       memory_bytes: of the whole process at its peak.
+      batch_size: images of a step.
       cores: of the processor, that were there for it.
     """
 
     df_q_seconds: float
     df_qat_kd_seconds: float
     memory_bytes: float
+    batch_size: int
     cores: int
 
 
@@ -72,6 +74,7 @@ def measure(
       calibration: says how many images it takes.
       run: seed and precision.
     """
+    config = memory.with_batch_size(config, teacher.model)
     height, width, _ = teacher.image_shape
     batch = min(_MOST, max(_FEWEST, _PIXELS // (height * width)))
     batch = max(batch, config.num_generators)
@@ -110,6 +113,7 @@ def measure(
         df_q,
         df_q + compile_seconds + training_seconds,
         memory_bytes(base, grown, batch, config.batch_size),
+        config.batch_size,
         _cores(),
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 
 from dfq_tf.compat import keras, tf, traced
+from dfq_tf.config import AUTO
 from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.replicas import num_replicas, replica_concat, replica_mean
 
@@ -124,7 +125,7 @@ def check_batch(
     num_generators: int = 1,
     name: str = "batch_size",
 ) -> None:
-    """Raises ConfigError unless each replica gets an equal share of a batch.
+    """Raises ConfigError unless a batch has a size, and each replica an equal share.
 
     Args:
       strategy: None for one device.
@@ -134,6 +135,11 @@ def check_batch(
     """
     count = _num_replicas(strategy)
     multiple = count * num_generators
+    if batch_size == AUTO:
+        raise ConfigError(
+            f"{name} is {AUTO}, auto, where a number is needed; memory.with_batch_size "
+            "finds one, or name it"
+        )
     if count > 1 and batch_size % multiple:
         parts = (
             f", for each of {num_generators} generators" if num_generators > 1 else ""
@@ -144,6 +150,23 @@ def check_batch(
             f"{-(-batch_size // multiple) * multiple}. Or train on fewer devices, with "
             "--distribute=none on one"
         )
+
+
+def round_batch(
+    strategy: tf.distribute.Strategy | None, batch_size: int, num_generators: int = 1
+) -> int:
+    """A batch like the given one that `check_batch` allows.
+
+    Args:
+      strategy: None for one device.
+      batch_size: is not exceeded, unless each replica and generator needs an image.
+      num_generators: each makes a part of a batch.
+    """
+    count = _num_replicas(strategy)
+    if count == 1:
+        return max(batch_size, num_generators)
+    multiple = count * num_generators
+    return max(multiple, batch_size // multiple * multiple)
 
 
 def everywhere(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dfq_tf import memory
 from dfq_tf.compat import tf
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ExportError
@@ -65,35 +66,39 @@ def measure(
       ExportError: the file's tensors are not those of the network.
     """
     names = apply.quantized_nodes(graph)
-    stored = _stored_outputs(graph, content, images)
-    for name in names:
-        shape = graph.nodes[name].shape
-        if name not in stored or stored[name].shape[1:] != shape:
-            raise ExportError(
-                f"the file has no tensor for layer {name} of shape {shape}; it was not "
-                "made of this teacher, or not with these settings, or by another "
-                "converter"
-            )
     model = graph.build(outputs=list(graph.nodes))
-    inputs = description.normalize(tf.cast(images, tf.float32))
-    exact = dict(zip(graph.nodes, model(inputs, training=False)))
+    # All outputs at a time: of the network, of the file, and the widened ones below.
+    size = 3 * memory.FLOAT * memory.graph_size(graph)
+    batch_size = memory.images_per_pass(size, len(images))
     types = _kernel_types(content)
+    chains: dict[str, list[str]] = {}
+    own = {name: np.zeros(2) for name in names}
+    total = {name: np.zeros(2) for name in names}
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        stored = _stored_outputs(graph, content, batch)
+        _check_stored(graph, names, stored)
+        inputs = description.normalize(tf.cast(batch, tf.float32))
+        exact = dict(zip(graph.nodes, model(inputs, training=False)))
+        for name in names:
+            chains[name] = chain = _chain(graph, name, stored)
+            sources = [stored[source] for source in graph.nodes[chain[0]].inputs]
+            alone = sources if len(sources) > 1 else sources[0]
+            for node in chain:
+                alone = model.get_layer(node)(alone, training=False)
+            own[name] += _powers(np.asarray(alone), stored[name])
+            total[name] += _powers(np.asarray(exact[name]), stored[name])
     result = []
     for name in names:
-        chain = _chain(graph, name, stored)
-        sources = [stored[source] for source in graph.nodes[chain[0]].inputs]
-        alone = sources if len(sources) > 1 else sources[0]
-        for node in chain:
-            alone = model.get_layer(node)(alone, training=False)
-        kind = "+".join(graph.nodes[node].kind for node in chain)
-        kernels = [types[node] for node in chain if node in types]
+        kind = "+".join(graph.nodes[node].kind for node in chains[name])
+        kernels = [types[node] for node in chains[name] if node in types]
         result.append(
             LayerNoise(
                 name,
                 kind,
                 kernels[0] if kernels else "",
-                _decibels(np.asarray(alone), stored[name]),
-                _decibels(np.asarray(exact[name]), stored[name]),
+                _decibels(*own[name]),
+                _decibels(*total[name]),
             )
         )
     return result
@@ -172,12 +177,31 @@ def _chain(graph: Graph, name: str, stored: dict[str, np.ndarray]) -> list[str]:
         chain.insert(0, source)
 
 
-def _decibels(signal: np.ndarray, noisy: np.ndarray) -> float:
+def _powers(signal: np.ndarray, noisy: np.ndarray) -> np.ndarray:
+    """Sums of the squares of a signal, and of its noise: float64 (2,)."""
     power = np.sum(np.square(signal, dtype=np.float64))
     noise = np.sum(np.square(noisy.astype(np.float64) - signal))
+    return np.array([power, noise])
+
+
+def _decibels(power: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return float(10 * np.log10(power / noise)) if power else -math.inf
+
+
+def _check_stored(
+    graph: Graph, names: Sequence[str], stored: dict[str, np.ndarray]
+) -> None:
+    """Raises ExportError unless a file has a tensor for each of some nodes."""
+    for name in names:
+        shape = graph.nodes[name].shape
+        if name not in stored or stored[name].shape[1:] != shape:
+            raise ExportError(
+                f"the file has no tensor for layer {name} of shape {shape}; it was not "
+                "made of this teacher, or not with these settings, or by another "
+                "converter"
+            )
 
 
 def _stored_outputs(

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf import bn_statistics, equalization, evaluation, export, models, training
+from dfq_tf import (
+    bn_statistics,
+    equalization,
+    evaluation,
+    export,
+    memory,
+    models,
+    training,
+)
 from dfq_tf.bank import ImageBank
 from dfq_tf.bias_correction import correct_biases
 from dfq_tf.calibration import calibrate
@@ -178,6 +186,7 @@ def distill(
     teacher = as_classifier(teacher)
     check_trains(teacher)
     check_pair(teacher, student)
+    config = memory.with_batch_size(config, teacher.model, student.model, strategy)
     bank = training.make_bank(student, config, seed)
     warmed = warmed_up(
         teacher,
@@ -307,6 +316,7 @@ def warmed_up(
       strategy: the devices that train; None for one.
     """
     RunConfig(seed=seed, precision=precision)
+    config = memory.with_batch_size(config, teacher.model, strategy=strategy)
     observed = bn_statistics.observe(teacher, precision)
     generators = training.make_generators(teacher, config, seed, precision)
     training.warm_up(
@@ -370,9 +380,10 @@ def prepare(
       show_progress: whether to show a bar.
       strategy: the devices that train; None for one.
     """
-    if network is not None:
-        check_pair(teacher, network)
-    graph, description = float_network(network or teacher, calibration)
+    network = network or teacher
+    check_pair(teacher, network)
+    config = memory.with_batch_size(config, teacher.model, network.model, strategy)
+    graph, description = float_network(network, calibration)
     warmed = warmed_up(
         teacher,
         config=config,
@@ -458,7 +469,7 @@ def distilled_student(
     Args:
       prepared: from `prepare`.
       student: from `post_training_student`.
-      config: settings of the training.
+      config: settings of the training, with the batch size of `prepare`.
       seed: decides all random numbers.
       precision: of the generators.
       directory: for checkpoints, or None.
@@ -539,6 +550,8 @@ def make_student(
     check_method(method)
     if method == "df_qat_kd":
         check_trains(teacher)
+    network = network or teacher
+    config = memory.with_batch_size(config, teacher.model, network.model, strategy)
     prepared = prepare(
         teacher,
         network,

@@ -40,10 +40,12 @@ def write_preview(
       name: of the picture.
 
     Returns:
-      The path of the picture, each pixel of an image 3 x 3 pixels large.
+      The path of the picture, each pixel of an image 3 x 3 pixels large, or fewer if
+      the image has more than 64 pixels a side.
     """
     grid = image_grid(images)
-    enlarged = np.repeat(np.repeat(grid, 3, axis=0), 3, axis=1)
+    times = min(3, max(1, 192 // max(images.shape[1:3])))
+    enlarged = np.repeat(np.repeat(grid, times, axis=0), times, axis=1)
     path = pathlib.Path(directory) / f"{name}.png"
     write_bytes(path, tf.io.encode_png(enlarged).numpy())
     folder = pathlib.Path(directory) / "tensorboard" / name

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from dfq_tf import optimizers, steps
+from dfq_tf import memory, optimizers, steps
 from dfq_tf.bank import ImageBank
 from dfq_tf.bn_statistics import ObservedTeacher
 from dfq_tf.classifier import Classifier
@@ -236,12 +237,14 @@ def make_bank(
 
     Args:
       network: teacher or student.
-      config: says how many images it holds.
+      config: says how many images it holds, if they fit into memory.BANK_MEMORY.
       seed: decides what is drawn.
     """
     if not config.bank_images:
         return None
-    return ImageBank(config.bank_images, network.image_shape, network.num_classes, seed)
+    shape, classes = network.image_shape, network.num_classes
+    most = memory.BANK_MEMORY // (math.prod(shape) + memory.FLOAT * classes)
+    return ImageBank(min(config.bank_images, most), shape, classes, seed)
 
 
 def _shared(
@@ -279,11 +282,14 @@ def generate(
         pixels = steps.draw_pixels(generators, config, seed_and_step, steps.SAMPLE)
         return tf.cast(tf.round(pixels), tf.uint8)
 
-    num_batches = -(-num_images // config.batch_size)
-    images = [batch(tf.constant([seed, i])).numpy() for i in range(num_batches)]
+    # One array from the start: large images are not there twice.
+    images = np.empty((num_images, *generators[0].output_shape[1:]), np.uint8)
+    for i, start in enumerate(range(0, num_images, config.batch_size)):
+        part = images[start : start + config.batch_size]
+        part[:] = batch(tf.constant([seed, i]))[: len(part)]
     for generator, weights in zip(generators, before):
         generator.set_weights(weights)  # training=True moved the moving averages
-    return np.concatenate(images)[:num_images]
+    return images
 
 
 def compiled(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dfq_tf import pipeline, steps, training
+from dfq_tf import memory, pipeline, steps, training
 from dfq_tf.augmentation import augment_pixels
 from dfq_tf.bn_statistics import observe
 from dfq_tf.classifier import Classifier
@@ -85,6 +85,7 @@ def train_with_data(
       ConfigError: a batch is larger than the training set.
       TrainingError: a loss or a weight became infinite or NaN.
     """
+    config = memory.with_batch_size(config, teacher.model)
     if len(images) < config.batch_size:
         raise ConfigError(
             f"batch_size is {config.batch_size}, but there are only {len(images)} "

@@ -3,7 +3,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import bias_correction, evaluation
+from dfq_tf import bias_correction, evaluation, memory
 from dfq_tf.calibration import calibrate
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
@@ -137,6 +137,23 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
         for result in results[1:]:
             for bias, expected in zip(result, results[0]):
                 self.assertAllClose(bias, expected, atol=1e-5)
+
+    def test_of_large_layers_are_those_of_the_first_images(self):
+        images = networks.images((8, 8, 3), 40, seed=1)
+        images[25:] = 255
+        results = []
+        for chosen, budget in ((images, 25), (images[:25], 10**6)):
+            case = Case(networks.build("vgg_like"), images)
+            case.images = chosen
+            sizes = [np.prod(node.shape) for node in case.graph.nodes.values()]
+            # Four tensors as large as the largest are alive, of 4 bytes each.
+            with mock.patch.object(
+                memory, "PASS_MEMORY", budget * 4 * 4 * int(max(sizes))
+            ):
+                case.correct()
+            results.append([case.variables(n)["bias"].numpy() for n in case.names])
+        for bias, expected in zip(*results):
+            self.assertAllClose(bias, expected, atol=1e-5)
 
     def test_of_large_images_are_those_of_the_first(self):
         images = networks.images((8, 8, 3), 40, seed=1)

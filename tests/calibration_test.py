@@ -1,7 +1,9 @@
+from unittest import mock
+
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration
+from dfq_tf import calibration, memory
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths, CalibrationConfig
@@ -255,6 +257,29 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
             "calibration images: its range is .* to inf$",
         ):
             calibrated(classifier, images, method)
+
+    def test_a_pass_takes_as_many_images_as_memory_has_room_for(self):
+        classifier = networks.build("resnet_like")
+        images = networks.images(classifier.image_shape, 140, seed=1)
+        graph, _ = apply.integer_ready(classifier)
+        each = 4 * sum(np.prod(node.shape) for node in graph.nodes.values())
+        observe, sizes, ranges = calibration.observe, [], []
+
+        def spy(graph, description, images, batch_size, with_counts):
+            sizes.append(batch_size)
+            return observe(graph, description, images, batch_size, with_counts)
+
+        # Never one: images of a pass are compared with each other.
+        for budget in (2**32, 20 * each, 1):
+            with (
+                mock.patch.object(memory, "PASS_MEMORY", budget),
+                mock.patch.object(calibration, "observe", spy),
+            ):
+                ranges.append(calibrated(classifier, images))
+        self.assertEqual(sizes, [128, 20, 2])
+        for other in ranges[1:]:
+            for name, (low, high) in ranges[0].items():
+                self.assertAllClose(other[name], (low, high), rtol=1e-3, atol=1e-3)
 
     @parameterized.parameters(*METHODS)
     def test_one_nan_among_the_outputs(self, method):

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration
+from dfq_tf import calibration, memory
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths
@@ -14,7 +14,7 @@ from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import apply
-from tests import networks
+from tests import helpers, networks
 
 layers = keras.layers
 
@@ -45,6 +45,26 @@ class ClassifierTest(tf.test.TestCase, parameterized.TestCase):
         scores = classifier.scores(images, batch_size=3)
         self.assertAllClose(scores, expected, rtol=1e-4, atol=1e-4)
         self.assertAllEqual(scores, classifier.scores(images.astype(np.float32), 3))
+
+    def test_a_pass_takes_as_many_images_as_memory_has_room_for(self):
+        images = networks.images((8, 8, 3), 300)
+        seen = []
+        # The largest tensor of the network has 8 x 8 x 6 values.
+        for budget, expected in ((4 * 4 * 384 * 70, 70), (2**32, 250), (1, 1)):
+            classifier = helpers.small_classifier()
+            compiled = classifier._compiled_scores
+
+            def spy(batch, compiled=compiled):
+                seen.append(len(batch))
+                return compiled(batch)
+
+            spy.graph = compiled.graph
+            classifier.__dict__["_compiled_scores"] = spy
+            with mock.patch.object(memory, "PASS_MEMORY", budget):
+                scores = classifier.scores(images)
+            self.assertLen(scores, 300)
+            self.assertEqual((max(seen), sum(seen)), (expected, 300))
+            seen.clear()
 
     def test_refuses_several_outputs(self):
         image = layers.Input((8, 8, 3))

@@ -46,10 +46,13 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
         limit = field.metadata["minimum"]
         kept = cls(**{field.name: type(field.default)(limit)})
         self.assertEqual(getattr(kept, field.name), limit)
+        # Where 0 stands for auto, what is refused lies beyond it.
+        rest = ", or 0 for auto" if field.metadata["auto"] else ""
+        beyond = -1 if field.metadata["auto"] else _just_beyond(field, limit, -1)
         with self.assertRaisesRegex(
-            ConfigError, f"^{field.name} is .*; it must be at least {limit}$"
+            ConfigError, f"^{field.name} is .*; it must be at least {limit}{rest}$"
         ):
-            cls(**{field.name: _just_beyond(field, limit, -1)})
+            cls(**{field.name: beyond})
 
     @parameterized.named_parameters(_fields_with("maximum"))
     def test_maximum_is_allowed_and_more_is_refused(self, cls, field):
@@ -245,6 +248,18 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
     def test_contradictions_are_refused(self, settings, message):
         with self.assertRaisesRegex(ConfigError, f"^{message}$"):
             config.DistillationConfig(**settings)
+
+    def test_batch_size_alone_may_be_auto_and_is_by_default(self):
+        self.assertEqual(config.AUTO, 0)
+        fields = [f for cls in _CLASSES for f in dataclasses.fields(cls)]
+        names = [field.name for field in fields if field.metadata["auto"]]
+        self.assertEqual(names, ["batch_size"])
+        for name in config.RECIPES:
+            self.assertEqual(config.recipe(name).batch_size, config.AUTO)
+        self.assertEqual(config.DistillationConfig().batch_size, config.AUTO)
+        # There is nothing yet that the generators could be more than.
+        kept = config.DistillationConfig(batch_size=config.AUTO, num_generators=500)
+        self.assertEqual((kept.batch_size, kept.num_generators), (0, 500))
 
     def test_paper_is_the_loop_of_choi_et_al(self):
         paper = config.recipe("paper")

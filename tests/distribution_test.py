@@ -13,6 +13,7 @@ from absl.testing import parameterized
 
 from dfq_tf import distribution, replicas
 from dfq_tf.compat import tf
+from dfq_tf.config import AUTO
 from dfq_tf.errors import ConfigError, TrainingError
 from tests import helpers
 
@@ -65,6 +66,31 @@ class OneDeviceTest(tf.test.TestCase):
             self.assertRaisesRegex(TrainingError, "a worker was lost"),
         ):
             train(strategy=None)
+
+
+class RoundBatchTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        (1, 1, 128, 128),
+        (1, 3, 128, 128),
+        (1, 5, 4, 5),  # an image of each generator
+        (2, 1, 128, 128),
+        (3, 1, 128, 126),
+        (3, 2, 128, 126),
+        (5, 2, 128, 120),
+        (8, 2, 4, 16),  # an image of each generator on each replica
+    )
+    def test_gives_what_is_allowed(self, replicas, generators, size, expected):
+        strategy = mock.Mock(num_replicas_in_sync=replicas)
+        rounded = distribution.round_batch(strategy, size, generators)
+        self.assertEqual(rounded, expected)
+        distribution.check_batch(strategy, rounded, generators)
+
+    def test_a_batch_without_a_number_is_refused(self):
+        for strategy in (None, mock.Mock(num_replicas_in_sync=2)):
+            with self.assertRaisesRegex(
+                ConfigError, "^batch_size is 0, auto, where a number is needed"
+            ):
+                distribution.check_batch(strategy, AUTO)
 
 
 class TFConfigTest(parameterized.TestCase, tf.test.TestCase):

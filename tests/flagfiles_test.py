@@ -10,10 +10,10 @@ from absl.testing import flagsaver, parameterized
 from dfq_tf import data, models, pipeline
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import CalibrationConfig
+from dfq_tf.config import AUTO, CalibrationConfig
 from dfq_tf.description import ModelDescription
 from tests import helpers
-from tools import distill, quantize
+from tools import common, distill, quantize
 from tools import run as run_tool
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -88,6 +88,21 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             {"generator_loss", "distillation_loss"}, result.measurements
         )
         self.assertGreater(quantize.qat_config().rounds, 0)
+
+    @parameterized.parameters(([], AUTO, "auto"), (["--batch_size=64"], 64, "64"))
+    @flagsaver.flagsaver
+    def test_batch_size_is_read_back_from_the_flags_of_a_run(self, given, size, text):
+        folder = self.get_temp_dir()
+        flags.FLAGS(["run", f"--workdir={folder}", *given])
+        path = common.open_workdir().path / "flags.cfg"
+        self.assertIn(f"--batch_size={text}\n", path.read_text())
+        before = path.read_bytes()
+        flags.FLAGS(["run", "--batch_size=7"])
+        flags.FLAGS(["run", f"--flagfile={path}"])
+        for config in (quantize.qat_config(), distill.distillation_config()):
+            self.assertEqual(config.batch_size, size)
+        common.open_workdir()  # other flags would be refused
+        self.assertEqual(path.read_bytes(), before)
 
     @flagsaver.flagsaver
     def test_mobilenet_is_quantized_and_trained(self):

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -325,17 +326,49 @@ class CostsTest(tf.test.TestCase):
         )
         teacher = importing.as_classifier(model, **FED)
         weights = teacher.model.get_weights()
-        config = DistillationConfig(noise_dim=8, warm_up_steps=1000, rounds=1000)
+        config = DistillationConfig(noise_dim=8)
         cost = costs.measure(
             teacher, config, CalibrationConfig(), RunConfig(precision="float32")
         )
         self.assertGreater(cost.df_q_seconds, 0)
-        # A round has a step of each kind, the warm-up one step.
-        self.assertGreater(cost.df_qat_kd_seconds, 2 * cost.df_q_seconds)
+        self.assertGreater(cost.df_qat_kd_seconds, cost.df_q_seconds)
         self.assertGreater(cost.memory_bytes, 50 * 2**20)
+        self.assertEqual(cost.batch_size, 128)  # auto
         self.assertGreaterEqual(cost.cores, 1)
         for before, after in zip(weights, teacher.model.get_weights()):
             self.assertAllEqual(before, after)
+
+    def test_steps_are_multiplied(self):
+        model = sequential(layers.Flatten(), layers.Dense(3))
+        teacher = importing.as_classifier(model, **FED)
+        config = DistillationConfig(
+            noise_dim=8,
+            batch_size=64,
+            warm_up_steps=10,
+            rounds=7,
+            generator_steps=2,
+            student_steps=3,
+        )
+        # Warm-up, generator, student: seconds to compile, of a step, bytes.
+        timed = [
+            costs._Timed(1.0, 0.5, 100),
+            costs._Timed(2.0, 0.25, 200),
+            costs._Timed(4.0, 0.125, 300),
+        ]
+        with (
+            mock.patch.object(costs, "_timed", side_effect=timed) as timing,
+            mock.patch.object(costs, "_peak_bytes", return_value=1000),
+        ):
+            cost = costs.measure(
+                teacher, config, CalibrationConfig(calibration_images=96)
+            )
+        small = timing.call_args_list[0].args[2].batch_size
+        self.assertEqual(small, 32)
+        df_q = 1 + 0.5 * (2 * 10 + 96 / 32)
+        self.assertAlmostEqual(cost.df_q_seconds, df_q)
+        rounds = 2 * 7 * (2 * 0.25 + 3 * 0.125)
+        self.assertAlmostEqual(cost.df_qat_kd_seconds, df_q + 2 + 4 + rounds)
+        self.assertEqual(cost.memory_bytes, 1000 + 2 * 600)
 
     def test_memory_of_a_batch(self):
         self.assertEqual(costs.memory_bytes(100.0, 16.0, 8, 128), 100 + 256)

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
-from dfq_tf import export, layer_noise
+from dfq_tf import export, layer_noise, memory
 from dfq_tf.calibration import calibrate
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
@@ -139,6 +139,27 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
                 ("logits_as_conv", "Conv2D", "int8"),
             ],
         )
+
+    def test_is_the_same_of_as_few_images_at_a_time_as_memory_has_room_for(self):
+        graph, _ = apply.integer_ready(self.classifier)
+        sizes = [int(np.prod(node.shape)) for node in graph.nodes.values()]
+        stored_outputs, seen = layer_noise._stored_outputs, []
+
+        def spy(graph, content, images):
+            seen.append(len(images))
+            return stored_outputs(graph, content, images)
+
+        with (
+            mock.patch.object(memory, "PASS_MEMORY", 10 * 3 * 4 * sum(sizes)),
+            mock.patch.object(layer_noise, "_stored_outputs", spy),
+        ):
+            noise = measured(self.classifier, self.content, self.images)
+        self.assertEqual(seen, [10, 10, 4])
+        self.assertEqual(noise.keys(), self.noise.keys())
+        for name, layer in self.noise.items():
+            self.assertEqual(noise[name].kind, layer.kind)
+            self.assertAllClose(noise[name].own_db, layer.own_db, rtol=1e-4)
+            self.assertAllClose(noise[name].total_db, layer.total_db, rtol=1e-4)
 
     def test_own_db_is_the_layer_alone_on_the_integers_before_it(self):
         names = ["pixels", "relu1", "relu2", "relu3"]

@@ -1,3 +1,4 @@
+import math
 import re
 
 import numpy as np
@@ -472,6 +473,98 @@ class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
             generator = build_generator(2, (side, side, 3), channels=2)
             shape = generator.get_layer("grid").output_shape
             self.assertEqual(shape, (None, grid, grid, 2))
+
+    @parameterized.parameters(
+        # Of the first published version: results for such images can be repeated.
+        (
+            (8, 8, 1),
+            [(2, 2, 128), (4, 4, 128), (8, 8, 64), (8, 8, 1)],
+            [0.0173653, -0.0447182, -0.0126316, 0.0500453],
+        ),
+        (
+            (28, 28, 1),
+            [(7, 7, 128), (14, 14, 128), (28, 28, 64), (28, 28, 1)],
+            [0.00498371, -0.0447182, -0.0126316, 0.0500453],
+        ),
+        (
+            (32, 32, 3),
+            [(8, 8, 128), (16, 16, 128), (32, 32, 64), (32, 32, 3)],
+            [0.00436115, -0.0447182, -0.0126316, 0.0492927],
+        ),
+        (
+            (64, 64, 3),
+            [(8, 8, 128), (16, 16, 128), (32, 32, 128), (64, 64, 64), (64, 64, 3)],
+            [-0.0237082, -0.0109393, 0.0252174, 0.00288186, 0.0513948],
+        ),
+        (
+            (33, 64, 4),
+            [(5, 8, 128), (10, 16, 128), (20, 32, 128), (40, 64, 64), (40, 64, 4)],
+            [-0.0299832, -0.0109393, 0.0252174, 0.00288186, 0.0510155],
+        ),
+    )
+    def test_up_to_64_pixels_it_is_what_it_always_was(self, shape, sizes, firsts):
+        generator = build_generator(5, shape, seed=1)
+        convolutions = [f"up_conv{i}" for i in range(1, len(sizes) - 1)]
+        found = [
+            generator.get_layer(name).output_shape[1:]
+            for name in ("grid", *convolutions, "to_image")
+        ]
+        self.assertEqual(found, sizes)
+        kernels = [w.numpy() for w in generator.weights if "kernel" in w.name]
+        self.assertAllClose([k.ravel()[0] for k in kernels], firsts, rtol=1e-5)
+
+    def test_filters_halve_as_sides_double_beyond_32_pixels(self):
+        for side, expected in (
+            (128, [128, 128, 64, 32]),
+            (224, [128, 128, 73, 36, 18]),
+            (512, [128, 128, 64, 32, 16, 16]),
+        ):
+            generator = build_generator(2, (side, side, 3))
+            filters = [
+                layer.filters
+                for layer in generator.layers
+                if isinstance(layer, UpsampledConv2D)
+            ]
+            self.assertEqual(filters, expected)
+
+    @parameterized.product(
+        (
+            dict(shape=(9, 9), most=575),
+            dict(shape=(9, 33), most=710),
+            dict(shape=(17, 31), most=500),
+            dict(shape=(32, 32), most=320),
+            dict(shape=(33, 65), most=500),
+            dict(shape=(96, 100), most=300),
+            dict(shape=(224, 224), most=112),
+            dict(shape=(511, 512), most=84),
+            dict(shape=(512, 512), most=80),
+            dict(shape=(8, 512), most=80),
+            dict(shape=(512, 9), most=142),
+            dict(shape=(31, 512), most=88),
+        ),
+        depth=(1, 3, 4),
+    )
+    def test_memory_is_bounded_for_each_pixel(self, shape, most, depth):
+        generator = build_generator(1, (*shape, depth))
+        self.assertEqual(generator.output_shape, (None, *shape, depth))
+        values = sum(
+            math.prod(layer.output.shape[1:])
+            for layer in generator.layers
+            if layer.name != "noise"
+        )
+        self.assertLessEqual(values / math.prod(shape), most)
+        # The weights' memory: no grid is larger than a square image's.
+        grid = generator.get_layer("grid").output.shape[1:]
+        self.assertLessEqual(math.prod(grid), 8 * 8 * 128)
+
+    @parameterized.parameters(
+        ((8, 512), (1, 64)), ((512, 8), (64, 1)), ((9, 512), (1, 32))
+    )
+    def test_narrow_images_come_from_a_long_grid(self, shape, grid):
+        generator = build_generator(2, (*shape, 1), channels=2)
+        self.assertEqual(generator.get_layer("grid").output_shape, (None, *grid, 2))
+        images = generator(tf.random.stateless_normal((2, 2), (0, 0)))
+        self.assertEqual(images.shape, (2, *shape, 1))
 
     def test_every_weight_has_a_gradient(self):
         generator = build_generator(6, (9, 9, 1), channels=4)

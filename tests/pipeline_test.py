@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import schema_py_generated as schema
 
-from dfq_tf import evaluation, export, pipeline, training
+from dfq_tf import bn_statistics, evaluation, export, memory, pipeline, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import (
@@ -268,6 +268,75 @@ def small_student(seed=3, shape=(8, 8, 1), classes=10):
     names = digits.teacher().description.class_names[:classes]
     description = dataclasses.replace(digits.teacher().description, class_names=names)
     return Classifier(keras.Model(image, x), description)
+
+
+class BatchSizeTest(tf.test.TestCase):
+    """Where it is auto, the entrances find it, and all that is inside has it."""
+
+    def setUp(self):
+        super().setUp()
+        self.seen = set()
+        for module, name in (
+            (training, "warm_up"),
+            (training, "distill"),
+            (training, "generate"),
+        ):
+            self._watch(module, name)
+        self.config = dataclasses.replace(
+            recipe("bank", bank_images=50, rounds=1, student_steps=1),
+            noise_dim=8,
+            warm_up_steps=1,
+        )
+        self.teacher = helpers.small_classifier()
+        # Of a teacher and generator as large as this, four images and some more.
+        each = memory.step_bytes_per_image(
+            self.teacher.model, self.teacher.model, self.config
+        )
+        self.enter_context(mock.patch.object(memory, "STEP_MEMORY", 5 * each))
+
+    def _watch(self, module, name):
+        function = getattr(module, name)
+
+        def watched(*args, **kwargs):
+            values = [*args, *kwargs.values()]
+            sizes = [v.batch_size for v in values if isinstance(v, DistillationConfig)]
+            self.assertLen(sizes, 1)
+            self.seen.add((name, *sizes))
+            return function(*args, **kwargs)
+
+        self.enter_context(mock.patch.object(module, name, watched))
+
+    def test_distillation(self):
+        student = helpers.small_classifier(seed=1)
+        pipeline.distill(self.teacher, student, config=self.config, show_progress=False)
+        self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
+
+    def test_quantization(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one step makes nobody agree more
+            pipeline.quantize(
+                self.teacher,
+                config=self.config,
+                calibration=TINY_CALIBRATION,
+                show_progress=False,
+            )
+        self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
+
+    def test_warm_up_alone(self):
+        pipeline.warmed_up(
+            self.teacher,
+            config=self.config,
+            seed=0,
+            precision="float32",
+            directory=None,
+            show_progress=False,
+        )
+        self.assertEqual(self.seen, {("warm_up", 4)})
+
+    def test_training_takes_no_auto(self):
+        observed = bn_statistics.observe(self.teacher)
+        with self.assertRaisesRegex(ConfigError, "batch_size is 0, auto, where a"):
+            training.warm_up(observed, [], self.config, seed=0)
 
 
 class DistillTest(tf.test.TestCase, parameterized.TestCase):

@@ -219,6 +219,7 @@ class DistillTest(tf.test.TestCase):
             "--num_students=2",
             "--num_generators=2",
             "--bank_images=100",
+            "--batch_size=auto",
         )
         cls.flags = (
             f"--flagfile={SMOKE}",
@@ -243,6 +244,8 @@ class DistillTest(tf.test.TestCase):
         self.assertAlmostEqual(metrics["student"]["accuracy"], accuracy)
         training = metrics["student_training"]
         self.assertLen(training["agreements_on_generated_images"], 2)
+        self.assertEqual(training["batch_size"], 128)
+        self.assertEqual(metrics["df_q_training"]["batch_size"], 128)
         # The int8 file is of the student, which is wider than the teacher.
         bytes_of = {key: metrics[key]["bytes"] for key in ("teacher", "student")}
         self.assertGreater(bytes_of["student"], 2 * bytes_of["teacher"])
@@ -414,9 +417,10 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("run", 1, ["--teacher=absent.keras"], "there is no model file absent.keras"),
         ("run", 2, ["--teacher=wrn_10_1", "--no_such_flag=1"], "no_such_flag"),
         ("run", 2, ["--flagfile=absent.cfg"], "absent.cfg"),
-        ("run", 2, ["--batch_size=x"], "batch_size"),
+        ("run", 2, ["--batch_size=x"], "batch_size=x: it must be .*least 1, or auto"),
         ("run", 2, ["--warm_up_steps=-1"], "warm_up_steps is -1.*at least 0"),
-        ("run", 2, ["--batch_size=0"], "batch_size is 0.*at least 1"),
+        ("run", 2, ["--batch_size=0"], "batch_size=0: it must be .*least 1, or auto"),
+        ("run", 2, ["--batch_size=-2"], "batch_size=-2: it must be .*least 1, or auto"),
         ("run", 2, ["--num_bits_weight=9"], "num_bits_weight is 9.*at most 8"),
         ("run", 2, ["--num_bits_activation=12"], "num_bits_activation is 12.*8 or 16"),
         ("run", 2, ["--num_bits_first=1"], "num_bits_first is 1; .*at least 2"),

@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import loop, steps, training
+from dfq_tf import loop, memory, steps, training
 from dfq_tf.bn_statistics import observe
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import DistillationConfig
@@ -378,6 +378,23 @@ class SeveralTest(tf.test.TestCase):
             start = (0, 0, 1, 1, 0)[i % 5]
             for drawn, all_of_them in zip(batch, images):
                 self.assertAllEqual(drawn, all_of_them[start::2])
+
+    def test_a_bank_holds_no_more_than_fits_into_memory(self):
+        student = helpers.small_classifier((6, 5, 3), num_classes=4)
+        config = dataclasses.replace(self.config, bank_images=10)
+        # Each image has 90 bytes, and four answers of four bytes.
+        for budget, expected in ((106 * 7 + 105, 7), (10**6, 10)):
+            with mock.patch.object(memory, "BANK_MEMORY", budget):
+                bank = training.make_bank(student, config, seed=2)
+            bank.add(np.zeros((20, 6, 5, 3), np.uint8), np.zeros((20, 4), np.float32))
+            self.assertLen(bank, expected)
+        # Those of the recipe, at the sizes that results are published for.
+        bank = training.make_bank(
+            helpers.small_classifier((64, 64, 3), num_classes=200),
+            dataclasses.replace(self.config, bank_images=40_000),
+            seed=2,
+        )
+        self.assertEqual(bank._images.shape[0], 40_000)
 
     def test_a_bank_keeps_the_images_of_the_warm_up(self):
         config = dataclasses.replace(self.config, warm_up_steps=3, bank_images=1000)

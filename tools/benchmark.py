@@ -22,7 +22,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import bn_statistics, calibration, models, optimizers, steps, training
+from dfq_tf import (
+    bn_statistics,
+    calibration,
+    memory,
+    models,
+    optimizers,
+    steps,
+    training,
+)
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import BitWidths, DistillationConfig, RunConfig
@@ -205,6 +213,7 @@ def main() -> None:
     teacher = random_classifier(FLAGS.model, 10, 32)
     name = FLAGS.student or FLAGS.model
     networks = [random_classifier(name, 10, 32) for _ in range(config.num_students)]
+    config = memory.with_batch_size(config, teacher.model, networks[0].model)
     floats = [
         Classifier(with_precision(each.model, run.precision), each.description)
         for each in networks

@@ -6,6 +6,7 @@ Only the tools read FLAGS; the package takes plain arguments.
 import dataclasses
 import functools
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 
 from dfq_tf import data, distribution
 from dfq_tf.compat import tf
-from dfq_tf.config import RunConfig, check_value
+from dfq_tf.config import AUTO, RunConfig, check_value
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.workdir import Workdir
 
@@ -29,12 +30,41 @@ _groups: dict[str, list[str]] = {}
 # What RunConfig has for tools that train nothing, or on one device alone.
 ONE_DEVICE = ("seed", "precision")
 
+
+class _CountOrAuto(flags.ArgumentParser):
+    """Reads a positive integer, or the word auto, which becomes AUTO."""
+
+    syntactic_help = "a positive integer, or auto"
+
+    def parse(self, argument: Any) -> int:
+        """Raises ValueError for anything else: AUTO has no number for users."""
+        if argument in ("auto", AUTO):  # a default is no text
+            return AUTO
+        if not re.fullmatch("[0-9]*[1-9][0-9]*", str(argument)):
+            raise ValueError("it must be an integer of at least 1, or auto")
+        return int(argument)
+
+    def flag_type(self) -> str:
+        """What absl calls the kind of value."""
+        return "int or auto"
+
+
+class _AutoSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: int) -> str:
+        return "auto" if value == AUTO else str(value)
+
+
+def _define_count_or_auto(name: str, default: Any, help: str) -> None:
+    flags.DEFINE(_CountOrAuto(), name, default, help, serializer=_AutoSerializer())
+
+
 _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
     list: flags.DEFINE_list,
+    _CountOrAuto: _define_count_or_auto,
 }
 
 
@@ -73,7 +103,8 @@ def define_config(
             values = {k: v.get(field.name, default) for k, v in recipes.items()}
             help += f" Default: {', '.join(f'{v} ({k})' for k, v in values.items())}."
             default = None
-        define(group, prefix + field.name, type(field.default), default, help)
+        kind = _CountOrAuto if field.metadata["auto"] else type(field.default)
+        define(group, prefix + field.name, kind, default, help)
 
 
 def config_from_flags(config_class: type[T], prefix: str = "") -> T:
@@ -204,7 +235,7 @@ def open_workdir(
     """
     names = sorted(name for group in _groups.values() for name in group)
     settings = {
-        name: _as_text(FLAGS[name].value)
+        name: _as_text(FLAGS[name], FLAGS[name].value)
         for name in names
         if name not in _FREE_FLAGS and FLAGS[name].value not in (None, [])
     }
@@ -213,12 +244,13 @@ def open_workdir(
     return Workdir(path / f"worker_{index}" if index else path, settings, free)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(flag: flags.Flag, value: Any) -> str:
+    """A value as it is written behind a flag."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return str(value)
+    return flag.serializer.serialize(value)
 
 
 def run(
@@ -278,7 +310,9 @@ def _help(description: str) -> str:
         lines.append(f"{group}:")
         for name in names:
             flag = FLAGS[name]
-            default = "" if flag.default is None else f" (default: {flag.default})"
+            default = ""
+            if flag.default not in (None, []):
+                default = f" (default: {_as_text(flag, flag.default)})"
             lines.append(f"  --{name}{default}")
             lines.append(flags.text_wrap(flag.help, 80, "      "))
         lines.append("")

@@ -29,6 +29,7 @@ from dfq_tf import (
     evaluation,
     export,
     layer_noise,
+    memory,
     pipeline,
     yardsticks,
 )
@@ -91,7 +92,10 @@ class Comparison:
     ) -> None:
         self.workdir = workdir
         self._teacher = teacher
-        self._config = quantize.qat_config()
+        strategy = common.strategy()
+        self._config = memory.with_batch_size(
+            quantize.qat_config(), teacher.model, strategy=strategy
+        )
         self._calibration = common.config_from_flags(CalibrationConfig)
         self._run = common.config_from_flags(RunConfig)
         began = time.monotonic()
@@ -101,13 +105,14 @@ class Comparison:
             calibration=self._calibration,
             seed=self._run.seed,
             precision=self._run.precision,
-            strategy=common.strategy(),
+            strategy=strategy,
             directory=workdir.path,
             show_progress=FLAGS.progress,
         )
         if "warm_up_minutes" not in workdir.metrics():
             minutes = (time.monotonic() - began) / 60
-            workdir.add_metrics(warm_up_minutes=minutes)
+            batch_size = self._config.batch_size
+            workdir.add_metrics(warm_up_minutes=minutes, batch_size=batch_size)
         self._train = dataset.load("train") if dataset else None
         test = dataset.load("test") if dataset else None
         self._images = test.images if test else self._prepared.held_out

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import data, evaluation, models, pipeline, preview, training
+from dfq_tf import data, evaluation, memory, models, pipeline, preview, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
 from dfq_tf.config import (
+    AUTO,
     PHASE_SETTINGS,
     RECIPES,
     DistillationConfig,
@@ -101,15 +102,19 @@ def distilled_student(
     if common.is_made(path, description_path(path)):
         return load_classifier(path)
     run = common.config_from_flags(RunConfig)
-    config = distillation_config()
+    strategy = common.strategy()
+    student = new_student(teacher)
+    config = memory.with_batch_size(
+        distillation_config(), teacher.model, student.model, strategy
+    )
     began = time.monotonic()
     result = pipeline.distill(
         teacher,
-        new_student(teacher),
+        student,
         config=config,
         seed=run.seed,
         precision=run.precision,
-        strategy=common.strategy(),
+        strategy=strategy,
         directory=workdir.path,
         evaluate=_accuracy_on(dataset) if dataset else None,
         show_progress=FLAGS.progress,
@@ -121,6 +126,7 @@ def distilled_student(
         student_training={
             "seconds": round(seconds, 1),
             "agreements_on_generated_images": list(result.agreements),
+            "batch_size": config.batch_size,
             **result.measurements,
         }
     )
@@ -145,7 +151,9 @@ def main() -> None:
             raise ConfigError(f"{name} is empty; name it with --{name}")
     common.config_from_flags(RunConfig)
     config = distillation_config()
-    check_batch(common.strategy(), config.batch_size, config.num_generators)
+    strategy = common.strategy()
+    if config.batch_size != AUTO:
+        check_batch(strategy, config.batch_size, config.num_generators)
     teacher, dataset = quantize.teacher_and_dataset()
     pipeline.check_trains(teacher)
     new_student(teacher)  # refuses a wrong name before anything is written

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import costs, inspection
-from dfq_tf.config import DistillationConfig
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from tools import common, quantize
 
@@ -153,7 +152,7 @@ def duration(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
-def expectation(cost: costs.Costs, config: DistillationConfig) -> list[str]:
+def expectation(cost: costs.Costs) -> list[str]:
     """Time and memory."""
     return [
         line("DF-Q", duration(cost.df_q_seconds)),
@@ -161,7 +160,7 @@ def expectation(cost: costs.Costs, config: DistillationConfig) -> list[str]:
         line(
             "memory",
             f"about {cost.memory_bytes / 2**30:.1f} GiB at batch_size "
-            f"{config.batch_size}",
+            f"{cost.batch_size}",
         ),
         line(
             "",
@@ -191,8 +190,7 @@ def main() -> None:
             f"{count} of {len(found.rows)} layers cannot be quantized; see above"
         )
     if FLAGS.time:
-        config = DistillationConfig()
-        print("\n".join(expectation(costs.measure(found.classifier, config), config)))
+        print("\n".join(expectation(costs.measure(found.classifier))))
     print("\nAll layers can be quantized.")
 
 

@@ -17,9 +17,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import data, evaluation, pipeline, preview, training
+from dfq_tf import data, evaluation, memory, pipeline, preview, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.config import (
+    AUTO,
     METHODS,
     PHASE_SETTINGS,
     BitWidths,
@@ -251,7 +252,9 @@ def quantize_network(
     if common.is_made(path, description_path(path)):
         return load_classifier(path)
     run = common.config_from_flags(RunConfig)
-    config = qat_config()
+    strategy = common.strategy()
+    model = (network or teacher).model
+    config = memory.with_batch_size(qat_config(), teacher.model, model, strategy)
     began = time.monotonic()
     student, generators, measurements = pipeline.make_student(
         teacher,
@@ -262,7 +265,7 @@ def quantize_network(
         widths=widths_from_flags(),
         seed=run.seed,
         precision=run.precision,
-        strategy=common.strategy(),
+        strategy=strategy,
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
@@ -279,6 +282,7 @@ def quantize_network(
             f"{method}_training": {
                 "seconds": round(seconds, 1),
                 "agreement_on_generated_images": agreement,
+                "batch_size": config.batch_size,
                 **measurements,
             }
         }
@@ -297,7 +301,9 @@ def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
     common.config_from_flags(RunConfig)
     config = qat_config()
     common.config_from_flags(CalibrationConfig)
-    check_batch(common.strategy(), config.batch_size, config.num_generators)
+    strategy = common.strategy()
+    if config.batch_size != AUTO:
+        check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:
         if "df_qat_kd" in methods:
             pipeline.check_trains(teacher)

@@ -9,6 +9,9 @@ from dfq_tf.errors import ConfigError
 
 layers = keras.layers
 
+# Of a doubling, however large its output is; unless fewer channels are asked for.
+_LEAST_FILTERS = 16
+
 
 @keras.utils.register_keras_serializable("dfq_tf")
 class UpsampledConv2D(keras.layers.Layer):
@@ -86,10 +89,17 @@ def build_generator(
     Dense to a grid with `channels` channels, a quarter of the image or, above 32
     pixels, at most 8 pixels a side, BN; then per doubling: upsampling, 3x3
     convolution, BN, leaky ReLU 0.2, the last doubling with half the channels; then a
-    3x3 convolution to the image's channels and tanh. This is the network that public
+    3x3 convolution to the image's channels and tanh; of a grid that does not double to
+    the image's size, the margin is cropped. This is the network that public
     re-implementations of Choi et al. 2020 use for 32x32 images, except that it ends
     in pixels, where theirs ends in a BN without scale and shift: pixels reach the
     whole range that real images have.
+
+    Memory: what a pass forward and back keeps grows no faster than the image. With 128
+    channels and 8 to 512 pixels a side, the outputs of all layers are at most 710
+    values for each pixel of the image, 4 bytes each; that is at sizes that leave a
+    wide margin, such as 9x33. There are about 320 at 8x8 to 64x64, 110 at 224x224 and
+    80 at 512x512 and 8x512.
 
     Args:
       noise_dim: length of a noise vector.
@@ -111,7 +121,10 @@ def build_generator(
             "must all be at least 1"
         )
     # Two doublings up to 32 pixels, and more for larger images: the grid stays small.
-    doublings = max(2, math.ceil(math.log2(max(height, width) / 8)))
+    # No more than make a narrow image's shorter side of a single row: further ones
+    # would make rows to be cropped. Its grid is longer instead.
+    longer, shorter = max(height, width), min(height, width)
+    doublings = max(2, math.ceil(math.log2(min(longer / 8, shorter))))
     grid = tuple(math.ceil(side / 2**doublings) for side in (height, width))
     # Every layer its own numbers, without touching the random state of the program.
     seeds = itertools.count(seed * (doublings + 2))
@@ -127,6 +140,8 @@ def build_generator(
     x = layers.BatchNormalization(name="grid_bn")(x)
     for i in range(1, doublings + 1):
         filters = channels // 2 if i == doublings else channels
+        # Half as many each time the side doubles beyond 32 pixels.
+        filters = min(filters, max(_LEAST_FILTERS, channels * 32 // (max(grid) * 2**i)))
         x = UpsampledConv2D(filters, initializer(), name=f"up_conv{i}")(x)
         x = layers.BatchNormalization(name=f"bn{i}")(x)
         x = layers.LeakyReLU(0.2, name=f"leaky_relu{i}")(x)

@@ -1,0 +1,166 @@
+import dataclasses
+import itertools
+import math
+import warnings
+from unittest import mock
+
+from absl.testing import parameterized
+
+from dfq_tf import memory, models
+from dfq_tf.compat import keras, tf, traced
+from dfq_tf.config import AUTO, DistillationConfig
+from tests import helpers
+
+layers = keras.layers
+
+# Of helpers.small_classifier: the image, two blocks of three layers, the mean, logits.
+SMALL = 8 * 8 * 3 + 3 * 8 * 8 * 6 + 3 * 4 * 4 * 6 + 6 + 4
+# Of the generator of its images: noise of one value; dense, reshaped, BN; two doublings
+# of three layers each; the image, and its pixels.
+GENERATOR = 1 + 3 * 2 * 2 * 128 + 3 * 4 * 4 * 128 + 3 * 8 * 8 * 64 + 2 * 8 * 8 * 3
+# Bytes of a step where the student is the teacher, quantized.
+EACH = 4 * GENERATOR + 3 * 3 * SMALL
+
+
+def resolved(teacher, network=None, strategy=None, **settings):
+    config = DistillationConfig(**settings)
+    return memory.with_batch_size(config, teacher, network, strategy).batch_size
+
+
+def budget(size):
+    return mock.patch.object(memory, "STEP_MEMORY", size)
+
+
+class SizesTest(tf.test.TestCase, parameterized.TestCase):
+    def test_outputs_of_all_layers_are_counted(self):
+        model = helpers.small_classifier().model
+        self.assertEqual(memory.outputs_size(model), SMALL)
+
+    def test_a_layer_counts_as_often_as_it_is_called(self):
+        image = layers.Input((4, 4, 2))
+        conv = layers.Conv2D(2, 1)
+        inner = keras.Sequential([layers.Input((4, 4, 2)), layers.ReLU()])
+        outputs = layers.Flatten()(inner(conv(conv(image))))
+        model = keras.Model(image, outputs)
+        self.assertEqual(memory.outputs_size(model), 5 * 4 * 4 * 2)
+
+    def test_largest_tensor_is_found_inside_of_layers_too(self):
+        def function(values):
+            wide = tf.tile(values[:, None], (1, 7, 1)) + tf.ones((1000, 1, 1, 1))[0]
+            return tf.reduce_sum(wide, axis=1)
+
+        compiled = traced(function, tf.TensorSpec((None, 5), tf.float32))
+        self.assertEqual(memory.largest_tensor(compiled), 35)
+
+    @parameterized.parameters(
+        (1000, 10, 1, 10),
+        (99, 10, 1, 9),
+        (9, 10, 1, 1),
+        (9, 10, 2, 2),
+        (0, 10, 1, 1),
+    )
+    def test_a_pass_takes_what_there_is_room_for(self, size, most, least, expected):
+        with mock.patch.object(memory, "PASS_MEMORY", size):
+            self.assertEqual(memory.images_per_pass(10, most, least), expected)
+
+
+class StepTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.product(generators=(1, 3), students=(1, 2))
+    def test_estimate_is_that_of_an_independent_count(self, generators, students):
+        teacher = helpers.small_classifier().model
+        image = layers.Input((8, 8, 3))
+        network = keras.Model(image, layers.Dense(4)(layers.Flatten()(image)))
+        config = DistillationConfig(num_generators=generators, num_students=students)
+        each = memory.step_bytes_per_image(teacher, network, config)
+        # Float32, and of teacher and students three quarters are kept, of the latter
+        # of two of each output.
+        student = 2 * (2 * 8 * 8 * 3 + 4)
+        expected = generators * (4 * GENERATOR + 3 * (SMALL + students * student))
+        self.assertEqual(each, expected)
+
+    def test_a_network_counts_only_in_place_of_the_teacher(self):
+        teacher = helpers.small_classifier().model
+        large = models.build_model("wrn_10_2", (8, 8, 3), 4)
+        with budget(20 * EACH):
+            self.assertEqual(resolved(teacher), 16)
+            self.assertEqual(resolved(teacher, teacher), 16)
+            self.assertLess(resolved(teacher, large), 16)
+
+    @parameterized.parameters(
+        (1.999, 2), (2, 2), (15.999, 8), (16, 16), (127.999, 64), (128, 128), (1e4, 128)
+    )
+    def test_is_the_largest_power_of_two_that_fits(self, images, expected):
+        teacher = helpers.small_classifier().model
+        with budget(int(images * EACH)), warnings.catch_warnings():
+            if images >= 2:
+                warnings.simplefilter("error")
+            else:
+                warnings.simplefilter("ignore")
+            self.assertEqual(resolved(teacher), expected)
+
+    def test_a_step_that_does_not_fit_at_all_is_told(self):
+        teacher = helpers.small_classifier().model
+        with (
+            budget(1000),
+            self.assertWarnsRegex(UserWarning, "takes about .* GiB .*, of 6 images"),
+        ):
+            strategy = mock.Mock(num_replicas_in_sync=3)
+            resolved(teacher, strategy=strategy, num_generators=2)
+
+    def test_a_number_is_kept(self):
+        config = DistillationConfig(batch_size=37)
+        teacher = helpers.small_classifier().model
+        with budget(1):
+            self.assertIs(memory.with_batch_size(config, teacher), config)
+
+    def test_nothing_else_changes(self):
+        config = DistillationConfig(rounds=7, num_generators=3, alpha=2.0)
+        teacher = helpers.small_classifier().model
+        changed = memory.with_batch_size(config, teacher)
+        self.assertEqual(dataclasses.replace(changed, batch_size=AUTO), config)
+
+    @parameterized.parameters(
+        (2, 1, 100, 64), (3, 1, 1000, 126), (3, 2, 1000, 126), (3, 1, 100, 63)
+    )
+    def test_replicas_share_it_equally(self, replicas, generators, images, expected):
+        teacher = helpers.small_classifier().model
+        strategy = mock.Mock(num_replicas_in_sync=replicas)
+        each = generators * EACH
+        with budget(images * each):
+            size = resolved(teacher, strategy=strategy, num_generators=generators)
+        self.assertEqual(size, expected)
+
+    def test_falls_as_images_grow_and_obeys_the_budget(self):
+        config = DistillationConfig()
+        sizes = []
+        for side in (8, 16, 32, 64, 96, 128):
+            teacher = helpers.small_classifier((side, side, 3)).model
+            each = memory.step_bytes_per_image(teacher, teacher, config)
+            with budget(256 * 2**20):
+                size = resolved(teacher)
+            self.assertLessEqual(size * each, 256 * 2**20)
+            if size < 128:
+                self.assertGreater(2 * size * each, 256 * 2**20)
+            self.assertEqual(size, 2 ** round(math.log2(size)))
+            sizes.append(size)
+        self.assertEqual(sizes[0], 128)
+        self.assertLess(sizes[-1], 128)
+        for one, next_one in itertools.pairwise(sizes):
+            self.assertGreaterEqual(one, next_one)
+
+    @parameterized.parameters("wrn_40_2", "mobilenet_v1_100")
+    def test_32_pixels_have_the_batch_that_results_are_published_for(self, name):
+        teacher = models.build_model(name, (32, 32, 3), 10)
+        self.assertEqual(resolved(teacher), 128)
+
+    def test_mobilenet_v1_at_224_pixels_has_a_smaller_one(self):
+        teacher = models.build_model("mobilenet_v1_100", (224, 224, 3), 10)
+        size = resolved(teacher)
+        self.assertBetween(size, 8, 64)
+        config = DistillationConfig(batch_size=size)
+        each = memory.step_bytes_per_image(teacher, teacher, config)
+        self.assertLessEqual(size * each, 4 * 2**30)
+
+
+if __name__ == "__main__":
+    tf.test.main()
