@@ -79,7 +79,7 @@ _KNOWN_CLASSES = frozenset(
 _KNOWN_VALUES = frozenset(
     """
     __bytes__ __complex__ __dtype__ __ellipsis__ __keras_tensor__ __numpy__ __slice__
-    __tensor__ __tuple__ TensorShape CLASS_WRAPPER
+    __tensor__ __tuple__ TensorShape
     """.split()
 )
 # Operations of Keras 3 that a graph may call, besides those that have nodes.
@@ -278,12 +278,14 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
 
 
 def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
+    package = module.split(".")[0]
     if kind == "function":
-        return part.get("config") in _KNOWN_ACTIVATIONS
-    is_own = str(part.get("registered_name") or kind).startswith(_OWN_PREFIX)
-    if is_own or kind in _TFMOT_CLASSES:
-        return not module or module.split(".")[0] in _OWN_MODULES
-    if module and module.split(".")[0] not in _KERAS_PACKAGES:
+        is_there = package in ("", "builtins", *_KERAS_PACKAGES)
+        return is_there and part.get("config") in _KNOWN_ACTIVATIONS
+    registered = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)
+    if kind in _TFMOT_CLASSES or registered in keras.utils.get_custom_objects():
+        return package in ("", *_OWN_MODULES)
+    if package not in ("", *_KERAS_PACKAGES):
         return False
     if kind == "TFOpLambda":
         function = (part.get("config") or {}).get("function")

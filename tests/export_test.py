@@ -24,8 +24,10 @@ layers = keras.layers
 MAX_STEPS = 1
 # Ten layers (measured: 2 in 1 % of the outputs), and a leaky ReLU, whose slope XNNPACK
 # holds in 8 bits (1 to 2). An average, which the file rounds and the student does not,
-# is the third (2).
-MAX_STEPS_OF = {"wrn_10_1": 3, "bn_first": 3, "densenet_like": 3, "padded_pooling": 3}
+# is the third (2), and the products behind sigmoids the fourth (2).
+MAX_STEPS_OF = dict.fromkeys(
+    ("wrn_10_1", "bn_first", "densenet_like", "padded_pooling", "mobilenet_v3_like"), 3
+)
 # The one step of int16 is 1/256 of that of int8.
 MAX_STEPS_INT16 = 8
 

@@ -67,17 +67,22 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(classifier.description.input_mean, [100.0])
         self.assertAllClose(classifier.description.input_scale, [1 / 50])
 
-    @parameterized.parameters(*LIBRARIES)
-    def test_module_that_a_file_names_is_not_imported(self, library):
+    @parameterized.product(library=list(LIBRARIES), as_function=(False, True))
+    def test_module_that_a_file_names_is_not_imported(self, library, as_function):
         library = LIBRARIES[library]
         path = self.folder / "model.keras"
         network(library, library.layers.Conv2D(4, 3, name="conv")).save(path)
-        (self.folder / "dfq_tf_trap.py").write_text("class Conv2D: pass\n")
+        (self.folder / "dfq_tf_trap.py").write_text("class Conv2D: pass\n\nrelu = 1\n")
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
         config = json.loads(members["config.json"])
         conv = config["config"]["layers"][1]
-        conv.update(module="dfq_tf_trap", registered_name="Conv2D")
+        trap = dict(module="dfq_tf_trap", registered_name=None)
+        if as_function:
+            trap |= dict(class_name="function", config="relu")
+            conv["config"]["activation"] = trap
+        else:
+            conv.update(trap)
         members["config.json"] = json.dumps(config).encode()
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in members.items():
@@ -85,7 +90,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         sys.path.insert(0, str(self.folder))
         try:
             with self.assertRaisesRegex(
-                ModelError, r"names dfq_tf_trap.Conv2D \(layer conv\), which is not"
+                ModelError, r"names dfq_tf_trap.(Conv2D|function)[^.]*, which is not"
             ):
                 model_file.read_model(path)
         finally:

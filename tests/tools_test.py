@@ -613,9 +613,9 @@ class InspectModelTest(tf.test.TestCase):
         model.save(path)
         return path
 
-    def inspect(self, path, *flags):
+    def inspect(self, path, *flags, run=run_in_process):
         before = sorted(path.parent.iterdir())
-        process = run_tool("inspect_model", path, *flags)
+        process = run("inspect_model", str(path), *flags)
         self.assertEqual(sorted(path.parent.iterdir()), before)
         for line in process.stdout.splitlines():
             if str(path) not in line:
@@ -624,7 +624,8 @@ class InspectModelTest(tf.test.TestCase):
         return process
 
     def test_good_model(self):
-        process = self.inspect(self.save(), "--input_mean=0", "--input_scale=1/255")
+        flags = ("--input_mean=0", "--input_scale=1/255")
+        process = self.inspect(self.save(), *flags, run=run_tool)
         self.assertEqual(process.returncode, 0, process.stderr)
         self.assertEqual(process.stderr, "")
         for pattern in (
@@ -681,7 +682,7 @@ class InspectModelTest(tf.test.TestCase):
             (1, ["absent.keras"], "there is no model file absent.keras"),
             (2, ["a.keras", "--image_size=3"], "image_size is '3'; give height and"),
         ):
-            process = run_tool("inspect_model", *flags)
+            process = run_in_process("inspect_model", *flags)
             self.assertEqual(process.returncode, exit_code, process.stderr)
             self.assertRegex(process.stderr, f"^error: {message}")
             self.assertNotIn("Traceback", process.stderr)
