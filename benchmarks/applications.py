@@ -46,7 +46,7 @@ def main() -> None:
     tflite = dfq_tf.TFLiteClassifier(result.tflite)
     generated = dfq_tf.training.generate(
         result.generators,
-        dfq_tf.memory.with_batch_size(config, teacher),
+        dfq_tf.memory.with_batch_size(config, teacher.model),
         200,
         seed=1,
     )
