@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(VENV)/bin/python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
 
 test: lint
-	$(VENV)/bin/python -m pytest -q -n auto tests
+	$(VENV)/bin/python -m pytest -q -n auto --dist loadgroup tests
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
