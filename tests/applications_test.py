@@ -1,5 +1,7 @@
 """The networks of `keras.applications`, with random weights: nothing is downloaded."""
 
+import os
+
 import numpy as np
 from absl.testing import parameterized
 
@@ -11,6 +13,9 @@ from dfq_tf.quantization.integers import round_biases
 from tests import applications
 
 NETWORKS = [(name, "keras3") for name in applications.NETWORKS]
+# The others take half a minute each, and are run with this variable set.
+ALL = "DFQ_TF_ALL_NETWORKS"
+QUICK = ("MobileNet", "MobileNetV2", "MobileNetV3Small")
 # Keras 2 writes this one with functions of TensorFlow in place of layers.
 NETWORKS += [("MobileNetV3Small", "keras2")]
 SIDE = 32
@@ -20,6 +25,8 @@ CONFIG = dfq_tf.CalibrationConfig(activation_range="min_max", weight_range="min_
 class ApplicationsTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*NETWORKS)
     def test_float_network_is_the_same_and_the_file_is_integer(self, name, library):
+        if name not in QUICK and not os.environ.get(ALL):
+            self.skipTest(f"{name} takes long; {ALL}=1 runs it")
         library = {"keras3": keras3(), "keras2": keras}[library]
         model, fed = applications.build(library, name, (SIDE, SIDE, 3), 5)
         # Compares with the model's own answers.

@@ -145,8 +145,9 @@ class ToolRunnerTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_flags_of_a_test_and_of_a_tool_do_not_meet(self):
         with flagsaver.flagsaver(), mock.patch.dict(common._groups):
-            common.define("Mine", "seed", int, 0, "Of another tool.")
-            common.define("Mine", "mine", int, 0, "Of another tool.")
+            for name in ("seed", "mine"):
+                if name not in flags.FLAGS:  # another test in this process has them
+                    common.define("Mine", name, int, 0, "Of another tool.")
             flags.FLAGS(["test", "--seed=7", "--logtostderr"])
             for _ in range(2):
                 result = run_in_process(self.tool)
