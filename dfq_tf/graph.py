@@ -48,6 +48,7 @@ class Node:
         weights: Iterable[np.ndarray] = (),
     ) -> "Node":
         """A node with the class and the configuration of a tf_keras layer."""
+        # Without `trainable`: the twin of a frozen layer is trained like any other.
         config = {k: v for k, v in layer.get_config().items() if k != "trainable"}
         return cls(
             name, type(layer), config, tuple(weights), tuple(inputs), tuple(shape)
@@ -314,16 +315,15 @@ class Reader:
         """
         check_call(call)
         layer = call.layer
-        node = Node(
-            name=unique_name(taken, layer.name),
-            layer_class=type(layer),
-            # Without `trainable`: the twin of a frozen layer is trained like others.
-            config={k: v for k, v in layer.get_config().items() if k != "trainable"},
-            weights=tuple(layer.get_weights()),
-            inputs=tuple(source.name for source in sources),
-            shape=tuple(call.outputs[0].shape[1:]),
-        )
-        return [node]
+        return [
+            Node.of(
+                layer,
+                unique_name(taken, layer.name),
+                [source.name for source in sources],
+                call.outputs[0].shape[1:],
+                layer.get_weights(),
+            )
+        ]
 
 
 def check_call(call: Call) -> None:

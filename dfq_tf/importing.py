@@ -349,9 +349,7 @@ def _composed(
     """
     if given is None and own is None:
         return None
-    given = given or Preprocessing(np.ones(()), np.zeros(()))
-    own = own or Preprocessing(np.ones(()), np.zeros(()))
-    return Preprocessing(own.scale * given.scale, own.scale * given.offset + own.offset)
+    return (given or Preprocessing()).then(own or Preprocessing())
 
 
 def _output(graph: Graph, output: str | None) -> str:

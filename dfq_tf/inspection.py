@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from dfq_tf import importing, tflite_writer
 from dfq_tf.classifier import Classifier
 from dfq_tf.description import ModelDescription
@@ -109,7 +107,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
     whole = reading.graph
     outputs = network.graph.nodes[network.graph.output_name].shape[-1]
     names = ("",) * outputs
-    feeding = network.feeding or Preprocessing(np.ones(()), np.zeros(()))
+    feeding = network.feeding or Preprocessing()
     description = importing.described(feeding, network.gives, names)
 
     fate = _Fate(reading.layers)

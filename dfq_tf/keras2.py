@@ -7,7 +7,13 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.graph import Call, Node, Reader, check_call, unique_name
-from dfq_tf.nodes import Operand, Unknown, nodes_or_unsupported, operation_nodes
+from dfq_tf.nodes import (
+    ARITHMETIC,
+    Operand,
+    Unknown,
+    nodes_or_unsupported,
+    operation_nodes,
+)
 from dfq_tf.preprocessing import TRAINING_ONLY, preprocessing_nodes
 
 # TensorFlow function -> operation of `nodes.operation_nodes`, and its arguments'
@@ -105,7 +111,7 @@ def _function_nodes(
 
 
 def _num_operands(operation: str) -> int:
-    return 2 if operation in ("add", "subtract", "multiply", "divide") else 1
+    return 2 if operation in ARITHMETIC else 1
 
 
 def split_operands(

@@ -19,7 +19,7 @@ from dfq_tf.nodes import (
     nodes_or_unsupported,
     operation_nodes,
 )
-from dfq_tf.preprocessing import TRAINING_ONLY, preprocessing_nodes
+from dfq_tf.preprocessing import preprocessing_nodes
 
 layers = keras.layers
 
@@ -98,7 +98,8 @@ class Keras3Reader(Reader):
         """As in `Reader`."""
         inbound = layer._inbound_nodes[index]
         arguments = inbound.arguments
-        # How the whole model is called decides on training, whatever is written here.
+        # How the whole model is called decides on training, whatever is written here:
+        # of augmentation, Keras writes training=True where nothing was said.
         kwargs = {k: v for k, v in arguments.kwargs.items() if k != "training"}
         return Call(
             layer,
@@ -129,10 +130,7 @@ class Keras3Reader(Reader):
         def make() -> list[Node]:
             if not isinstance(layer, self._keras3.layers.Layer):
                 return _operation_nodes(call, sources, name, shape, taken)
-            # Augmentation is called with training=True where nothing is said; a model
-            # that is called with training=False overrules that.
-            if kind not in TRAINING_ONLY:
-                check_call(call)
+            check_call(call)
             return self._layer_nodes(layer, sources, name, shape, taken)
 
         return nodes_or_unsupported(make, name, kind)

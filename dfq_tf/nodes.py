@@ -35,6 +35,8 @@ _GATED = {
     "hard_swish": "hard_sigmoid",
 }
 _PLAIN = ("linear", "sigmoid", "tanh", "softmax")
+# Operations of two operands.
+ARITHMETIC = ("add", "subtract", "multiply", "divide")
 _MERGES = {
     "add": layers.Add,
     "subtract": layers.Subtract,
@@ -135,11 +137,14 @@ def arithmetic_nodes(
     is_first = source is left
     if operation == "divide" and not is_first:
         raise Unknown("there is no integer form of a division by a tensor")
+    if operation == "divide":
+        if (constant == 0).any():
+            raise Unknown("it divides by 0")
+        operation, constant = "multiply", 1 / constant
     scale, offset = {
         "add": (one, constant),
         "subtract": (one, -constant) if is_first else (-one, constant),
         "multiply": (constant, zero),
-        "divide": (1 / constant if (constant != 0).all() else one, zero),
     }[operation]
     return [rescaling_node(name, (source.name,), shape, scale, offset)]
 
@@ -233,7 +238,7 @@ def operation_nodes(
     Raises:
       Unknown: there are no nodes for it.
     """
-    if operation in ("add", "subtract", "multiply", "divide"):
+    if operation in ARITHMETIC:
         return arithmetic_nodes(operation, operands, name, shape)
     sources = [operand for operand in operands if isinstance(operand, Node)]
     first = sources[0]

@@ -36,12 +36,18 @@ class Preprocessing:
     """What the head of a model does to its input: `scale * x + offset`.
 
     Attributes:
-      scale: float64 () or (channels,).
-      offset: float64 () or (channels,).
+      scale: float64 () or (channels,); 1 by default.
+      offset: float64 () or (channels,); 0 by default.
     """
 
-    scale: np.ndarray
-    offset: np.ndarray
+    scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(()))
+    offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+
+    def then(self, other: "Preprocessing") -> "Preprocessing":
+        """This one, and another behind it."""
+        return Preprocessing(
+            self.scale * other.scale, self.offset * other.scale + other.offset
+        )
 
 
 def preprocessing_nodes(
@@ -109,8 +115,7 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
             offset = np.asarray(node.config["offset"], np.float64)
             if (scale <= 0).any():
                 break  # the quantization of pixels keeps their order
-            before = found or Preprocessing(np.ones(()), np.zeros(()))
-            found = Preprocessing(before.scale * scale, before.offset * scale + offset)
+            found = (found or Preprocessing()).then(Preprocessing(scale, offset))
         elif not _is_identity(node):
             break
         taken[node.name] = graph.input_name

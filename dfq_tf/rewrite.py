@@ -299,7 +299,7 @@ def _identity(taken: Collection[str], source: Node, name: str) -> list[Node]:
 def _has_fixed_range(node: Node) -> bool:
     if is_relu(node):
         return relu_top(node) not in (None, 6.0)
-    return node.kind == "Activation" and activation_name(node) in ("sigmoid", "tanh")
+    return node.kind == "Activation" and activation_name(node) in _INTEGER_ACTIVATIONS
 
 
 def fold_batch_normalization(graph: Graph) -> Graph:

@@ -176,6 +176,7 @@ class Keras3ReaderTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         (lambda x: ops.mean(x, axis=-1), r"over the axes \[-1\] of \(9, 8, 3\)"),
         (lambda x: 1 / x, "division by a tensor"),
+        (lambda x: x / 0.0, "it divides by 0"),
         (
             lambda x: x + np.ones((9, 8, 1), np.float32),
             r"constant of shape \(9, 8, 1\)",
