@@ -5,19 +5,20 @@ from typing import Any
 from dfq_tf.compat import keras, tf
 from dfq_tf.replicas import num_replicas
 
+# The legacy ones update a variable in one operation: a fifth of the time that the newer
+# Adam takes for a generator. They build themselves at the first step.
+_library = keras.optimizers.legacy
 
-def adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:
-    """Adam, built for a model, its learning rate falling to 0 over `num_steps`."""
-    return _built(keras.optimizers.Adam(_cosine(learning_rate, num_steps)), model)
+
+def adam(learning_rate: float, num_steps: int) -> Any:
+    """Adam for one model, its learning rate falling to 0 over `num_steps`."""
+    return _library.Adam(_cosine(learning_rate, num_steps))
 
 
-def sgd(
-    model: keras.Model, learning_rate: float, num_steps: int, momentum: float
-) -> Any:
+def sgd(learning_rate: float, num_steps: int, momentum: float) -> Any:
     """SGD with Nesterov momentum, otherwise like `adam`."""
     schedule = _cosine(learning_rate, num_steps)
-    optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
-    return _built(optimizer, model)
+    return _library.SGD(schedule, momentum=momentum, nesterov=True)
 
 
 def descend(
@@ -33,7 +34,7 @@ def descend(
       tape: has recorded the loss.
       loss: scalar.
       model: its trainable variables are changed.
-      optimizer: built for them.
+      optimizer: of this model alone.
       weight_decay: weight_decay * w is added to the gradient of each kernel w;
         biases, scales and shifts are left alone.
     """
@@ -52,8 +53,3 @@ def descend(
 
 def _cosine(learning_rate: float, num_steps: int) -> Any:
     return keras.optimizers.schedules.CosineDecay(learning_rate, max(1, num_steps))
-
-
-def _built(optimizer: Any, model: keras.Model) -> Any:
-    optimizer.build(model.trainable_variables)
-    return optimizer

@@ -31,9 +31,9 @@ class State:
     Attributes:
       teacher: frozen.
       generators: each from noise to float32 pixels in [0, 255].
-      generator_optimizers: one for each generator, built.
+      generator_optimizers: one for each generator.
       students: none during the warm-up.
-      student_optimizers: one for each student, built.
+      student_optimizers: one for each student.
     """
 
     teacher: ObservedTeacher
