@@ -45,7 +45,7 @@ from dfq_tf.config import (
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import replacing, write_bytes, write_text
 from dfq_tf.workdir import Workdir
-from tools import common, quantize
+from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -490,7 +490,7 @@ def main() -> None:
     columns = checked_columns(bool(FLAGS.dataset))
     check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
     quantize.check_settings(None, [])
-    teacher, dataset = quantize.teacher_and_dataset()
+    teacher, dataset = teacher_flags.teacher_and_dataset()
     quantize.check_settings(teacher, [])
     # More rows may be asked for later: those that are there stay as they are.
     workdir = common.open_workdir(free=("compare_widths", "columns"))
@@ -509,7 +509,7 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
-    quantize.define_teacher_flags()
+    teacher_flags.define()
     common.define_dataset_flags(None)
     common.define(
         "Comparison",

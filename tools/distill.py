@@ -31,7 +31,7 @@ from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.importing import load_classifier
 from dfq_tf.workdir import Workdir
-from tools import common, quantize
+from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -154,7 +154,7 @@ def main() -> None:
     strategy = common.strategy()
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
-    teacher, dataset = quantize.teacher_and_dataset()
+    teacher, dataset = teacher_flags.teacher_and_dataset()
     pipeline.check_trains(teacher)
     new_student(teacher)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
@@ -173,7 +173,7 @@ def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define_dataset_flags(None)
     common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
-    quantize.define_teacher_flags()
+    teacher_flags.define()
     quantize.define_generator_flags()
     define_distillation_flags()
     common.define_run_flags("runs/distill")

@@ -2,7 +2,8 @@
 
     python tools/evaluate.py --model=runs/cifar10/df_q.tflite --dataset=cifar10
 
-With --teacher, its agreement with that model too.
+With --teacher, its agreement with that model too. Flags such as --input_mean say what a
+Keras file does not that has no description (.json) beside it.
 """
 
 import pathlib
@@ -10,11 +11,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import data, evaluation, export
+from dfq_tf import evaluation, export
 from dfq_tf.classifier import Classifier
-from dfq_tf.errors import ConfigError, DataError, ModelError
+from dfq_tf.description import description_path
+from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.importing import load_classifier
-from tools import common
+from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -26,8 +28,11 @@ def read_model(path: str) -> Model:
     """Reads a `.tflite`, `.keras` or `.h5` classifier.
 
     Raises:
+      ConfigError: a flag that says what the file does not is wrong, or missing.
       ModelError: there is no such file, or it cannot be read.
     """
+    if _needs_flags(path):
+        return load_classifier(path, **teacher_flags.arguments())
     if not path.endswith(".tflite"):
         return load_classifier(path)
     if not pathlib.Path(path).is_file():
@@ -35,20 +40,18 @@ def read_model(path: str) -> Model:
     return export.TFLiteClassifier(pathlib.Path(path).read_bytes())
 
 
-def check_fits(model: Model, dataset: data.Dataset) -> None:
-    """Raises DataError if the model's classes or images are not the data set's."""
-    classes = len(dataset.class_names)
-    if model.num_classes != classes:
-        raise DataError(
-            f"the model has {model.num_classes} classes, but dataset {dataset.name} "
-            f"has {classes}; name the data set that the model was trained on with "
-            "--dataset"
-        )
-    if model.image_shape != dataset.image_shape:
-        raise DataError(
-            f"the model takes images of {model.image_shape}, but those of dataset "
-            f"{dataset.name} are {dataset.image_shape}; name the data set that the "
-            "model was trained on with --dataset"
+def _needs_flags(path: str) -> bool:
+    return not path.endswith(".tflite") and not description_path(path).is_file()
+
+
+def _check_flags(paths: list[str]) -> None:
+    """Raises ConfigError if flags are given that no file has a use for."""
+    given = teacher_flags.given()
+    if given and not any(map(_needs_flags, paths)):
+        each = ", ".join(f"{name} is {value!r}" for name, value in given.items())
+        raise ConfigError(
+            f"{each}, but {' and '.join(paths)} need no such flag: a .tflite file "
+            "says all itself, and a .json beside a Keras file does. Leave it out"
         )
 
 
@@ -56,12 +59,13 @@ def main() -> None:
     """Measures and reports."""
     if not FLAGS.model:
         raise ConfigError("model is empty; name a model file with --model")
+    _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
     model = read_model(FLAGS.model)
     teacher = read_model(FLAGS.teacher) if FLAGS.teacher else None
     dataset = common.dataset_from_flags()
     for each in (model, teacher):
         if each is not None:
-            check_fits(each, dataset)
+            teacher_flags.check_fits(each, dataset)
     workdir = common.open_workdir(pathlib.Path(FLAGS.model + ".evaluate"))
     test = dataset.load("test")
     scores = model.scores(test.images)
@@ -80,6 +84,7 @@ def define_flags() -> None:
         "Models", "model", str, None, "File to measure (.tflite, .keras, .h5)."
     )
     common.define("Models", "teacher", str, None, "File to compare it with.")
+    teacher_flags.define()
     common.define_dataset_flags("cifar10")
     common.define_run_flags(None, trains=False)
 

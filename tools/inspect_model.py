@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import costs, inspection
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
-from tools import common, quantize
+from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -176,7 +176,7 @@ def main() -> None:
         raise ConfigError(
             "teacher is empty; name a model file: tools/inspect_model.py model.keras"
         )
-    found = inspection.inspect(FLAGS.teacher, **quantize.teacher_arguments())
+    found = inspection.inspect(FLAGS.teacher, **teacher_flags.arguments())
     print("\n".join(heading(found, FLAGS.teacher)))
     print()
     print("\n".join(table(found.rows)))
@@ -203,7 +203,7 @@ def define_flags() -> None:
         None,
         "Model file (.keras or .h5); its name alone, without --teacher, will do.",
     )
-    quantize.define_teacher_flags()
+    teacher_flags.define()
     common.define(
         "Costs",
         "time",

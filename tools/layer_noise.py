@@ -17,7 +17,7 @@ import numpy as np
 from dfq_tf import layer_noise, pipeline
 from dfq_tf.config import CalibrationConfig
 from dfq_tf.errors import ConfigError, ModelError
-from tools import common, quantize
+from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -72,7 +72,7 @@ def main() -> None:
     path = pathlib.Path(FLAGS.tflite)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
-    teacher = quantize.read_teacher(FLAGS.teacher)
+    teacher = teacher_flags.read_teacher(FLAGS.teacher)
     graph, description = pipeline.float_network(
         teacher, CalibrationConfig(equalize=FLAGS.equalize)
     )
@@ -90,7 +90,7 @@ def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define("Files", "teacher", str, None, "Float model (.keras or .h5).")
     common.define("Files", "tflite", str, None, "Quantized file made of it.")
-    quantize.define_teacher_flags()
+    teacher_flags.define()
     common.define(
         "Images",
         "images",

@@ -11,13 +11,12 @@ import dataclasses
 import pathlib
 import sys
 import time
-from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import data, evaluation, memory, pipeline, preview, training
+from dfq_tf import evaluation, memory, pipeline, preview, training
 from dfq_tf.classifier import Classifier
 from dfq_tf.config import (
     AUTO,
@@ -28,70 +27,21 @@ from dfq_tf.config import (
     DistillationConfig,
     RunConfig,
     check_method,
-    check_value,
     parse_widths,
 )
-from dfq_tf.description import OUTPUTS, description_path
+from dfq_tf.description import description_path
 from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import apply
 from dfq_tf.workdir import Workdir
-from tools import common, evaluate
+from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
 # Of the flags of quantization-aware training.
 _PREFIX = "qat_"
-
-
-def define_teacher_flags() -> None:
-    """Defines the flags that say what a teacher file does not."""
-    group = "Teacher"
-    common.define(
-        group,
-        "input_mean",
-        list,
-        [],
-        "Mean in pixels, one value or one per channel: the model's input is "
-        "(pixel - mean) * scale. Not needed where a .json lies beside the model, or "
-        "the model has a layer for it, such as Rescaling.",
-    )
-    common.define(
-        group, "input_scale", list, [], "Scale, like --input_mean; such as 1/255."
-    )
-    common.define(
-        group,
-        "output",
-        str,
-        None,
-        f"What the model gives: one of {', '.join(OUTPUTS)}. By default what its last "
-        "layer says.",
-    )
-    common.define(
-        group,
-        "labels",
-        str,
-        None,
-        "Text file with the names of the classes, a line each, in the order of the "
-        "model's outputs.",
-    )
-    common.define(
-        group,
-        "image_size",
-        list,
-        [],
-        "Height and width, for a model that takes images of any size.",
-    )
-    common.define(
-        group,
-        "allow_code",
-        bool,
-        False,
-        "Run Python code that the model's file holds, as Lambda layers do. Only for a "
-        "file whose maker you trust.",
-    )
 
 
 def define_generator_flags() -> None:
@@ -148,93 +98,6 @@ def widths_from_flags() -> BitWidths:
                 f"widths is {FLAGS.widths!r}, but {name} is {given}; give one of them"
             )
     return result
-
-
-def teacher_arguments() -> dict[str, Any]:
-    """What the flags say of a teacher: arguments of `importing.as_classifier`.
-
-    Raises:
-      ConfigError: a flag is wrong.
-    """
-    mean, scale = (
-        common.floats(name, FLAGS[name].value) or None
-        for name in ("input_mean", "input_scale")
-    )
-    size = common.floats("image_size", FLAGS.image_size)
-    if size and (len(size) != 2 or any(s != int(s) or s < 1 for s in size)):
-        raise ConfigError(
-            f"image_size is {','.join(FLAGS.image_size)!r}; give height and width"
-        )
-    if FLAGS.output is not None:
-        check_value("output", FLAGS.output, {"choices": OUTPUTS})
-    return dict(
-        input_mean=mean,
-        input_scale=scale,
-        output=FLAGS.output,
-        class_names=read_labels(FLAGS.labels) if FLAGS.labels else None,
-        image_size=[int(s) for s in size] or None,
-        allow_code=FLAGS.allow_code,
-    )
-
-
-def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
-    """Reads a teacher, as the flags say.
-
-    Args:
-      path: the model's file.
-      class_names: where neither --labels nor a description has them; by default 0, 1,
-        2, ...
-
-    Raises:
-      ConfigError: a flag is wrong, or one is missing.
-      ModelError: the file cannot be read.
-    """
-    arguments = teacher_arguments()
-    teacher = load_classifier(path, **arguments)
-    names = arguments["class_names"]
-    has_numbers = teacher.description.class_names == tuple(
-        map(str, range(teacher.num_classes))
-    )
-    if names is None and has_numbers and len(class_names or ()) == teacher.num_classes:
-        description = dataclasses.replace(
-            teacher.description, class_names=tuple(class_names or ())
-        )
-        teacher = Classifier(teacher.model, description)
-    return teacher
-
-
-def read_labels(path: str) -> tuple[str, ...]:
-    """The names of the classes in a text file, a line each.
-
-    Raises:
-      ConfigError: it cannot be read, is empty, or has an empty line.
-    """
-    try:
-        names = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"labels is {path!r}, which cannot be read as text: {error}"
-        ) from error
-    names = [name.strip() for name in names]
-    if not names or not all(names):
-        raise ConfigError(
-            f"labels is {path!r}, which is empty or has an empty line; write one name "
-            "on each line"
-        )
-    return tuple(names)
-
-
-def teacher_and_dataset() -> tuple[Classifier, data.Dataset | None]:
-    """The teacher's file, and the labelled images if --dataset names some.
-
-    Raises:
-      DataError: they do not fit each other.
-    """
-    dataset = common.dataset_from_flags() if FLAGS.dataset else None
-    teacher = read_teacher(FLAGS.teacher, dataset.class_names if dataset else None)
-    if dataset:
-        evaluate.check_fits(teacher, dataset)
-    return teacher, dataset
 
 
 def quantize_network(
@@ -316,7 +179,7 @@ def main() -> None:
         raise ConfigError("teacher is empty; name a model file with --teacher")
     widths_from_flags()
     check_settings(None, [FLAGS.method])
-    teacher = read_teacher(FLAGS.teacher)
+    teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method])
     workdir = common.open_workdir()
     quantize_network(teacher, None, FLAGS.method, workdir)
@@ -331,7 +194,7 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
-    define_teacher_flags()
+    teacher_flags.define()
     common.define(
         "Data-free training",
         "method",

@@ -34,7 +34,7 @@ from dfq_tf.distribution import check_batch
 from dfq_tf.errors import ConfigError
 from dfq_tf.model_file import MODEL_SUFFIXES
 from dfq_tf.workdir import Workdir
-from tools import common, convert, distill, evaluate, quantize, train_teacher
+from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 
 FLAGS = common.FLAGS
 
@@ -59,9 +59,9 @@ def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
         )
     if name.endswith(MODEL_SUFFIXES) or pathlib.Path(name).exists():
         names = dataset.class_names if dataset else None
-        teacher = quantize.read_teacher(name, names)
+        teacher = teacher_flags.read_teacher(name, names)
         if dataset:
-            evaluate.check_fits(teacher, dataset)
+            teacher_flags.check_fits(teacher, dataset)
         return teacher
     if not models.is_model_name(name):
         raise ConfigError(
@@ -288,7 +288,7 @@ def define_flags() -> None:
         "Model file (.keras or .h5), or a network to train on --dataset first: "
         f"{'; '.join(models.MODEL_NAMES)}.",
     )
-    quantize.define_teacher_flags()
+    teacher_flags.define()
     common.define_config("Teacher training", TeacherConfig)
     common.define(
         "Data-free training",
