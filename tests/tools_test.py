@@ -19,6 +19,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
+from dfq_tf.description import ModelDescription
 from tests.tool_runner import ROOT, run_in_process, run_tool
 
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
@@ -194,15 +195,30 @@ class RunTest(tf.test.TestCase):
             (folder / "df_q.tflite").read_bytes(),
             (self.workdir / "df_q.tflite").read_bytes(),
         )
-        process = run_tool(
-            "evaluate",
-            f"--model={folder}/df_q.tflite",
-            f"--teacher={self.workdir}/teacher.keras",
-            "--dataset=digits",
-        )
+        # A teacher without a description needs the flags; a file with one, none.
+        shutil.copy(self.workdir / "teacher.keras", folder / "bare.keras")
         metrics = json.loads((self.workdir / "metrics.json").read_text())["df_q"]
-        self.assertIn(f"Accuracy: {100 * metrics['accuracy']:.2f} %", process.stdout)
-        self.assertIn(f"teacher: {100 * metrics['agreement']:.2f} %", process.stdout)
+        said = ModelDescription.load(self.workdir / "teacher.json")
+        flags = [
+            f"--input_mean={','.join(map(str, said.input_mean))}",
+            f"--input_scale={','.join(map(str, said.input_scale))}",
+        ]
+        for teacher, needed in (
+            (self.workdir / "teacher.keras", []),
+            (folder / "bare.keras", flags),
+        ):
+            with self.subTest(teacher.name):
+                process = run_in_process(
+                    "evaluate",
+                    f"--model={folder}/df_q.tflite",
+                    f"--teacher={teacher}",
+                    "--dataset=digits",
+                    f"--workdir={folder / teacher.stem}_evaluated",
+                    *needed,
+                )
+                accuracy, agreement = metrics["accuracy"], metrics["agreement"]
+                self.assertIn(f"Accuracy: {100 * accuracy:.2f} %", process.stdout)
+                self.assertIn(f"teacher: {100 * agreement:.2f} %", process.stdout)
 
 
 class DistillTest(tf.test.TestCase):
@@ -515,6 +531,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("convert", 2, [], "student is empty"),
         ("convert", 1, ["--student=absent.keras"], "no model file absent.keras"),
         ("evaluate", 1, ["--model=absent.tflite"], "no model file absent.tflite"),
+        (
+            "evaluate",
+            2,
+            ["--model=absent.tflite", "--input_scale=1"],
+            r"input_scale is \['1'\], but absent.tflite need no such flag",
+        ),
         ("evaluate", 2, ["stray"], "unexpected argument 'stray'"),
     )
     def test_bad_input_is_one_message(self, tool, exit_code, flags, message):
