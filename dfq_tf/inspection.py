@@ -111,6 +111,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
     description = importing.described(feeding, network.gives, names)
 
     fate = _Fate(reading.layers)
+    fate.note_unread(whole)
     graph = logits_graph(network.graph, description)
     fate.note_end(network.graph, graph)
     if network.is_binary:
@@ -219,6 +220,11 @@ class _Fate:
             said = None if name in after.nodes else what(node)
             if said is not None:
                 self._gone[before.origin(name)] = said
+
+    def note_unread(self, graph: Graph) -> None:
+        """Notes the nodes whose readers read past them, as a stack of channels does."""
+        for name in self._layer_of.keys() - graph.nodes.keys():
+            self._gone[name] = "in what reads it"
 
     def note_end(self, before: Graph, after: Graph) -> None:
         """Notes what has become of the softmax or sigmoid at the end."""

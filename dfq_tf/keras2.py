@@ -30,6 +30,7 @@ _FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "math.reduce_mean": ("mean", ("input_tensor", "axis", "keepdims")),
     "math.reduce_max": ("max", ("input_tensor", "axis", "keepdims")),
     "concat": ("concatenate", ("values", "axis")),
+    "__operators__.getitem": ("channels", ("x", "key")),
     "reshape": ("reshape", ("tensor", "shape")),
     "clip_by_value": ("clip", ("t", "low", "top")),
     "cast": ("identity", ("x", "dtype")),
@@ -44,7 +45,12 @@ _FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nn.tanh": ("tanh", ("x",)),
 }
 # What some arguments of TensorFlow are called in `nodes.operation_nodes`.
-_RENAMED = {"clip_value_min": "low", "clip_value_max": "top", "keep_dims": "keepdims"}
+_RENAMED = {
+    "clip_value_min": "low",
+    "clip_value_max": "top",
+    "keep_dims": "keepdims",
+    "slice_spec": "key",
+}
 
 # Functions that a model file may call.
 KNOWN_FUNCTIONS = frozenset(_FUNCTIONS)
@@ -60,7 +66,7 @@ class Keras2Reader(Reader):
         layer = call.layer
         kind, shape = type(layer).__name__, tuple(call.outputs[0].shape[1:])
         name = unique_name(taken, layer.name)
-        if kind == "TFOpLambda":
+        if kind in ("TFOpLambda", "SlicingOpLambda"):
             self.has_rewritten = True
             return nodes_or_unsupported(
                 lambda: _function_nodes(call, sources, name, shape, taken), name, kind
@@ -99,6 +105,8 @@ def _function_nodes(
     operation, parameters = _FUNCTIONS[function]
     arguments: dict[str, Any] = dict(zip(parameters, call.args))
     arguments |= {_RENAMED.get(k, k): v for k, v in call.kwargs.items()}
+    if operation == "channels":
+        arguments["key"] = _index(arguments.get("key"), shape, sources[0])
     needed = parameters[: _num_operands(operation)]
     if not arguments.keys() >= set(needed):
         raise Unknown(f"TensorFlow's {function} is called without {needed}")
@@ -108,6 +116,20 @@ def _function_nodes(
         {id(tensor): node for tensor, node in zip(call.inputs, sources)},
     )
     return operation_nodes(operation, operands, settings, name, shape, taken)
+
+
+def _index(key: Any, shape: tuple[int, ...], source: Node) -> Any:
+    """An index as it was written: Keras 2 keeps slices as dictionaries.
+
+    Raises:
+      Unknown: it takes one channel, and with it an axis.
+    """
+    if len(shape) != len(source.shape):
+        raise Unknown("it takes one channel alone; x[..., i : i + 1] keeps the axis")
+    return [
+        slice(k["start"], k["stop"], k["step"]) if isinstance(k, dict) else k
+        for k in key
+    ]
 
 
 def _num_operands(operation: str) -> int:

@@ -60,6 +60,8 @@ _OPERATIONS: dict[str, tuple[str, int, Mapping[str, str]]] = {
     "Mean": ("mean", 1, {"axis": "axis", "keepdims": "keepdims"}),
     "Max": ("max", 1, {"axis": "axis", "keepdims": "keepdims"}),
     "Concatenate": ("concatenate", 1, {"axis": "axis"}),
+    "GetItem": ("channels", 1, {}),
+    "Stack": ("stack", 1, {"axis": "axis"}),
     "Reshape": ("reshape", 1, {}),
     "Clip": ("clip", 1, {"x_min": "low", "x_max": "top"}),
     "Cast": ("identity", 1, {}),
@@ -128,6 +130,8 @@ class Keras3Reader(Reader):
         shape = tuple(call.outputs[0].shape[1:])
 
         def make() -> list[Node]:
+            if kind != "Stack":
+                _check_whole_images(call, sources)
             if not isinstance(layer, self._keras3.layers.Layer):
                 return _operation_nodes(call, sources, name, shape, taken)
             check_call(call)
@@ -188,6 +192,16 @@ class Keras3Reader(Reader):
         ]
 
 
+def _check_whole_images(call: Call, sources: Sequence[Node]) -> None:
+    """Raises Unknown if something is read of which a node has kept one more axis."""
+    for tensor, source in zip(call.inputs, sources):
+        if len(tensor.shape) - 1 != len(source.shape):
+            raise Unknown(
+                f"it reads one channel alone, {source.name}; only a stack of channels "
+                "has an integer form"
+            )
+
+
 def _operation_nodes(
     call: Call,
     sources: Sequence[Node],
@@ -201,11 +215,13 @@ def _operation_nodes(
     operation, num_operands, attributes = _OPERATIONS[kind]
     # Operands may be given by name as well: x, or x1 and x2.
     named = [call.kwargs[name] for name in sorted(call.kwargs)]
-    given = [*call.args, *named][:num_operands]
+    given, rest = [*call.args, *named][:num_operands], call.args[num_operands:]
     nodes = {id(tensor): node for tensor, node in zip(call.inputs, sources)}
     settings = {
         theirs: getattr(call.layer, ours) for ours, theirs in attributes.items()
     }
+    if operation == "channels":
+        (settings["key"],) = rest
     operands, settings = split_operands(given, settings, nodes)
     return operation_nodes(operation, operands, settings, name, shape, taken)
 

@@ -85,14 +85,14 @@ _KNOWN_VALUES = frozenset(
 # Operations of Keras 3 that a graph may call, besides those that have nodes.
 _HARMLESS_OPERATIONS = frozenset(
     """
-    Abs Conv Einsum Elu Exp ExpandDims Gelu GetItem LeakyRelu Log LogSoftmax Matmul
+    Abs Conv Einsum Elu Exp ExpandDims Gelu LeakyRelu Log LogSoftmax Matmul
     Maximum Minimum Moveaxis Pad Power Rsqrt Selu Softplus Softsign Split Sqrt Square
-    Squeeze Stack Sum Swapaxes Transpose
+    Squeeze Sum Swapaxes Transpose
     """.split()
 )
 _HARMLESS_FUNCTIONS = frozenset(
     """
-    __operators__.getitem compat.v1.shape expand_dims math.abs math.exp math.maximum
+    compat.v1.shape expand_dims math.abs math.exp math.maximum
     math.minimum math.pow math.reduce_sum math.rsqrt math.sqrt math.square nn.elu
     nn.gelu nn.leaky_relu nn.selu nn.softplus pad shape split squeeze stack transpose
     """.split()

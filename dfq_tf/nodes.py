@@ -207,6 +207,81 @@ def concatenate_node(
     return Node.of(layers.Concatenate(axis=axis), name, inputs, shape)
 
 
+def channels_node(source: Node, name: str, channels: np.ndarray) -> Node:
+    """Some channels of an image, in any order: a 1x1 convolution with ones in it."""
+    kernel = np.eye(source.shape[-1], dtype=np.float32)[:, channels][None, None]
+    return _one_by_one(kernel, name, (source.name,), source.shape)
+
+
+def picked_channels(node: Node) -> np.ndarray | None:
+    """The numbers of the channels that a node gives; None if it does another thing."""
+    if node.kind != "Conv2D":
+        return None
+    kernel, *bias = node.weights
+    config = node.config
+    is_plain = (
+        not bias
+        and config["activation"] in (None, "linear")
+        and tuple(config["strides"]) == (1, 1)
+        and config["groups"] == 1
+    )
+    if not is_plain or kernel.shape[:2] != (1, 1):
+        return None
+    channels = kernel[0, 0].argmax(axis=0)
+    is_same = np.array_equal(kernel[0, 0], np.eye(kernel.shape[2])[:, channels])
+    return channels if is_same else None
+
+
+def channel_order(node: Node) -> np.ndarray | None:
+    """As `picked_channels`, of a node that gives each channel of its input once."""
+    channels = picked_channels(node)
+    if channels is None or sorted(channels) != list(range(node.weights[0].shape[2])):
+        return None
+    return channels
+
+
+def indexed_channels(source: Node, key: Any) -> np.ndarray:
+    """The numbers of the channels that `source[key]` gives, the batch being axis 0.
+
+    Raises:
+      Unknown: the index is of another axis too, or computed.
+    """
+    *others, last = key if isinstance(key, (tuple, list)) else (key,)
+    is_whole = all(each is Ellipsis or each == slice(None) for each in others)
+    is_last = len(others) == 3 or others.count(Ellipsis) == 1
+    parts = [last.start, last.stop, last.step] if isinstance(last, slice) else [last]
+    is_known = all(part is None or isinstance(part, int) for part in parts)
+    if len(source.shape) != 3 or not (is_whole and is_last and is_known):
+        raise Unknown(
+            f"it takes {key} of {source.shape}; only channels of an image have an "
+            "integer form, such as x[..., ::-1]"
+        )
+    return np.atleast_1d(np.arange(source.shape[-1])[last])
+
+
+def stack_node(sources: Sequence[Node], name: str, axis: Any) -> Node:
+    """Single channels of one image, one behind the other.
+
+    Raises:
+      Unknown: it stacks other things.
+    """
+    inputs = sources[0].inputs
+    if axis not in (-1, 3) or any(
+        picked_channels(source) is None or source.inputs != inputs for source in sources
+    ):
+        raise Unknown("only a stack of channels of one image has an integer form")
+    kernel = np.concatenate([source.weights[0] for source in sources], axis=-1)
+    return _one_by_one(kernel, name, inputs, sources[0].shape)
+
+
+def _one_by_one(
+    kernel: np.ndarray, name: str, inputs: Sequence[str], shape: Sequence[int]
+) -> Node:
+    channels = kernel.shape[-1]
+    layer = layers.Conv2D(channels, 1, use_bias=False)
+    return Node.of(layer, name, inputs, (*shape[:-1], channels), [kernel])
+
+
 def nodes_or_unsupported(make: Callable[[], T], name: str, kind: str) -> T:
     """What `make` gives; Unknown becomes the error that names the layer."""
     try:
@@ -228,9 +303,11 @@ def operation_nodes(
 
     Args:
       operation: 'add', 'subtract', 'multiply', 'divide', 'negative', 'mean', 'max',
-        'concatenate', 'reshape', 'clip', 'identity', or an activation.
+        'concatenate', 'stack', 'channels', 'reshape', 'clip', 'identity', or an
+        activation.
       operands: nodes and constants.
-      settings: 'axis' and 'keepdims', or 'low' and 'top', of those that have them.
+      settings: 'axis' and 'keepdims', 'low' and 'top', or 'key', of those that have
+        them.
       name: of the last node.
       shape: of the output, without the batch.
       taken: names that are not free.
@@ -249,6 +326,11 @@ def operation_nodes(
         return reduction_nodes(operation, first, name, axis, keepdims)
     if operation == "concatenate":
         return [concatenate_node(sources, name, settings.get("axis", -1), shape)]
+    if operation == "stack":
+        return [stack_node(sources, name, settings.get("axis"))]
+    if operation == "channels":
+        channels = indexed_channels(first, settings["key"])
+        return [channels_node(first, name, channels)]
     if operation == "reshape":
         return [reshape_node(first, name, shape)]
     if operation == "clip":

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.graph import Graph, Node
-from dfq_tf.nodes import Unknown, activation_nodes, rescaling_node
+from dfq_tf.nodes import (
+    Unknown,
+    activation_nodes,
+    channel_order,
+    channels_node,
+    rescaling_node,
+)
 
 # Layers that pass their input on unchanged, except while they are trained.
 TRAINING_ONLY = frozenset(
@@ -99,12 +105,16 @@ def preprocessing_nodes(
 def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
     """Takes the affine layers at the head off.
 
+    Another order of the channels among them, as BGR, stays, before all else.
+
     Returns:
       The network without them, and what they did; None if there was nothing.
     """
     taken: dict[str, str] = {}
     found: Preprocessing | None = None
-    name = graph.input_name
+    image = graph.nodes[graph.input_name]
+    order = np.arange(image.shape[-1])  # the channels of the image, as they come here
+    name = head = image.name
     while True:
         readers = graph.consumers(name)
         if len(readers) != 1 or readers[0].name == graph.output_name:
@@ -115,12 +125,27 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
             offset = np.asarray(node.config["offset"], np.float64)
             if (scale <= 0).any():
                 break  # the quantization of pixels keeps their order
-            found = (found or Preprocessing()).then(Preprocessing(scale, offset))
+            step = Preprocessing(*(_unordered(v, order) for v in (scale, offset)))
+            found = (found or Preprocessing()).then(step)
+        elif (channels := channel_order(node)) is not None:
+            order = order[channels]
+            if head != image.name:
+                taken[head] = image.name
+            name = head = node.name
+            continue
         elif not _is_identity(node):
             break
-        taken[node.name] = graph.input_name
+        taken[node.name] = head
         name = node.name
-    return graph.replaced({name: [] for name in taken}, taken), found
+    replacements: dict[str, list[Node]] = {name: [] for name in taken}
+    if head != image.name:
+        replacements[head] = [channels_node(image, head, order)]
+    return graph.replaced(replacements, taken), found
+
+
+def _unordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Values of channels in an order, as those of the channels 0, 1, ..."""
+    return values[np.argsort(order)] if values.size > 1 else values
 
 
 def _is_identity(node: Node) -> bool:

@@ -14,7 +14,7 @@ from dfq_tf.compat import keras
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import LayerProblem, ModelError, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node, unique_name
-from dfq_tf.nodes import Unknown, activation_nodes, relu_node
+from dfq_tf.nodes import Unknown, activation_nodes, channel_order, relu_node
 from dfq_tf.preprocessing import TRAINING_ONLY
 
 layers = keras.layers
@@ -173,6 +173,49 @@ def split_separable(graph: Graph) -> Graph:
         )
         replacements[name] = [depthwise, conv]
     return graph.replaced(replacements, {})
+
+
+def fold_channel_orders(graph: Graph) -> Graph:
+    """Lets the kernels of convolutions reorder channels, in place of layers before."""
+    for name, node in graph.nodes.items():
+        order = channel_order(node)
+        if order is None:
+            continue
+        behind = _with_channels_of(graph, name, np.argsort(order))
+        if behind is not None:
+            replacements = {**behind, name: []}
+            graph = graph.replaced(replacements, {name: node.inputs[0]})
+    return graph
+
+
+def _with_channels_of(
+    graph: Graph, name: str, order: np.ndarray
+) -> dict[str, list[Node]] | None:
+    """What stands for the readers of a node whose channels come in another order.
+
+    Args:
+      graph: is not changed.
+      name: of the node.
+      order: where each of the channels that come was before.
+
+    Returns:
+      Name of a convolution -> another one; None if something else reads the node.
+    """
+    replacements = {}
+    for reader in graph.consumers(name):
+        if reader.kind == "ZeroPadding2D":
+            behind = _with_channels_of(graph, reader.name, order)
+            if behind is None:
+                return None
+            replacements.update(behind)
+        elif reader.kind == "Conv2D" and reader.config["groups"] == 1:
+            kernel, *bias = reader.weights
+            weights = (kernel[:, :, order], *bias)
+            new = dataclasses.replace(reader, weights=weights)
+            replacements[reader.name] = [new]
+        else:
+            return None
+    return replacements
 
 
 def split_activations(graph: Graph) -> Graph:
@@ -506,6 +549,7 @@ def _unsupported(node: Node, reason: str) -> UnsupportedLayerError:
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     drop_training_only,
     split_separable,
+    fold_channel_orders,
     split_activations,
     split_merges,
     scale_before_relu,

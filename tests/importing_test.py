@@ -6,8 +6,10 @@ import numpy as np
 from absl.testing import parameterized
 
 import dfq_tf
+from dfq_tf import rewrite
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ConfigError, ModelError, UnsupportedLayerError
+from dfq_tf.graph import Graph
 from tests import helpers, networks
 
 K = keras3()
@@ -88,6 +90,47 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
         classifier = dfq_tf.as_classifier(model)
         self.assertAllClose(classifier.description.input_mean, [127.5])
         self.assertAllClose(classifier.description.input_scale, [1 / 127.5])
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
+        )
+
+    @parameterized.product(library=list(LIBRARIES), padded=(False, True))
+    def test_order_of_channels_goes_into_the_first_kernel(self, library, padded):
+        # As ResNet50, VGG16 and others: blue first, less a mean for each channel.
+        library = LIBRARIES[library]
+        links = [library.applications.resnet50.preprocess_input]
+        links += [library.layers.ZeroPadding2D(1)] * padded
+        model = model_of(library, *links)
+        suffix = "keras" if library is K else "h5"
+        path = pathlib.Path(self.get_temp_dir()) / f"bgr.{suffix}"
+        model.save(path)
+        classifier = dfq_tf.as_classifier(path if padded else model)
+        described = classifier.description
+        self.assertAllClose(described.input_mean, [123.68, 116.779, 103.939])
+        self.assertAllClose(described.input_scale, [1.0])
+        expected = answers(model, pixels())
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-3)
+        graph = rewrite.fold(Graph.from_model(classifier.model))
+        convolutions = [n for n in graph.nodes.values() if n.kind == "Conv2D"]
+        self.assertLen(convolutions, 1)
+        fed = described.normalize(tf.constant(pixels(), tf.float32))
+        self.assertAllClose(graph.build()(fed), expected, atol=1e-3)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_orders_and_scales_at_the_head_in_turn(self, library):
+        scale = np.array([0.01, 0.02, 0.03], np.float32)
+        model = model_of(
+            LIBRARIES[library],
+            lambda x: x * scale,
+            lambda x: x[..., ::-1],
+            lambda x: x * scale + scale,
+            lambda x: x[..., ::-1],
+            lambda x: x - 1.0,
+        )
+        classifier = dfq_tf.as_classifier(model)
+        self.assertAllClose(
+            classifier.description.input_scale, scale * scale[::-1], rtol=1e-5
+        )
         self.assertAllClose(
             classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
         )
@@ -309,6 +352,8 @@ class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
         ("activations", lambda x: tf.nn.silu(tf.tanh(tf.sigmoid(tf.nn.relu6(x))))),
         ("keras_hard_sigmoid", keras.activations.hard_sigmoid),
         ("concat", lambda x: tf.concat([x, x], -1)),
+        ("order", lambda x: tf.nn.relu(x)[..., ::-1]),
+        ("some_channels", lambda x: x[:, :, :, 1:] * [0.5, 2.0]),
         ("cast", lambda x: tf.cast(x, tf.float32)),
         ("mean", lambda x: tf.reduce_mean(x, [1, 2], keepdims=True)),
         ("reshape", lambda x: tf.reshape(x, (-1, 4, 16, 3))),
@@ -328,6 +373,14 @@ class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
         self.assertNotIn("TFOpLambda", kinds)
         # The quantization knows what has become of it.
         dfq_tf.pipeline.float_network(classifier, dfq_tf.CalibrationConfig())
+
+    @parameterized.parameters(
+        (lambda x: tf.expand_dims(x[..., 0], -1), "it takes one channel alone"),
+        (lambda x: x[:, 1:], "only channels of an image"),
+    )
+    def test_other_slices_are_named(self, function, reason):
+        with self.assertRaisesRegex(UnsupportedLayerError, reason):
+            dfq_tf.as_classifier(model_of(keras, function), input_mean=0, input_scale=1)
 
     def test_function_without_integer_form_is_named(self):
         model = model_of(keras, lambda x: tf.math.erf(x))

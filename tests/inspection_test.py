@@ -128,6 +128,25 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(conv.parameters, 4 * 27 + 4)
         self.assertAllClose(found.description.input_scale, [1 / 255])
 
+    def test_order_of_channels_is_in_the_first_convolution(self):
+        k3 = keras3()
+        image = k3.Input((8, 8, 3), name="image")
+        x = k3.applications.vgg16.preprocess_input(image)
+        x = k3.layers.Conv2D(4, 8, name="conv")(x)
+        x = k3.layers.Flatten(name="flat")(x)
+        found = inspection.inspect(k3.Model(image, x))
+        self.assertEqual(
+            [row.becomes for row in found.rows],
+            [
+                "QUANTIZE, 1x1 DEPTHWISE_CONV_2D",
+                *["in what reads it"] * 3,
+                "in image",
+                "in image",
+                "CONV_2D",
+                "RESHAPE",
+            ],
+        )
+
     @parameterized.parameters(
         (0.0, "QUANTIZE", "input quantization"),
         (-1.0, "QUANTIZE, 1x1 DEPTHWISE_CONV_2D", "in image"),

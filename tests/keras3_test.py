@@ -110,6 +110,22 @@ MODELS = {
     "functions": lambda: chain(
         ops.relu, ops.sigmoid, ops.tanh, ops.silu, ops.hard_sigmoid, ops.hard_silu
     ),
+    "channels": lambda: chain(
+        L.Conv2D(4, 3, padding="same"),
+        lambda x: x[:, :, :, 1:],
+        lambda x: ops.stack([x[..., i] for i in (1, 2, 0)], axis=-1),
+        lambda x: x[..., -2:],
+    ),
+    "order_of_channels": lambda: chain(
+        lambda x: ops.stack([x[..., i] for i in (2, 0, 1)], axis=3),
+        lambda x: x * VECTOR,
+        lambda x: L.Concatenate()(
+            [
+                L.Conv2D(4, 3, padding="same")(x),
+                L.Conv2D(3, 2, use_bias=False)(L.ZeroPadding2D(((0, 1), (1, 0)))(x)),
+            ]
+        ),
+    ),
     "clip": lambda: chain(lambda x: ops.clip(x, 0.0, 0.75), ops.relu6),
     "mean": lambda: chain(lambda x: ops.mean(x, axis=(1, 2))),
     "mean_kept": lambda: chain(lambda x: ops.mean(x, axis=[-3, -2], keepdims=True)),
@@ -181,7 +197,15 @@ class Keras3ReaderTest(parameterized.TestCase, tf.test.TestCase):
             lambda x: x + np.ones((9, 8, 1), np.float32),
             r"constant of shape \(9, 8, 1\)",
         ),
-        (lambda x: x[..., ::-1], "no integer form of this operation"),
+        (lambda x: x[:, 1:], r"it takes \(slice.* of \(9, 8, 3\); only channels"),
+        (lambda x: ops.relu(x[..., 0]), "reads one channel alone, get_item"),
+        (lambda x: ops.stack([x, x], axis=-1), "only a stack of channels of one image"),
+        (
+            lambda x: ops.stack([x[..., 0], (2 * x)[..., 0]], axis=-1),
+            "only a stack of channels of one image",
+        ),
+        (lambda x: ops.stack([x[..., 0]], axis=1), "only a stack of channels"),
+        (lambda x: ops.sort(x), "no integer form of this operation"),
         (lambda x: ops.clip(x, -1.0, 1.0), "it clips to -1.0 .. 1.0"),
         (lambda x: L.Activation("gelu")(x), "its activation is gelu"),
         (lambda x: L.Resizing(4, 4)(x), r"it makes images of \(4, 4, 3\) of those of"),
