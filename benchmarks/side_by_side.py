@@ -57,9 +57,9 @@ def one_round(generator: keras.Model, student: Classifier, config, teacher):
     state = steps.State(
         teacher,
         [generator],
-        [optimizers.adam(1e-3, 1000)],
+        [optimizers.adam(generator, 1e-3, 1000)],
         [student],
-        [optimizers.sgd(1e-3, 1000, 0.9)],
+        [optimizers.sgd(student.model, 1e-3, 1000, 0.9)],
     )
     compiled = [
         training.compiled(functools.partial(step, state, config))

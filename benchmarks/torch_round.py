@@ -186,9 +186,9 @@ class OurLoop:
         state = steps.State(
             bn_statistics.observe(teacher, "auto"),
             generators,
-            [optimizers.adam(1e-3, 1000)],
+            [optimizers.adam(generators[0], 1e-3, 1000)],
             [student],
-            [optimizers.sgd(0.1, 1000, 0.9)],
+            [optimizers.sgd(student.model, 0.1, 1000, 0.9)],
         )
         self._generator_step, self._student_step, self._answered_step = (
             training.compiled(functools.partial(step, state, config))

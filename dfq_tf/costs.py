@@ -88,9 +88,9 @@ def measure(
     state = steps.State(
         observed,
         generators,
-        [optimizers.adam(small.generator_learning_rate, 2) for _ in generators],
+        [optimizers.adam(g, small.generator_learning_rate, 2) for g in generators],
         [student],
-        [training.student_optimizer(small)],
+        [training.student_optimizer(student.model, small)],
     )
     base = _peak_bytes()
     warm_up = _timed(steps.warm_up_step, state, small, run.seed)

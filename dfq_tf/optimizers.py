@@ -5,20 +5,25 @@ from typing import Any
 from dfq_tf.compat import keras, tf
 from dfq_tf.replicas import num_replicas
 
-# The legacy ones update a variable in one operation: a fifth of the time that the newer
-# Adam takes for a generator. They build themselves at the first step.
-_library = keras.optimizers.legacy
+
+def adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:
+    """Adam, built for a model, its learning rate falling to 0 over `num_steps`."""
+    # The legacy one updates a variable in one operation: a fifth of the time that the
+    # newer one takes for a generator.
+    optimizer = keras.optimizers.legacy.Adam(_cosine(learning_rate, num_steps))
+    # Variables that a compiled step made would have it traced twice.
+    optimizer._create_all_weights(model.trainable_variables)
+    return optimizer
 
 
-def adam(learning_rate: float, num_steps: int) -> Any:
-    """Adam for one model, its learning rate falling to 0 over `num_steps`."""
-    return _library.Adam(_cosine(learning_rate, num_steps))
-
-
-def sgd(learning_rate: float, num_steps: int, momentum: float) -> Any:
+def sgd(
+    model: keras.Model, learning_rate: float, num_steps: int, momentum: float
+) -> Any:
     """SGD with Nesterov momentum, otherwise like `adam`."""
     schedule = _cosine(learning_rate, num_steps)
-    return _library.SGD(schedule, momentum=momentum, nesterov=True)
+    optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
+    optimizer.build(model.trainable_variables)
+    return optimizer
 
 
 def descend(
@@ -34,7 +39,7 @@ def descend(
       tape: has recorded the loss.
       loss: scalar.
       model: its trainable variables are changed.
-      optimizer: of this model alone.
+      optimizer: built for them.
       weight_decay: weight_decay * w is added to the gradient of each kernel w;
         biases, scales and shifts are left alone.
     """

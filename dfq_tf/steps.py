@@ -31,9 +31,9 @@ class State:
     Attributes:
       teacher: frozen.
       generators: each from noise to float32 pixels in [0, 255].
-      generator_optimizers: one for each generator.
+      generator_optimizers: one for each generator, built.
       students: none during the warm-up.
-      student_optimizers: one for each student.
+      student_optimizers: one for each student, built.
     """
 
     teacher: ObservedTeacher

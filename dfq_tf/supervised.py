@@ -64,7 +64,7 @@ def train_teacher(
     model = copies.of(trained)
     with copies.scope():
         optimizer = optimizers.sgd(
-            config.teacher_learning_rate, num_steps, config.teacher_momentum
+            model, config.teacher_learning_rate, num_steps, config.teacher_momentum
         )
 
     def step_on_device(

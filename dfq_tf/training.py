@@ -82,8 +82,8 @@ def warm_up(
     generators = [copies.of(generator) for generator in generators]
     with copies.scope():
         adams = [
-            optimizers.adam(config.generator_learning_rate, config.warm_up_steps)
-            for _ in generators
+            optimizers.adam(g, config.generator_learning_rate, config.warm_up_steps)
+            for g in generators
         ]
     state = steps.State(teacher, generators, adams)
 
@@ -162,10 +162,10 @@ def distill(
     students = [dataclasses.replace(s, model=copies.of(s.model)) for s in students]
     with copies.scope():
         adams = [
-            optimizers.adam(config.generator_learning_rate, num_steps)
-            for _ in generators
+            optimizers.adam(g, config.generator_learning_rate, num_steps)
+            for g in generators
         ]
-        student_optimizers = [student_optimizer(config) for _ in students]
+        student_optimizers = [student_optimizer(s.model, config) for s in students]
     state = steps.State(teacher, generators, adams, students, student_optimizers)
     if bank is None:
         bank = make_bank(students[0], config, seed)
@@ -304,13 +304,13 @@ def compiled(
     return tf.function(on_all, jit_compile=use_xla or None, autograph=False)
 
 
-def student_optimizer(config: DistillationConfig) -> Any:
-    """The optimizer of one student, with a cosine decay over all student steps."""
+def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
+    """The student's optimizer, built, with a cosine decay over all student steps."""
     num_steps = config.rounds * config.student_steps
     if config.student_optimizer == "adam":
-        return optimizers.adam(config.student_learning_rate, num_steps)
+        return optimizers.adam(model, config.student_learning_rate, num_steps)
     return optimizers.sgd(
-        config.student_learning_rate, num_steps, config.student_momentum
+        model, config.student_learning_rate, num_steps, config.student_momentum
     )
 
 

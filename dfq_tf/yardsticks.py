@@ -92,7 +92,7 @@ def train_with_data(
             "training images"
         )
     observed = observe(teacher, precision)
-    optimizer = training.student_optimizer(config)
+    optimizer = training.student_optimizer(student.model, config)
     order = Order(len(images), config.batch_size, seed)
 
     @training.compiled

@@ -95,12 +95,12 @@ def displacements(make_optimizer: Callable[..., Any], num_steps: int) -> np.ndar
     """How far each step moves a weight whose gradient is 1 throughout.
 
     Args:
-      make_optimizer: gives one.
+      make_optimizer: gives one that is built for a model.
       num_steps: how many steps are taken.
     """
     image = layers.Input((1,))
     model = keras.Model(image, layers.Dense(1, use_bias=False)(image))
-    optimizer = make_optimizer()
+    optimizer = make_optimizer(model)
     (weight,) = model.trainable_variables
     values = [weight.numpy().item()]
     for _ in range(num_steps):

@@ -29,14 +29,14 @@ class DescendTest(parameterized.TestCase, tf.test.TestCase):
 class DecayTest(tf.test.TestCase):
     def test_learning_rates_fall_to_0_by_a_cosine(self):
         cosine = 0.5 * (1 + np.cos(np.pi * np.arange(7).clip(max=5) / 5))
-        sgd = helpers.displacements(lambda: optimizers.sgd(0.2, 5, 0.0), 7)
+        sgd = helpers.displacements(lambda m: optimizers.sgd(m, 0.2, 5, 0.0), 7)
         self.assertAllClose(sgd, 0.2 * cosine, atol=1e-6)
         # Adam moves by its learning rate where the gradient stays the same.
-        adam = helpers.displacements(lambda: optimizers.adam(0.01, 5), 7)
+        adam = helpers.displacements(lambda m: optimizers.adam(m, 0.01, 5), 7)
         self.assertAllClose(adam, 0.01 * cosine, atol=1e-5)
 
     def test_sgd_has_nesterov_momentum(self):
-        moved = helpers.displacements(lambda: optimizers.sgd(1.0, 10**9, 0.5), 2)
+        moved = helpers.displacements(lambda m: optimizers.sgd(m, 1.0, 10**9, 0.5), 2)
         self.assertAllClose(moved, [1.5, 1.75], rtol=1e-4)
 
 

@@ -478,7 +478,7 @@ class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
             **settings,
         )
         return helpers.displacements(
-            lambda: training.student_optimizer(config), num_steps
+            lambda model: training.student_optimizer(model, config), num_steps
         )
 
     def test_sgd_decays_to_0_over_all_student_steps(self):
@@ -501,26 +501,38 @@ class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(moved, cosine, atol=1e-5)
 
     @parameterized.parameters("adam", "sgd")
-    def test_a_checkpoint_restores_all_of_it(self, name):
+    def test_is_built_so_that_steps_are_traced_once_and_a_checkpoint_restores(
+        self, name
+    ):
         config = dataclasses.replace(_CONFIG, student_optimizer=name)
-        directory = self.get_temp_dir()
+        image = keras.layers.Input((1,))
+        models = [
+            keras.Model(image, keras.layers.Dense(1, use_bias=False)(image))
+            for _ in range(2)
+        ]
+        traces = []
 
-        def step(optimizer, weight, gradient):
-            optimizer.apply_gradients([(tf.constant([gradient]), weight)])
+        def new(model):
+            optimizer = training.student_optimizer(model, config)
+            (weight,) = model.trainable_variables
 
-        weight, other = tf.Variable([1.0]), tf.Variable([0.0])
-        optimizer = training.student_optimizer(config)
-        step(optimizer, weight, 1.0)
-        step(optimizer, weight, 3.0)
-        checkpoint = tf.train.Checkpoint(weight=weight, optimizer=optimizer)
-        path = checkpoint.save(f"{directory}/checkpoint")
-        step(optimizer, weight, 0.5)
+            @tf.function
+            def step(gradient):
+                traces.append(name)
+                optimizer.apply_gradients([(gradient * tf.ones_like(weight), weight)])
 
-        restored = training.student_optimizer(config)
-        checkpoint = tf.train.Checkpoint(weight=other, optimizer=restored)
-        checkpoint.restore(path)
-        step(restored, other, 0.5)
-        self.assertAllEqual(other, weight)
+            return step, tf.train.Checkpoint(model=model, optimizer=optimizer)
+
+        (step, checkpoint), (other_step, other) = map(new, models)
+        for gradient in (1.0, 3.0):
+            step(tf.constant(gradient))
+        path = checkpoint.save(f"{self.get_temp_dir()}/{name}")
+        step(tf.constant(0.5))
+        self.assertLen(traces, 1)
+
+        other.restore(path).assert_consumed()
+        other_step(tf.constant(0.5))
+        self.assertAllEqual(models[0].get_weights()[0], models[1].get_weights()[0])
 
 
 class GenerateTest(parameterized.TestCase, tf.test.TestCase):

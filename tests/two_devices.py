@@ -166,7 +166,7 @@ class _Networks:
         self.models = [*self.generators, *(s.model for s in students)]
         copies = [self.copies.of(model) for model in self.models]
         with self.copies.scope():
-            trained = [self._sgd(learning_rate) for _ in copies]
+            trained = [self._sgd(model, learning_rate) for model in copies]
         self.state = steps.State(
             dataclasses.replace(teacher, model=self.copies.of(teacher.model)),
             copies[:count],
@@ -178,8 +178,8 @@ class _Networks:
             trained[count:],
         )
 
-    def _sgd(self, learning_rate):
-        return optimizers.sgd(learning_rate, 100, 0.0)
+    def _sgd(self, model, learning_rate):
+        return optimizers.sgd(model, learning_rate, 100, 0.0)
 
 
 @functools.cache

@@ -149,9 +149,9 @@ def time_steps(
     state = steps.State(
         bn_statistics.observe(teacher, run.precision),
         generators,
-        [optimizers.adam(1e-3, 1000) for _ in generators],
+        [optimizers.adam(g, 1e-3, 1000) for g in generators],
         students,
-        [training.student_optimizer(config) for _ in students],
+        [training.student_optimizer(s.model, config) for s in students],
     )
     rng = np.random.default_rng(run.seed)
     shape = (config.batch_size, *teacher.image_shape)
