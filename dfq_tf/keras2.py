@@ -128,7 +128,7 @@ def _index(key: Any, shape: tuple[int, ...], source: Node) -> Any:
         raise Unknown("it takes one channel alone; x[..., i : i + 1] keeps the axis")
     return [
         slice(k["start"], k["stop"], k["step"]) if isinstance(k, dict) else k
-        for k in key
+        for k in (key if isinstance(key, (list, tuple)) else (key,))
     ]
 
 

@@ -177,7 +177,8 @@ def split_separable(graph: Graph) -> Graph:
 
 def fold_channel_orders(graph: Graph) -> Graph:
     """Lets the kernels of convolutions reorder channels, in place of layers before."""
-    for name, node in graph.nodes.items():
+    for name in list(graph.nodes):
+        node = graph.nodes[name]  # another one may have gone into it
         order = channel_order(node)
         if order is None:
             continue

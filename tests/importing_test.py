@@ -377,6 +377,7 @@ class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         (lambda x: tf.expand_dims(x[..., 0], -1), "it takes one channel alone"),
         (lambda x: x[:, 1:], "only channels of an image"),
+        (lambda x: x[1:], "only channels of an image"),
     )
     def test_other_slices_are_named(self, function, reason):
         with self.assertRaisesRegex(UnsupportedLayerError, reason):

@@ -116,6 +116,12 @@ MODELS = {
         lambda x: ops.stack([x[..., i] for i in (1, 2, 0)], axis=-1),
         lambda x: x[..., -2:],
     ),
+    "orders_of_channels": lambda: chain(
+        L.Conv2D(3, 3),
+        lambda x: x[..., ::-1],
+        lambda x: ops.stack([x[..., i] for i in (1, 2, 0)], axis=-1),
+        L.Conv2D(4, 3),
+    ),
     "order_of_channels": lambda: chain(
         lambda x: ops.stack([x[..., i] for i in (2, 0, 1)], axis=3),
         lambda x: x * VECTOR,
