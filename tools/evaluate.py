@@ -31,10 +31,9 @@ def read_model(path: str) -> Model:
       ConfigError: a flag that says what the file does not is wrong, or missing.
       ModelError: there is no such file, or it cannot be read.
     """
-    if _needs_flags(path):
-        return load_classifier(path, **teacher_flags.arguments())
     if not path.endswith(".tflite"):
-        return load_classifier(path)
+        said = teacher_flags.arguments() if _needs_flags(path) else {}
+        return load_classifier(path, **said)
     if not pathlib.Path(path).is_file():
         raise ModelError(f"there is no model file {path}")
     return export.TFLiteClassifier(pathlib.Path(path).read_bytes())

@@ -15,62 +15,56 @@ from tools import common
 FLAGS = common.FLAGS
 
 
-def define() -> None:
-    """Defines the flags that say what a teacher file does not."""
-    group = "Teacher"
-    common.define(
-        group,
+# Name, type, default and help of each flag that says what a teacher file does not.
+_DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
+    (
         "input_mean",
         list,
         [],
         "Mean in pixels, one value or one per channel: the model's input is "
         "(pixel - mean) * scale. Not needed where a .json lies beside the model, or "
         "the model has a layer for it, such as Rescaling.",
-    )
-    common.define(
-        group, "input_scale", list, [], "Scale, like --input_mean; such as 1/255."
-    )
-    common.define(
-        group,
+    ),
+    ("input_scale", list, [], "Scale, like --input_mean; such as 1/255."),
+    (
         "output",
         str,
         None,
         f"What the model gives: one of {', '.join(OUTPUTS)}. By default what its last "
         "layer says.",
-    )
-    common.define(
-        group,
+    ),
+    (
         "labels",
         str,
         None,
         "Text file with the names of the classes, a line each, in the order of the "
         "model's outputs.",
-    )
-    common.define(
-        group,
+    ),
+    (
         "image_size",
         list,
         [],
         "Height and width, for a model that takes images of any size.",
-    )
-    common.define(
-        group,
+    ),
+    (
         "allow_code",
         bool,
         False,
         "Run Python code that the model's file holds, as Lambda layers do. Only for a "
         "file whose maker you trust.",
-    )
+    ),
+)
+
+
+def define() -> None:
+    """Defines the flags that say what a teacher file does not."""
+    for flag in _DESCRIBING:
+        common.define("Teacher", *flag)
 
 
 def given() -> dict[str, Any]:
     """Name -> value of those of the flags that the user gave."""
-    names = ("input_mean", "input_scale", "output", "labels", "image_size")
-    return {
-        name: FLAGS[name].value
-        for name in (*names, "allow_code")
-        if FLAGS[name].present
-    }
+    return {name: FLAGS[name].value for name, *_ in _DESCRIBING if FLAGS[name].present}
 
 
 def arguments() -> dict[str, Any]:
