@@ -106,6 +106,13 @@ class TeacherConfig(Checked):
         "side, and horizontal flips.",
         choices=AUGMENTATIONS,
     )
+    teacher_initial_scale: float = setting(
+        1.0,
+        "Side of the training images in the first epoch over their full side. Below 1, "
+        "images grow over the first 80 % of the epochs, and the small ones cost less.",
+        above=0,
+        maximum=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dfq_tf.distribution import Copies, check_batch, everywhere, names_lost_work
 from dfq_tf.errors import ConfigError
 from dfq_tf.loop import run_loop
 from dfq_tf.precision import with_precision
+from dfq_tf.progressive_resizing import of_any_size, resize, resized_shape
 from dfq_tf.replicas import replica_mean, replica_slice
 
 
@@ -48,7 +49,7 @@ def train_teacher(
 
     Raises:
       ConfigError: a batch is larger than the training set, or does not divide between
-        the devices.
+        the devices; or images are to be resized, and the model cannot take them.
       TrainingError: the loss or a weight became infinite or NaN, or a worker was lost.
     """
     check_batch(strategy, config.teacher_batch_size, name="teacher_batch_size")
@@ -59,7 +60,10 @@ def train_teacher(
             f"{len(images)} training images"
         )
     num_steps = config.teacher_epochs * steps_per_epoch
-    trained = with_precision(teacher.model, precision)
+    is_resized = config.teacher_initial_scale < 1
+    trained = with_precision(
+        of_any_size(teacher.model) if is_resized else teacher.model, precision
+    )
     copies = Copies(strategy)
     model = copies.of(trained)
     with copies.scope():
@@ -68,7 +72,7 @@ def train_teacher(
         )
 
     def step_on_device(
-        pixels: tf.Tensor, labels: tf.Tensor, index: tf.Tensor
+        pixels: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, shape: tuple[int, int]
     ) -> Mapping[str, tf.Tensor]:
         pixels = tf.cast(replica_slice(pixels), tf.float32)
         inputs = teacher.description.normalize(pixels)
@@ -76,7 +80,7 @@ def train_teacher(
         return supervised_step(
             model,
             optimizer,
-            inputs,
+            resize(inputs, shape),
             replica_slice(labels),
             config.teacher_weight_decay,
         )
@@ -87,10 +91,17 @@ def train_teacher(
 
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
+        shape = resized_shape(
+            *images.shape[1:3],
+            config.teacher_initial_scale,
+            index // steps_per_epoch,
+            config.teacher_epochs,
+        )
         return train_step(
             tf.constant(images[chosen]),
             tf.constant(labels[chosen], tf.int32),
             tf.constant(index),
+            shape,
         )
 
     run_loop(

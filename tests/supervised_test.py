@@ -210,6 +210,28 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
             self.assertLen(set(epoch), 9)
         self.assertNotAllEqual(*numbers)
 
+    def test_images_grow_and_the_teacher_keeps_its_size(self):
+        sizes = []
+
+        def step(model, optimizer, inputs, labels, weight_decay):
+            self.assertEqual(model.input_shape, (None, None, None, 1))
+            tf.py_function(lambda x: sizes.append(x.shape[1:3]), [inputs], [])
+            return supervised_step(model, optimizer, inputs, labels, weight_decay)
+
+        supervised_step = supervised.supervised_step
+        config = dataclasses.replace(
+            _CONFIG, teacher_batch_size=32, teacher_epochs=5, teacher_initial_scale=0.5
+        )
+        teacher = _teacher()
+        before = helpers.copies(teacher.model.weights)
+        with mock.patch.object(supervised, "supervised_step", step):
+            _train(teacher, config)
+        # Two steps an epoch; the fifth epoch is the last 20 %.
+        expected = np.repeat([4, 5, 6, 7, 8], 2)
+        self.assertAllEqual(sizes, np.stack([expected, expected], axis=1))
+        self.assertEqual(teacher.model.input_shape, (None, 8, 8, 1))
+        self.assertFalse(helpers.all_equal(teacher.model.weights, before))
+
     @parameterized.parameters(np.uint8, np.int32, np.int64)
     def test_labels_may_be_any_integers(self, dtype):
         images, labels = _toy_problem(8)
