@@ -91,8 +91,10 @@ def train_teacher(
 
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
+        _, height, width, _ = images.shape
         shape = resized_shape(
-            *images.shape[1:3],
+            height,
+            width,
             config.teacher_initial_scale,
             index // steps_per_epoch,
             config.teacher_epochs,

@@ -34,6 +34,8 @@ class Workdir:
       settings: name -> value of all flags, as text.
       free: names of settings that a later run there may change: they choose what is
         made, and not what comes out.
+      defaults: name -> value of flags that are not given. A setting that the folder's
+        run did not have, as an earlier version had no such flag, counts as this one.
 
     Raises:
       WorkdirError: the folder cannot be written, or was made with other settings.
@@ -44,23 +46,31 @@ class Workdir:
         path: str | os.PathLike[str],
         settings: Mapping[str, str],
         free: Collection[str] = (),
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError("no permission to write there")
-            self._claim(settings, free)
+            self._claim(settings, free, defaults or {})
         except OSError as error:
             raise WorkdirError(
                 f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
                 "another folder with --workdir"
             ) from error
 
-    def _claim(self, settings: Mapping[str, str], free: Collection[str]) -> None:
+    def _claim(
+        self,
+        settings: Mapping[str, str],
+        free: Collection[str],
+        defaults: Mapping[str, str],
+    ) -> None:
         path = self.path / "flags.cfg"
         if path.exists():
             before = _parse_flagfile(path.read_text())
+            added = settings.keys() - before.keys()
+            before |= {name: defaults[name] for name in added & defaults.keys()}
             changes = [
                 f"  --{name}: {before.get(name, '(absent)')} -> "
                 f"{settings.get(name, '(absent)')}"

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from unittest import mock
 
 import numpy as np
@@ -153,7 +152,7 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.parameters("distill", "train_teacher")
     def test_tool_ends_with_one_message(self, tool):
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="dfq_tf_"))
+        folder = helpers.new_folder()
         process = subprocess.run(
             [
                 sys.executable,
@@ -235,7 +234,7 @@ class WorkersTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="dfq_tf_"))
+        cls.folder = helpers.new_folder()
         cls.whole = cls.folder / "whole"
         cls.codes, cls.texts, cls.errors = _run_workers(cls.whole)
 

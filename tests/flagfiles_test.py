@@ -12,6 +12,7 @@ from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
 from dfq_tf.config import AUTO, CalibrationConfig
 from dfq_tf.description import ModelDescription
+from dfq_tf.errors import WorkdirError
 from tests import helpers
 from tools import common, distill, quantize
 from tools import run as run_tool
@@ -103,6 +104,18 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(config.batch_size, size)
         common.open_workdir()  # other flags would be refused
         self.assertEqual(path.read_bytes(), before)
+
+    @flagsaver.flagsaver
+    def test_folder_of_a_version_without_a_flag_is_taken(self):
+        flags.FLAGS(["run", f"--workdir={self.get_temp_dir()}", "--alpha=0.5"])
+        path = common.open_workdir().path / "flags.cfg"
+        text = path.read_text()
+        path.write_text(text.replace("--teacher_initial_scale=1.0\n", ""))
+        common.open_workdir()
+        self.assertEqual(path.read_text(), text)
+        path.write_text(text.replace("--alpha=0.5\n", ""))  # 0.5 is not its default
+        with self.assertRaisesRegex(WorkdirError, r"--alpha: .* -> 0\.5$"):
+            common.open_workdir()
 
     @flagsaver.flagsaver
     def test_mobilenet_is_quantized_and_trained(self):

@@ -1,5 +1,9 @@
 """Small networks and data that several tests share."""
 
+import atexit
+import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +14,13 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.description import ModelDescription
 
 layers = keras.layers
+
+
+def new_folder() -> pathlib.Path:
+    """An empty folder, which is removed when the tests end."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="dfq_tf_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def randomise(model: keras.Model, seed: int = 0) -> keras.Model:

@@ -6,11 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 
 import dfq_tf
 from dfq_tf import data, evaluation
 from dfq_tf.compat import keras3, tf
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,7 +43,7 @@ class OwnModelTest(tf.test.TestCase):
         super().setUpClass()
         digits = data.open_dataset("digits")
         cls.test = digits.load("test")
-        cls.folder = pathlib.Path(tempfile.mkdtemp())
+        cls.folder = helpers.new_folder()
         model = trained_model(digits.load("train"))
         model.save(cls.folder / "my_model.keras")
         names = [f"digit {name}" for name in digits.class_names]

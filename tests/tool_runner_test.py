@@ -2,11 +2,9 @@
 
 import logging
 import os
-import pathlib
 import random
 import re
 import sys
-import tempfile
 import warnings
 from unittest import mock
 
@@ -16,6 +14,7 @@ from absl import logging as absl_logging
 from absl.testing import flagsaver, parameterized
 
 from dfq_tf.compat import tf
+from tests import helpers
 from tests.tool_runner import run_in_process, run_tool
 from tools import common
 
@@ -105,7 +104,7 @@ class ToolRunnerTest(parameterized.TestCase, tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.tool = pathlib.Path(tempfile.mkdtemp(prefix="dfq_tf_")) / "tool.py"
+        cls.tool = helpers.new_folder() / "tool.py"
         cls.tool.write_text(TOOL)
 
     def setUp(self):

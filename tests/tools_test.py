@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from unittest import mock
 
@@ -20,6 +19,7 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import tf
 from dfq_tf.description import ModelDescription
+from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
 
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
@@ -35,10 +35,6 @@ TOOLS = (
     "inspect_model",
     "benchmark",
 )
-
-
-def new_folder():
-    return pathlib.Path(tempfile.mkdtemp(prefix="dfq_tf_"))
 
 
 class RunTest(tf.test.TestCase):

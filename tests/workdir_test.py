@@ -61,6 +61,21 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(WorkdirError, "--alpha: 1.0 -> 2.0$"):
             Workdir(self.path, {"seed": "3", "alpha": "2.0"}, free=("model",))
 
+    def test_flag_that_an_earlier_version_had_not_counts_as_its_default(self):
+        Workdir(self.path, _SETTINGS)
+        for defaults in ({}, {"new": "1"}, {"other": "2"}):
+            with self.assertRaisesRegex(WorkdirError, r"--new: .* -> 2$"):
+                Workdir(self.path, {**_SETTINGS, "new": "2"}, defaults=defaults)
+        Workdir(self.path, {**_SETTINGS, "new": "2"}, defaults={"new": "2"})
+        # From here on the folder knows it.
+        with self.assertRaisesRegex(WorkdirError, "--new: 2 -> 3$"):
+            Workdir(self.path, {**_SETTINGS, "new": "3"}, defaults={"new": "3"})
+
+    def test_default_does_not_stand_for_a_flag_that_changed(self):
+        Workdir(self.path, _SETTINGS)
+        with self.assertRaisesRegex(WorkdirError, r"--alpha: 1\.0 -> 2\.0$"):
+            Workdir(self.path, {**_SETTINGS, "alpha": "2.0"}, defaults={"alpha": "2.0"})
+
     def test_folder_that_cannot_be_made_is_refused(self):
         (self.folder / "file").write_text("")
         for path in (self.folder / "file", self.folder / "file" / "run"):

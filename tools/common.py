@@ -233,15 +233,22 @@ def open_workdir(
       default: the folder where --workdir is not given.
       free: flags that a later run there may change.
     """
-    names = sorted(name for group in _groups.values() for name in group)
-    settings = {
-        name: _as_text(FLAGS[name], FLAGS[name].value)
-        for name in names
-        if name not in _FREE_FLAGS and FLAGS[name].value not in (None, [])
-    }
+    names = {name for group in _groups.values() for name in group} - _FREE_FLAGS
+    settings = _as_texts({name: FLAGS[name].value for name in names})
+    defaults = _as_texts({name: FLAGS[name].default for name in names})
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = distribution.worker_index(strategy()) if "distribute" in FLAGS else 0
-    return Workdir(path / f"worker_{index}" if index else path, settings, free)
+    path = path / f"worker_{index}" if index else path
+    return Workdir(path, settings, free, defaults)
+
+
+def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values of flags as texts, by name, without those that have none."""
+    return {
+        name: _as_text(FLAGS[name], value)
+        for name, value in values.items()
+        if value not in (None, [])
+    }
 
 
 def _as_text(flag: flags.Flag, value: Any) -> str:
