@@ -36,6 +36,8 @@ class Workdir:
         made, and not what comes out.
       defaults: name -> value of flags that are not given. A setting that the folder's
         run did not have, as an earlier version had no such flag, counts as this one.
+      replaces: whether a run with other flags takes the folder all the same, and
+        removes `metrics.json`: for what is made anew in moments.
 
     Raises:
       WorkdirError: the folder cannot be written, or was made with other settings.
@@ -47,13 +49,14 @@ class Workdir:
         settings: Mapping[str, str],
         free: Collection[str] = (),
         defaults: Mapping[str, str] | None = None,
+        replaces: bool = False,
     ) -> None:
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError("no permission to write there")
-            self._claim(settings, free, defaults or {})
+            self._claim(settings, free, defaults or {}, replaces)
         except OSError as error:
             raise WorkdirError(
                 f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
@@ -65,6 +68,7 @@ class Workdir:
         settings: Mapping[str, str],
         free: Collection[str],
         defaults: Mapping[str, str],
+        replaces: bool,
     ) -> None:
         path = self.path / "flags.cfg"
         if path.exists():
@@ -77,7 +81,9 @@ class Workdir:
                 for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
-            if changes:
+            if changes and replaces:
+                (self.path / "metrics.json").unlink(missing_ok=True)
+            elif changes:
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which holds a run with other "
                     "flags. Name another folder with --workdir, or delete this one. "

@@ -209,12 +209,20 @@ class RunTest(tf.test.TestCase):
                     f"--model={folder}/df_q.tflite",
                     f"--teacher={teacher}",
                     "--dataset=digits",
-                    f"--workdir={folder / teacher.stem}_evaluated",
                     *needed,
                 )
                 accuracy, agreement = metrics["accuracy"], metrics["agreement"]
                 self.assertIn(f"Accuracy: {100 * accuracy:.2f} %", process.stdout)
                 self.assertIn(f"teacher: {100 * agreement:.2f} %", process.stdout)
+        # The second took the folder of the first; one that is named is not taken.
+        process = run_in_process(
+            "evaluate",
+            f"--model={folder}/df_q.tflite",
+            "--dataset=digits",
+            f"--workdir={folder}/df_q.tflite.evaluate",
+        )
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("holds a run with other flags", process.stderr)
 
 
 class DistillTest(tf.test.TestCase):

@@ -76,6 +76,14 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(WorkdirError, r"--alpha: 1\.0 -> 2\.0$"):
             Workdir(self.path, {**_SETTINGS, "alpha": "2.0"}, defaults={"alpha": "2.0"})
 
+    def test_run_that_replaces_another_leaves_none_of_its_metrics(self):
+        Workdir(self.path, _SETTINGS, replaces=True).add_metrics(agreement=0.5)
+        again = Workdir(self.path, _SETTINGS, replaces=True)
+        self.assertEqual(again.metrics(), {"agreement": 0.5})
+        other = Workdir(self.path, {**_SETTINGS, "alpha": "2.0"}, replaces=True)
+        self.assertEqual(other.metrics(), {})
+        self.assertIn("--alpha=2.0\n", (self.path / "flags.cfg").read_text())
+
     def test_folder_that_cannot_be_made_is_refused(self):
         (self.folder / "file").write_text("")
         for path in (self.folder / "file", self.folder / "file" / "run"):

@@ -222,7 +222,10 @@ def _number(value: str) -> float:
 
 
 def open_workdir(
-    default: pathlib.Path | None = None, free: Collection[str] = ()
+    default: pathlib.Path | None = None,
+    free: Collection[str] = (),
+    *,
+    replaces: bool = False,
 ) -> Workdir:
     """The folder that --workdir names, claimed for the flags of this run.
 
@@ -232,6 +235,7 @@ def open_workdir(
     Args:
       default: the folder where --workdir is not given.
       free: flags that a later run there may change.
+      replaces: whether a later run with other flags may take it, see `Workdir`.
     """
     names = {name for group in _groups.values() for name in group} - _FREE_FLAGS
     settings = _as_texts({name: FLAGS[name].value for name in names})
@@ -239,7 +243,7 @@ def open_workdir(
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = distribution.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
-    return Workdir(path, settings, free, defaults)
+    return Workdir(path, settings, free, defaults, replaces)
 
 
 def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -65,7 +65,9 @@ def main() -> None:
     for each in (model, teacher):
         if each is not None:
             teacher_flags.check_fits(each, dataset)
-    workdir = common.open_workdir(pathlib.Path(FLAGS.model + ".evaluate"))
+    folder = pathlib.Path(FLAGS.model + ".evaluate")
+    # A folder of the user's choice may hold another tool's run.
+    workdir = common.open_workdir(folder, replaces=FLAGS.workdir is None)
     test = dataset.load("test")
     scores = model.scores(test.images)
     accuracy = evaluation.accuracy(scores, test.labels)
