@@ -389,7 +389,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         generator_steps=2,
         student_steps=10,
         student_weight_decay=5e-4,
-        temperature=4.0,
+        temperature=20.0,
         bank_images=40_000,
         adversarial_ramp_steps=200,
     ),
