@@ -7,7 +7,8 @@ A convolution's cost grows with the square of the side.
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
 
-# Share of the epochs over which images grow; in the rest they have their full size.
+# Share of the epochs over which images grow; in the rest, and in the last epoch in any
+# case, they have their full size.
 _GROWTH = 0.8
 # Sizes are multiples of this share of the full one, so that there are few of them:
 # each is compiled once, and halves without a rest where the full size does.
@@ -24,12 +25,14 @@ def resized_shape(
       width: of the full images, in pixels.
       initial_scale: side in the first epoch over the full side, in (0, 1].
       epoch: from 0 to num_epochs - 1.
-      num_epochs: of the whole training; over its first 80 % images grow.
+      num_epochs: of the whole training; over its first 80 % images grow, and in the
+        last one they are full.
 
     Returns:
       (height, width), at least an eighth of the full ones and at least 1.
     """
-    progress = min(1.0, epoch / (_GROWTH * num_epochs))
+    is_grown = epoch >= _GROWTH * num_epochs or epoch == num_epochs - 1
+    progress = 1.0 if is_grown else epoch / (_GROWTH * num_epochs)
     scale = initial_scale + (1 - initial_scale) * progress
     parts = max(1, int(_PARTS * scale + 1e-6))  # 1e-6: 0.7 + 0.3 is not quite 1
     return max(1, round(height * parts / _PARTS)), max(1, round(width * parts / _PARTS))
@@ -50,23 +53,30 @@ def resize(images: tf.Tensor, shape: tuple[int, int]) -> tf.Tensor:
     return tf.image.resize(images, shape, antialias=True)
 
 
-def of_any_size(model: keras.Model) -> keras.Model:
-    """Copies a functional model so that it takes images of any size.
+def of_any_size(model: keras.Model, smallest: tuple[int, int]) -> keras.Model:
+    """Copies a functional model so that it takes images of other sizes.
+
+    Args:
+      model: takes images of one size.
+      smallest: (height, width) of the smallest that it has to take.
 
     Returns:
       A model with its own variables, holding the same values.
 
     Raises:
-      ConfigError: the weights of the model depend on the size of its images.
+      ConfigError: the weights of the model depend on the size of its images, or a
+        layer has nothing left of the smallest.
     """
     num_channels = model.input_shape[-1]
     inputs = keras.Input((None, None, num_channels), name=model.input_names[0])
     try:
         copy = keras.models.clone_model(model, input_tensors=inputs)
+        copy(keras.Input((*smallest, num_channels)))
     except ValueError as error:
+        height, width = smallest
         raise ConfigError(
-            f"teacher_initial_scale is below 1, but {model.name} takes images of one "
-            f"size only ({error}); set it to 1, or let the model end in global pooling"
+            f"teacher_initial_scale makes images of {height} x {width} pixels, which "
+            f"{model.name} cannot take ({error}); set it nearer to 1, or to 1"
         ) from error
     copy.set_weights(model.get_weights())
     return copy

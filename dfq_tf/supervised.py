@@ -60,9 +60,16 @@ def train_teacher(
             f"{len(images)} training images"
         )
     num_steps = config.teacher_epochs * steps_per_epoch
-    is_resized = config.teacher_initial_scale < 1
+
+    def shape_in(epoch: int) -> tuple[int, int]:
+        scale, num_epochs = config.teacher_initial_scale, config.teacher_epochs
+        return resized_shape(height, width, scale, epoch, num_epochs)
+
+    _, height, width, _ = images.shape
+    smallest = shape_in(0)
+    is_resized = smallest != (height, width)
     trained = with_precision(
-        of_any_size(teacher.model) if is_resized else teacher.model, precision
+        of_any_size(teacher.model, smallest) if is_resized else teacher.model, precision
     )
     copies = Copies(strategy)
     model = copies.of(trained)
@@ -91,19 +98,11 @@ def train_teacher(
 
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
-        _, height, width, _ = images.shape
-        shape = resized_shape(
-            height,
-            width,
-            config.teacher_initial_scale,
-            index // steps_per_epoch,
-            config.teacher_epochs,
-        )
         return train_step(
             tf.constant(images[chosen]),
             tf.constant(labels[chosen], tf.int32),
             tf.constant(index),
-            shape,
+            shape_in(index // steps_per_epoch),
         )
 
     run_loop(

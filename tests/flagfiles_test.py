@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from unittest import mock
 
 from absl import flags
@@ -10,7 +11,7 @@ from absl.testing import flagsaver, parameterized
 from dfq_tf import data, models, pipeline
 from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import AUTO, CalibrationConfig
+from dfq_tf.config import AUTO, CalibrationConfig, recipe
 from dfq_tf.description import ModelDescription
 from dfq_tf.errors import WorkdirError
 from tests import helpers
@@ -59,6 +60,13 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
                 (120,), (1 / 64,), "logits", tuple(map(str, range(classes)))
             ),
         )
+
+    @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
+    @flagsaver.flagsaver
+    def test_flags_of_the_papers_loop_give_it(self, path):
+        (line,) = re.findall(r"(?m)^#   (--recipe=paper .*)$", path.read_text())
+        flags.FLAGS(["run", f"--flagfile={path}", *line.split()])
+        self.assertEqual(distill.distillation_config(), recipe("paper", batch_size=256))
 
     @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
     @flagsaver.flagsaver

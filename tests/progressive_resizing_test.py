@@ -26,6 +26,14 @@ class ResizedShapeTest(parameterized.TestCase):
                 )
                 self.assertEqual(shape, (32, 48))
 
+    @parameterized.parameters((1, [32]), (2, [16, 32]), (3, [16, 20, 32]))
+    def test_last_epoch_is_full_however_few_there_are(self, num_epochs, sides):
+        for epoch, side in enumerate(sides):
+            self.assertEqual(
+                progressive_resizing.resized_shape(32, 32, 0.5, epoch, num_epochs),
+                (side, side),
+            )
+
     def test_scale_1_is_the_full_size_throughout(self):
         for epoch in range(3):
             self.assertEqual(
@@ -55,7 +63,7 @@ class ResizeTest(tf.test.TestCase):
 class OfAnySizeTest(tf.test.TestCase):
     def test_answers_as_the_model_and_takes_other_sizes(self):
         model = helpers.randomise(models.build_model("wrn_10_1", (16, 16, 3), 4))
-        copy = progressive_resizing.of_any_size(model)
+        copy = progressive_resizing.of_any_size(model, (8, 8))
         rng = np.random.default_rng(0)
         inputs = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
         self.assertAllClose(copy(inputs), model(inputs), atol=1e-6)
@@ -66,7 +74,7 @@ class OfAnySizeTest(tf.test.TestCase):
 
     def test_variables_are_its_own(self):
         model = helpers.small_classifier().model
-        copy = progressive_resizing.of_any_size(model)
+        copy = progressive_resizing.of_any_size(model, (4, 4))
         before = helpers.copies(model.weights)
         for variable in copy.weights:
             variable.assign_add(tf.ones_like(variable))
@@ -77,9 +85,16 @@ class OfAnySizeTest(tf.test.TestCase):
         logits = keras.layers.Dense(3)(keras.layers.Flatten()(image))
         model = keras.Model(image, logits, name="flat")
         with self.assertRaisesRegex(
-            ConfigError, "teacher_initial_scale is below 1, but flat .* set it to 1"
+            ConfigError,
+            "teacher_initial_scale makes images of 1 x 1 pixels, which flat .* to 1$",
         ):
-            progressive_resizing.of_any_size(model)
+            progressive_resizing.of_any_size(model, (1, 1))
+
+    def test_refuses_images_of_which_pooling_leaves_nothing(self):
+        model = models.build_model("vgg_11", (32, 32, 3), 4)
+        progressive_resizing.of_any_size(model, (32, 32))
+        with self.assertRaisesRegex(ConfigError, "of 28 x 28 pixels, which vgg_11"):
+            progressive_resizing.of_any_size(model, (28, 28))
 
 
 if __name__ == "__main__":
