@@ -65,7 +65,8 @@ def run_loop(
 
     Raises:
       TrainingError: a measurement or a weight is not finite. The last good
-        checkpoint is kept. Or the workers have no checkpoint in common.
+        checkpoint is kept. Or the workers have no checkpoint in common, or it is of
+        other networks or optimizers.
     """
     counter = tf.Variable(0, dtype=tf.int64, trainable=False)
     seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
@@ -78,7 +79,7 @@ def run_loop(
         manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=_KEPT)
         newest = _newest_checkpoint(name, manager, strategy)
         if newest:
-            checkpoint.restore(newest).expect_partial()
+            _restore(name, checkpoint, newest)
         writer = tf.summary.create_file_writer(
             str(pathlib.Path(directory) / "tensorboard" / name)
         )
@@ -153,6 +154,20 @@ def _newest_checkpoint(
             "or delete it on all of them"
         )
     return paths[max(common)] if common else None
+
+
+def _restore(name: str, checkpoint: tf.train.Checkpoint, path: str) -> None:
+    try:
+        status = checkpoint.restore(path)
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        # Without this, what it lacks would silently start anew.
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"{name}: the checkpoint {path} is of another version or other networks "
+            f"({reason}). Name another --workdir, or delete that folder"
+        ) from error
+    status.expect_partial()
 
 
 class _Curve:

@@ -42,6 +42,7 @@ from dfq_tf.loop import Evaluate
 from dfq_tf.precision import with_precision
 from dfq_tf.quantization import apply
 from dfq_tf.quantization.integers import round_biases
+from dfq_tf.rewrite import head_activation
 
 # Generated images on which students are compared with the teacher, and their bytes.
 _HELD_OUT_IMAGES = 1000
@@ -180,12 +181,14 @@ def distill(
       show_progress: whether to show a bar for each stage.
 
     Raises:
-      ConfigError: a setting is out of its limits, or teacher and student do not fit.
+      ConfigError: a setting is out of its limits, teacher and student do not fit, or
+        the student does not give logits.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     teacher = as_classifier(teacher)
     check_trains(teacher)
     check_pair(teacher, student)
+    _check_gives_logits(student)
     config = memory.with_batch_size(config, teacher.model, student.model, strategy)
     bank = training.make_bank(student, config, seed)
     warmed = warmed_up(
@@ -245,6 +248,18 @@ def check_trains(teacher: Classifier) -> None:
             "the teacher gives sigmoid scores, of classes that do not exclude each "
             "other, from which no student can be trained; take the method df_q "
             "(--methods=df_q), which trains none"
+        )
+
+
+def _check_gives_logits(student: Classifier) -> None:
+    """Raises ConfigError for an output that the losses would mistake for logits."""
+    output = student.description.output
+    head = head_activation(Graph.from_model(student.model))
+    if (output, head) != ("logits", "logits"):
+        raise ConfigError(
+            f"the student's description says {output}, its last layer gives {head}; "
+            "a student learns logits: let it end without softmax or sigmoid, and say "
+            "output='logits' in its description"
         )
 
 

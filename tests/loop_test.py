@@ -178,6 +178,21 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         _run(longer, 15, self.directory)
         self.assertEqual(longer.seen, [12, 13, 14])
 
+    @parameterized.parameters("optimizer", "shape")
+    def test_checkpoint_that_does_not_fit_is_refused(self, what):
+        _run(_Task(), 12, self.directory)
+        task = _Task()
+        if what == "optimizer":
+            task.optimizer = keras.optimizers.legacy.SGD(0.1, momentum=0.9)
+            task.optimizer._create_all_weights(task.model.trainable_variables)
+        else:
+            task.model = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
+        with self.assertRaisesRegex(
+            TrainingError, "^task: the checkpoint .*ckpt-12 is of another .*--workdir"
+        ):
+            _run(task, 15, self.directory)
+        self.assertEqual(task.seen, [])
+
     def test_names_keep_runs_apart(self):
         task = _Task()
         _run(task, 3, self.directory)

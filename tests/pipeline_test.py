@@ -474,6 +474,22 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, f"^the student's {message}; "):
             tiny(digits.teacher(), network=student)
 
+    @parameterized.parameters(
+        ("softmax", "softmax"), ("logits", "softmax"), ("softmax", "logits")
+    )
+    def test_student_that_gives_no_logits_is_refused(self, said, given):
+        student = small_student()
+        model = student.model
+        if given == "softmax":
+            outputs = keras.layers.Softmax()(model.output)
+            model = keras.Model(model.input, outputs)
+        description = dataclasses.replace(student.description, output=said)
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^the student's description says {said}, .* gives {given}; .*'logits'",
+        ):
+            self.distill(Classifier(model, description))
+
     def test_classes_in_another_order_are_refused(self):
         student = small_student()
         names = tuple(reversed(student.description.class_names))

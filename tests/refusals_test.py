@@ -514,6 +514,19 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertRegex(result.stderr, rf"\Aerror: [^\n]*{message}")
         self.assertFalse((folder / "run").exists())
 
+    def test_teacher_of_another_student_need_not_be_fit_for_quantization(self):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        path = saved(lambda: L2.UpSampling2D(), library=keras)(folder)
+        result = run_in_process("run", f"--teacher={path}", *FED)
+        self.assertRegex(
+            result.stderr, r"\Aerror: .*UpSampling2D.* cannot be quantized"
+        )
+        # Refused for what is checked next, when all checks of the networks are past.
+        flags = (*FED, "--student=wrn_10_1", f"--workdir={path}/run")
+        result = run_in_process("run", f"--teacher={path}", *flags)
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertRegex(result.stderr, r"\Aerror: workdir is .*cannot be written")
+
 
 if __name__ == "__main__":
     tf.test.main()

@@ -494,6 +494,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             "qat_student_learning_rate is nan",
         ),
         ("run", 2, ["--methods=df_q,magic"], "method is 'magic'.*df_qat_kd"),
+        ("run", 2, ["--methods="], "methods is empty.*tools/distill.py"),
         (
             "run",
             2,

@@ -134,6 +134,11 @@ def table(metrics: dict, widths: str) -> str:
 def main() -> None:
     """Runs every stage that has not been run in this workdir yet."""
     methods = FLAGS.methods
+    if not methods:
+        raise ConfigError(
+            "methods is empty; it takes df_q, df_qat_kd or both. To distil and not "
+            "quantize, run tools/distill.py"
+        )
     widths = quantize.widths_from_flags()
     teacher_config = common.config_from_flags(TeacherConfig)
     dataset = None
@@ -143,8 +148,13 @@ def main() -> None:
         raise ConfigError("yardstick needs real images; name them with --dataset")
     quantize.check_settings(None, methods)
     teacher = read_or_check_teacher(dataset)
-    quantize.check_settings(teacher, methods)
     check_student(teacher, dataset)
+    if teacher is not None and FLAGS.student:
+        # Only what is quantized must be fit for it: a student may be the way out.
+        pipeline.check_trains(teacher)
+        quantize.check_settings(distill.new_student(teacher), methods)
+    else:
+        quantize.check_settings(teacher, methods)
     workdir = common.open_workdir()
 
     if teacher is None:
