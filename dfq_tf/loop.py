@@ -165,7 +165,7 @@ def _restore(name: str, checkpoint: tf.train.Checkpoint, path: str) -> None:
         reason = str(error).splitlines()[0]
         raise TrainingError(
             f"{name}: the checkpoint {path} is of another version or other networks "
-            f"({reason}). Name another --workdir, or delete that folder"
+            f"({reason}). Name another --workdir, or delete its folder"
         ) from error
     status.expect_partial()
 

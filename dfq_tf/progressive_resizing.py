@@ -31,8 +31,8 @@ def resized_shape(
     Returns:
       (height, width), at least an eighth of the full ones and at least 1.
     """
-    is_grown = epoch >= _GROWTH * num_epochs or epoch == num_epochs - 1
-    progress = 1.0 if is_grown else epoch / (_GROWTH * num_epochs)
+    is_last = epoch == num_epochs - 1
+    progress = 1.0 if is_last else min(1.0, epoch / (_GROWTH * num_epochs))
     scale = initial_scale + (1 - initial_scale) * progress
     parts = max(1, int(_PARTS * scale + 1e-6))  # 1e-6: 0.7 + 0.3 is not quite 1
     return max(1, round(height * parts / _PARTS)), max(1, round(width * parts / _PARTS))

@@ -60,12 +60,12 @@ def train_teacher(
             f"{len(images)} training images"
         )
     num_steps = config.teacher_epochs * steps_per_epoch
+    _, height, width, _ = images.shape
 
     def shape_in(epoch: int) -> tuple[int, int]:
         scale, num_epochs = config.teacher_initial_scale, config.teacher_epochs
         return resized_shape(height, width, scale, epoch, num_epochs)
 
-    _, height, width, _ = images.shape
     smallest = shape_in(0)
     is_resized = smallest != (height, width)
     trained = with_precision(

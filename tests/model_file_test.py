@@ -1,9 +1,7 @@
 """Which files are opened, and that no code in them is run unless it is allowed."""
 
 import json
-import pathlib
 import sys
-import tempfile
 import zipfile
 
 import numpy as np
@@ -31,7 +29,7 @@ def network(library, *links):
 class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        self.folder = helpers.new_folder()
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_model_is_that_of_its_own_library(self, library, suffix):

@@ -6,9 +6,7 @@ one, and tells the exit code and what the message must say.
 
 import io
 import json
-import pathlib
 import struct
-import tempfile
 import zipfile
 
 import h5py
@@ -16,6 +14,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, keras3, tf
+from tests.helpers import new_folder
 from tests.tool_runner import run_in_process
 
 K = keras3()
@@ -485,7 +484,7 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.named_parameters((name, *case) for name, case in CASES.items())
     def test_one_message_and_nothing_else(self, make, flags, exit_code, message):
-        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        folder = new_folder()
         path = make(folder)
         before = sorted(folder.rglob("*"))
         workdir = folder / "run"
@@ -505,7 +504,7 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
         ("", "labels is .*is empty"),
     )
     def test_labels_that_do_not_fit(self, text, message):
-        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        folder = new_folder()
         (folder / "labels.txt").write_text(text)
         path = saved()(folder)
         flags = (f"--labels={folder}/labels.txt", f"--workdir={folder}/run")
@@ -515,7 +514,7 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertFalse((folder / "run").exists())
 
     def test_teacher_of_another_student_need_not_be_fit_for_quantization(self):
-        folder = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
+        folder = new_folder()
         path = saved(lambda: L2.UpSampling2D(), library=keras)(folder)
         result = run_in_process("run", f"--teacher={path}", *FED)
         self.assertRegex(

@@ -149,12 +149,11 @@ def main() -> None:
     quantize.check_settings(None, methods)
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
-    if teacher is not None and FLAGS.student:
-        # Only what is quantized must be fit for it: a student may be the way out.
-        pipeline.check_trains(teacher)
-        quantize.check_settings(distill.new_student(teacher), methods)
-    else:
+    if not FLAGS.student:
         quantize.check_settings(teacher, methods)
+    elif teacher is not None:
+        # It need not be fit for quantization: its student, one of ours, is.
+        pipeline.check_trains(teacher)
     workdir = common.open_workdir()
 
     if teacher is None:
