@@ -1,6 +1,7 @@
-"""Writes files whole: under a temporary name first, then renamed."""
+"""Files: written whole, under a temporary name first; told apart by content."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -34,3 +35,13 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a binary file, replacing it whole."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def digest(*paths: str | os.PathLike[str]) -> str:
+    """SHA-256 of the contents of files, one after the other, in hexadecimal."""
+    contents = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                contents.update(block)
+    return contents.hexdigest()

@@ -1,7 +1,7 @@
 """A working directory: who it belongs to, what was run in it, what came out.
 
 flags.cfg      the settings, as a flagfile that repeats the run
-run.json       the seed, the versions, the machine
+run.json       the seed, the versions, the machine, the digests of the files read
 metrics.json   the results
 checkpoints/, tensorboard/   written by the loop
 """
@@ -36,11 +36,14 @@ class Workdir:
         made, and not what comes out.
       defaults: name -> value of flags that are not given. A setting that the folder's
         run did not have, as an earlier version had no such flag, counts as this one.
+      digests: name -> `files.digest` of what the setting of that name reads. A setting
+        whose digest the folder's run did not keep counts as unchanged.
       replaces: whether a run with other flags takes the folder all the same, and
         removes `metrics.json`: for what is made anew in moments.
 
     Raises:
-      WorkdirError: the folder cannot be written, or was made with other settings.
+      WorkdirError: the folder cannot be written, or was made with other settings, or
+        from files of the same names and other contents.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Workdir:
         settings: Mapping[str, str],
         free: Collection[str] = (),
         defaults: Mapping[str, str] | None = None,
+        digests: Mapping[str, str] | None = None,
         replaces: bool = False,
     ) -> None:
         self.path = pathlib.Path(path)
@@ -56,7 +60,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError("no permission to write there")
-            self._claim(settings, free, defaults or {}, replaces)
+            self._claim(settings, free, defaults or {}, digests or {}, replaces)
         except OSError as error:
             raise WorkdirError(
                 f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
@@ -68,9 +72,11 @@ class Workdir:
         settings: Mapping[str, str],
         free: Collection[str],
         defaults: Mapping[str, str],
+        digests: Mapping[str, str],
         replaces: bool,
     ) -> None:
         path = self.path / "flags.cfg"
+        run_path = self.path / "run.json"
         if path.exists():
             before = _parse_flagfile(path.read_text())
             added = settings.keys() - before.keys()
@@ -81,24 +87,33 @@ class Workdir:
                 for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
+            run = json.loads(run_path.read_text()) if run_path.exists() else {}
+            known = run.get("digests", {})
+            changes += [
+                f"  --{name}: {settings[name]}, whose content has changed since"
+                for name in sorted(digests)
+                if before.get(name) == settings[name]
+                and known.get(name, digests[name]) != digests[name]
+            ]
             if changes and replaces:
                 (self.path / "metrics.json").unlink(missing_ok=True)
             elif changes:
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which holds a run with other "
-                    "flags. Name another folder with --workdir, or delete this one. "
-                    "What differs:\n" + "\n".join(changes)
+                    "flags or files. Name another folder with --workdir, or delete "
+                    "this one. What differs:\n" + "\n".join(changes)
                 )
         lines = [f"--{name}={value}\n" for name, value in sorted(settings.items())]
         write_text(path, "".join(lines))
         write_text(
-            self.path / "run.json",
+            run_path,
             json.dumps(
                 {
                     "seed": settings.get("seed"),
                     "python": platform.python_version(),
                     "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                     "versions": {name: metadata.version(name) for name in _PACKAGES},
+                    "digests": dict(digests),
                 },
                 indent=2,
             )

@@ -23,6 +23,15 @@ class FilesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(path.read_bytes(), b"\x00\xff")
         self.assertEqual(self._names(), ["result"])
 
+    def test_digest_is_of_the_contents(self):
+        # FIPS 180-4's example, and the same bytes in two files.
+        for name, content in (("whole", b"abc"), ("first", b"a"), ("rest", b"bc")):
+            (self.folder / name).write_bytes(content)
+        expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        for names in (["whole"], ["first", "rest"]):
+            paths = [self.folder / name for name in names]
+            self.assertEqual(files.digest(*paths), expected)
+
     def test_missing_folders_are_made(self):
         files.write_text(self.folder / "a" / "b" / "result", "x")
         self.assertEqual((self.folder / "a" / "b" / "result").read_text(), "x")

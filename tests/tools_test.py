@@ -19,8 +19,10 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import tf
 from dfq_tf.description import ModelDescription
+from dfq_tf.errors import WorkdirError
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
+from tools import common
 
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
 TOOLS = (
@@ -191,6 +193,12 @@ class RunTest(tf.test.TestCase):
             (folder / "df_q.tflite").read_bytes(),
             (self.workdir / "df_q.tflite").read_bytes(),
         )
+        # A file is made anew once it is deleted, with other flags too.
+        (folder / "df_q.tflite").unlink()
+        process = run_in_process(
+            "convert", f"--student={folder}/df_q.keras", "--seed=9"
+        )
+        self.assertEqual(process.returncode, 0, process.stderr)
         # A teacher without a description needs the flags; a file with one, none.
         shutil.copy(self.workdir / "teacher.keras", folder / "bare.keras")
         metrics = json.loads((self.workdir / "metrics.json").read_text())["df_q"]
@@ -284,14 +292,27 @@ class DistillTest(tf.test.TestCase):
         smoke = shlex.split(SMOKE.read_text(), comments=True)
         shared = [f for f in smoke if f.startswith(("--warm_up_steps", "--batch"))]
         folder = self.workdir.with_name("alone")
-        process = run_tool(
-            "distill",
+        teacher = new_folder() / "teacher.keras"
+        shutil.copy(self.workdir / "teacher.keras", teacher)
+        description = (self.workdir / "teacher.json").read_text()
+        teacher.with_suffix(".json").write_text(description)
+        flags = (
             *shared,
             *self.student_flags,
-            f"--teacher={self.workdir}/teacher.keras",
+            f"--teacher={teacher}",
             f"--workdir={folder}",
         )
+        process = run_tool("distill", *flags)
         self.assertEqual(process.returncode, 0, process.stderr)
+        # What the recipe means today is written, so that it holds tomorrow.
+        self.assertIn("\n--temperature=20.0\n", (folder / "flags.cfg").read_text())
+        # Another teacher of the same name is not taken for the one of before.
+        other = description.replace('"9"', '"nine"')
+        self.assertNotEqual(other, description)
+        teacher.with_suffix(".json").write_text(other)
+        process = run_in_process("distill", *flags)
+        self.assertEqual(process.returncode, 1)
+        self.assertIn(f"--teacher: {teacher}, whose content has chang", process.stderr)
         from dfq_tf import load_classifier
 
         one, other = (
@@ -299,6 +320,37 @@ class DistillTest(tf.test.TestCase):
         )
         for weights, others in zip(one.model.weights, other.model.weights):
             self.assertAllEqual(weights, others)
+
+    def test_workers_must_have_the_same_flags_and_files(self):
+        from dfq_tf import distribution
+
+        teacher = new_folder() / "teacher.keras"
+        folder = teacher.with_name("run")
+        sent = []
+
+        def with_another_worker(values, strategy):
+            sent.append(list(values))
+            return np.array([values, sent[0]])
+
+        def distill(source, seed):
+            shutil.copy(source, teacher)
+            shutil.copy(source.with_suffix(".json"), teacher.with_suffix(".json"))
+            flags = (f"--teacher={teacher}", f"--workdir={folder}", f"--seed={seed}")
+            return run_in_process("distill", *flags, "--student=wrn_10_2")
+
+        with mock.patch.object(distribution, "of_all_workers", with_another_worker):
+            with mock.patch.object(
+                common, "Workdir", side_effect=WorkdirError("come through")
+            ):
+                for source, seed, error in (
+                    ("teacher", 0, "error: come through"),
+                    ("teacher", 1, "error: the workers 1 have other flags"),
+                    ("student", 0, "error: the workers 1 have other flags"),
+                    ("teacher", 0, "error: come through"),
+                ):
+                    process = distill(self.workdir / f"{source}.keras", seed)
+                    self.assertStartsWith(process.stderr, error)
+        self.assertFalse(folder.exists())
 
     def test_written_flagfile_is_the_same_run(self):
         # In the same folder: other flags would be refused, and nothing is repeated.

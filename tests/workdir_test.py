@@ -84,6 +84,36 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(other.metrics(), {})
         self.assertIn("--alpha=2.0\n", (self.path / "flags.cfg").read_text())
 
+    def test_file_of_the_same_name_and_other_content_is_refused(self):
+        Workdir(self.path, _SETTINGS, digests={"model": "1"}).add_metrics(accuracy=0.5)
+        with self.assertRaisesRegex(
+            WorkdirError, "or files.*:\n  --model: a=b.keras, whose content has changed"
+        ):
+            Workdir(self.path, _SETTINGS, digests={"model": "2"})
+        again = Workdir(self.path, _SETTINGS, digests={"model": "1"})
+        self.assertEqual(again.metrics(), {"accuracy": 0.5})
+        # A run that may take the folder leaves no metrics of the other file.
+        for digest in ("2", "2"):
+            taken = Workdir(
+                self.path, _SETTINGS, digests={"model": digest}, replaces=True
+            )
+            self.assertEqual(taken.metrics(), {})
+        with self.assertRaisesRegex(WorkdirError, "--model: a=b.keras, whose"):
+            Workdir(self.path, _SETTINGS, digests={"model": "1"})
+
+    def test_file_of_another_name_is_named_once(self):
+        Workdir(self.path, _SETTINGS, digests={"model": "1"})
+        with self.assertRaises(WorkdirError) as caught:
+            settings = {**_SETTINGS, "model": "c.keras"}
+            Workdir(self.path, settings, digests={"model": "2"})
+        self.assertEndsWith(str(caught.exception), "\n  --model: a=b.keras -> c.keras")
+
+    def test_digest_that_an_earlier_version_did_not_keep_counts_as_this_one(self):
+        Workdir(self.path, _SETTINGS)
+        Workdir(self.path, _SETTINGS, digests={"model": "1"})
+        with self.assertRaisesRegex(WorkdirError, "--model: a=b.keras, whose"):
+            Workdir(self.path, _SETTINGS, digests={"model": "2"})
+
     def test_folder_that_cannot_be_made_is_refused(self):
         (self.folder / "file").write_text("")
         for path in (self.folder / "file", self.folder / "file" / "run"):

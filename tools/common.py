@@ -5,6 +5,9 @@ Only the tools read FLAGS; the package takes plain arguments.
 
 import dataclasses
 import functools
+import hashlib
+import json
+import os
 import pathlib
 import re
 import sys
@@ -12,12 +15,16 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from absl import app, flags, logging
 
 from dfq_tf import data, distribution
 from dfq_tf.compat import tf
 from dfq_tf.config import AUTO, RunConfig, check_value
+from dfq_tf.description import description_path
 from dfq_tf.errors import ConfigError, DfqError
+from dfq_tf.files import digest
+from dfq_tf.model_file import MODEL_SUFFIXES
 from dfq_tf.workdir import Workdir
 
 FLAGS = flags.FLAGS
@@ -225,6 +232,7 @@ def open_workdir(
     default: pathlib.Path | None = None,
     free: Collection[str] = (),
     *,
+    resolved: Mapping[str, Any] | None = None,
     replaces: bool = False,
 ) -> Workdir:
     """The folder that --workdir names, claimed for the flags of this run.
@@ -235,15 +243,51 @@ def open_workdir(
     Args:
       default: the folder where --workdir is not given.
       free: flags that a later run there may change.
+      resolved: name -> value of flags whose default depends on another flag.
       replaces: whether a later run with other flags may take it, see `Workdir`.
+
+    Raises:
+      ConfigError: the workers have not the same flags, or other files.
+      WorkdirError: see `Workdir`.
     """
     names = {name for group in _groups.values() for name in group} - _FREE_FLAGS
-    settings = _as_texts({name: FLAGS[name].value for name in names})
+    values = {name: FLAGS[name].value for name in names}
+    settings = _as_texts({**values, **(resolved or {})})
+    digests = {
+        name: _digest(value)
+        for name, value in values.items()
+        if isinstance(value, str) and os.path.isfile(value)
+    }
+    if "distribute" in FLAGS:
+        _check_same_on_all_workers(settings, digests)
     defaults = _as_texts({name: FLAGS[name].default for name in names})
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = distribution.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
-    return Workdir(path, settings, free, defaults, replaces)
+    return Workdir(path, settings, free, defaults, digests, replaces)
+
+
+def _digest(path: str) -> str:
+    """Digest of a file, and of the description beside it if it is a model."""
+    paths = [path]
+    if path.endswith(MODEL_SUFFIXES) and description_path(path).is_file():
+        paths.append(str(description_path(path)))
+    return digest(*paths)
+
+
+def _check_same_on_all_workers(
+    settings: Mapping[str, str], digests: Mapping[str, str]
+) -> None:
+    text = json.dumps([settings, digests], sort_keys=True)
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+    numbers = distribution.of_all_workers([number], strategy=strategy())
+    if len(set(numbers[:, 0])) > 1:
+        others = np.flatnonzero(numbers[:, 0] != numbers[0, 0])
+        raise ConfigError(
+            f"the workers {', '.join(map(str, others))} have other flags than worker "
+            "0, or files of other contents. Give all of them the same, but for "
+            + ", ".join(f"--{name}" for name in sorted(_FREE_FLAGS))
+        )
 
 
 def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:

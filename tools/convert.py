@@ -52,7 +52,10 @@ def main() -> None:
             f"tflite is {str(path)!r}, which exists; name another file with --tflite, "
             "or delete it"
         )
-    workdir = common.open_workdir(path.with_suffix(".convert"))
+    # A folder of the user's choice may hold another tool's run.
+    workdir = common.open_workdir(
+        path.with_suffix(".convert"), replaces=FLAGS.workdir is None
+    )
     content = convert_student(student, path)
     workdir.add_metrics(tflite=str(path), bytes=len(content))
     print(f"Wrote {path}, {len(content):,} bytes, and {path.with_name('labels.txt')}")

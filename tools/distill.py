@@ -12,6 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -73,6 +74,12 @@ def distillation_config() -> DistillationConfig:
     names = [field.name for field in dataclasses.fields(DistillationConfig)]
     given = {name: FLAGS[name].value for name in names}
     return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
+
+
+def resolved_flags() -> dict[str, Any]:
+    """Name -> value of the flags whose default is the recipe's."""
+    config = distillation_config()
+    return {name: getattr(config, name) for name in DISTILLATION_FLAGS}
 
 
 def new_student(teacher: Classifier) -> Classifier:
@@ -157,7 +164,7 @@ def main() -> None:
     teacher, dataset = teacher_flags.teacher_and_dataset()
     pipeline.check_trains(teacher)
     new_student(teacher)  # refuses a wrong name before anything is written
-    workdir = common.open_workdir()
+    workdir = common.open_workdir(resolved=resolved_flags())
     student = distilled_student(teacher, dataset, workdir)
     best = max(workdir.metrics()["student_training"]["agreements_on_generated_images"])
     print(f"Agreement with the teacher on generated images: {100 * best:.1f} %")

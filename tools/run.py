@@ -154,7 +154,9 @@ def main() -> None:
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         pipeline.check_trains(teacher)
-    workdir = common.open_workdir()
+    workdir = common.open_workdir(
+        resolved=distill.resolved_flags() if FLAGS.student else None
+    )
 
     if teacher is None:
         assert dataset is not None
