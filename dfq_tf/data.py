@@ -7,6 +7,7 @@ No other module of the package imports this one; the tools do. That is what make
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,8 @@ def open_dataset(
 
     Raises:
       DataError: the name is unknown, the data is absent and cannot be downloaded, or
-        the archive is not what it should be, or belongs to another data set.
+        the archive is not what it should be, belongs to another data set, or is not
+        the one that `data_dir` was filled from.
     """
     if archive is not None and name != _TINY_IMAGENET:
         raise DataError(
@@ -87,31 +89,23 @@ def _load_digits(split: str) -> Split:
 
 
 def _open_tfds(name: str, data_dir: str | None, archive: str | None) -> Dataset:
-    import tensorflow_datasets as tfds  # slow to import, and not needed for digits
+    # Slow to import, and not needed for digits.
+    import tensorflow_datasets as tfds
+
+    from dfq_tf import tiny_imagenet
 
     if data_dir is not None and not os.path.isdir(data_dir):
         raise DataError(f"data_dir is {data_dir!r}; there is no such folder")
     if name == _TINY_IMAGENET:
-        from dfq_tf import tiny_imagenet
-
         if archive is not None:
             tiny_imagenet.check_archive(archive)
         builder = tiny_imagenet.TinyImagenet(data_dir=data_dir, archive=archive)
     else:
         builder = tfds.builder(name, data_dir=data_dir)
     if not builder.data_path.exists():
-        try:
-            if archive is None:
-                _check_network(builder.info.homepage)
-            builder.download_and_prepare()
-        except OSError as error:
-            folder = builder.data_path.parents[1]
-            raise DataError(
-                f"the data set {name} is not in data_dir {folder} "
-                "and cannot be downloaded: there is no network, or its server does "
-                f"not answer. Fetch it on another machine (tfds build {name}) and name "
-                "its folder with --data_dir"
-            ) from error
+        _prepare(builder, archive)
+    elif archive is not None:
+        tiny_imagenet.check_same_archive(builder, archive)
 
     def load(split: str) -> Split:
         arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
@@ -119,6 +113,43 @@ def _open_tfds(name: str, data_dir: str | None, archive: str | None) -> Dataset:
 
     features = builder.info.features
     return Dataset(name, features["image"].shape, tuple(features["label"].names), load)
+
+
+def _prepare(builder: Any, archive: str | None) -> None:
+    """Downloads a data set, or reads its archive, into the builder's folder."""
+    from tensorflow_datasets import download
+
+    from dfq_tf import tiny_imagenet
+
+    name = builder.name
+    folder = builder.data_path.parents[1]
+    if name == _TINY_IMAGENET:
+        way_out = f"fetch {tiny_imagenet.URL} and name the file with --archive"
+    else:
+        way_out = f"prepare it (tfds build {name}) and name its folder with --data_dir"
+    absent = f"the data set {name} is not in data_dir {folder} and cannot be downloaded"
+    if archive is None:
+        try:
+            _check_network(builder.info.homepage)
+        except OSError as error:
+            raise DataError(
+                f"{absent}: there is no network, or its server does not answer. On "
+                f"another machine, {way_out} here"
+            ) from error
+    try:
+        builder.download_and_prepare()
+    except (
+        download.DownloadError,
+        download.download_manager.NonMatchingChecksumError,
+    ) as error:
+        raise DataError(f"{absent}: {error}. Elsewhere, {way_out}") from error
+    except OSError as error:
+        raise DataError(
+            f"the data set {name} cannot be written to data_dir {folder}: {error}. "
+            "Name a folder with room and permission to write with --data_dir"
+        ) from error
+    if archive is not None:
+        tiny_imagenet.keep_digest(builder, archive)
 
 
 def _check_network(homepage: str) -> None:

@@ -17,10 +17,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from dfq_tf.errors import DataError
+from dfq_tf.files import digest, write_text
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _FOLDER = "tiny-imagenet-200"
 _WNIDS = f"{_FOLDER}/wnids.txt"
+_ANNOTATIONS = f"{_FOLDER}/val/val_annotations.txt"
+# In the folder of TensorFlow Datasets, beside what was read from an archive.
+_DIGEST = "archive.sha256"
 _TRAIN = re.compile(rf"{_FOLDER}/train/(n\d+)/images/[^/]+\.JPEG")
 
 
@@ -68,12 +72,9 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
                     yield name, self._example(archive, name, match[1])
 
     def _test_images(self, path: str) -> Iterator[Any]:
-        folder = f"{_FOLDER}/val"
         with zipfile.ZipFile(path) as archive:
-            table = archive.read(f"{folder}/val_annotations.txt").decode()
-            for line in table.splitlines():
-                file_name, wnid = line.split("\t")[:2]
-                name = f"{folder}/images/{file_name}"
+            for line in archive.read(_ANNOTATIONS).decode().splitlines():
+                name, wnid = _image_and_class(line)
                 yield name, self._example(archive, name, wnid)
 
     def _example(
@@ -91,6 +92,29 @@ def _classes() -> dict[str, str]:
     return dict(line.split("\t") for line in table.read_text().splitlines())
 
 
+def _image_and_class(line: str) -> tuple[str, str]:
+    """Member and WordNet identifier that a line of _ANNOTATIONS speaks of."""
+    file_name, wnid = line.split("\t")[:2]
+    return f"{_FOLDER}/val/images/{file_name}", wnid
+
+
+def keep_digest(builder: TinyImagenet, archive: str) -> None:
+    """Notes in the builder's folder which archive it was filled from."""
+    write_text(builder.data_path / _DIGEST, digest(archive))
+
+
+def check_same_archive(builder: TinyImagenet, archive: str) -> None:
+    """Raises DataError if the builder's folder was filled from another archive."""
+    path = builder.data_path / _DIGEST
+    downloaded = builder.url_infos[URL].checksum
+    if digest(archive) != (path.read_text() if path.exists() else downloaded):
+        raise DataError(
+            f"archive is {archive!r}, but data_dir holds Tiny-ImageNet of another one, "
+            f"in {builder.data_path}. Delete that folder, leave out --archive to use "
+            "it, or name another folder with --data_dir"
+        )
+
+
 def check_archive(path: str) -> None:
     """Refuses what is not Tiny-ImageNet.
 
@@ -99,14 +123,17 @@ def check_archive(path: str) -> None:
 
     Raises:
       DataError: it is absent, not a zip file, lacks what Tiny-ImageNet has, or has a
-        member outside its folder.
+        member outside its folder, or lists what it has not.
     """
     expected = f"; it must be tiny-imagenet-200.zip, as {URL} has it"
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            wnids = archive.read(_WNIDS).decode().split() if _WNIDS in names else []
-    except (OSError, zipfile.BadZipFile) as error:
+            wnids, annotations = (
+                archive.read(name).decode() if name in names else ""
+                for name in (_WNIDS, _ANNOTATIONS)
+            )
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"archive is {path!r}, which cannot be read: {error}{expected}"
         ) from error
@@ -117,14 +144,24 @@ def check_archive(path: str) -> None:
                 f"archive is {path!r}, which has a member outside the folder "
                 f"{_FOLDER}: {name!r}{expected}"
             )
-    wanted = {_WNIDS, f"{_FOLDER}/val/val_annotations.txt"}
+    wanted = {_WNIDS, _ANNOTATIONS}
     missing = sorted(wanted - set(names))
     if not missing and not any(map(_TRAIN.fullmatch, names)):
         missing = [f"{_FOLDER}/train/n.../images/*.JPEG"]
+    tested = []
+    for line in annotations.splitlines():
+        if line.count("\t") < 1:
+            raise DataError(
+                f"archive is {path!r}, whose {_ANNOTATIONS} has a line without image "
+                f"and class: {line!r}{expected}"
+            )
+        tested.append(_image_and_class(line))
+    missing = missing or sorted({image for image, _ in tested} - set(names))
     if missing:
         raise DataError(f"archive is {path!r}, which has no {missing[0]}{expected}")
     folders = {match[1] for match in map(_TRAIN.fullmatch, names) if match}
-    unknown = sorted({*wnids, *folders} - set(_classes()))
+    classes = {*wnids.split(), *folders, *(wnid for _, wnid in tested)}
+    unknown = sorted(classes - set(_classes()))
     if unknown:
         raise DataError(
             f"archive is {path!r}, which has a class that is not one of the 200: "

@@ -4,7 +4,9 @@ from unittest import mock
 
 import numpy as np
 import requests
+import tensorflow_datasets as tfds
 from absl.testing import parameterized
+from tensorflow_datasets import download
 
 from dfq_tf import data
 from dfq_tf.compat import tf
@@ -75,6 +77,30 @@ class OpenDatasetTest(tf.test.TestCase):
             ):
                 data.open_dataset("cifar10", folder)
         self.assertLess(time.monotonic() - start, 30)
+
+    def test_failed_download_and_full_disk_are_told_apart(self):
+        for error, message in (
+            (
+                download.DownloadError("404"),
+                "cannot be downloaded: 404. Elsewhere, prepare it",
+            ),
+            (
+                download.download_manager.NonMatchingChecksumError("other bytes"),
+                "cannot be downloaded: other bytes. Elsewhere, .*tfds build cifar10",
+            ),
+            (
+                OSError(28, "No space left on device"),
+                f"cannot be written to data_dir {self.get_temp_dir()}: .*No space left",
+            ),
+        ):
+            with (
+                mock.patch.object(requests, "head"),
+                mock.patch.object(
+                    tfds.core.DatasetBuilder, "download_and_prepare", side_effect=error
+                ),
+                self.assertRaisesRegex(DataError, f"cifar10 .*{message}.*--data_dir"),
+            ):
+                data.open_dataset("cifar10", self.get_temp_dir())
 
     def test_cifar10(self):
         if not (TFDS / "cifar10").is_dir():

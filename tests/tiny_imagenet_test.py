@@ -1,7 +1,9 @@
 import pathlib
 import zipfile
+from unittest import mock
 
 import numpy as np
+import requests
 from absl.testing import parameterized
 
 from dfq_tf import data, tiny_imagenet
@@ -120,6 +122,50 @@ class TinyImagenetTest(parameterized.TestCase, tf.test.TestCase):
     def test_another_class_is_refused(self, **members):
         with self.assertRaisesRegex(DataError, "not one of the 200: n00000001; it"):
             self.open({**MEMBERS, **members})
+
+    @parameterized.parameters(
+        (
+            b"val_9.JPEG\tn01443537\n",
+            f"which has no {FOLDER}/val/images/val_9.JPEG; it",
+        ),
+        (b"val_0.JPEG\tn00000001\t0\n", "not one of the 200: n00000001; it"),
+        (b"val_0.JPEG n01443537\n", "a line without image and class: 'val_0.JPEG n0"),
+        (b"\xff", "which cannot be read: 'utf-8' codec"),
+    )
+    def test_table_of_test_images_must_fit(self, table, message):
+        with self.assertRaisesRegex(DataError, f"^archive is .*{message}"):
+            self.open({**MEMBERS, f"{FOLDER}/val/val_annotations.txt": table})
+
+    def test_another_archive_in_the_same_folder_is_refused(self):
+        self.open(MEMBERS)
+        self.assertLen(self.open(MEMBERS).load("train").images, 3)
+        fewer = {k: v for k, v in MEMBERS.items() if "n01443537_1" not in k}
+        with self.assertRaisesRegex(
+            DataError, "^archive is .*another one, in .*Delete that folder, leave out"
+        ):
+            self.open(fewer)
+        folder = pathlib.Path(self.get_temp_dir()) / "tfds"
+        found = data.open_dataset("tiny_imagenet", str(folder))
+        self.assertLen(found.load("train").images, 3)
+        # What was downloaded has no note, and its home's checksum stands for it.
+        (note,) = folder.rglob("archive.sha256")
+        note.unlink()
+        with self.assertRaisesRegex(DataError, "^archive is .*another one, in "):
+            self.open(MEMBERS)
+        info = tiny_imagenet.TinyImagenet.url_infos[tiny_imagenet.URL]
+        with mock.patch.object(tiny_imagenet, "digest", return_value=info.checksum):
+            self.assertLen(self.open(MEMBERS).load("train").images, 3)
+
+    def test_without_network_it_is_fetched_elsewhere(self):
+        with mock.patch.object(
+            requests, "head", side_effect=requests.exceptions.ConnectionError("down")
+        ):
+            with self.assertRaisesRegex(
+                DataError,
+                f"tiny_imagenet is not in .* no network.*fetch {tiny_imagenet.URL} and "
+                "name the file with --archive here$",
+            ):
+                data.open_dataset("tiny_imagenet", self.get_temp_dir())
 
     def test_refused_archive_leaves_nothing(self):
         folder = pathlib.Path(self.get_temp_dir()) / "tfds"
