@@ -72,7 +72,8 @@ class ModelDescription:
         if len(self.class_names) != num_classes:
             raise ConfigError(
                 f"class_names has {len(self.class_names)} names for a model with "
-                f"{num_classes} outputs; give one name per output"
+                f"{num_classes} outputs; give one name per output, in "
+                "--labels or in the description"
             )
 
     def normalize(self, pixels: Any) -> Any:

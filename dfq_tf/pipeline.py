@@ -246,8 +246,8 @@ def check_trains(teacher: Classifier) -> None:
     if teacher.description.output == "sigmoid":
         raise ConfigError(
             "the teacher gives sigmoid scores, of classes that do not exclude each "
-            "other, from which no student can be trained; take the method df_q "
-            "(--methods=df_q), which trains none"
+            "other, from which no student can be trained. To quantize the teacher "
+            "itself without training, take the method df_q (--methods=df_q)"
         )
 
 

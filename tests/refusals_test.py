@@ -513,6 +513,29 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertRegex(result.stderr, rf"\Aerror: [^\n]*{message}")
         self.assertFalse((folder / "run").exists())
 
+    def test_flags_of_a_file_do_not_describe_a_teacher_to_be_trained(self):
+        folder = new_folder()
+        flags = ("--dataset=digits", "--input_scale=1/255", f"--workdir={folder}/run")
+        result = run_in_process("run", "--teacher=wrn_10_1", *flags)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertRegex(
+            result.stderr,
+            r"\Aerror: input_scale is \['1/255'\], but teacher is 'wrn_10_1', a "
+            "network to be trained.* Leave it out",
+        )
+        self.assertFalse((folder / "run").exists())
+
+    def test_contradictions_name_the_flags_of_their_phase(self):
+        path = saved()(new_folder())
+        more = ("--qat_bank_images=9", "--qat_share_images")
+        result = run_in_process("run", f"--teacher={path}", *FED, *more)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertRegex(
+            result.stderr,
+            r"\Aerror: qat_bank_images is 9 and qat_share_images is set; .*Set "
+            "qat_bank_images to 0, or leave qat_share_images out",
+        )
+
     def test_teacher_of_another_student_need_not_be_fit_for_quantization(self):
         folder = new_folder()
         path = saved(lambda: L2.UpSampling2D(), library=keras)(folder)

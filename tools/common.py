@@ -125,13 +125,23 @@ def config_from_flags(config_class: type[T], prefix: str = "") -> T:
       ConfigError: a value is outside its limits.
     """
     values = {}
+    prefixed = []
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         flag = prefix + field.name if prefix + field.name in FLAGS else field.name
         if flag not in FLAGS or FLAGS[flag].value is None:
             continue  # of a phase that the tool does not have, or up to a recipe
         values[field.name] = FLAGS[flag].value
         check_value(flag, values[field.name], field.metadata)
-    return config_class(**values)
+        if flag != field.name:
+            prefixed.append(field.name)
+    try:
+        return config_class(**values)
+    except ConfigError as error:
+        if not prefixed:
+            raise
+        # A contradiction between settings: the message is to name their flags.
+        names = rf"\b({'|'.join(prefixed)})\b"
+        raise ConfigError(re.sub(names, rf"{prefix}\1", str(error))) from error
 
 
 def define_run_flags(workdir: str | None, *, trains: bool = True) -> None:

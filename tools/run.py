@@ -73,6 +73,14 @@ def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
             f"teacher is {name!r}, a network to be trained; name the training data "
             "with --dataset, or a trained model's file with --teacher"
         )
+    given = teacher_flags.given()
+    if given:
+        each = ", ".join(f"{name} is {value!r}" for name, value in given.items())
+        raise ConfigError(
+            f"{each}, but teacher is {name!r}, a network to be trained: its training "
+            "says all that such flags say. Leave it out, or name a trained model's "
+            "file with --teacher"
+        )
     batch_size = common.config_from_flags(TeacherConfig).teacher_batch_size
     check_batch(common.strategy(), batch_size, name="teacher_batch_size")
     train_teacher.new_model(name, dataset)  # refuses impossible numbers in the name
