@@ -252,7 +252,7 @@ def open_workdir(
 
     Args:
       default: the folder where --workdir is not given.
-      free: flags that a later run there may change.
+      free: flags that a later run there may change, and that workers may differ in.
       resolved: name -> value of flags whose default depends on another flag.
       replaces: whether a later run with other flags may take it, see `Workdir`.
 
@@ -269,7 +269,8 @@ def open_workdir(
         if isinstance(value, str) and os.path.isfile(value)
     }
     if "distribute" in FLAGS:
-        _check_same_on_all_workers(settings, digests)
+        same = {n: text for n, text in settings.items() if n not in free}
+        _check_same_on_all_workers(same, digests)
     defaults = _as_texts({name: FLAGS[name].default for name in names})
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = distribution.worker_index(strategy()) if "distribute" in FLAGS else 0

@@ -63,8 +63,12 @@ def define() -> None:
 
 
 def given() -> dict[str, Any]:
-    """Name -> value of those of the flags that the user gave."""
-    return {name: FLAGS[name].value for name, *_ in _DESCRIBING if FLAGS[name].present}
+    """Name -> value of those of the flags that say other than their default does.
+
+    A written flagfile has the defaults too: they say nothing.
+    """
+    values = {name: FLAGS[name].value for name, *_ in _DESCRIBING}
+    return {n: value for n, value in values.items() if value != FLAGS[n].default}
 
 
 def arguments() -> dict[str, Any]:
