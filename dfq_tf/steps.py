@@ -98,15 +98,24 @@ def draw_pixels(
       float32 (batch_size, height, width, channels) in [0, 255], without gradient; of
       several replicas, each has its share.
     """
+    return tf.concat(_draw_parts(generators, config, seed_and_step, stream), axis=0)
+
+
+def _draw_parts(
+    generators: Sequence[keras.Model],
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+) -> list[tf.Tensor]:
+    """As `draw_pixels`, each generator's images apart."""
     noise = sample_noise(config, seed_and_step, stream)
     share, rest = divmod(config.batch_size, len(generators))
     sizes = [share + (i < rest) for i in range(len(generators))]
     noises = tf.split(noise, sizes)
-    images = [
-        generator(part, training=True)
+    return [
+        tf.stop_gradient(generator(part, training=True))
         for generator, part in zip(generators, map(replica_slice, noises))
     ]
-    return tf.stop_gradient(tf.concat(images, axis=0))
 
 
 def warm_up_step(
@@ -179,8 +188,14 @@ def student_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
 ) -> Measurements:
     """Trains the students to answer as the teacher does, on fresh images."""
-    pixels = draw_pixels(state.generators, config, seed_and_step, _STUDENT)
-    pixels = _augmented(state, config, pixels, seed_and_step)
+    parts = _draw_parts(state.generators, config, seed_and_step, _STUDENT)
+    # Of several replicas, each has a share of each part: part by part, an image has
+    # the random numbers that it has on one device.
+    changed = [
+        _augmented(state, config, part, tf.random.fold_in(seed_and_step, i))
+        for i, part in enumerate(parts)
+    ]
+    pixels = tf.concat(changed, axis=0)
     return _descend_students(state, config, pixels, state.teacher(pixels)[0])
 
 

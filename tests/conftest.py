@@ -7,6 +7,8 @@ so that it happens once.
 import pytest
 
 
+# First: pytest-xdist's own hook reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of each class that has a set-up of its own as one group."""
     for item in items:

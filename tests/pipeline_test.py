@@ -579,7 +579,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         scores = digits.teacher().scores(expected)
         self.assertAllClose(self.prepared.answers, scores, atol=1e-5)
 
-    @parameterized.parameters(0.001, 0.5)
+    @parameterized.parameters(1e-5, 0.5)
     def test_training_that_harms_is_noticed(self, learning_rate):
         student = self.student(BitWidths())
         held_out = self.prepared.held_out

@@ -254,9 +254,11 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertAllClose(logits, answers, atol=1e-3)
 
-    def test_student_step(self):
+    @parameterized.parameters("none", "crop_flip")
+    def test_student_step(self, augmentation):
+        config = dataclasses.replace(_CONFIG, student_augmentation=augmentation)
         with _watched(steps, "distillation_step") as step:
-            self._check(lambda state, s: steps.student_step(state, _CONFIG, s), 2)
+            self._check(lambda state, s: steps.student_step(state, config, s), 2)
         self.assertEqual(
             [call.args[2].shape[0] for call in step.call_args_list], _SHARES
         )
