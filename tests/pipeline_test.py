@@ -392,17 +392,15 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         def agreement(method):
             config = dataclasses.replace(
                 self.FAST,
-                rounds=100,
+                rounds=200,
                 student_optimizer="adam",
-                student_learning_rate=0.01,
+                student_learning_rate=0.003,
             )
             result = quantize(teacher, network=network, method=method, config=config)
             scores = export.TFLiteClassifier(result.tflite).scores(images)
             return evaluation.agreement(answers, scores)
 
-        # More than a network reaches that always gives one class; how much more depends
-        # on the machine's rounding.
-        self.assertGreater(agreement("df_qat_kd"), agreement("df_q") + 0.06)
+        self.assertGreater(agreement("df_qat_kd"), agreement("df_q") + 0.15)
 
     @parameterized.parameters("float32", "bfloat16")
     def test_student_is_float32_whatever_it_was_trained_in(self, precision):
