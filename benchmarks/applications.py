@@ -16,8 +16,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import dfq_tf
-from dfq_tf import evaluation
 from dfq_tf.compat import keras3
+from dfq_tf.graph import evaluation
 from tests import applications
 
 _CLASSES = 10
@@ -44,9 +44,9 @@ def main() -> None:
     result = dfq_tf.quantize(teacher, method=arguments.method, config=config)
     seconds = time.monotonic() - began
     tflite = dfq_tf.TFLiteClassifier(result.tflite)
-    generated = dfq_tf.training.generate(
+    generated = dfq_tf.distillation.phases.generate(
         result.generators,
-        dfq_tf.memory.with_batch_size(config, teacher.model),
+        dfq_tf.training.memory.with_batch_size(config, teacher.model),
         200,
         seed=1,
     )

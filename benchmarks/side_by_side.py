@@ -20,14 +20,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import bn_statistics, calibration, models, optimizers, steps, training
-from dfq_tf.classifier import Classifier
+from dfq_tf import models
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, DistillationConfig
-from dfq_tf.description import ModelDescription
-from dfq_tf.models.generator import ToPixels
-from dfq_tf.precision import with_precision
-from dfq_tf.quantization import apply
+from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation import teacher as bn_statistics
+from dfq_tf.distillation.generator import ToPixels
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.settings import BitWidths, DistillationConfig
+from dfq_tf.training import optimizers
+from dfq_tf.training.copies import with_precision
 
 ROUNDS = 15
 layers = keras.layers
@@ -62,7 +65,7 @@ def one_round(generator: keras.Model, student: Classifier, config, teacher):
         [optimizers.sgd(student.model, 1e-3, 1000, 0.9)],
     )
     compiled = [
-        training.compiled(functools.partial(step, state, config))
+        phases.compiled(functools.partial(step, state, config))
         for step in (steps.generator_step, steps.student_step)
     ]
 
@@ -86,7 +89,7 @@ def main() -> None:
     half = classifier()
     half = Classifier(with_precision(half.model, "auto"), half.description)
     plain = with_precision(plain_generator(config.noise_dim), "auto")
-    generators = [training.make_generators(teacher, config, 0, "auto")[0] for _ in "ab"]
+    generators = [phases.make_generators(teacher, config, 0, "auto")[0] for _ in "ab"]
     quantized = apply.quantize_graph(graph, description, BitWidths(), ranges)
     rounds = {
         "plain generator, bfloat16 student": one_round(plain, half, config, observed),

@@ -24,12 +24,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dfq_tf import bn_statistics, models, optimizers, steps, training
-from dfq_tf.classifier import Classifier
+from dfq_tf import models
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import DistillationConfig
-from dfq_tf.description import ModelDescription
-from dfq_tf.precision import resolve_precision, with_precision
+from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation import teacher as bn_statistics
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.settings import DistillationConfig
+from dfq_tf.training import optimizers
+from dfq_tf.training.copies import resolve_precision, with_precision
 
 ROUNDS, BATCH, NOISE = 15, 64, 512
 PRECISION = resolve_precision("auto")
@@ -182,7 +185,7 @@ class OurLoop:
             for name in ("wrn_40_2", "wrn_16_1")
         )
         student = Classifier(with_precision(student.model, "auto"), description)
-        generators = training.make_generators(teacher, config, 0, "auto")
+        generators = phases.make_generators(teacher, config, 0, "auto")
         state = steps.State(
             bn_statistics.observe(teacher, "auto"),
             generators,
@@ -191,7 +194,7 @@ class OurLoop:
             [optimizers.sgd(student.model, 0.1, 1000, 0.9)],
         )
         self._generator_step, self._student_step, self._answered_step = (
-            training.compiled(functools.partial(step, state, config))
+            phases.compiled(functools.partial(step, state, config))
             for step in (steps.generator_step, steps.student_step, steps.answered_step)
         )
 

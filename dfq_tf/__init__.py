@@ -9,9 +9,7 @@ pathlib.Path("model.tflite").write_bytes(quantized.tflite)
 
 # First of all: it quiets TensorFlow's libraries before anything imports them.
 from dfq_tf import compat  # noqa: F401
-from dfq_tf.classifier import Classifier
-from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig, recipe
-from dfq_tf.description import ModelDescription
+from dfq_tf.api import Distilled, Quantized, distill, quantize
 from dfq_tf.errors import (
     ConfigError,
     DataError,
@@ -22,9 +20,11 @@ from dfq_tf.errors import (
     UnsupportedLayerError,
     WorkdirError,
 )
-from dfq_tf.export import TFLiteClassifier
-from dfq_tf.importing import as_classifier, load_classifier
-from dfq_tf.pipeline import Distilled, Quantized, distill, quantize
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import as_classifier, load_classifier
+from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, recipe
+from dfq_tf.tflite.export import TFLiteClassifier
 
 __version__ = "0.1.0"
 

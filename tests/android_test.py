@@ -30,12 +30,12 @@ def argb(images):
 
 def content_of(classifier):
     config = dfq_tf.CalibrationConfig()
-    graph, description = dfq_tf.pipeline.float_network(classifier, config)
+    graph, description = dfq_tf.api.float_network(classifier, config)
     images = networks.images(classifier.image_shape, 64)
-    student = dfq_tf.pipeline.post_training_student(
+    student = dfq_tf.api.post_training_student(
         graph, description, images, dfq_tf.BitWidths(), config
     )
-    return dfq_tf.export.convert(student)
+    return dfq_tf.tflite.export.convert(student)
 
 
 def run(content, buffer):

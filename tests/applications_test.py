@@ -6,10 +6,11 @@ import numpy as np
 from absl.testing import parameterized
 
 import dfq_tf
-from dfq_tf import calibration, export, pipeline
+from dfq_tf import api
 from dfq_tf.compat import keras, keras3, tf
-from dfq_tf.quantization import apply
+from dfq_tf.quantization import apply, calibration
 from dfq_tf.quantization.integers import round_biases
+from dfq_tf.tflite import export
 from tests import applications
 
 NETWORKS = [(name, "keras3") for name in applications.NETWORKS]
@@ -32,7 +33,7 @@ class ApplicationsTest(parameterized.TestCase, tf.test.TestCase):
         # Compares with the model's own answers.
         classifier = dfq_tf.as_classifier(model, **fed)
         images = applications.smooth_images((SIDE, SIDE, 3), 32, seed=0)[:16]
-        graph, description = pipeline.float_network(classifier, CONFIG)
+        graph, description = api.float_network(classifier, CONFIG)
         rewritten = graph.build()(description.normalize(images), training=False)
         expected = classifier.scores(images)
         spread = np.abs(expected).max()

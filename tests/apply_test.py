@@ -1,14 +1,13 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ModelError, TrainingError, UnsupportedLayerError
-from dfq_tf.graph import Graph
-from dfq_tf.quantization import apply, registry
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.graph import Graph
+from dfq_tf.quantization import apply, calibration, registry
+from dfq_tf.settings import BitWidths
 from tests import networks
 
 layers = keras.layers

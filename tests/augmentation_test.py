@@ -1,8 +1,8 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf.augmentation import augment, augment_pixels
 from dfq_tf.compat import tf
+from dfq_tf.training.augmentation import augment, augment_pixels
 from tests import helpers
 
 

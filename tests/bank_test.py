@@ -1,8 +1,8 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf.bank import ImageBank
 from dfq_tf.compat import tf
+from dfq_tf.distillation.bank import ImageBank
 
 
 def _batch(first, count):

@@ -3,12 +3,13 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import bias_correction, evaluation, memory
-from dfq_tf.calibration import calibrate
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
-from dfq_tf.quantization import apply
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.quantization import apply, bias_correction
+from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.settings import BitWidths
+from dfq_tf.training import memory
 from tests import digits, helpers, networks
 
 # So few bits that rounding shifts the means a lot.

@@ -3,10 +3,10 @@ import warnings
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf.bn_statistics import observe
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
+from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.graph.classifier import Classifier
 from tests import helpers
 
 layers = keras.layers

@@ -3,12 +3,14 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import export, layer_noise, pipeline
-from dfq_tf.classifier import Classifier
+from dfq_tf import api
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, CalibrationConfig, parse_widths
-from dfq_tf.description import ModelDescription
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
 from dfq_tf.models import build_model
+from dfq_tf.reports import layer_noise
+from dfq_tf.settings import BitWidths, CalibrationConfig, parse_widths
+from dfq_tf.tflite import export
 from tests import networks
 
 
@@ -36,7 +38,7 @@ class BuiltNetworksTest(tf.test.TestCase, parameterized.TestCase):
     def test_file_computes_every_layer(self, name, shape, widths):
         classifier = classifier_of(name, shape)
         config = CalibrationConfig(activation_range="min_max")
-        graph, description = pipeline.float_network(classifier, config)
+        graph, description = api.float_network(classifier, config)
         images = networks.images(shape, 48, seed=1)
         # The float rewrite is the same function.
         scores = classifier.scores(images)
@@ -44,7 +46,7 @@ class BuiltNetworksTest(tf.test.TestCase, parameterized.TestCase):
         self.assertGreater(np.ptp(scores, axis=0).min(), 0)
         self.assertAllClose(rewritten, scores, rtol=1e-3, atol=1e-3 * np.ptp(scores))
 
-        student = pipeline.post_training_student(
+        student = api.post_training_student(
             graph, description, images, parse_widths(widths, BitWidths()), config
         )
         content = export.convert(student)

@@ -3,13 +3,13 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration, memory
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, CalibrationConfig
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import TrainingError
-from dfq_tf.quantization import apply
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.settings import BitWidths, CalibrationConfig
+from dfq_tf.training import memory
 from tests import networks
 
 layers = keras.layers

@@ -6,14 +6,14 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration, memory
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.importing import load_classifier
-from dfq_tf.quantization import apply
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.settings import BitWidths
+from dfq_tf.training import memory
 from tests import helpers, networks
 
 layers = keras.layers

@@ -3,16 +3,16 @@ import math
 
 from absl.testing import parameterized
 
-from dfq_tf import config
+from dfq_tf import settings
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError
 
 _CLASSES = (
-    config.TeacherConfig,
-    config.RunConfig,
-    config.BitWidths,
-    config.CalibrationConfig,
-    config.DistillationConfig,
+    settings.TeacherConfig,
+    settings.RunConfig,
+    settings.BitWidths,
+    settings.CalibrationConfig,
+    settings.DistillationConfig,
 )
 
 
@@ -96,13 +96,13 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
                         cls(**{field.name: value})
 
     @parameterized.parameters(
-        (config.BitWidths, "num_bits_weight", 2, 8),
-        (config.BitWidths, "num_bits_activation", 4, 16),
-        (config.BitWidths, "num_bits_first", 2, 8),
-        (config.BitWidths, "num_bits_last", 2, 8),
-        (config.BitWidths, "num_bits_depthwise", 2, 8),
-        (config.CalibrationConfig, "calibration_images", 1, None),
-        (config.CalibrationConfig, "activation_percentile", None, 100),
+        (settings.BitWidths, "num_bits_weight", 2, 8),
+        (settings.BitWidths, "num_bits_activation", 4, 16),
+        (settings.BitWidths, "num_bits_first", 2, 8),
+        (settings.BitWidths, "num_bits_last", 2, 8),
+        (settings.BitWidths, "num_bits_depthwise", 2, 8),
+        (settings.CalibrationConfig, "calibration_images", 1, None),
+        (settings.CalibrationConfig, "activation_percentile", None, 100),
     )
     def test_numbers_of_quantization_have_these_limits(self, cls, name, low, high):
         for limit, sign in ((low, -1), (high, 1)):
@@ -113,22 +113,22 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_a_percentile_is_more_than_half(self):
         # Half the values below the upper end and half above the lower: no range.
-        kept = config.CalibrationConfig(activation_percentile=50.5)
+        kept = settings.CalibrationConfig(activation_percentile=50.5)
         self.assertEqual(kept.activation_percentile, 50.5)
         with self.assertRaisesRegex(
             ConfigError, "activation_percentile is 50; it must be above 50"
         ):
-            config.CalibrationConfig(activation_percentile=50)
+            settings.CalibrationConfig(activation_percentile=50)
 
     def test_weights_have_no_percentile(self):
         for method in ("min_max", "percentile", "mse"):
-            kept = config.CalibrationConfig(activation_range=method)
+            kept = settings.CalibrationConfig(activation_range=method)
             self.assertEqual(kept.activation_range, method)
         with self.assertRaisesRegex(
             ConfigError,
             r"weight_range is 'percentile'; it must be one of \['min_max', 'mse'\]",
         ):
-            config.CalibrationConfig(weight_range="percentile")
+            settings.CalibrationConfig(weight_range="percentile")
 
     def test_unknown_precision_names_the_choices(self):
         with self.assertRaisesRegex(
@@ -136,7 +136,7 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
             r"precision is 'float16'; it must be one of "
             r"\['auto', 'float32', 'bfloat16'\]",
         ):
-            config.RunConfig(precision="float16")
+            settings.RunConfig(precision="float16")
 
     @parameterized.parameters(*_CLASSES)
     def test_settings_are_frozen(self, cls):
@@ -145,12 +145,12 @@ class ConfigTest(parameterized.TestCase, tf.test.TestCase):
             setattr(cls(), name, 1)
 
     def test_unknown_method_names_the_choices(self):
-        for method in config.METHODS:
-            self.assertIsNone(config.check_method(method))
+        for method in settings.METHODS:
+            self.assertIsNone(settings.check_method(method))
         with self.assertRaisesRegex(
             ConfigError, r"method is 'qat'; it must be one of \['df_q', 'df_qat_kd'\]"
         ):
-            config.check_method("qat")
+            settings.check_method("qat")
 
 
 class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
@@ -161,18 +161,18 @@ class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
             f"^num_bits_activation is {num_bits}; TFLite stores activations in 8 or 16 "
             "bits, so it must be 4 to 8, or 16$",
         ):
-            config.BitWidths(num_bits_activation=num_bits)
+            settings.BitWidths(num_bits_activation=num_bits)
 
     @parameterized.parameters(4, 5, 6, 7, 8, 16)
     def test_other_activations_are_allowed(self, num_bits):
-        widths = config.BitWidths(num_bits_activation=num_bits)
+        widths = settings.BitWidths(num_bits_activation=num_bits)
         self.assertEqual(widths.num_bits_activation, num_bits)
 
     @parameterized.parameters(((8, 8), "W8A8"), ((4, 16), "W4A16"), ((2, 5), "W2A5"))
     def test_name_tells_weights_and_activations(self, bits, name):
-        self.assertEqual(config.BitWidths(*bits).name, name)
+        self.assertEqual(settings.BitWidths(*bits).name, name)
         others = dict(num_bits_first=3, num_bits_last=6, num_bits_depthwise=7)
-        self.assertEqual(config.BitWidths(*bits, **others).name, name)
+        self.assertEqual(settings.BitWidths(*bits, **others).name, name)
 
 
 class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
@@ -180,22 +180,22 @@ class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
         ("W4A8", 4, 8), ("w4a8", 4, 8), ("W2a16", 2, 16), (" W8A4\n", 8, 4)
     )
     def test_reads_weights_then_activations(self, name, weight, activation):
-        widths = config.parse_widths(name)
+        widths = settings.parse_widths(name)
         self.assertEqual(widths.num_bits_weight, weight)
         self.assertEqual(widths.num_bits_activation, activation)
 
     def test_every_name_reads_as_what_it_names(self):
         for weight in range(2, 9):
             for activation in (4, 5, 6, 7, 8, 16):
-                widths = config.BitWidths(weight, activation)
-                self.assertEqual(config.parse_widths(widths.name), widths)
+                widths = settings.BitWidths(weight, activation)
+                self.assertEqual(settings.parse_widths(widths.name), widths)
 
     def test_keeps_all_other_settings(self):
         others = dict(
             per_channel=False, num_bits_first=3, num_bits_last=6, num_bits_depthwise=7
         )
-        widths = config.parse_widths("W4A16", config.BitWidths(5, 6, **others))
-        self.assertEqual(widths, config.BitWidths(4, 16, **others))
+        widths = settings.parse_widths("W4A16", settings.BitWidths(5, 6, **others))
+        self.assertEqual(widths, settings.BitWidths(4, 16, **others))
 
     @parameterized.parameters(
         "", "W4", "A8", "4/8", "48", "A8W4", "W4A", "WA", "W-4A8", "W4A8.0", "W4 A8"
@@ -205,7 +205,7 @@ class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
             ConfigError,
             f"^widths is {name!r}; write the bits of weights and activations as W4A8$",
         ):
-            config.parse_widths(name)
+            settings.parse_widths(name)
 
     @parameterized.parameters(
         ("W1A8", "num_bits_weight is 1; it must be at least 2"),
@@ -219,7 +219,7 @@ class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_a_width_out_of_its_limits_is_refused(self, name, message):
         with self.assertRaisesRegex(ConfigError, f"^{message}"):
-            config.parse_widths(name)
+            settings.parse_widths(name)
 
 
 class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
@@ -247,22 +247,22 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_contradictions_are_refused(self, settings, message):
         with self.assertRaisesRegex(ConfigError, f"^{message}$"):
-            config.DistillationConfig(**settings)
+            settings.DistillationConfig(**settings)
 
     def test_batch_size_alone_may_be_auto_and_is_by_default(self):
-        self.assertEqual(config.AUTO, 0)
+        self.assertEqual(settings.AUTO, 0)
         fields = [f for cls in _CLASSES for f in dataclasses.fields(cls)]
         names = [field.name for field in fields if field.metadata["auto"]]
         self.assertEqual(names, ["batch_size"])
-        for name in config.RECIPES:
-            self.assertEqual(config.recipe(name).batch_size, config.AUTO)
-        self.assertEqual(config.DistillationConfig().batch_size, config.AUTO)
+        for name in settings.RECIPES:
+            self.assertEqual(settings.recipe(name).batch_size, settings.AUTO)
+        self.assertEqual(settings.DistillationConfig().batch_size, settings.AUTO)
         # There is nothing yet that the generators could be more than.
-        kept = config.DistillationConfig(batch_size=config.AUTO, num_generators=500)
+        kept = settings.DistillationConfig(batch_size=settings.AUTO, num_generators=500)
         self.assertEqual((kept.batch_size, kept.num_generators), (0, 500))
 
     def test_paper_is_the_loop_of_choi_et_al(self):
-        paper = config.recipe("paper")
+        paper = settings.recipe("paper")
         self.assertEqual((paper.generator_steps, paper.student_steps), (1, 1))
         # Every step on fresh noise, the losses as they are published.
         self.assertEqual((paper.bank_images, paper.share_images), (0, False))
@@ -276,10 +276,10 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         )
 
     def test_changes_take_the_place_of_the_recipes_settings(self):
-        for name in config.RECIPES:
-            changed = config.recipe(name, rounds=7, temperature=2.0)
+        for name in settings.RECIPES:
+            changed = settings.recipe(name, rounds=7, temperature=2.0)
             expected = dataclasses.replace(
-                config.recipe(name), rounds=7, temperature=2.0
+                settings.recipe(name), rounds=7, temperature=2.0
             )
             self.assertEqual(changed, expected)
 
@@ -287,14 +287,16 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(
             ConfigError, r"^recipe is 'soup'; it must be one of \['bank', 'paper'\]$"
         ):
-            config.recipe("soup")
+            settings.recipe("soup")
 
     def test_settings_of_a_phase_are_settings(self):
-        names = [field.name for field in dataclasses.fields(config.DistillationConfig)]
-        self.assertContainsSubset(config.PHASE_SETTINGS, names)
+        names = [
+            field.name for field in dataclasses.fields(settings.DistillationConfig)
+        ]
+        self.assertContainsSubset(settings.PHASE_SETTINGS, names)
         self.assertContainsSubset(
-            {name for recipe in config.RECIPES.values() for name in recipe},
-            config.PHASE_SETTINGS,
+            {name for recipe in settings.RECIPES.values() for name in recipe},
+            settings.PHASE_SETTINGS,
         )
 
 

@@ -8,9 +8,9 @@ import tensorflow_datasets as tfds
 from absl.testing import parameterized
 from tensorflow_datasets import download
 
-from dfq_tf import data
 from dfq_tf.compat import tf
 from dfq_tf.errors import DataError
+from dfq_tf.with_data import datasets as data
 
 # Where a checkout may have the TFDS files of CIFAR-10.
 TFDS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"

@@ -7,8 +7,8 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
-from dfq_tf.description import ModelDescription, description_path
 from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.graph.description import ModelDescription, description_path
 
 _DESCRIPTION = ModelDescription(
     (120.0, 110.5, 100.0), (0.0156, 1 / 3, 0.02), "softmax", ("cat", "dög")

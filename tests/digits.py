@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 
-from dfq_tf import data
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
-from dfq_tf.description import ModelDescription
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.with_data import datasets as data
 
 layers = keras.layers
 

@@ -10,10 +10,10 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import distribution, replicas
 from dfq_tf.compat import tf
-from dfq_tf.config import AUTO
 from dfq_tf.errors import ConfigError, TrainingError
+from dfq_tf.settings import AUTO
+from dfq_tf.training import devices, replicas
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -43,25 +43,25 @@ class OneDeviceTest(tf.test.TestCase):
 
         model = helpers.small_classifier().model
         one_mirror = tf.distribute.MirroredStrategy(["/cpu:0"])
-        for strategy in (None, distribution.make_strategy("none"), one_mirror):
-            copies = distribution.Copies(strategy)
-            self.assertIs(distribution.everywhere(step, strategy), step)
+        for strategy in (None, devices.make_strategy("none"), one_mirror):
+            copies = devices.Copies(strategy)
+            self.assertIs(devices.everywhere(step, strategy), step)
             self.assertIs(copies.of(model), model)
             self.assertIs(copies.up_to_date(step), step)
-            self.assertEqual(distribution.worker_index(strategy), 0)
-            distribution.check_batch(strategy, 7, 3)
-            rows = distribution.of_all_workers([3, 5], strategy=strategy)
+            self.assertEqual(devices.worker_index(strategy), 0)
+            devices.check_batch(strategy, 7, 3)
+            rows = devices.of_all_workers([3, 5], strategy=strategy)
             self.assertAllEqual(rows, [[3, 5]])
 
     def test_errors_of_one_device_are_no_lost_workers(self):
-        @distribution.names_lost_workers
+        @devices.names_lost_workers
         def train(strategy):
             raise tf.errors.UnavailableError(None, None, "a device is gone")
 
         with self.assertRaises(tf.errors.UnavailableError):
             train(strategy=None)
         with (
-            mock.patch.object(distribution, "_num_workers", return_value=2),
+            mock.patch.object(devices, "_num_workers", return_value=2),
             self.assertRaisesRegex(TrainingError, "a worker was lost"),
         ):
             train(strategy=None)
@@ -80,16 +80,16 @@ class RoundBatchTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_gives_what_is_allowed(self, replicas, generators, size, expected):
         strategy = mock.Mock(num_replicas_in_sync=replicas)
-        rounded = distribution.round_batch(strategy, size, generators)
+        rounded = devices.round_batch(strategy, size, generators)
         self.assertEqual(rounded, expected)
-        distribution.check_batch(strategy, rounded, generators)
+        devices.check_batch(strategy, rounded, generators)
 
     def test_a_batch_without_a_number_is_refused(self):
         for strategy in (None, mock.Mock(num_replicas_in_sync=2)):
             with self.assertRaisesRegex(
                 ConfigError, "^batch_size is 0, auto, where a number is needed"
             ):
-                distribution.check_batch(strategy, AUTO)
+                devices.check_batch(strategy, AUTO)
 
 
 class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
@@ -120,7 +120,7 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
             mock.patch.object(tf.distribute, "MultiWorkerMirroredStrategy") as made,
             self.assertRaises(ConfigError) as caught,
         ):
-            distribution.make_strategy("multi_worker")
+            devices.make_strategy("multi_worker")
         made.assert_not_called()
         message = str(caught.exception)
         self.assertStartsWith(message, f"TF_CONFIG is {text!r}: {problem}")
@@ -129,14 +129,14 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
             mock.patch.dict(os.environ, TF_CONFIG=example),
             mock.patch.object(tf.distribute, "MultiWorkerMirroredStrategy") as made,
         ):
-            distribution.make_strategy("multi_worker")
+            devices.make_strategy("multi_worker")
         made.assert_called_once_with()
 
     def test_absent_is_not_set(self):
         with mock.patch.dict(os.environ):
             os.environ.pop("TF_CONFIG", None)
             with self.assertRaisesRegex(ConfigError, "it is not set"):
-                distribution.make_strategy("multi_worker")
+                devices.make_strategy("multi_worker")
 
     def test_strategy_that_comes_too_late_is_one_message(self):
         tf.ones(1).numpy()
@@ -144,11 +144,11 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
             mock.patch.dict(os.environ, TF_CONFIG=_tf_config()),
             self.assertRaisesRegex(ConfigError, "cannot be started, for .*startup"),
         ):
-            distribution.make_strategy("multi_worker")
+            devices.make_strategy("multi_worker")
 
     def test_unknown_name(self):
         with self.assertRaisesRegex(ConfigError, "distribute is 'all'; .*mirrored"):
-            distribution.make_strategy("all")
+            devices.make_strategy("all")
 
     @parameterized.parameters("distill", "train_teacher")
     def test_tool_ends_with_one_message(self, tool):

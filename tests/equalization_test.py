@@ -1,13 +1,12 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
-from dfq_tf.equalization import equalize, equalized_pairs
-from dfq_tf.graph import Graph
-from dfq_tf.quantization import apply
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.equalization import equalize, equalized_pairs
+from dfq_tf.graph.graph import Graph
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.settings import BitWidths
 from tests import helpers, networks
 
 layers = keras.layers

@@ -1,8 +1,8 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import evaluation
 from dfq_tf.compat import tf
+from dfq_tf.graph import evaluation
 
 _SCORES = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [0.1, 0.2, 0.3], [9.0, 0, 0]])
 

@@ -6,14 +6,14 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
-from dfq_tf import calibration, export
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, CalibrationConfig
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ExportError, ModelError
-from dfq_tf.quantization import apply
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.quantization import apply, calibration
 from dfq_tf.quantization.integers import round_biases
+from dfq_tf.settings import BitWidths, CalibrationConfig
+from dfq_tf.tflite import export
 from tests import helpers, networks
 
 layers = keras.layers

@@ -8,12 +8,13 @@ from unittest import mock
 from absl import flags
 from absl.testing import flagsaver, parameterized
 
-from dfq_tf import data, models, pipeline
-from dfq_tf.classifier import Classifier
+from dfq_tf import api, models
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import AUTO, CalibrationConfig, recipe
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import WorkdirError
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.settings import AUTO, CalibrationConfig, recipe
+from dfq_tf.with_data import datasets as data
 from tests import helpers
 from tools import common, distill, quantize
 from tools import run as run_tool
@@ -84,8 +85,8 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
                 student, teacher.image_shape, teacher.num_classes
             ).count_params(),
         )
-        with mock.patch.object(pipeline, "held_out_count", return_value=4):
-            result = pipeline.distill(
+        with mock.patch.object(api, "held_out_count", return_value=4):
+            result = api.distill(
                 teacher, new, config=config, precision="float32", show_progress=False
             )
         self.assertFalse(
@@ -131,11 +132,11 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertIsNone(flags.FLAGS.student)
         config = dataclasses.replace(quantize.qat_config(), rounds=1, **FAST)
         with (
-            mock.patch.object(pipeline, "held_out_count", return_value=4),
+            mock.patch.object(api, "held_out_count", return_value=4),
             # After one step the student may well agree less, and a warning says so.
-            mock.patch.object(pipeline.warnings, "warn"),
+            mock.patch.object(api.warnings, "warn"),
         ):
-            _, _, measured = pipeline.make_student(
+            _, _, measured = api.make_student(
                 teacher,
                 method="df_qat_kd",
                 config=config,

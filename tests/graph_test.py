@@ -3,7 +3,7 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import Graph, Node, unique_name
+from dfq_tf.graph.graph import Graph, Node, unique_name
 from tests import helpers
 
 layers = keras.layers

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.description import ModelDescription
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
 
 layers = keras.layers
 

@@ -6,10 +6,10 @@ import numpy as np
 from absl.testing import parameterized
 
 import dfq_tf
-from dfq_tf import rewrite
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ConfigError, ModelError, UnsupportedLayerError
-from dfq_tf.graph import Graph
+from dfq_tf.graph import rewriting
+from dfq_tf.graph.graph import Graph
 from tests import helpers, networks
 
 K = keras3()
@@ -110,7 +110,7 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(described.input_scale, [1.0])
         expected = answers(model, pixels())
         self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-3)
-        graph = rewrite.fold(Graph.from_model(classifier.model))
+        graph = rewriting.fold(Graph.from_model(classifier.model))
         convolutions = [n for n in graph.nodes.values() if n.kind == "Conv2D"]
         self.assertLen(convolutions, 1)
         fed = described.normalize(tf.constant(pixels(), tf.float32))
@@ -372,7 +372,7 @@ class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
         kinds = {type(layer).__name__ for layer in classifier.model.layers}
         self.assertNotIn("TFOpLambda", kinds)
         # The quantization knows what has become of it.
-        dfq_tf.pipeline.float_network(classifier, dfq_tf.CalibrationConfig())
+        dfq_tf.api.float_network(classifier, dfq_tf.CalibrationConfig())
 
     @parameterized.parameters(
         (lambda x: tf.expand_dims(x[..., 0], -1), "it takes one channel alone"),

@@ -4,17 +4,14 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration, costs, export, importing, inspection
 from dfq_tf.compat import keras, keras3, tf
-from dfq_tf.config import (
-    BitWidths,
-    CalibrationConfig,
-    DistillationConfig,
-    RunConfig,
-)
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph import Graph
-from dfq_tf.quantization import apply
+from dfq_tf.graph.graph import Graph
+from dfq_tf.importing import classifiers
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.reports import costs, inspection
+from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
+from dfq_tf.tflite import export
 from tests import networks
 
 layers = keras.layers
@@ -188,7 +185,7 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
         x = k3.layers.GlobalAveragePooling2D()(x)
         model = k3.Model(image, k3.layers.Dense(1, activation="sigmoid")(x))
         found = inspection.inspect(model)
-        content = file_of(importing.as_classifier(model))
+        content = file_of(classifiers.as_classifier(model))
         self.assertEqual(operators_of(found.rows), operators_in(content))
         self.assertAllClose(found.file_bytes, len(content), rtol=0.15)
         self.assertEqual((found.num_outputs, found.gives), (1, "sigmoid"))
@@ -343,7 +340,7 @@ class CostsTest(tf.test.TestCase):
             layers.Flatten(),
             layers.Dense(3),
         )
-        teacher = importing.as_classifier(model, **FED)
+        teacher = classifiers.as_classifier(model, **FED)
         weights = teacher.model.get_weights()
         config = DistillationConfig(noise_dim=8)
         cost = costs.measure(
@@ -359,7 +356,7 @@ class CostsTest(tf.test.TestCase):
 
     def test_steps_are_multiplied(self):
         model = sequential(layers.Flatten(), layers.Dense(3))
-        teacher = importing.as_classifier(model, **FED)
+        teacher = classifiers.as_classifier(model, **FED)
         config = DistillationConfig(
             noise_dim=8,
             batch_size=64,

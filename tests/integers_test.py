@@ -1,14 +1,13 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import calibration
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, CalibrationConfig
-from dfq_tf.description import ModelDescription
-from dfq_tf.graph import Graph
-from dfq_tf.quantization import apply, integers
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.graph import Graph
+from dfq_tf.quantization import apply, calibration, integers
 from dfq_tf.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from dfq_tf.settings import BitWidths, CalibrationConfig
 from tests import helpers, networks
 
 layers = keras.layers

@@ -3,11 +3,11 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import rewrite
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import Graph
-from dfq_tf.keras3 import Keras3Reader
+from dfq_tf.graph import rewriting
+from dfq_tf.graph.graph import Graph
+from dfq_tf.importing.keras3 import Keras3Reader
 from tests import helpers
 
 K = keras3()
@@ -172,7 +172,7 @@ class Keras3ReaderTest(parameterized.TestCase, tf.test.TestCase):
                 node.shape, tuple(rebuilt.get_layer(node.name).output.shape[1:])
             )
         # And so are those of the network without BN and the like.
-        folded = rewrite.fold(graph).build()
+        folded = rewriting.fold(graph).build()
         self.assertAllClose(folded(images, training=False), expected, atol=1e-4)
 
     def test_all_layers_that_are_not_known_are_named(self):

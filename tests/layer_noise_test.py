@@ -11,14 +11,16 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
-from dfq_tf import export, layer_noise, memory
-from dfq_tf.calibration import calibrate
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
 from dfq_tf.errors import ExportError
-from dfq_tf.layer_noise import LayerNoise
+from dfq_tf.graph.classifier import Classifier
 from dfq_tf.quantization import apply
+from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.reports import layer_noise
+from dfq_tf.reports.layer_noise import LayerNoise
+from dfq_tf.settings import BitWidths
+from dfq_tf.tflite import export
+from dfq_tf.training import memory
 from tests import helpers, networks
 
 layers = keras.layers

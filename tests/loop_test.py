@@ -6,10 +6,10 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import loop
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import TrainingError
-from dfq_tf.loop import run_loop
+from dfq_tf.training import loop
+from dfq_tf.training.loop import run_loop
 from tests import helpers
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import losses
 from dfq_tf.compat import tf
+from dfq_tf.distillation import losses
 
 
 def _softmax(logits):

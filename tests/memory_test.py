@@ -6,9 +6,10 @@ from unittest import mock
 
 from absl.testing import parameterized
 
-from dfq_tf import memory, models
+from dfq_tf import models
 from dfq_tf.compat import keras, tf, traced
-from dfq_tf.config import AUTO, DistillationConfig
+from dfq_tf.settings import AUTO, DistillationConfig
+from dfq_tf.training import memory
 from tests import helpers
 
 layers = keras.layers

@@ -8,9 +8,9 @@ import numpy as np
 from absl.testing import parameterized
 
 import dfq_tf
-from dfq_tf import model_file
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ModelError
+from dfq_tf.importing import files
 from tests import helpers
 
 K = keras3()
@@ -38,7 +38,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
         path = self.folder / f"model{suffix}"
         model.save(path)
-        loaded = model_file.read_model(path)
+        loaded = files.read_model(path)
         self.assertIsInstance(loaded, library.Model)
         self.assertTrue(helpers.all_equal(loaded.get_weights(), model.get_weights()))
 
@@ -50,7 +50,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         (self.folder / "b.h5").rename(self.folder / "d.keras")
         for name in ("c.h5", "d.keras"):
             with self.assertRaisesRegex(ModelError, "its content is .*rename it"):
-                model_file.read_model(self.folder / name)
+                files.read_model(self.folder / name)
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_lambda_is_run_only_if_it_is_allowed(self, library, suffix):
@@ -90,7 +90,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             with self.assertRaisesRegex(
                 ModelError, r"names dfq_tf_trap.(Conv2D|function)[^.]*, which is not"
             ):
-                model_file.read_model(path)
+                files.read_model(path)
         finally:
             sys.path.remove(str(self.folder))
         self.assertNotIn("dfq_tf_trap", sys.modules)
@@ -103,7 +103,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         for make in (makers.MobileNetV3Small, makers.EfficientNetB0):
             model = make(weights=None, input_shape=(32, 32, 3), classes=3)
             config = json.loads(model.to_json())
-            model_file._check_config(self.folder, config, False)
+            files._check_config(self.folder, config, False)
 
     def test_model_of_models_is_looked_through(self):
         inner = network(K, K.layers.Lambda(lambda x: 2 * x, name="inside"))
@@ -111,15 +111,15 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         path = self.folder / "model.keras"
         K.Model(image, inner(image)).save(path)
         with self.assertRaisesRegex(ModelError, r"Python code \(inside"):
-            model_file.read_model(path)
+            files.read_model(path)
 
     def test_quantized_student_is_read(self):
         images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
         config = dfq_tf.CalibrationConfig()
-        graph, description = dfq_tf.pipeline.float_network(
+        graph, description = dfq_tf.api.float_network(
             helpers.small_classifier(), config
         )
-        student = dfq_tf.pipeline.post_training_student(
+        student = dfq_tf.api.post_training_student(
             graph, description, images, dfq_tf.BitWidths(), config
         )
         student.save(self.folder / "student.keras")

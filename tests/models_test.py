@@ -6,8 +6,8 @@ from absl.testing import parameterized
 
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
+from dfq_tf.distillation.generator import ToPixels, UpsampledConv2D, build_generator
 from dfq_tf.errors import ConfigError
-from dfq_tf.models.generator import ToPixels, UpsampledConv2D, build_generator
 from dfq_tf.models.layers import bn, conv
 from tests import helpers
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.description import ModelDescription
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
 from dfq_tf.models import build_model
 
 layers = keras.layers

@@ -1,8 +1,8 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import optimizers
 from dfq_tf.compat import keras, tf
+from dfq_tf.training import optimizers
 from tests import helpers
 
 

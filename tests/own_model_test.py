@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import dfq_tf
-from dfq_tf import data, evaluation
 from dfq_tf.compat import keras3, tf
+from dfq_tf.graph import evaluation
+from dfq_tf.with_data import datasets as data
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -8,17 +8,17 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import schema_py_generated as schema
 
-from dfq_tf import bn_statistics, evaluation, export, memory, pipeline, training
-from dfq_tf.classifier import Classifier
+from dfq_tf import api
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import (
-    BitWidths,
-    CalibrationConfig,
-    DistillationConfig,
-    recipe,
-)
+from dfq_tf.distillation import phases
+from dfq_tf.distillation import teacher as bn_statistics
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
 from dfq_tf.quantization import apply
+from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, recipe
+from dfq_tf.tflite import export
+from dfq_tf.training import memory
 from tests import digits, helpers
 
 layers = keras.layers
@@ -37,7 +37,7 @@ def quantize(teacher, **kwargs):
     settings = dict(
         config=CONFIG, calibration=CALIBRATION, precision="float32", show_progress=False
     )
-    return pipeline.quantize(teacher, **{**settings, **kwargs})
+    return api.quantize(teacher, **{**settings, **kwargs})
 
 
 def tiny(teacher, **kwargs):
@@ -70,7 +70,7 @@ def assert_no_training():
         raise AssertionError("a step was taken")
 
     names = ("warm_up_step", "generator_step", "student_step")
-    return mock.patch.multiple(training.steps, **{name: refuse for name in names})
+    return mock.patch.multiple(phases.steps, **{name: refuse for name in names})
 
 
 class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
@@ -94,7 +94,7 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         )
         export.check_integer_only(result.tflite)
         self.assertTrue(helpers.all_equal(self.teacher.model.weights, before))
-        images = training.generate(result.generators, CONFIG, 64, seed=3)
+        images = phases.generate(result.generators, CONFIG, 64, seed=3)
         self.assertEqual(images.shape, (64, 8, 8, 1))
         self.assertGreater(images.std(), 10)
         measured = {"distillation_loss", "agreement"} if method != "df_q" else set()
@@ -205,7 +205,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
     def test_bias_correction_gives_the_means_of_the_float_network(self):
         corrected = self.quantized(bias_correction=True)
         # The images that the student was calibrated on: the same draw.
-        images = training.generate(corrected.generators, TINY, 32, seed=0)
+        images = phases.generate(corrected.generators, TINY, 32, seed=0)
         expected = self.float_means(images)
         plain = self.student_means(self.plain.student, images)
         means = self.student_means(corrected.student, images)
@@ -237,7 +237,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_activation_range_is_the_extreme_or_less(self):
         result = self.quantized(activation_range="min_max", weight_range="min_max")
-        images = training.generate(result.generators, TINY, 32, seed=0)
+        images = phases.generate(result.generators, TINY, 32, seed=0)
         relu = self.teacher.model.get_layer("relu1")
         observed = keras.Model(self.teacher.model.input, relu.output)
         output = observed((images.astype(np.float32) - 120) / 64, training=False)
@@ -249,7 +249,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_ranges_are_those_of_so_many_images(self):
         result = self.quantized(activation_range="min_max", calibration_images=3)
-        images = training.generate(result.generators, TINY, 3, seed=0)
+        images = phases.generate(result.generators, TINY, 3, seed=0)
         relu = self.teacher.model.get_layer("relu1")
         observed = keras.Model(self.teacher.model.input, relu.output)
         output = observed((images.astype(np.float32) - 120) / 64, training=False)
@@ -277,9 +277,9 @@ class BatchSizeTest(tf.test.TestCase):
         super().setUp()
         self.seen = set()
         for module, name in (
-            (training, "warm_up"),
-            (training, "distill"),
-            (training, "generate"),
+            (phases, "warm_up"),
+            (phases, "distill"),
+            (phases, "generate"),
         ):
             self._watch(module, name)
         self.config = dataclasses.replace(
@@ -308,13 +308,13 @@ class BatchSizeTest(tf.test.TestCase):
 
     def test_distillation(self):
         student = helpers.small_classifier(seed=1)
-        pipeline.distill(self.teacher, student, config=self.config, show_progress=False)
+        api.distill(self.teacher, student, config=self.config, show_progress=False)
         self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
 
     def test_quantization(self):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one step makes nobody agree more
-            pipeline.quantize(
+            api.quantize(
                 self.teacher,
                 config=self.config,
                 calibration=TINY_CALIBRATION,
@@ -323,7 +323,7 @@ class BatchSizeTest(tf.test.TestCase):
         self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
 
     def test_warm_up_alone(self):
-        pipeline.warmed_up(
+        api.warmed_up(
             self.teacher,
             config=self.config,
             seed=0,
@@ -336,7 +336,7 @@ class BatchSizeTest(tf.test.TestCase):
     def test_training_takes_no_auto(self):
         observed = bn_statistics.observe(self.teacher)
         with self.assertRaisesRegex(ConfigError, "batch_size is 0, auto, where a"):
-            training.warm_up(observed, [], self.config, seed=0)
+            phases.warm_up(observed, [], self.config, seed=0)
 
 
 class DistillTest(tf.test.TestCase, parameterized.TestCase):
@@ -355,7 +355,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
 
     def distill(self, student=None, **kwargs):
         settings = dict(config=self.TINY, precision="float32", show_progress=False)
-        return pipeline.distill(
+        return api.distill(
             digits.teacher(), student or small_student(), **{**settings, **kwargs}
         )
 
@@ -415,7 +415,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         weights = first.student.model.weights
         self.assertTrue(helpers.all_equal(weights, same.student.model.weights))
         self.assertFalse(helpers.all_equal(weights, other.student.model.weights))
-        with mock.patch.object(training.steps, "answered_step") as step:
+        with mock.patch.object(phases.steps, "answered_step") as step:
             again = self.distill(seed=1, directory=folder)
         step.assert_not_called()
         self.assertTrue(helpers.all_equal(weights, again.student.model.weights))
@@ -441,13 +441,13 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
     def test_student_that_agrees_best_is_kept(self):
         config = dataclasses.replace(self.TINY, num_students=3)
         trained = []
-        distill = training.distill
+        distill = phases.distill
 
         def watched(teacher, generators, students, *args, **kwargs):
             trained.extend(students)
             return distill(teacher, generators, students, *args, **kwargs)
 
-        with mock.patch.object(training, "distill", watched):
+        with mock.patch.object(phases, "distill", watched):
             result = self.distill(config=config)
         self.assertLen(result.agreements, 3)
         best = trained[int(np.argmax(result.agreements))]
@@ -457,7 +457,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         for other in others:
             self.assertFalse(helpers.all_equal(weights, other.model.weights))
         # Each agreement is of its own student, on images that all see.
-        images = training.generate(result.generators, config, 50, seed=9)
+        images = phases.generate(result.generators, config, 50, seed=9)
         self.assertLen({each.scores(images).tobytes() for each in trained}, 3)
 
     @parameterized.parameters(
@@ -504,7 +504,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.prepared = pipeline.prepare(
+        cls.prepared = api.prepare(
             digits.teacher(),
             config=TINY,
             calibration=TINY_CALIBRATION,
@@ -519,7 +519,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
 
     @classmethod
     def student(cls, widths):
-        return pipeline.post_training_student(
+        return api.post_training_student(
             cls.prepared.graph,
             cls.prepared.description,
             cls.prepared.images,
@@ -530,7 +530,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
     @classmethod
     def distilled(cls, widths, directory=None, evaluate=None):
         student = cls.student(widths)
-        (generator,), _ = pipeline.distilled_student(
+        (generator,), _ = api.distilled_student(
             cls.prepared,
             student,
             config=TINY,
@@ -543,7 +543,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         return student, generator
 
     def test_images_are_drawn_from_the_generator(self):
-        expected = training.generate(self.prepared.generators, TINY, 32, seed=1)
+        expected = phases.generate(self.prepared.generators, TINY, 32, seed=1)
         self.assertAllEqual(self.prepared.images, expected)
         self.assertEqual(self.prepared.images.dtype, np.uint8)
 
@@ -574,7 +574,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         )
 
     def test_held_out_images_are_others(self):
-        expected = training.generate(self.prepared.generators, TINY, 1000, seed=2)
+        expected = phases.generate(self.prepared.generators, TINY, 1000, seed=2)
         self.assertAllEqual(self.prepared.held_out, expected)
         scores = digits.teacher().scores(expected)
         self.assertAllClose(self.prepared.answers, scores, atol=1e-5)
@@ -590,7 +590,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         before = agreement()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            _, measured = pipeline.distilled_student(
+            _, measured = api.distilled_student(
                 self.prepared,
                 student,
                 config=dataclasses.replace(TINY, student_learning_rate=learning_rate),

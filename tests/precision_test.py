@@ -3,9 +3,9 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import precision
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
+from dfq_tf.training import copies as precision
 from tests import helpers
 
 layers = keras.layers

@@ -3,8 +3,8 @@ import pathlib
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import preview
 from dfq_tf.compat import tf
+from dfq_tf.reports import pictures
 
 
 class WritePreviewTest(parameterized.TestCase, tf.test.TestCase):
@@ -14,7 +14,7 @@ class WritePreviewTest(parameterized.TestCase, tf.test.TestCase):
     def test_small_images_are_enlarged_and_large_ones_are_not(self, shape, times):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (3, *shape), np.uint8)
-        path = preview.write_preview(images, self.get_temp_dir(), "made")
+        path = pictures.write_preview(images, self.get_temp_dir(), "made")
         self.assertEqual(path, pathlib.Path(self.get_temp_dir()) / "made.png")
         picture = tf.io.decode_png(path.read_bytes(), channels=shape[2]).numpy()
         height, width = shape[:2]

@@ -1,9 +1,10 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import models, progressive_resizing
+from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
+from dfq_tf.with_data import progressive_resizing
 from tests import helpers
 
 

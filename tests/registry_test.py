@@ -1,11 +1,11 @@
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import Graph
+from dfq_tf.graph.graph import Graph
 from dfq_tf.quantization import apply, registry
 from dfq_tf.quantization.registry import LayerQuantizeConfig
+from dfq_tf.settings import BitWidths
 from tests import networks
 
 layers = keras.layers

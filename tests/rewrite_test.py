@@ -1,10 +1,11 @@
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import models, rewrite
+from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ModelError, UnsupportedLayerError
-from dfq_tf.graph import Graph
+from dfq_tf.graph import rewriting
+from dfq_tf.graph.graph import Graph
 from tests import helpers
 
 layers = keras.layers
@@ -309,7 +310,7 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
 
     def _rewritten(self, model):
         """The rewritten graph, after a check that its outputs are the model's."""
-        graph = rewrite.dense_as_convolution(rewrite.fold(Graph.from_model(model)))
+        graph = rewriting.dense_as_convolution(rewriting.fold(Graph.from_model(model)))
         self.assertEmpty(_GONE & {node.kind for node in graph.nodes.values()})
         self._check_equal(graph, model)
         return graph
@@ -318,13 +319,13 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
     def test_bn_goes_into_the_weights_before_it(self, make):
         model = helpers.randomise(make())
         before = Graph.from_model(model)
-        graph = rewrite.fold(before)
+        graph = rewriting.fold(before)
         self._check_equal(graph, model)
         gone = ("BatchNormalization", "Dropout", "Activation")
         kept = [
             node.kind
             for node in before.nodes.values()
-            if node.kind not in gone or rewrite.is_relu(node)
+            if node.kind not in gone or rewriting.is_relu(node)
         ]
         self.assertEqual([node.kind for node in graph.nodes.values()], kept)
 
@@ -354,7 +355,7 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
             ["InputLayer", "Conv2D", "DepthwiseConv2D", "ReLU", "Multiply", "Flatten"],
         )
         (relu,) = (node for node in graph.nodes.values() if node.kind == "ReLU")
-        self.assertAlmostEqual(rewrite.relu_top(relu), 1.0)
+        self.assertAlmostEqual(rewriting.relu_top(relu), 1.0)
 
     def test_scale_that_is_not_of_all_channels_stays_behind_the_relu(self):
         model = _model(layers.ReLU(6.0), layers.Rescaling([1.0, 2.0, 3.0]))
@@ -406,7 +407,7 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
     def test_nothing_to_fold_leaves_the_graph_as_it_is(self):
         model = helpers.randomise(_model(layers.Conv2D(4, 3), layers.ReLU()))
         graph = Graph.from_model(model)
-        folded = rewrite.fold(graph)
+        folded = rewriting.fold(graph)
         self.assertEqual(list(folded.nodes), list(graph.nodes))
         self.assertAllEqual(
             folded.build()(helpers.random_inputs(model)),
@@ -416,12 +417,12 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
     def test_model_given_is_unchanged(self):
         model = helpers.small_classifier().model
         before = helpers.copies(model.weights)
-        rewrite.fold(Graph.from_model(model)).build()
+        rewriting.fold(Graph.from_model(model)).build()
         self.assertTrue(helpers.all_equal(model.weights, before))
 
     def test_dense_becomes_conv_of_the_same_weights(self):
         model = helpers.randomise(_model(layers.Dense(5, "relu"), shape=(7,)))
-        graph = rewrite.dense_as_convolution(Graph.from_model(model))
+        graph = rewriting.dense_as_convolution(Graph.from_model(model))
         (conv,) = (n for n in graph.nodes.values() if n.kind == "Conv2D")
         kernel, bias = model.get_weights()
         self.assertAllEqual(conv.weights[0][0, 0], kernel)
@@ -438,7 +439,7 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
             UnsupportedLayerError,
             rf"layer bn \(BatchNormalization\) .* has axis {axis}; only the last axis",
         ):
-            rewrite.fold(Graph.from_model(model))
+            rewriting.fold(Graph.from_model(model))
 
     def test_bn_of_sequences_is_refused(self):
         model = _model(layers.Reshape((64, 3)), BN(name="bn"))
@@ -446,11 +447,11 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
             UnsupportedLayerError,
             r"layer bn .* input of shape \(64, 3\); only images and vectors",
         ):
-            rewrite.fold(Graph.from_model(model))
+            rewriting.fold(Graph.from_model(model))
 
     def test_dense_of_pixels_becomes_a_convolution(self):
         model = helpers.randomise(_model(layers.Dense(4, activation="relu")))
-        graph = rewrite.dense_as_convolution(Graph.from_model(model))
+        graph = rewriting.dense_as_convolution(Graph.from_model(model))
         self.assertEqual(
             [n.kind for n in graph.nodes.values()], ["InputLayer", "Conv2D", "Flatten"]
         )
@@ -463,7 +464,7 @@ class FoldTest(parameterized.TestCase, tf.test.TestCase):
             UnsupportedLayerError,
             r"layer mix \(Dense\) .* has an input of shape \(8, 24\); .*Flatten",
         ):
-            rewrite.dense_as_convolution(Graph.from_model(model))
+            rewriting.dense_as_convolution(Graph.from_model(model))
 
 
 class LogitsGraphTest(parameterized.TestCase, tf.test.TestCase):
@@ -481,7 +482,7 @@ class LogitsGraphTest(parameterized.TestCase, tf.test.TestCase):
             if isinstance(model.layers[-1], layers.Flatten):
                 image = model.input
                 model = keras.Model(image, model.layers[-2].output)
-            graph = rewrite.logits_graph(
+            graph = rewriting.logits_graph(
                 Graph.from_model(model), helpers.description(3, "softmax")
             )
             inputs = helpers.random_inputs(model)
@@ -493,7 +494,7 @@ class LogitsGraphTest(parameterized.TestCase, tf.test.TestCase):
     def test_logits_are_left_as_they_are(self):
         model = _model(layers.Dense(3), layers.Softmax(), shape=(7,))
         graph = Graph.from_model(model)
-        self.assertIs(rewrite.logits_graph(graph, helpers.description(3)), graph)
+        self.assertIs(rewriting.logits_graph(graph, helpers.description(3)), graph)
 
     @parameterized.parameters(
         ([layers.Dense, 3], "Dense"), ([layers.Activation, "sigmoid"], "Activation")
@@ -506,7 +507,7 @@ class LogitsGraphTest(parameterized.TestCase, tf.test.TestCase):
             rf"gives softmax, but its last layer last \({kind}\) has no softmax; "
             "if it gives logits, say so",
         ):
-            rewrite.logits_graph(
+            rewriting.logits_graph(
                 Graph.from_model(model), helpers.description(3, "softmax")
             )
 
@@ -521,23 +522,23 @@ class LayerQuestionsTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_activation_layers_are_told_by_name(self, name, expected):
         node = self._last(layers.Activation(name))
-        self.assertEqual(rewrite.activation_name(node), name)
-        self.assertEqual(rewrite.is_relu(node), expected)
+        self.assertEqual(rewriting.activation_name(node), name)
+        self.assertEqual(rewriting.is_relu(node), expected)
 
     def test_relu_layers_are_told_by_their_limits(self):
-        self.assertTrue(rewrite.is_relu(self._last(layers.ReLU())))
-        self.assertTrue(rewrite.is_relu(self._last(layers.ReLU(6))))
-        self.assertTrue(rewrite.is_relu(self._last(layers.Activation(tf.nn.relu6))))
-        self.assertTrue(rewrite.is_relu(self._last(layers.ReLU(1.0))))
-        self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(0.0))))
-        self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(negative_slope=0.1))))
-        self.assertFalse(rewrite.is_relu(self._last(layers.ReLU(threshold=1.0))))
-        self.assertFalse(rewrite.is_relu(self._last(layers.LeakyReLU())))
+        self.assertTrue(rewriting.is_relu(self._last(layers.ReLU())))
+        self.assertTrue(rewriting.is_relu(self._last(layers.ReLU(6))))
+        self.assertTrue(rewriting.is_relu(self._last(layers.Activation(tf.nn.relu6))))
+        self.assertTrue(rewriting.is_relu(self._last(layers.ReLU(1.0))))
+        self.assertFalse(rewriting.is_relu(self._last(layers.ReLU(0.0))))
+        self.assertFalse(rewriting.is_relu(self._last(layers.ReLU(negative_slope=0.1))))
+        self.assertFalse(rewriting.is_relu(self._last(layers.ReLU(threshold=1.0))))
+        self.assertFalse(rewriting.is_relu(self._last(layers.LeakyReLU())))
 
     def test_bn_affine_equals_the_layer(self):
         model = helpers.randomise(_model(BN(epsilon=0.01), shape=(7,)))
         node = Graph.from_model(model).nodes[model.layers[-1].name]
-        scale, shift = rewrite.batch_normalization_affine(node)
+        scale, shift = rewriting.batch_normalization_affine(node)
         inputs = helpers.random_inputs(model)
         self.assertAllClose(
             inputs * scale + shift, model(inputs, training=False), atol=1e-5

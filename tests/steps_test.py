@@ -4,12 +4,12 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import losses, steps
-from dfq_tf.bn_statistics import observe
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import DistillationConfig
-from dfq_tf.models import build_generator
+from dfq_tf.distillation import losses, steps
+from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation.teacher import observe
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.settings import DistillationConfig
 from tests import helpers
 
 _CONFIG = DistillationConfig(

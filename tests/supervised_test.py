@@ -4,10 +4,12 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import evaluation, loop, supervised
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import TeacherConfig
 from dfq_tf.errors import ConfigError, TrainingError
+from dfq_tf.graph import evaluation
+from dfq_tf.settings import TeacherConfig
+from dfq_tf.training import loop
+from dfq_tf.with_data import supervised
 from tests import helpers
 
 _CONFIG = TeacherConfig(

@@ -22,15 +22,15 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import schema_py_generated as schema
 
-from dfq_tf import calibration, export, tflite_writer
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, native_output_hidden, tf
-from dfq_tf.config import BitWidths, CalibrationConfig
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import Graph
-from dfq_tf.quantization import apply, registry
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.graph import Graph
+from dfq_tf.quantization import apply, calibration, registry
 from dfq_tf.quantization.integers import round_biases
+from dfq_tf.settings import BitWidths, CalibrationConfig
+from dfq_tf.tflite import export, writer
 from tests import networks
 
 layers = keras.layers
@@ -248,7 +248,7 @@ class NetworksTest(tf.test.TestCase, parameterized.TestCase):
     def test_file_computes_what_the_student_does(self, name, widths):
         bits, most_steps = WIDTHS[widths]
         student = student_of_network(name, bits)
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         types = {TYPES[tensor.type] for tensor in tensors_of(content).values()}
         self.assertContainsSubset(types, INTEGERS)
         images = networks.images(student.image_shape, 100, seed=2)
@@ -265,7 +265,7 @@ class NetworksTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters("mobilenet_like", "bn_first")
     def test_four_bit_depthwise_kernels_and_sixteen_bit_activations(self, name):
         student = student_of_network(name, BitWidths(4, 16, True, 4, 4, 4))
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         tflite = export.TFLiteClassifier(content)
         images = networks.images(student.image_shape, 50, seed=2)
         steps = export.largest_difference(student, tflite, images)
@@ -276,7 +276,7 @@ class NetworksTest(tf.test.TestCase, parameterized.TestCase):
     )
     def test_equals_the_file_of_tensorflows_converter(self, name, widths):
         student = student_of_network(name, widths)
-        ours = tflite_writer.write(student.model, 1 / 64, 120)
+        ours = writer.write(student.model, 1 / 64, 120)
         theirs = converted(student)
         images = networks.images(student.image_shape, 100, seed=2)
         scores = [export.TFLiteClassifier(c).scores(images) for c in (ours, theirs)]
@@ -354,7 +354,7 @@ class NumPyTwinTest(tf.test.TestCase, parameterized.TestCase):
     )
     def test_int8_kernels_give_these_very_integers(self, widths):
         student = student_of(self.classifier, widths)
-        stored = read(tflite_writer.write(student.model, 1 / 64, 120), self.images)
+        stored = read(writer.write(student.model, 1 / 64, 120), self.images)
         steps, step = self.hidden(student)
         hidden = np.round(steps).astype(np.int64)
         self.assertGreater(len(np.unique(hidden)), 25)
@@ -367,7 +367,7 @@ class NumPyTwinTest(tf.test.TestCase, parameterized.TestCase):
     def test_int4_kernels_do_but_for_rounding_twice(self, num_bits):
         widths = BitWidths(num_bits, num_bits_first=num_bits, num_bits_last=num_bits)
         student = student_of(self.classifier, widths)
-        stored = read(tflite_writer.write(student.model, 1 / 64, 120), self.images)
+        stored = read(writer.write(student.model, 1 / 64, 120), self.images)
         steps, _ = self.hidden(student)
         distance = np.abs(steps - stored["relu"].steps).max()
         self.assertLessEqual(distance, ROUNDED_TWICE)
@@ -402,7 +402,7 @@ class PackedInt4Test(tf.test.TestCase, parameterized.TestCase):
         ([-8, 7, -7], [0x78, 0x09]),
     )
     def test_first_is_in_the_lower_half(self, values, expected):
-        packed = tflite_writer.packed_int4(np.array(values, np.int8))
+        packed = writer.packed_int4(np.array(values, np.int8))
         self.assertEqual(packed.dtype, np.uint8)
         self.assertAllEqual(packed, np.array(expected, np.uint8))
 
@@ -411,7 +411,7 @@ class PackedInt4Test(tf.test.TestCase, parameterized.TestCase):
         values = np.random.default_rng(0).integers(-8, 8, shape).astype(np.int8)
         # As a kernel comes: transposed, and not contiguous.
         values = np.transpose(values)
-        packed = tflite_writer.packed_int4(values)
+        packed = writer.packed_int4(values)
         self.assertLen(packed, -(-values.size // 2))
         self.assertAllEqual(unpacked_int4(packed, values.size), values.ravel())
 
@@ -419,7 +419,7 @@ class PackedInt4Test(tf.test.TestCase, parameterized.TestCase):
 class FileTest(tf.test.TestCase, parameterized.TestCase):
     def test_says_that_it_is_tflite(self):
         student = student_of_network("padded_pooling", BitWidths())
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         self.assertIsInstance(content, bytes)
         self.assertEqual(content[4:8], b"TFL3")
         self.assertEqual(parsed(content).version, 3)
@@ -432,7 +432,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
     )
     def test_kernels_are_the_integers_of_the_student(self, name, widths, kind):
         student = student_of_network(name, widths)
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         tensors = tensors_of(content)
         kernels = [name for name in tensors if name.endswith("/kernel")]
         self.assertGreaterEqual(len(kernels), 4)
@@ -474,7 +474,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         image = layers.Input((8, 8, 3))
         x = layers.Conv2D(4, 3, use_bias=False, name="without")(image)
         student = student_of(classifier_of(image, layers.ReLU()(x)), widths)
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         tensors = tensors_of(content)
         dtype = np.dtype(kind.lower())
         bias, none = tensors["logits_as_conv/bias"], tensors["without/bias"]
@@ -494,7 +494,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(BitWidths(), BitWidths(4), BitWidths(4, 16))
     def test_constants_start_at_multiples_of_16_bytes(self, widths):
         student = student_of_network("mobilenet_like", widths)
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         model = schema.Model.GetRootAs(content, 0)
         starts = []
         for i in range(model.BuffersLength()):
@@ -518,7 +518,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
     )
     def test_tensors_have_the_names_of_layers(self, name, widths):
         student = student_of_network(name, widths)
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         written = {output for _, output in operators_of(content)}
         graph, _, _ = prepared_network(name)
         self.assertContainsSubset(apply.quantized_nodes(graph), written)
@@ -537,7 +537,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_signature_takes_an_image_and_gives_logits(self):
         student = student_of_network("resnet_like", BitWidths())
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         interpreter = export.open_interpreter(content)
         self.assertEqual(
             interpreter.get_signature_list(),
@@ -561,7 +561,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
     )
     def test_scales_and_zero_points_are_those_of_the_ranges(self, name, widths):
         student = student_of_network(name, WIDTHS[widths][0])
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         tensors = tensors_of(content)
         signed = 0
         for layer in student.model.layers:
@@ -593,7 +593,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
             BitWidths(8, num_bits),
             signed=(-0.5, 0.5),
         )
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         operators = operators_of(content)
         self.assertIn(("CONV_2D", "positive"), operators)
         cut_off = [output for kind, output in operators if kind == "MAXIMUM"]
@@ -622,7 +622,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         conv = classifier.model.get_layer("conv")
         conv.kernel.assign(8 * conv.kernel)
         student = student_of(classifier, BitWidths(8, num_bits), six=(0.0, 12.0))
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         outputs = [output for _, output in operators_of(content)]
         self.assertEqual("conv" in outputs, not is_fused)
         stored = read(content, networks.images((6, 6, 3), 20, seed=2))["six"]
@@ -650,7 +650,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
             (getattr(student.description, f"input_{name}")[:1])
             for name in ("mean", "scale")
         )
-        content = tflite_writer.write(student.model, scale, round(mean))
+        content = writer.write(student.model, scale, round(mean))
         pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
         stored = read(content, pixels)
         self.assertEqual(
@@ -682,7 +682,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         ranges = dict.fromkeys(apply.quantized_nodes(graph), (-1.0, 1.0))
         student = apply.quantize_graph(graph, description, BitWidths(), ranges)
         with self.assertRaisesRegex(ExportError, r"layer odd \(Softmax\) cannot be"):
-            tflite_writer.write(student.model, 1 / 64, 120)
+            writer.write(student.model, 1 / 64, 120)
 
 
 def conv(x, filters=6, size=3, padding="same", **settings):
@@ -805,14 +805,14 @@ class LayersTest(tf.test.TestCase, parameterized.TestCase):
         keras.utils.set_random_seed(0)
         description = ModelDescription((120.0,), (1 / 64,), "logits", tuple("abcde"))
         student = student_of(Classifier(model(), description))
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         images = networks.images((5, 5, 3), 50, seed=2)
         tflite = export.TFLiteClassifier(content)
         self.assertGreater(np.ptp(student.scores(images)), 50 * tflite.output_scale)
         self.assertLessEqual(export.largest_difference(student, tflite, images), 1)
 
     def check(self, student):
-        content = tflite_writer.write(student.model, 1 / 64, 120)
+        content = writer.write(student.model, 1 / 64, 120)
         export.check_integer_only(content)
         images = networks.images(student.image_shape, 12, seed=2)
         result = distances(student, content, images)

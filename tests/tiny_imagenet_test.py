@@ -6,9 +6,10 @@ import numpy as np
 import requests
 from absl.testing import parameterized
 
-from dfq_tf import data, tiny_imagenet
 from dfq_tf.compat import tf
 from dfq_tf.errors import DataError
+from dfq_tf.with_data import datasets as data
+from dfq_tf.with_data import tiny_imagenet
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared/tiny-imagenet-200-subset.zip"

@@ -18,8 +18,8 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import WorkdirError
+from dfq_tf.graph.description import ModelDescription
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
 from tools import common
@@ -74,7 +74,8 @@ class RunTest(tf.test.TestCase):
         self.assertEqual(others, [])
 
     def test_table_is_metrics_of_the_written_files(self):
-        from dfq_tf import TFLiteClassifier, data
+        from dfq_tf import TFLiteClassifier
+        from dfq_tf.with_data import datasets as data
 
         metrics = json.loads((self.workdir / "metrics.json").read_text())
         test = data.open_dataset("digits").load("test")
@@ -257,7 +258,8 @@ class DistillTest(tf.test.TestCase):
         cls.process = run_tool("run", *cls.flags)
 
     def test_student_is_in_the_table_and_in_a_file(self):
-        from dfq_tf import data, load_classifier
+        from dfq_tf import load_classifier
+        from dfq_tf.with_data import datasets as data
 
         self.assertEqual(self.process.returncode, 0, self.process.stderr)
         self.assertRegex(
@@ -322,7 +324,7 @@ class DistillTest(tf.test.TestCase):
             self.assertAllEqual(weights, others)
 
     def test_workers_must_have_the_same_flags_and_files(self):
-        from dfq_tf import distribution
+        from dfq_tf.training import devices
 
         teacher = new_folder() / "teacher.keras"
         folder = teacher.with_name("run")
@@ -338,7 +340,7 @@ class DistillTest(tf.test.TestCase):
             flags = (f"--teacher={teacher}", f"--workdir={folder}", f"--seed={seed}")
             return run_in_process("distill", *flags, "--student=wrn_10_2")
 
-        with mock.patch.object(distribution, "of_all_workers", with_another_worker):
+        with mock.patch.object(devices, "of_all_workers", with_another_worker):
             with mock.patch.object(
                 common, "Workdir", side_effect=WorkdirError("come through")
             ):
@@ -402,7 +404,8 @@ class CompareTest(tf.test.TestCase):
         )
 
     def test_rows_are_measurements_of_the_files(self):
-        from dfq_tf import TFLiteClassifier, data
+        from dfq_tf import TFLiteClassifier
+        from dfq_tf.with_data import datasets as data
 
         test = data.open_dataset("digits").load("test")
         rows = self.rows(self.workdir)

@@ -5,12 +5,13 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import loop, memory, steps, training
-from dfq_tf.bn_statistics import observe
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import DistillationConfig
+from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import TrainingError
-from dfq_tf.models import build_generator
+from dfq_tf.settings import DistillationConfig
+from dfq_tf.training import loop, memory
 from tests import helpers
 
 _CONFIG = DistillationConfig(
@@ -31,8 +32,8 @@ class _Runs:
         teacher = helpers.small_classifier((4, 4, 1))
         self.teacher = observe(teacher, precision)
         small = functools.partial(build_generator, channels=8)
-        with mock.patch.object(training, "build_generator", small):
-            (self.generator,) = training.make_generators(teacher, _CONFIG, 1, precision)
+        with mock.patch.object(phases, "build_generator", small):
+            (self.generator,) = phases.make_generators(teacher, _CONFIG, 1, precision)
         self.student = helpers.small_classifier((4, 4, 1), seed=5)
 
     @property
@@ -40,7 +41,7 @@ class _Runs:
         return [*self.generator.weights, *self.student.model.weights]
 
     def warm_up(self, directory=None, config=_CONFIG, seed=2):
-        return training.warm_up(
+        return phases.warm_up(
             self.teacher,
             [self.generator],
             config,
@@ -50,7 +51,7 @@ class _Runs:
         )
 
     def distill(self, directory=None, config=_CONFIG, seed=2):
-        return training.distill(
+        return phases.distill(
             self.teacher,
             [self.generator],
             [self.student],
@@ -74,14 +75,14 @@ def _interrupting(interrupted_at):
             name, interrupted, *args, measure_every=2, save_seconds=0, **kwargs
         )
 
-    return mock.patch.object(training, "run_loop", run_loop)
+    return mock.patch.object(phases, "run_loop", run_loop)
 
 
 class MakeGeneratorTest(tf.test.TestCase):
     def test_seed_decides_the_weights(self):
         teacher = helpers.small_classifier((5, 4, 3))
         one, same, other = (
-            training.make_generators(teacher, _CONFIG, seed, "float32")[0]
+            phases.make_generators(teacher, _CONFIG, seed, "float32")[0]
             for seed in (1, 1, 2)
         )
         self.assertTrue(helpers.all_equal(one.weights, same.weights))
@@ -91,7 +92,7 @@ class MakeGeneratorTest(tf.test.TestCase):
 
     def test_bfloat16_gives_float32_images(self):
         teacher = helpers.small_classifier((4, 4, 1))
-        (generator,) = training.make_generators(teacher, _CONFIG, 1, "bfloat16")
+        (generator,) = phases.make_generators(teacher, _CONFIG, 1, "bfloat16")
         images = generator(tf.ones((2, 3)))
         self.assertEqual(images.dtype, tf.float32)
         self.assertEqual(generator.get_layer("up_conv1").compute_dtype, "bfloat16")
@@ -211,7 +212,7 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
             generator_steps=0,
             student_learning_rate=0.05,
         )
-        images = training.generate([runs.generator], config, 64, seed=3)
+        images = phases.generate([runs.generator], config, 64, seed=3)
         teacher = helpers.small_classifier((4, 4, 1)).scores(images)
 
         def disagreement():
@@ -275,7 +276,7 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
             values.append(float(kernel[0, 0, 0, 0]))
             return {"kernel": values[-1]}
 
-        training.distill(
+        phases.distill(
             runs.teacher,
             [runs.generator],
             [runs.student],
@@ -309,8 +310,8 @@ class SeveralTest(tf.test.TestCase):
     def _networks(self):
         teacher = helpers.small_classifier((4, 4, 1))
         small = functools.partial(build_generator, channels=8)
-        with mock.patch.object(training, "build_generator", small):
-            generators = training.make_generators(teacher, self.config, 1, "float32")
+        with mock.patch.object(phases, "build_generator", small):
+            generators = phases.make_generators(teacher, self.config, 1, "float32")
         students = [helpers.small_classifier((4, 4, 1), seed=i) for i in (5, 6)]
         return observe(teacher), generators, students
 
@@ -320,7 +321,7 @@ class SeveralTest(tf.test.TestCase):
         return [weight for model in models for weight in model.weights]
 
     def _distill(self, networks, directory=None):
-        return training.distill(
+        return phases.distill(
             *networks, self.config, seed=2, directory=directory, show_progress=False
         )
 
@@ -361,7 +362,7 @@ class SeveralTest(tf.test.TestCase):
             mock.patch.object(steps, "answered_step", watched_answered_step),
             mock.patch.object(steps, "student_step") as fresh,
         ):
-            training.distill(*networks, config, seed=2, bank=bank, show_progress=False)
+            phases.distill(*networks, config, seed=2, bank=bank, show_progress=False)
         fresh.assert_not_called()
         return made, seen
 
@@ -385,11 +386,11 @@ class SeveralTest(tf.test.TestCase):
         # Each image has 90 bytes, and four answers of four bytes.
         for budget, expected in ((106 * 7 + 105, 7), (10**6, 10)):
             with mock.patch.object(memory, "BANK_MEMORY", budget):
-                bank = training.make_bank(student, config, seed=2)
+                bank = phases.make_bank(student, config, seed=2)
             bank.add(np.zeros((20, 6, 5, 3), np.uint8), np.zeros((20, 4), np.float32))
             self.assertLen(bank, expected)
         # Those of the recipe, at the sizes that results are published for.
-        bank = training.make_bank(
+        bank = phases.make_bank(
             helpers.small_classifier((64, 64, 3), num_classes=200),
             dataclasses.replace(self.config, bank_images=40_000),
             seed=2,
@@ -402,8 +403,8 @@ class SeveralTest(tf.test.TestCase):
 
         def warmed_up(directory):
             teacher, generators, students = self._networks()
-            bank = training.make_bank(students[0], config, seed=2)
-            training.warm_up(
+            bank = phases.make_bank(students[0], config, seed=2)
+            phases.warm_up(
                 teacher,
                 generators,
                 config,
@@ -459,7 +460,7 @@ class SeveralTest(tf.test.TestCase):
 
     def test_a_batch_of_images_has_some_of_each_generator(self):
         _, generators, _ = self._networks()
-        both = training.generate(generators, self.config, 4, seed=1)
+        both = phases.generate(generators, self.config, 4, seed=1)
         noise = steps.sample_noise(self.config, tf.constant([1, 0]), steps.SAMPLE)
         for i, generator in enumerate(generators):
             pixels = generator(noise[2 * i : 2 * i + 2], training=True)
@@ -478,7 +479,7 @@ class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
             **settings,
         )
         return helpers.displacements(
-            lambda model: training.student_optimizer(model, config), num_steps
+            lambda model: phases.student_optimizer(model, config), num_steps
         )
 
     def test_sgd_decays_to_0_over_all_student_steps(self):
@@ -513,7 +514,7 @@ class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
         traces = []
 
         def new(model):
-            optimizer = training.student_optimizer(model, config)
+            optimizer = phases.student_optimizer(model, config)
             (weight,) = model.trainable_variables
 
             @tf.function
@@ -542,26 +543,26 @@ class GenerateTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_leaves_the_generator_bit_for_bit(self):
         before = helpers.copies(self.generator.weights)
-        training.generate([self.generator], _CONFIG, 5, seed=1)
+        phases.generate([self.generator], _CONFIG, 5, seed=1)
         self.assertTrue(helpers.all_equal(self.generator.weights, before))
 
     def test_depends_on_the_seed_alone(self):
-        images = training.generate([self.generator], _CONFIG, 5, seed=1)
+        images = phases.generate([self.generator], _CONFIG, 5, seed=1)
         tf.random.set_seed(77)
-        again = training.generate([self.generator], _CONFIG, 5, seed=1)
-        other = training.generate([self.generator], _CONFIG, 5, seed=2)
+        again = phases.generate([self.generator], _CONFIG, 5, seed=1)
+        other = phases.generate([self.generator], _CONFIG, 5, seed=2)
         self.assertAllEqual(images, again)
         self.assertNotAllEqual(images, other)
 
     @parameterized.parameters(1, 4, 9)
     def test_gives_so_many_different_pixels(self, number):
-        images = training.generate([self.generator], _CONFIG, number, seed=1)
+        images = phases.generate([self.generator], _CONFIG, number, seed=1)
         self.assertEqual(images.shape, (number, 4, 4, 1))
         self.assertEqual(images.dtype, np.uint8)
         self.assertLen(np.unique(images.reshape(number, -1), axis=0), number)
 
     def test_rounds_what_the_generator_makes_of_batches(self):
-        images = training.generate([self.generator], _CONFIG, 8, seed=1)
+        images = phases.generate([self.generator], _CONFIG, 8, seed=1)
         for i in range(2):
             noise = steps.sample_noise(_CONFIG, tf.constant([1, i]), steps.SAMPLE)
             pixels = self.generator(noise, training=True).numpy()

@@ -11,29 +11,24 @@ import numpy as np
 import tensorflow_model_optimization as tfmot
 from absl.testing import parameterized
 
-from dfq_tf import (
-    calibration,
-    distribution,
-    optimizers,
-    pipeline,
-    steps,
-    supervised,
-    training,
-)
-from dfq_tf.bn_statistics import observe
-from dfq_tf.classifier import Classifier
+from dfq_tf import api
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import (
+from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation.teacher import observe
+from dfq_tf.errors import ConfigError
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.settings import (
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
     TeacherConfig,
 )
-from dfq_tf.errors import ConfigError
-from dfq_tf.models import build_generator
-from dfq_tf.precision import with_precision
-from dfq_tf.quantization import apply
-from dfq_tf.replicas import replica_concat, replica_mean, replica_slice
+from dfq_tf.training import devices, optimizers
+from dfq_tf.training.copies import with_precision
+from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
+from dfq_tf.with_data import supervised
 from tests import helpers
 
 tf.config.set_logical_device_configuration(
@@ -58,7 +53,7 @@ _CONFIG = DistillationConfig(
 
 @functools.cache
 def _mirrored():
-    return distribution.make_strategy("mirrored")
+    return devices.make_strategy("mirrored")
 
 
 class ReplicasTest(tf.test.TestCase):
@@ -113,7 +108,7 @@ class BatchNormalizationTest(parameterized.TestCase, tf.test.TestCase):
         model = with_precision(
             helpers.randomise(keras.Model(image, outputs)), precision
         )
-        copies = distribution.Copies(_mirrored())
+        copies = devices.Copies(_mirrored())
         copy = copies.of(model)
         # A mean a hundred times the deviation: E[x^2] - E[x]^2 would lose it.
         offset = 100.0 if precision == "float32" else 1.0
@@ -123,7 +118,7 @@ class BatchNormalizationTest(parameterized.TestCase, tf.test.TestCase):
         def step(batch):
             return replica_concat(copy(replica_slice(batch), training=True))
 
-        found = tf.function(distribution.everywhere(step, _mirrored()))(batch)
+        found = tf.function(devices.everywhere(step, _mirrored()))(batch)
         bound = 1e-4 if precision == "float32" else 2e-2
         self.assertAllClose(found, expected, atol=bound)
         moved = model.get_weights()
@@ -137,9 +132,9 @@ class BatchNormalizationTest(parameterized.TestCase, tf.test.TestCase):
         model = helpers.randomise(keras.Model(image, layer(image)))
         layer.trainable = False
         before = helpers.copies(model.weights)
-        copies = distribution.Copies(_mirrored())
+        copies = devices.Copies(_mirrored())
         copy = copies.of(model)
-        step = distribution.everywhere(
+        step = devices.everywhere(
             lambda batch: replica_concat(copy(replica_slice(batch), training=True)),
             _mirrored(),
         )
@@ -153,7 +148,7 @@ class _Networks:
     """Networks with the same weights each time, in a state of plain SGD."""
 
     def __init__(self, count, student, strategy=None, learning_rate=0.5):
-        self.copies = distribution.Copies(strategy)
+        self.copies = devices.Copies(strategy)
         teacher = observe(helpers.small_classifier(seed=1))
         keras.utils.set_random_seed(0)
         self.generators = [
@@ -215,7 +210,7 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
         for strategy in (None, _mirrored()):
             networks = _Networks(count, student, strategy)
             before = [m.get_weights() for m in networks.models]
-            run = training.compiled(functools.partial(step, networks.state), strategy)
+            run = phases.compiled(functools.partial(step, networks.state), strategy)
             for i in range(2):
                 result = run(tf.constant([7, i]))
             networks.copies.write_back()
@@ -304,7 +299,7 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
 class WholeTest(parameterized.TestCase, tf.test.TestCase):
     def _small_generators(self):
         small = functools.partial(build_generator, channels=8)
-        return mock.patch.object(training, "build_generator", small)
+        return mock.patch.object(phases, "build_generator", small)
 
     def test_distillation(self):
         config = dataclasses.replace(
@@ -319,7 +314,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
             student = helpers.small_classifier(seed=5)
             kernel = student.model.get_weights()[0]
             with self._small_generators(), _watched(steps, "answered_step") as step:
-                result = pipeline.distill(
+                result = api.distill(
                     helpers.small_classifier(seed=1),
                     student,
                     config=config,
@@ -364,7 +359,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
             student_optimizer="sgd",
             student_learning_rate=0.5,
         )
-        distill, before, after = training.distill, [], []
+        distill, before, after = phases.distill, [], []
 
         def watched(teacher, generators, students, *args, **kwargs):
             before.append(helpers.copies(students[0].model.trainable_variables))
@@ -373,9 +368,9 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         for strategy in (None, _mirrored()):
             with (
                 self._small_generators(),
-                mock.patch.object(training, "distill", watched),
+                mock.patch.object(phases, "distill", watched),
             ):
-                student, _, _ = pipeline.make_student(
+                student, _, _ = api.make_student(
                     helpers.small_classifier(seed=1),
                     method="df_qat_kd",
                     config=config,
@@ -437,12 +432,12 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                 settings = dict(measure_every=2, save_seconds=0)
                 return loop_run(name, watched, *args, **settings, **kwargs)
 
-            loop_run = training.run_loop
+            loop_run = phases.run_loop
             with (
                 self._small_generators(),
-                mock.patch.object(training, "run_loop", run_loop),
+                mock.patch.object(phases, "run_loop", run_loop),
             ):
-                return pipeline.warmed_up(
+                return api.warmed_up(
                     teacher,
                     config=config,
                     seed=1,
@@ -467,7 +462,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
     def test_batch_that_does_not_divide_is_refused(self, changes, message):
         config = dataclasses.replace(_CONFIG, **changes)
         with self.assertRaisesRegex(ConfigError, message):
-            pipeline.distill(
+            api.distill(
                 helpers.small_classifier(),
                 helpers.small_classifier(),
                 config=config,

@@ -7,7 +7,7 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import WorkdirError
-from dfq_tf.workdir import Workdir
+from dfq_tf.reports.workdir import Workdir
 
 _SETTINGS = {"seed": "3", "alpha": "1.0", "model": "a=b.keras"}
 

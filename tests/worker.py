@@ -16,9 +16,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import loop, pipeline, training
-from dfq_tf.config import DistillationConfig, RunConfig
-from dfq_tf.models import build_generator
+from dfq_tf import api
+from dfq_tf.distillation import phases
+from dfq_tf.distillation.generator import build_generator
+from dfq_tf.settings import DistillationConfig, RunConfig
+from dfq_tf.training import loop
 from tests import helpers
 from tools import common
 
@@ -53,10 +55,10 @@ def main():
     workdir = common.open_workdir(free=["killed_at", "offset"]).path
     small = functools.partial(build_generator, channels=4)
     with (
-        mock.patch.object(training, "build_generator", small),
-        mock.patch.object(training, "run_loop", run_loop),
+        mock.patch.object(phases, "build_generator", small),
+        mock.patch.object(phases, "run_loop", run_loop),
     ):
-        result = pipeline.distill(
+        result = api.distill(
             helpers.small_classifier((8, 8, 1), seed=1),
             # Other weights on each worker: those of the first must reach all.
             helpers.small_classifier((8, 8, 1), seed=5 + FLAGS.offset),

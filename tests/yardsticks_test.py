@@ -5,12 +5,16 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import evaluation, export, loop, steps, yardsticks
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.distillation import steps
 from dfq_tf.errors import ConfigError
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
 from dfq_tf.quantization import apply
+from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.tflite import export
+from dfq_tf.training import loop
+from dfq_tf.with_data import yardsticks
 from tests import digits, helpers
 
 ALL_4_BITS = BitWidths(

@@ -22,21 +22,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import (
-    bn_statistics,
-    calibration,
-    memory,
-    models,
-    optimizers,
-    steps,
-    training,
-)
-from dfq_tf.classifier import Classifier
+from dfq_tf import models
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths, DistillationConfig, RunConfig
-from dfq_tf.description import ModelDescription
-from dfq_tf.precision import resolve_precision, with_precision
-from dfq_tf.quantization import apply
+from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation import teacher as bn_statistics
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.quantization import apply, calibration
+from dfq_tf.settings import BitWidths, DistillationConfig, RunConfig
+from dfq_tf.training import memory, optimizers
+from dfq_tf.training.copies import resolve_precision, with_precision
 from tools import common
 
 FLAGS = common.FLAGS
@@ -145,13 +140,13 @@ def time_steps(
       Step -> seconds, operations in GFLOP, share of the peak.
     """
     run = common.config_from_flags(RunConfig)
-    generators = training.make_generators(teacher, config, run.seed, run.precision)
+    generators = phases.make_generators(teacher, config, run.seed, run.precision)
     state = steps.State(
         bn_statistics.observe(teacher, run.precision),
         generators,
         [optimizers.adam(g, 1e-3, 1000) for g in generators],
         students,
-        [training.student_optimizer(s.model, config) for s in students],
+        [phases.student_optimizer(s.model, config) for s in students],
     )
     rng = np.random.default_rng(run.seed)
     shape = (config.batch_size, *teacher.image_shape)
@@ -172,7 +167,7 @@ def time_steps(
         steps.student_step,
         answered_step,
     ):
-        compiled = training.compiled(functools.partial(step, state, config))
+        compiled = phases.compiled(functools.partial(step, state, config))
         graph = compiled.get_concrete_function(tf.TensorSpec((2,), tf.int32)).graph
 
         def call(index: int, compiled: Callable = compiled) -> object:

@@ -18,14 +18,15 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import app, flags, logging
 
-from dfq_tf import data, distribution
 from dfq_tf.compat import tf
-from dfq_tf.config import AUTO, RunConfig, check_value
-from dfq_tf.description import description_path
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
-from dfq_tf.model_file import MODEL_SUFFIXES
-from dfq_tf.workdir import Workdir
+from dfq_tf.graph.description import description_path
+from dfq_tf.importing.files import MODEL_SUFFIXES
+from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import AUTO, RunConfig, check_value
+from dfq_tf.training import devices
+from dfq_tf.with_data import datasets as data
 
 FLAGS = flags.FLAGS
 T = TypeVar("T")
@@ -203,7 +204,7 @@ def strategy() -> tf.distribute.Strategy:
     name = config_from_flags(RunConfig).distribute
     if name == "multi_worker":
         print("Waiting for the other workers that TF_CONFIG names", flush=True)
-    return distribution.make_strategy(name)
+    return devices.make_strategy(name)
 
 
 def is_made(*paths: pathlib.Path) -> bool:
@@ -216,7 +217,7 @@ def is_made(*paths: pathlib.Path) -> bool:
 
 def agreed(is_so: bool) -> bool:
     """Whether something is so on all workers, which must all ask."""
-    return bool(distribution.of_all_workers([is_so], strategy=strategy()).all())
+    return bool(devices.of_all_workers([is_so], strategy=strategy()).all())
 
 
 def floats(name: str, values: list[str]) -> tuple[float, ...]:
@@ -273,7 +274,7 @@ def open_workdir(
         _check_same_on_all_workers(same, digests)
     defaults = _as_texts({name: FLAGS[name].default for name in names})
     path = pathlib.Path(FLAGS.workdir or default or ".")
-    index = distribution.worker_index(strategy()) if "distribute" in FLAGS else 0
+    index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
     return Workdir(path, settings, free, defaults, digests, replaces)
 
@@ -291,7 +292,7 @@ def _check_same_on_all_workers(
 ) -> None:
     text = json.dumps([settings, digests], sort_keys=True)
     number = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
-    numbers = distribution.of_all_workers([number], strategy=strategy())
+    numbers = devices.of_all_workers([number], strategy=strategy())
     if len(set(numbers[:, 0])) > 1:
         others = np.flatnonzero(numbers[:, 0] != numbers[0, 0])
         raise ConfigError(

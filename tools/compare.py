@@ -24,17 +24,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import (
-    data,
-    evaluation,
-    export,
-    layer_noise,
-    memory,
-    pipeline,
-    yardsticks,
-)
-from dfq_tf.classifier import Classifier
-from dfq_tf.config import (
+from dfq_tf import api
+from dfq_tf.errors import ConfigError, DfqError
+from dfq_tf.files import replacing, write_bytes, write_text
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.reports import layer_noise
+from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import (
     AUGMENTATIONS,
     BitWidths,
     CalibrationConfig,
@@ -42,9 +39,10 @@ from dfq_tf.config import (
     check_value,
     parse_widths,
 )
-from dfq_tf.errors import ConfigError, DfqError
-from dfq_tf.files import replacing, write_bytes, write_text
-from dfq_tf.workdir import Workdir
+from dfq_tf.tflite import export
+from dfq_tf.training import memory
+from dfq_tf.with_data import datasets as data
+from dfq_tf.with_data import yardsticks
 from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
@@ -99,7 +97,7 @@ class Comparison:
         self._calibration = common.config_from_flags(CalibrationConfig)
         self._run = common.config_from_flags(RunConfig)
         began = time.monotonic()
-        self._prepared = pipeline.prepare(
+        self._prepared = api.prepare(
             teacher,
             config=self._config,
             calibration=self._calibration,
@@ -179,11 +177,11 @@ class Comparison:
             calibration = dataclasses.replace(calibration, bias_correction=False)
             rng = np.random.default_rng(self._run.seed)
             images = rng.integers(0, 256, images.shape, np.uint8)
-        student = pipeline.post_training_student(
+        student = api.post_training_student(
             prepared.graph, prepared.description, images, widths, calibration
         )
         if method == "df_qat_kd":
-            pipeline.distilled_student(
+            api.distilled_student(
                 prepared,
                 student,
                 config=self._config,

@@ -10,11 +10,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import export
-from dfq_tf.classifier import Classifier
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
-from dfq_tf.importing import load_classifier
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.tflite import export
 from tools import common
 
 FLAGS = common.FLAGS

@@ -11,9 +11,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import layer_noise
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
+from dfq_tf.reports import layer_noise
 from tools import common
 
 FLAGS = common.FLAGS

@@ -16,10 +16,17 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import data, evaluation, memory, models, pipeline, preview, training
-from dfq_tf.classifier import Classifier
+from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.config import (
+from dfq_tf.distillation import phases
+from dfq_tf.errors import ConfigError
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import description_path
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.reports import pictures
+from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import (
     AUTO,
     PHASE_SETTINGS,
     RECIPES,
@@ -27,11 +34,9 @@ from dfq_tf.config import (
     RunConfig,
     recipe,
 )
-from dfq_tf.description import description_path
-from dfq_tf.distribution import check_batch
-from dfq_tf.errors import ConfigError
-from dfq_tf.importing import load_classifier
-from dfq_tf.workdir import Workdir
+from dfq_tf.training import memory
+from dfq_tf.training.devices import check_batch
+from dfq_tf.with_data import datasets as data
 from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
@@ -115,7 +120,7 @@ def distilled_student(
         distillation_config(), teacher.model, student.model, strategy
     )
     began = time.monotonic()
-    result = pipeline.distill(
+    result = api.distill(
         teacher,
         student,
         config=config,
@@ -127,8 +132,8 @@ def distilled_student(
         show_progress=FLAGS.progress,
     )
     seconds = time.monotonic() - began
-    images = training.generate(result.generators, config, 100, run.seed + 1)
-    preview.write_preview(images, workdir.path, "student")
+    images = phases.generate(result.generators, config, 100, run.seed + 1)
+    pictures.write_preview(images, workdir.path, "student")
     workdir.add_metrics(
         student_training={
             "seconds": round(seconds, 1),
@@ -162,7 +167,7 @@ def main() -> None:
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     teacher, dataset = teacher_flags.teacher_and_dataset()
-    pipeline.check_trains(teacher)
+    api.check_trains(teacher)
     new_student(teacher)  # refuses a wrong name before anything is written
     workdir = common.open_workdir(resolved=resolved_flags())
     student = distilled_student(teacher, dataset, workdir)

@@ -11,11 +11,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import evaluation, export
-from dfq_tf.classifier import Classifier
-from dfq_tf.description import description_path
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.importing import load_classifier
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import description_path
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.tflite import export
 from tools import common, teacher_flags
 
 FLAGS = common.FLAGS

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import costs, inspection
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
+from dfq_tf.reports import costs, inspection
 from tools import common, teacher_flags
 
 FLAGS = common.FLAGS

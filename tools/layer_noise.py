@@ -14,9 +14,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import layer_noise, pipeline
-from dfq_tf.config import CalibrationConfig
+from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.reports import layer_noise
+from dfq_tf.settings import CalibrationConfig
 from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
@@ -73,7 +74,7 @@ def main() -> None:
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
-    graph, description = pipeline.float_network(
+    graph, description = api.float_network(
         teacher, CalibrationConfig(equalize=FLAGS.equalize)
     )
     images = read_images(FLAGS.images, path, FLAGS.num_images)

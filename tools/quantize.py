@@ -16,9 +16,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import evaluation, memory, pipeline, preview, training
-from dfq_tf.classifier import Classifier
-from dfq_tf.config import (
+from dfq_tf import api
+from dfq_tf.distillation import phases
+from dfq_tf.errors import ConfigError
+from dfq_tf.files import replacing
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import description_path
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.quantization import apply
+from dfq_tf.reports import pictures
+from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import (
     AUTO,
     METHODS,
     PHASE_SETTINGS,
@@ -29,13 +38,8 @@ from dfq_tf.config import (
     check_method,
     parse_widths,
 )
-from dfq_tf.description import description_path
-from dfq_tf.distribution import check_batch
-from dfq_tf.errors import ConfigError
-from dfq_tf.files import replacing
-from dfq_tf.importing import load_classifier
-from dfq_tf.quantization import apply
-from dfq_tf.workdir import Workdir
+from dfq_tf.training import memory
+from dfq_tf.training.devices import check_batch
 from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
@@ -119,7 +123,7 @@ def quantize_network(
     model = (network or teacher).model
     config = memory.with_batch_size(qat_config(), teacher.model, model, strategy)
     began = time.monotonic()
-    student, generators, measurements = pipeline.make_student(
+    student, generators, measurements = api.make_student(
         teacher,
         network,
         method=method,
@@ -134,12 +138,12 @@ def quantize_network(
     )
     seconds = time.monotonic() - began
     # Other noise than that of training and calibration.
-    count = pipeline.held_out_count(teacher.image_shape)
-    images = training.generate(generators, config, count, run.seed + 1)
+    count = api.held_out_count(teacher.image_shape)
+    images = phases.generate(generators, config, count, run.seed + 1)
     agreement = evaluation.agreement(student.scores(images), teacher.scores(images))
     with replacing(workdir.path / f"{method}_images.npy") as temporary:
         np.save(temporary, images)
-    preview.write_preview(images[:100], workdir.path, method)
+    pictures.write_preview(images[:100], workdir.path, method)
     workdir.add_metrics(
         **{
             f"{method}_training": {
@@ -169,7 +173,7 @@ def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:
         if "df_qat_kd" in methods:
-            pipeline.check_trains(teacher)
+            api.check_trains(teacher)
         apply.integer_ready(teacher)
 
 

@@ -19,21 +19,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import (
-    data,
-    evaluation,
-    export,
-    layer_noise,
-    models,
-    pipeline,
-    yardsticks,
-)
-from dfq_tf.classifier import Classifier
-from dfq_tf.config import CalibrationConfig, TeacherConfig
-from dfq_tf.distribution import check_batch
+from dfq_tf import api, models
 from dfq_tf.errors import ConfigError
-from dfq_tf.model_file import MODEL_SUFFIXES
-from dfq_tf.workdir import Workdir
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.importing.files import MODEL_SUFFIXES
+from dfq_tf.reports import layer_noise
+from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import CalibrationConfig, TeacherConfig
+from dfq_tf.tflite import export
+from dfq_tf.training.devices import check_batch
+from dfq_tf.with_data import datasets as data
+from dfq_tf.with_data import yardsticks
 from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 
 FLAGS = common.FLAGS
@@ -161,7 +158,7 @@ def main() -> None:
         quantize.check_settings(teacher, methods)
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
-        pipeline.check_trains(teacher)
+        api.check_trains(teacher)
     workdir = common.open_workdir(
         resolved=distill.resolved_flags() if FLAGS.student else None
     )
@@ -249,7 +246,7 @@ def measure(
             row(workdir, key, scores, labels, teacher_scores, bytes=size)
     calibration = common.config_from_flags(CalibrationConfig)
     quantized = network or teacher
-    graph, description = pipeline.float_network(quantized, calibration)
+    graph, description = api.float_network(quantized, calibration)
     for method, content in files.items():
         tflite = export.TFLiteClassifier(content)
         generated = np.load(workdir.path / f"{method}_images.npy")[:_NOISE_IMAGES]

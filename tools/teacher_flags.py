@@ -4,12 +4,13 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from dfq_tf import data, export
-from dfq_tf.classifier import Classifier
-from dfq_tf.config import check_value
-from dfq_tf.description import OUTPUTS
 from dfq_tf.errors import ConfigError, DataError
-from dfq_tf.importing import load_classifier
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import OUTPUTS
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.settings import check_value
+from dfq_tf.tflite import export
+from dfq_tf.with_data import datasets as data
 from tools import common
 
 FLAGS = common.FLAGS

@@ -11,15 +11,17 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import data, evaluation, models
-from dfq_tf.classifier import Classifier
+from dfq_tf import models
 from dfq_tf.compat import keras
-from dfq_tf.config import RunConfig, TeacherConfig
-from dfq_tf.description import ModelDescription
-from dfq_tf.distribution import check_batch
-from dfq_tf.importing import load_classifier
-from dfq_tf.supervised import train_teacher
-from dfq_tf.workdir import Workdir
+from dfq_tf.graph import evaluation
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import RunConfig, TeacherConfig
+from dfq_tf.training.devices import check_batch
+from dfq_tf.with_data import datasets as data
+from dfq_tf.with_data.supervised import train_teacher
 from tools import common
 
 FLAGS = common.FLAGS

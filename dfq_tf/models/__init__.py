@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 
 from dfq_tf.compat import keras
+from dfq_tf.distillation.generator import build_generator
 from dfq_tf.errors import ConfigError
-from dfq_tf.models.generator import build_generator
 from dfq_tf.models.mobilenet import mobilenet_v1
 from dfq_tf.models.resnet import resnet
 from dfq_tf.models.vgg import vgg

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow_model_optimization as tfmot
 
-from dfq_tf.classifier import Classifier
 from dfq_tf.compat import keras
-from dfq_tf.config import BitWidths
-from dfq_tf.description import ModelDescription
 from dfq_tf.errors import LayerProblem, TrainingError, UnsupportedLayerError
-from dfq_tf.graph import Graph, Node, unique_name
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.graph import Graph, Node, unique_name
+from dfq_tf.graph.rewriting import PASSES as FOLDING
+from dfq_tf.graph.rewriting import affine_node, dense_as_convolution, logits_graph
 from dfq_tf.quantization import registry
 from dfq_tf.quantization.quantizers import is_symmetric
 from dfq_tf.quantization.ranges import Range, kernel_magnitudes
-from dfq_tf.rewrite import PASSES as FOLDING
-from dfq_tf.rewrite import affine_node, dense_as_convolution, logits_graph
+from dfq_tf.settings import BitWidths
 
 _MAX_PIXEL = 255.0
 

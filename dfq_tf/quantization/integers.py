@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dfq_tf.compat import keras
-from dfq_tf.graph import Graph, Node
+from dfq_tf.graph.graph import Graph, Node
 from dfq_tf.quantization import apply, registry
 from dfq_tf.quantization.quantizers import WeightQuantizer, is_symmetric
 

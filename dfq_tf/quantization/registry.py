@@ -9,16 +9,16 @@ from typing import Any
 import tensorflow_model_optimization as tfmot
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.config import BitWidths
 from dfq_tf.errors import LayerProblem, UnsupportedLayerError
-from dfq_tf.graph import Graph, Node
+from dfq_tf.graph.graph import Graph, Node
+from dfq_tf.graph.rewriting import activation_name, is_relu
 from dfq_tf.quantization.quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
     is_symmetric,
 )
 from dfq_tf.quantization.ranges import Range
-from dfq_tf.rewrite import activation_name, is_relu
+from dfq_tf.settings import BitWidths
 
 # Layers with a kernel -> the attribute that holds it.
 KERNELS = {"Conv2D": "kernel", "DepthwiseConv2D": "depthwise_kernel"}

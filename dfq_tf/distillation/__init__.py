@@ -1,0 +1,1 @@
+"""Generators against students: the data-free training."""

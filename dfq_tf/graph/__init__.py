@@ -1,0 +1,1 @@
+"""The representation of a network, the rewrites of it, and what a classifier is."""

@@ -1,0 +1,333 @@
+"""Reads model files of Keras 2 and 3, of which no code is run.
+
+A file is looked through before a library opens it: the layers that it names must be
+known ones, since a name can stand for any function of any installed package; its
+archive must stay inside its folder, and its weights inside the file.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+import tensorflow_model_optimization as tfmot
+
+from dfq_tf.compat import keras, keras3, native_output_hidden
+from dfq_tf.errors import ModelError
+from dfq_tf.importing.keras2 import KNOWN_FUNCTIONS
+from dfq_tf.importing.keras3 import KNOWN_OPERATIONS
+
+MODEL_SUFFIXES = (".keras", ".h5")
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+# A file that unpacks to more is no model for a phone.
+_MOST_BYTES = 4 * 2**30
+_ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
+
+_KERAS_PACKAGES = ("keras", "tf_keras")
+# Layers and other parts that do nothing but compute. Those that run code, unpickle,
+# or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
+# JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
+_KNOWN_CLASSES = frozenset(
+    """
+    Activation ActivityRegularization AdaptiveAveragePooling2D AdaptiveMaxPooling2D Add
+    AdditiveAttention AlphaDropout Attention AugMix AutoContrast Average
+    AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization Bidirectional
+    CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D
+    Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping2D Cropping3D
+    CutMix Dense DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding
+    Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise
+    GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D
+    GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization
+    Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU LocallyConnected1D
+    LocallyConnected2D Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum
+    MixUp MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN
+    RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter
+    RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
+    RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert
+    RandomPerspective RandomPosterization RandomRotation RandomSaturation
+    RandomSharpness RandomShear RandomTranslation RandomWidth RandomZoom ReLU
+    RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN
+    SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D SpectralNormalization SpectralNormalizationV2 Subtract
+    SyncBatchNormalization ThresholdedReLU TimeDistributed UnitNormalization
+    UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+
+    Functional Model Sequential SlicingOpLambda TFOpLambda
+
+    DTypePolicy DTypePolicyMap Policy QuantizedDTypePolicy SeedGenerator
+
+    Constant GlorotNormal GlorotUniform HeNormal HeUniform IdentityInitializer
+    LecunNormal LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal
+    RandomUniform STFT TruncatedNormal VarianceScaling Zeros
+
+    Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon
+    Nadam RMSprop SGD CosineDecay ExponentialDecay PiecewiseConstantDecay
+    CategoricalCrossentropy SparseCategoricalCrossentropy BinaryCrossentropy
+    CategoricalAccuracy SparseCategoricalAccuracy BinaryAccuracy Accuracy AUC Mean
+    TopKCategoricalAccuracy SparseTopKCategoricalAccuracy
+
+    L1 L1L2 L2 MaxNorm MinMaxNorm NonNeg OrthogonalRegularizer UnitNorm
+    """.split()
+)
+# Values of JSON that are more than numbers and text, but no code.
+_KNOWN_VALUES = frozenset(
+    """
+    __bytes__ __complex__ __dtype__ __ellipsis__ __keras_tensor__ __numpy__ __slice__
+    __tensor__ __tuple__ TensorShape
+    """.split()
+)
+# Operations of Keras 3 that a graph may call, besides those that have nodes.
+_HARMLESS_OPERATIONS = frozenset(
+    """
+    Abs Conv Einsum Elu Exp ExpandDims Gelu LeakyRelu Log LogSoftmax Matmul
+    Maximum Minimum Moveaxis Pad Power Rsqrt Selu Softplus Softsign Split Sqrt Square
+    Squeeze Sum Swapaxes Transpose
+    """.split()
+)
+_HARMLESS_FUNCTIONS = frozenset(
+    """
+    compat.v1.shape expand_dims math.abs math.exp math.maximum
+    math.minimum math.pow math.reduce_sum math.rsqrt math.sqrt math.square nn.elu
+    nn.gelu nn.leaky_relu nn.selu nn.softplus pad shape split squeeze stack transpose
+    """.split()
+)
+_KNOWN_ACTIVATIONS = frozenset(
+    """
+    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish
+    hard_tanh leaky_relu linear log_sigmoid log_softmax mish relu relu6 selu sigmoid
+    silu soft_shrink softmax softplus softsign sparse_plus sparsemax squareplus swish
+    tanh tanh_shrink threshold
+    """.split()
+)
+# Classes of the project itself and of tfmot, whose students are files too.
+_OWN_PREFIX = "dfq_tf>"
+_TFMOT_CLASSES = ("QuantizeWrapperV2", "QuantizeWrapper", "QuantizeLayer")
+_OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
+
+
+def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any:
+    """Reads a model whole, with one clear error if that fails.
+
+    Args:
+      path: a `.keras` or `.h5` file, written by Keras 2 or 3.
+      allow_code: whether Python code that the file holds may be run, as Lambda layers
+        have it, and classes that are not Keras' own be looked up.
+
+    Returns:
+      A model of tf_keras, or of Keras 3, as the file says.
+
+    Raises:
+      ModelError: the file is absent, damaged, of another kind, or not to be trusted.
+    """
+    path = pathlib.Path(path)
+    _check_is_file(path)
+    with path.open("rb") as file:
+        magic = file.read(8)
+    try:
+        is_archive = magic.startswith(_ZIP_MAGIC)
+        if is_archive or magic == _HDF5_MAGIC:
+            suffix = ".keras" if is_archive else ".h5"
+            if path.suffix != suffix:  # Keras goes by the name
+                raise ModelError(
+                    f"{path} has the name of another format: its content is that of a "
+                    f"{suffix} file; rename it"
+                )
+        if is_archive:
+            version = _check_archive(path, allow_code)
+        elif magic == _HDF5_MAGIC:
+            version = _check_hdf5_model(path, allow_code)
+        else:
+            raise ModelError(
+                f"{path} cannot be read as a Keras model: it is neither a .keras "
+                "archive nor an HDF5 file, but truncated, or of another format. Save "
+                "the model again with model.save"
+            )
+    except (OSError, ValueError, KeyError, RecursionError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+    load = _load_keras3 if version.startswith("3") else _load_keras2
+    try:
+        with native_output_hidden():
+            return load(path, allow_code)
+    # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_is_file(path: pathlib.Path) -> None:
+    if path.is_dir():
+        is_saved_model = (path / "saved_model.pb").exists()
+        raise ModelError(
+            f"{path} is a SavedModel: functions without layers, which cannot be "
+            "rewritten. Build the Keras model again, load_weights, and "
+            "model.save('model.keras')"
+            if is_saved_model
+            else f"{path} is a folder; name a model file, .keras or .h5"
+        )
+    if path.suffix not in MODEL_SUFFIXES:
+        raise ModelError(
+            f"{path} is not a model file; its name must end in "
+            f"{' or '.join(MODEL_SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}")
+
+
+def _check_archive(path: pathlib.Path, allow_code: bool) -> str:
+    """Looks a `.keras` archive through; returns the version of Keras."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        for name in names:
+            parts = pathlib.PurePosixPath(name.replace("\\", "/"))
+            if parts.is_absolute() or ".." in parts.parts or ":" in name:
+                raise ModelError(
+                    f"{path} has a member {name!r} outside its own folder; do not "
+                    "trust this file"
+                )
+        if len(set(names)) != len(names):
+            raise ModelError(f"{path} has two members of one name; it is damaged")
+        if sum(member.file_size for member in members) > _MOST_BYTES:
+            raise ModelError(
+                f"{path} unpacks to more than {_MOST_BYTES >> 30} GiB; it is damaged, "
+                "or made to fill the disk"
+            )
+        missing = {_CONFIG, _METADATA, _WEIGHTS} - set(names)
+        if missing:
+            raise ModelError(
+                f"{path} has no {', '.join(sorted(missing))}: it is no Keras model, or "
+                "damaged. Save it again with model.save"
+            )
+        config = json.loads(archive.read(_CONFIG))
+        metadata = json.loads(archive.read(_METADATA))
+        weights = archive.read(_WEIGHTS)
+    _check_config(path, config, allow_code)
+    with h5py.File(io.BytesIO(weights), "r") as file:
+        _check_links(path, file)
+    return str(metadata.get("keras_version", "2"))
+
+
+def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
+    """Looks an `.h5` file through; returns the version of Keras."""
+    with h5py.File(path, "r") as file:
+        if "model_config" not in file.attrs:
+            raise ModelError(
+                f"{path} holds weights without a model; build the model, load_weights, "
+                "and model.save('model.keras')"
+            )
+        config = json.loads(_text(file.attrs["model_config"]))
+        version = _text(file.attrs.get("keras_version", "2"))
+        _check_links(path, file)
+    _check_config(path, config, allow_code)
+    return version
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _check_links(path: pathlib.Path, group: Any) -> None:
+    """Refuses weights that lie in other files: reading them would give those away."""
+    for name in group:
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise ModelError(
+                f"{path} takes {name!r} from another file; do not trust it"
+            )
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            if isinstance(link, h5py.HardLink):
+                _check_links(path, item)
+        elif item.external or item.is_virtual:
+            raise ModelError(
+                f"{path} takes {name!r} from another file; do not trust it"
+            )
+
+
+def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
+    """Refuses a configuration that names anything but known parts of Keras."""
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} has no configuration of a model; it is damaged")
+    # The model's own losses and metrics are not read; those of models inside it are.
+    config = {k: v for k, v in config.items() if k != "compile_config"}
+    for part in _serialized(config):
+        kind, module = part["class_name"], part.get("module") or ""
+        if kind in _KNOWN_VALUES or allow_code:
+            continue
+        name = _name_of(part)
+        if kind in ("Lambda", "__lambda__"):
+            raise ModelError(
+                f"{path} holds Python code ({name or kind}, a Lambda layer), which "
+                "loading would run. Write the layer as Keras layers; or, if you trust "
+                "who made the file, pass --allow_code (allow_code=True)"
+            )
+        if not _is_known(part, kind, module):
+            where = f"{module}.{kind}" if module else kind
+            where += f" (layer {name})" if name else ""
+            raise ModelError(
+                f"{path} names {where}, which is not known here, and loading would "
+                "import and run it. Write it as Keras "
+                "layers; or, if you trust who made the file, pass --allow_code "
+                "(allow_code=True)"
+            )
+
+
+def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
+    package = module.split(".")[0]
+    if kind == "function":
+        is_there = package in ("", "builtins", *_KERAS_PACKAGES)
+        return is_there and part.get("config") in _KNOWN_ACTIVATIONS
+    registered = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)
+    if kind in _TFMOT_CLASSES or registered in keras.utils.get_custom_objects():
+        return package in ("", *_OWN_MODULES)
+    if package not in ("", *_KERAS_PACKAGES):
+        return False
+    if kind == "TFOpLambda":
+        function = (part.get("config") or {}).get("function")
+        return function in KNOWN_FUNCTIONS | _HARMLESS_FUNCTIONS
+    if ".ops." in module:
+        return kind in KNOWN_OPERATIONS | _HARMLESS_OPERATIONS
+    return kind in _KNOWN_CLASSES
+
+
+def _serialized(config: Any) -> Iterator[Mapping[str, Any]]:
+    """All dictionaries in a configuration that stand for an object."""
+    todo = [config]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("class_name"), str):
+                yield value
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)
+
+
+def _name_of(part: Mapping[str, Any]) -> str:
+    config = part.get("config")
+    name = config.get("name") if isinstance(config, dict) else None
+    return str(part.get("name") or name or "")
+
+
+def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
+    with tfmot.quantization.keras.quantize_scope():
+        return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
+
+
+def _load_keras3(path: pathlib.Path, allow_code: bool) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return keras3().models.load_model(path, compile=False, safe_mode=not allow_code)
+
+
+def _unreadable(path: pathlib.Path, error: BaseException) -> ModelError:
+    lines = str(error).strip().splitlines()
+    said = lines[0][:300] if lines else type(error).__name__
+    return ModelError(
+        f"{path} cannot be read as a Keras model; it may be truncated or damaged. The "
+        f"reader said: {said}"
+    )

@@ -1,0 +1,1 @@
+"""The TFLite file: writing, running and checking it."""

@@ -1,0 +1,65 @@
+"""Changes to images that leave their class as it is: random crops and flips."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dfq_tf.compat import tf
+from dfq_tf.training.replicas import num_replicas, replica_slice
+
+
+def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tensor:
+    """Crops each image at random after padding it with zeros, and may flip it.
+
+    Args:
+      inputs: (batch, height, width, channels), normalised, so that 0 is the mean; of
+        several replicas, each has its share, and random numbers of its own.
+      augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
+        height on each side: 4 pixels of 32.
+      seed_and_step: two integers or an int32 (2,); the random numbers depend on them
+        and on nothing else.
+
+    Returns:
+      A tensor like `inputs`.
+    """
+    if augmentation == "none":
+        return inputs
+    _, height, width, _ = inputs.shape
+    batch = tf.shape(inputs)[0] * num_replicas()
+    margin = max(1, height // 8)
+    seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
+    padded = tf.pad(inputs, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+    offsets = tf.random.stateless_uniform(
+        (2, batch, 1), seeds[0], 0, 2 * margin + 1, tf.int32
+    )
+    rows = replica_slice(offsets[0]) + tf.range(height)
+    columns = replica_slice(offsets[1]) + tf.range(width)
+    if augmentation == "crop_flip":
+        chances = tf.random.stateless_uniform((batch, 1), seeds[1])
+        is_flipped = replica_slice(chances) < 0.5
+        columns = tf.where(is_flipped, tf.reverse(columns, [1]), columns)
+    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+
+
+def augment_pixels(
+    pixels: tf.Tensor,
+    input_mean: Sequence[float],
+    augmentation: str,
+    seed_and_step: Any,
+) -> tf.Tensor:
+    """As `augment`, for images that are not normalised: pads with the mean pixel.
+
+    Args:
+      pixels: uint8 or float32 (batch, height, width, channels) in [0, 255].
+      input_mean: see `ModelDescription`.
+      augmentation: see `augment`.
+      seed_and_step: see `augment`.
+
+    Returns:
+      float32, of the same shape.
+    """
+    pixels = tf.cast(pixels, tf.float32)
+    if augmentation == "none":
+        return pixels
+    mean = tf.constant(input_mean, tf.float32)
+    return augment(pixels - mean, augmentation, seed_and_step) + mean

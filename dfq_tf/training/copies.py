@@ -1,0 +1,76 @@
+"""Which number format the float networks compute in.
+
+bfloat16 speeds up convolutions only where the processor multiplies faster in it;
+elsewhere it is slower than float32. Variables stay float32 in either case.
+"""
+
+import pathlib
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.errors import ConfigError
+from dfq_tf.settings import PRECISIONS
+
+# AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors are
+# faster in it than in float32, and Intel's nearly twice as slow: docs/results.md.
+_FAST = ({"amx_bf16"}, {"avx512_bf16", "AuthenticAMD"})
+
+
+def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
+    """Says whether the GPU, or else the processor, multiplies faster in bfloat16.
+
+    Args:
+      cpuinfo: the text of /proc/cpuinfo; by default it is read, and a machine
+        without that file counts as one without bfloat16.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(gpu).get(
+            "compute_capability", (0, 0)
+        )
+        return capability >= (8, 0)  # Ampere and later
+    if cpuinfo is None:
+        path = pathlib.Path("/proc/cpuinfo")
+        cpuinfo = path.read_text() if path.exists() else ""
+    words = set(cpuinfo.split())
+    return any(needed <= words for needed in _FAST)
+
+
+def resolve_precision(precision: str) -> str:
+    """Turns 'auto' into 'bfloat16' or 'float32'.
+
+    Raises:
+      ConfigError: `precision` is not one of auto, float32, bfloat16.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision is {precision!r}; it must be one of {list(PRECISIONS)}"
+        )
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_fast_bfloat16() else "float32"
+
+
+def with_precision(model: keras.Model, precision: str) -> keras.Model:
+    """Copies a functional model so that it computes in `precision`.
+
+    Args:
+      model: a float32 functional or Sequential model.
+      precision: as in `resolve_precision`.
+
+    Returns:
+      A model with its own float32 variables, holding the same values. The layer that
+      gives its first output computes in float32; further outputs are of `precision`.
+    """
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[
+        resolve_precision(precision)
+    ]
+    first_output = model.output_names[0]
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if not isinstance(layer, keras.layers.InputLayer):
+            config["dtype"] = "float32" if layer.name == first_output else policy
+        return layer.__class__.from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return copy

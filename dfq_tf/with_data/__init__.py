@@ -1,0 +1,1 @@
+"""All that sees labelled images; nothing data-free imports it."""
