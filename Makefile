@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# All tests of a class run in one process, in the order that tests/conftest.py gives.
+SCOPES := --dist loadscope --no-loadscope-reorder
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-long lint clean
 
 # The whole path on scikit-learn's digits, offline.
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
 
 test: lint
-	$(VENV)/bin/python -m pytest -q -n auto --dist loadgroup tests
+	$(VENV)/bin/python -m pytest -q -n auto $(SCOPES) -m "not long" tests
+
+# What takes too long for every change: full sizes and whole cross products.
+test-long: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -q -n auto $(SCOPES) -m long tests
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -15,9 +15,14 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import dfq_tf
+from dfq_tf.api import quantize
 from dfq_tf.compat import keras3
-from dfq_tf.graph import evaluation
+from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.generator import generate
+from dfq_tf.graph.classifier import agreement
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.settings import DistillationConfig
+from dfq_tf.tflite.running import TFLiteClassifier
 from tests import applications
 
 _CLASSES = 10
@@ -38,21 +43,17 @@ def main() -> None:
         keras3(), arguments.network, shape, _CLASSES, **settings
     )
     began = time.monotonic()
-    teacher = dfq_tf.as_classifier(model, **fed)
+    teacher = as_classifier(model, **fed)
     imported = time.monotonic() - began
-    config = dfq_tf.DistillationConfig(warm_up_steps=arguments.warm_up_steps)
-    result = dfq_tf.quantize(teacher, method=arguments.method, config=config)
+    config = DistillationConfig(warm_up_steps=arguments.warm_up_steps)
+    result = quantize(teacher, method=arguments.method, config=config)
     seconds = time.monotonic() - began
-    tflite = dfq_tf.TFLiteClassifier(result.tflite)
-    generated = dfq_tf.distillation.phases.generate(
-        result.generators,
-        dfq_tf.training.memory.with_batch_size(config, teacher.model),
-        200,
-        seed=1,
-    )
+    tflite = TFLiteClassifier(result.tflite)
+    config = with_batch_size(config, teacher)
+    generated = generate(result.generators, config, 200, seed=1)
     smooth = applications.smooth_images(shape, 200, seed=0)
     agreements = [
-        evaluation.agreement(tflite.scores(images), teacher.scores(images))
+        agreement(tflite.scores(images), teacher.scores(images))
         for images in (generated, smooth)
     ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

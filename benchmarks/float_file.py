@@ -9,23 +9,23 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from dfq_tf import load_classifier
 from dfq_tf.compat import native_output_hidden, tf
 from dfq_tf.files import write_bytes
+from dfq_tf.importing.files import read_model
 
 
 def main() -> None:
     """Converts without any quantization."""
     _, source, target = sys.argv
-    teacher = load_classifier(source)
-    shape = (1, *teacher.image_shape)
+    model = read_model(source)
+    shape = (1, *model.input_shape[1:])
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
     def logits(image: tf.Tensor) -> tf.Tensor:
-        return teacher.model(image, training=False)
+        return model(image, training=False)
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [logits.get_concrete_function()], teacher.model
+        [logits.get_concrete_function()], model
     )
     with native_output_hidden():
         content = converter.convert()

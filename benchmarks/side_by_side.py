@@ -22,15 +22,18 @@ import numpy as np
 
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation import teacher as bn_statistics
-from dfq_tf.distillation.generator import ToPixels
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.distillation.generator import ToPixels, make_generators
+from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.quantization import apply, calibration
-from dfq_tf.settings import BitWidths, DistillationConfig
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import student as quantized_student
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import CalibrationConfig, DistillationConfig
 from dfq_tf.training import optimizers
-from dfq_tf.training.copies import with_precision
+from dfq_tf.training.copies import resolve_precision, with_precision
+from dfq_tf.training.learner import Learner
 
 ROUNDS = 15
 layers = keras.layers
@@ -49,13 +52,13 @@ def plain_generator(noise_dim: int) -> keras.Model:
     return keras.Model(noise, ToPixels(dtype="float32")(x))
 
 
-def classifier() -> Classifier:
+def network() -> Learner:
     """WRN-16-1 with random weights."""
     description = ModelDescription((120,), (1 / 64,), "logits", tuple("0123456789"))
-    return Classifier(models.build_model("wrn_16_1", (32, 32, 3), 10), description)
+    return Learner(models.build_model("wrn_16_1", (32, 32, 3), 10), description)
 
 
-def one_round(generator: keras.Model, student: Classifier, config, teacher):
+def one_round(generator: keras.Model, student: Learner, config, teacher):
     """A function that runs one generator step and one student step."""
     state = steps.State(
         teacher,
@@ -81,24 +84,22 @@ def main() -> None:
     """Times and prints the medians."""
     keras.utils.set_random_seed(0)
     config = DistillationConfig(batch_size=128)
-    teacher = classifier()
-    observed = bn_statistics.observe(teacher, "auto")
-    graph, description = apply.integer_ready(teacher)
+    precision = resolve_precision("auto")
+    teacher = as_classifier(network())
+    observed = observe(teacher, precision)
     noise = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
-    ranges = calibration.calibrate(graph, description, noise)
-    half = classifier()
-    half = Classifier(with_precision(half.model, "auto"), half.description)
-    plain = with_precision(plain_generator(config.noise_dim), "auto")
-    generators = [phases.make_generators(teacher, config, 0, "auto")[0] for _ in "ab"]
-    quantized = apply.quantize_graph(graph, description, BitWidths(), ranges)
+    calibration = CalibrationConfig(bias_correction=False)
+    quantized = post_training(float_network(teacher), noise, config=calibration)
+    twin = Learner(quantized_student.build(quantized), quantized.description)
+    half = network()
+    half = Learner(with_precision(half.model, precision), half.description)
+    plain = with_precision(plain_generator(config.noise_dim), precision)
+    context = Context(config, 0, precision, None, None, False)
+    first, second = (make_generators(teacher.image_shape, context)[0] for _ in "ab")
     rounds = {
         "plain generator, bfloat16 student": one_round(plain, half, config, observed),
-        "ours, float32 student": one_round(
-            generators[0], classifier(), config, observed
-        ),
-        "ours, fake-quantized student": one_round(
-            generators[1], quantized, config, observed
-        ),
+        "ours, float32 student": one_round(first, network(), config, observed),
+        "ours, fake-quantized student": one_round(second, twin, config, observed),
     }
     seconds: dict[str, list[float]] = {name: [] for name in rounds}
     for index in range(ROUNDS + 2):

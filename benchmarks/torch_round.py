@@ -26,13 +26,16 @@ from torch.nn import functional
 
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation import teacher as bn_statistics
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.distillation.generator import make_generators
+from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.settings import DistillationConfig
 from dfq_tf.training import optimizers
 from dfq_tf.training.copies import resolve_precision, with_precision
+from dfq_tf.training.learner import Learner
 
 ROUNDS, BATCH, NOISE = 15, 64, 512
 PRECISION = resolve_precision("auto")
@@ -181,13 +184,14 @@ class OurLoop:
         names = tuple("0123456789")
         description = ModelDescription((120,), (1 / 64,), "logits", names)
         teacher, student = (
-            Classifier(models.build_model(name, (32, 32, 3), 10), description)
+            Learner(models.build_model(name, (32, 32, 3), 10), description)
             for name in ("wrn_40_2", "wrn_16_1")
         )
-        student = Classifier(with_precision(student.model, "auto"), description)
-        generators = phases.make_generators(teacher, config, 0, "auto")
+        student = Learner(with_precision(student.model, PRECISION), description)
+        context = Context(config, 0, PRECISION, None, None, False)
+        generators = make_generators(teacher.image_shape, context)
         state = steps.State(
-            bn_statistics.observe(teacher, "auto"),
+            observe(as_classifier(teacher), PRECISION),
             generators,
             [optimizers.adam(generators[0], 1e-3, 1000)],
             [student],

@@ -9,22 +9,20 @@ pathlib.Path("model.tflite").write_bytes(quantized.tflite)
 
 # First of all: it quiets TensorFlow's libraries before anything imports them.
 from dfq_tf import compat  # noqa: F401
-from dfq_tf.api import Distilled, Quantized, distill, quantize
+from dfq_tf.api import Distilled, Quantized, distill, load_quantized, quantize
 from dfq_tf.errors import (
     ConfigError,
-    DataError,
     DfqError,
     ExportError,
     ModelError,
     TrainingError,
     UnsupportedLayerError,
-    WorkdirError,
 )
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, recipe
-from dfq_tf.tflite.export import TFLiteClassifier
+from dfq_tf.tflite.running import TFLiteClassifier
 
 __version__ = "0.1.0"
 
@@ -33,7 +31,6 @@ __all__ = [
     "CalibrationConfig",
     "Classifier",
     "ConfigError",
-    "DataError",
     "DfqError",
     "Distilled",
     "DistillationConfig",
@@ -44,10 +41,10 @@ __all__ = [
     "TFLiteClassifier",
     "TrainingError",
     "UnsupportedLayerError",
-    "WorkdirError",
     "as_classifier",
     "distill",
     "load_classifier",
+    "load_quantized",
     "quantize",
     "recipe",
 ]

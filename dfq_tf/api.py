@@ -1,50 +1,47 @@
-"""The whole path: a trained classifier in, an integer TFLite model out, no data.
+"""The method: a trained classifier in, an integer TFLite model out, no data.
 
 Or first, with `distill`, into a smaller network, and that one quantized.
 """
 
 import dataclasses
-import math
+import functools
 import os
+import pathlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dfq_tf import models
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.distillation import phases
-from dfq_tf.distillation import teacher as bn_statistics
-from dfq_tf.distillation.bank import ImageBank
-from dfq_tf.errors import ConfigError
-from dfq_tf.graph import equalization, evaluation
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph
-from dfq_tf.graph.rewriting import head_activation
+from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.generator import generate, held_out
+from dfq_tf.distillation.phases import WarmedUp, make_bank, warmed_up
+from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.graph.classifier import Classifier, agreement
+from dfq_tf.graph.description import description_beside, description_path
 from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.quantization import apply
-from dfq_tf.quantization.bias_correction import correct_biases
-from dfq_tf.quantization.calibration import calibrate
-from dfq_tf.quantization.integers import round_biases
+from dfq_tf.importing.files import read_model
+from dfq_tf.quantization import student as quantized_student
+from dfq_tf.quantization.grids import check_widths
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import (
+    METHODS,
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
-    RunConfig,
-    check_method,
+    check_value,
     recipe,
 )
-from dfq_tf.tflite import export
-from dfq_tf.training import memory
-from dfq_tf.training.copies import with_precision
-from dfq_tf.training.loop import Evaluate
+from dfq_tf.tflite.proof import convert
+from dfq_tf.training.copies import randomized, resolve_precision, with_precision
+from dfq_tf.training.learner import Learner, check_model
 
-# Generated images on which students are compared with the teacher, and their bytes.
-_HELD_OUT_IMAGES = 1000
-_HELD_OUT_BYTES = 32 * 2**20
-# How much less they may agree after training: two standard errors, and some more.
+# How much less a student may agree with the teacher after its training: two standard
+# errors, and some more.
 _TOLERATED_LOSS = 0.02
 
 
@@ -53,7 +50,7 @@ class Quantized:
     """What comes out.
 
     Attributes:
-      student: the fake-quantized model, a Keras model that can be trained further.
+      network: the quantized network.
       tflite: the content of the `.tflite` file: uint8 pixels in, int8 logits out.
       generators: make images that the teacher takes for its training data.
       measurements: of the training, empty for DF-Q: the agreement with the teacher on
@@ -61,15 +58,20 @@ class Quantized:
         run that had finished before no longer has.
     """
 
-    student: Classifier
+    network: QuantizedNetwork
     tflite: bytes
     generators: Sequence[keras.Model]
     measurements: dict[str, float]
 
+    @functools.cached_property
+    def student(self) -> keras.Model:
+        """The fake-quantized Keras model, which can be trained further."""
+        return quantized_student.build(self.network)
+
 
 def quantize(
     teacher: Any,
-    network: Classifier | None = None,
+    network: Any = None,
     *,
     method: str = "df_qat_kd",
     config: DistillationConfig = DistillationConfig(),
@@ -98,7 +100,7 @@ def quantize(
       widths: bits of weights and activations.
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of teacher and generator.
-      strategy: the devices that train, see `distribution.make_strategy`; None for one.
+      strategy: the devices that train, see `devices.make_strategy`; None for one.
       directory: keeps checkpoints: the same call there continues where it was
         interrupted. None keeps nothing.
       show_progress: whether to show a bar for each stage.
@@ -109,22 +111,127 @@ def quantize(
       ModelError: the teacher is no image classifier, or its file cannot be read.
       UnsupportedLayerError: a layer has no integer form; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
-      ExportError: the converter gave a file that is not integer-only.
+      ExportError: the file is not integer-only, or does not compute what the network
+        does.
     """
-    student, generators, measurements = make_student(
-        as_classifier(teacher),
-        network,
-        method=method,
-        config=config,
-        calibration=calibration,
-        widths=widths,
-        seed=seed,
-        precision=precision,
-        strategy=strategy,
-        directory=directory,
-        show_progress=show_progress,
+    check_value("method", method, {"choices": METHODS})
+    teacher = as_classifier(teacher)
+    network = teacher if network is None else as_classifier(network)
+    config = with_batch_size(config, teacher, network, strategy)
+    precision = resolve_precision(precision)
+    context = Context(config, seed, precision, strategy, directory, show_progress)
+    if method == "df_qat_kd":
+        check_trains(teacher)
+    if config.num_students != 1:
+        raise ConfigError(
+            f"num_students is {config.num_students}, but one network is quantized; "
+            "several students are for distill"
+        )
+    check_widths(network.graph, widths)
+    prepared = prepare(teacher, network, calibration, context)
+    quantized = post_training(prepared.network, prepared.images, widths, calibration)
+    generators, found = prepared.warmed.generators, dict[str, float]()
+    if method == "df_qat_kd":
+        quantized, generators, found = trained(prepared, quantized, context)
+    content = convert(quantized, prepared.held_out)
+    return Quantized(quantized, content, generators, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What all quantized networks of one float network start from.
+
+    Attributes:
+      warmed: the teacher, and generators that are warmed up.
+      network: the float network, rewritten for integers.
+      images: calibration images drawn from the generators, uint8.
+      held_out: other images drawn from them, which train and calibrate nothing.
+      answers: the teacher's scores for those.
+    """
+
+    warmed: WarmedUp
+    network: Classifier
+    images: np.ndarray
+    held_out: np.ndarray
+    answers: np.ndarray
+
+
+def prepare(
+    teacher: Classifier,
+    network: Classifier,
+    calibration: CalibrationConfig,
+    context: Context[DistillationConfig],
+) -> Prepared:
+    """Everything that does not depend on bit widths: rewriting and warm-up.
+
+    Args:
+      teacher: the trained classifier.
+      network: what is to be quantized, the teacher itself or another network.
+      calibration: says how many images are drawn, and whether layers are balanced.
+      context: of the run.
+
+    Raises:
+      ConfigError: teacher and network do not fit.
+      UnsupportedLayerError: a layer has no integer form; it is named.
+      TrainingError: see `quantize`.
+    """
+    check_pair(teacher, network)
+    rewritten = float_network(network, calibration)
+    warmed = warmed_up(teacher, context)
+    made, config, seed = warmed.generators, context.settings, context.seed
+    images = generate(made, config, calibration.calibration_images, seed)
+    others = held_out(made, config, seed)
+    return Prepared(warmed, rewritten, images, others, teacher.scores(others))
+
+
+def trained(
+    prepared: Prepared,
+    network: QuantizedNetwork,
+    context: Context[DistillationConfig],
+    evaluate: Callable[[Learner], Mapping[str, float]] | None = None,
+) -> tuple[QuantizedNetwork, list[keras.Model], dict[str, float]]:
+    """Quantization-aware training against copies of the warmed-up generators.
+
+    Args:
+      prepared: from `prepare`.
+      network: from `post_training`; it is not changed.
+      context: of the run.
+      evaluate: measures the student now and then, see `loop.run_loop`.
+
+    Returns:
+      The trained network, the generators as they are after that, and the last
+      measurements, with the agreement with the teacher on held-out generated images
+      before and after.
+
+    Warns:
+      UserWarning: the training made that agreement worse.
+    """
+    learner = Learner(quantized_student.build(network), network.description)
+    generators = [
+        with_precision(generator, context.precision)
+        for generator in prepared.warmed.generators
+    ]
+    measurements = phases.distill(
+        WarmedUp(prepared.warmed.teacher, generators),
+        [learner],
+        context,
+        name="df_qat_kd",
+        evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
-    return Quantized(student, export.convert(student), generators, measurements)
+    result = quantized_student.trained(network, learner.model)
+    before, after = (
+        agreement(each.scores(prepared.held_out), prepared.answers)
+        for each in (network, result)
+    )
+    if after < before - _TOLERATED_LOSS:
+        warnings.warn(
+            "training made the student agree less with the teacher on held-out "
+            f"generated images: {100 * before:.1f} % before it, {100 * after:.1f} % "
+            "after. Lower its learning rate, or take the student that is not trained",
+            stacklevel=2,
+        )
+    found = {"held_out_agreement_before": before, "held_out_agreement_after": after}
+    return result, generators, {**measurements, **found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +246,7 @@ class Distilled:
       measurements: the last losses; empty for a run that had finished before.
     """
 
-    student: Classifier
+    student: Learner
     agreements: Sequence[float]
     generators: Sequence[keras.Model]
     measurements: dict[str, float]
@@ -147,14 +254,14 @@ class Distilled:
 
 def distill(
     teacher: Any,
-    student: Classifier,
+    student: keras.Model | Learner,
     *,
     config: DistillationConfig = recipe("bank"),
     seed: int = 0,
     precision: str = "auto",
     strategy: tf.distribute.Strategy | None = None,
     directory: str | os.PathLike[str] | None = None,
-    evaluate: Callable[[Classifier], Mapping[str, float]] | None = None,
+    evaluate: Callable[[Learner], Mapping[str, float]] | None = None,
     show_progress: bool = True,
 ) -> Distilled:
     """Teaches a network to answer as the teacher does, using no data.
@@ -164,74 +271,130 @@ def distill(
 
     Args:
       teacher: as in `quantize`; it is not changed.
-      student: a network for the same images and classes. Students start from its
-        weights, the second and further ones from random ones; it is not changed.
-      config: see `config.recipe`.
-      seed: decides all random numbers.
+      student: a tf_keras model for the same images and classes, which gives logits; it
+        is fed as the teacher is, unless it is a Learner, which says that itself.
+        Students start from its weights, the second and further ones from random ones;
+        it is not changed.
+      config: see `settings.recipe`.
+      seed: as in `quantize`.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
-      strategy: the devices that train, see `distribution.make_strategy`; None for one.
-      directory: keeps checkpoints: the same call there continues where it was
-        interrupted. None keeps nothing.
+      strategy: as in `quantize`.
+      directory: as in `quantize`.
       evaluate: measures the first student now and then, beside its agreement with the
-        teacher on held-out generated images; both go to `distillation_curve.csv`.
-        Nothing is chosen by it.
-      show_progress: whether to show a bar for each stage.
+        teacher, for `distillation_curve.csv` in the directory; nothing is chosen by
+        it.
+      show_progress: as in `quantize`.
 
     Raises:
       ConfigError: a setting is out of its limits, teacher and student do not fit, or
         the student does not give logits.
-      TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
+      TrainingError: as in `quantize`.
     """
+    if evaluate is not None and directory is None:
+        raise ConfigError(
+            "evaluate is given and directory is None; its measurements go to "
+            "distillation_curve.csv in the directory. Name one, or leave evaluate out"
+        )
     teacher = as_classifier(teacher)
+    learner = _learner(student, teacher)
     check_trains(teacher)
-    check_pair(teacher, student)
-    _check_gives_logits(student)
-    config = memory.with_batch_size(config, teacher.model, student.model, strategy)
-    bank = phases.make_bank(student, config, seed)
-    warmed = warmed_up(
-        teacher,
-        config=config,
-        seed=seed,
-        bank=bank,
-        precision=precision,
-        strategy=strategy,
-        directory=directory,
-        show_progress=show_progress,
-    )
-    images = _held_out(warmed.generators, config, seed)
+    config = with_batch_size(config, teacher, learner, strategy)
+    precision = resolve_precision(precision)
+    context = Context(config, seed, precision, strategy, directory, show_progress)
+    bank = make_bank(learner, config, seed)
+    warmed = warmed_up(teacher, context, bank)
+    images = held_out(warmed.generators, config, seed)
     answers = teacher.scores(images)
-    copies = [student.model] + [
-        models.randomized(student.model, seed + i)
-        for i in range(1, config.num_students)
-    ]
-    students = [
-        Classifier(with_precision(model, precision), student.description)
-        for model in copies
-    ]
+    students = _students(learner, context)
 
     def measured() -> dict[str, float]:
-        scores = students[0].scores(images)
-        return {
-            "agreement_on_generated_images": evaluation.agreement(scores, answers),
-            **(evaluate(students[0]) if evaluate else {}),
-        }
+        same = agreement(students[0].scores(images), answers)
+        more = evaluate(students[0]) if evaluate else {}
+        return {"agreement_on_generated_images": same, **more}
 
-    measurements = phases.distill(
-        warmed.teacher,
-        warmed.generators,
-        students,
-        config,
-        seed=seed,
-        bank=bank,
-        strategy=strategy,
-        directory=directory,
-        evaluate=measured,
-        show_progress=show_progress,
-    )
-    agreements = [evaluation.agreement(s.scores(images), answers) for s in students]
+    found = phases.distill(warmed, students, context, bank=bank, evaluate=measured)
+    agreements = [agreement(each.scores(images), answers) for each in students]
     best = students[int(np.argmax(agreements))].model
-    trained = Classifier(with_precision(best, "float32"), student.description)
-    return Distilled(trained, agreements, warmed.generators, measurements)
+    result = Learner(with_precision(best, "float32"), learner.description)
+    return Distilled(result, agreements, warmed.generators, found)
+
+
+def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
+    """A student with its description.
+
+    Raises:
+      ConfigError: it is for other images or classes, or does not give logits.
+    """
+    if isinstance(student, Learner):
+        check_pair(teacher, student)
+        said = f"the student's description says {student.description.output}, its"
+        advice = ", and say output='logits' in its description"
+    else:
+        check_model(student)
+        _check_same("image shape", teacher.image_shape, student.input_shape[1:])
+        classes = student.output_shape[-1]
+        _check_same("number of classes", teacher.num_classes, classes)
+        description = dataclasses.replace(teacher.description, output="logits")
+        student = Learner(student, description)
+        said, advice = "the student's", ""
+    gives = _head_activation(student.model)
+    if (student.description.output, gives) != ("logits", "logits"):
+        raise ConfigError(
+            f"{said} last layer gives {gives}; a student learns logits: let it end "
+            f"without softmax or sigmoid{advice}"
+        )
+    return student
+
+
+def _head_activation(model: keras.Model) -> str:
+    """What the last layer of a tf_keras model gives: 'logits', 'softmax', 'sigmoid'."""
+    layer = model.get_layer(model.output_names[0])
+    if isinstance(layer, keras.Model):
+        return _head_activation(layer)
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    # Of a layer, or the TensorFlow function that a layer was made of.
+    function = getattr(layer, "activation", None) or getattr(layer, "function", None)
+    name = getattr(function, "__name__", "").removesuffix("_v2")
+    return name if name in ("softmax", "sigmoid") else "logits"
+
+
+def _students(learner: Learner, context: Context[DistillationConfig]) -> list[Learner]:
+    """Copies of a network in the context's precision, from the second on randomized."""
+    models = [learner.model] + [
+        randomized(learner.model, context.seed + i)
+        for i in range(1, context.settings.num_students)
+    ]
+    return [
+        Learner(with_precision(model, context.precision), learner.description)
+        for model in models
+    ]
+
+
+def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
+    """Reads a quantized network that `quantization.student.save` has written.
+
+    Raises:
+      ModelError: there is no such file, or it holds no quantized student; or an earlier
+        version of the project wrote it; or its description is not beside it.
+    """
+    try:
+        model = read_model(pathlib.Path(path))
+    except ModelError as error:
+        if not pathlib.Path(path).exists():
+            raise
+        raise ModelError(
+            f"{path} cannot be read as a quantized network. If an earlier version of "
+            f"the project wrote it, quantize the model again. ({error})"
+        ) from error
+    description = description_beside(path)
+    if description is None:
+        raise ModelError(
+            f"there is no description {description_path(path)}, which was written "
+            "together with the student; put it there, or make the student again with "
+            "dfq_tf.quantize or tools/quantize.py"
+        )
+    return quantized_student.network_of(model, description)
 
 
 def check_trains(teacher: Classifier) -> None:
@@ -248,346 +411,17 @@ def check_trains(teacher: Classifier) -> None:
         )
 
 
-def _check_gives_logits(student: Classifier) -> None:
-    """Raises ConfigError for an output that the losses would mistake for logits."""
-    output = student.description.output
-    head = head_activation(Graph.from_model(student.model))
-    if (output, head) != ("logits", "logits"):
-        raise ConfigError(
-            f"the student's description says {output}, its last layer gives {head}; "
-            "a student learns logits: let it end without softmax or sigmoid, and say "
-            "output='logits' in its description"
-        )
-
-
-def _held_out(
-    generators: Sequence[keras.Model], config: DistillationConfig, seed: int
-) -> np.ndarray:
-    """Images of other noise than that of training and calibration."""
-    count = held_out_count(generators[0].output_shape[1:])
-    return phases.generate(generators, config, count, seed + 1)
-
-
-def held_out_count(image_shape: tuple[int, int, int]) -> int:
-    """How many generated images are held out: 1000, fewer if they are large."""
-    return max(100, min(_HELD_OUT_IMAGES, _HELD_OUT_BYTES // math.prod(image_shape)))
-
-
-def check_pair(teacher: Classifier, student: Classifier) -> None:
+def check_pair(teacher: Classifier, student: Classifier | Learner) -> None:
     """Raises ConfigError unless both take the same images and give the same classes."""
-    for name, theirs, its in (
-        ("image shape", teacher.image_shape, student.image_shape),
-        ("number of classes", teacher.num_classes, student.num_classes),
-        (
-            "class names",
-            teacher.description.class_names,
-            student.description.class_names,
-        ),
-    ):
-        if theirs != its:
-            raise ConfigError(
-                f"the student's {name} is {its}, the teacher's {theirs}; the student "
-                "must be made for the teacher's images and classes"
-            )
+    names = (each.description.class_names for each in (teacher, student))
+    _check_same("image shape", teacher.image_shape, student.image_shape)
+    _check_same("number of classes", teacher.num_classes, student.num_classes)
+    _check_same("class names", *names)
 
 
-@dataclasses.dataclass(frozen=True)
-class WarmedUp:
-    """A teacher, and generators that make images like those it was trained on.
-
-    Attributes:
-      teacher: frozen, with its BN statistics.
-      generators: warmed up.
-    """
-
-    teacher: bn_statistics.ObservedTeacher
-    generators: list[keras.Model]
-
-
-def warmed_up(
-    teacher: Classifier,
-    *,
-    config: DistillationConfig,
-    seed: int,
-    bank: ImageBank | None = None,
-    precision: str,
-    directory: str | os.PathLike[str] | None,
-    show_progress: bool,
-    strategy: tf.distribute.Strategy | None = None,
-) -> WarmedUp:
-    """What distillation and quantization begin with.
-
-    Args:
-      teacher: as in `quantize`, like the other arguments.
-      config: settings of the training.
-      seed: decides all random numbers.
-      bank: takes the images of the warm-up.
-      precision: of teacher and generators.
-      directory: for checkpoints, or None.
-      show_progress: whether to show a bar.
-      strategy: the devices that train; None for one.
-    """
-    RunConfig(seed=seed, precision=precision)
-    config = memory.with_batch_size(config, teacher.model, strategy=strategy)
-    observed = bn_statistics.observe(teacher, precision)
-    generators = phases.make_generators(teacher, config, seed, precision)
-    phases.warm_up(
-        observed,
-        generators,
-        config,
-        seed=seed,
-        bank=bank,
-        strategy=strategy,
-        directory=directory,
-        show_progress=show_progress,
-    )
-    return WarmedUp(observed, generators)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What all students of one network start from.
-
-    Attributes:
-      teacher: frozen, with its BN statistics.
-      graph: the float network, rewritten for integers.
-      description: how that network is fed.
-      generators: warmed up.
-      images: calibration images drawn from them, uint8.
-      held_out: other images drawn from them, which train and calibrate nothing.
-      answers: the teacher's scores for those.
-    """
-
-    teacher: bn_statistics.ObservedTeacher
-    graph: Graph
-    description: ModelDescription
-    generators: list[keras.Model]
-    images: np.ndarray
-    held_out: np.ndarray
-    answers: np.ndarray
-
-
-def prepare(
-    teacher: Classifier,
-    network: Classifier | None = None,
-    *,
-    config: DistillationConfig,
-    calibration: CalibrationConfig,
-    seed: int,
-    precision: str,
-    directory: str | os.PathLike[str] | None,
-    show_progress: bool,
-    strategy: tf.distribute.Strategy | None = None,
-) -> Prepared:
-    """Everything that does not depend on bit widths: rewriting and warm-up.
-
-    Args:
-      teacher: as in `quantize`, like the other arguments.
-      network: what is to be quantized; None for the teacher.
-      config: settings of the training.
-      calibration: says how many images are drawn, and whether layers are balanced.
-      seed: decides all random numbers.
-      precision: of teacher and generators.
-      directory: for the warm-up's checkpoints, or None.
-      show_progress: whether to show a bar.
-      strategy: the devices that train; None for one.
-    """
-    network = network or teacher
-    check_pair(teacher, network)
-    config = memory.with_batch_size(config, teacher.model, network.model, strategy)
-    graph, description = float_network(network, calibration)
-    warmed = warmed_up(
-        teacher,
-        config=config,
-        seed=seed,
-        precision=precision,
-        strategy=strategy,
-        directory=directory,
-        show_progress=show_progress,
-    )
-    count = calibration.calibration_images
-    images = phases.generate(warmed.generators, config, count, seed)
-    held_out = _held_out(warmed.generators, config, seed)
-    return Prepared(
-        warmed.teacher,
-        graph,
-        description,
-        warmed.generators,
-        images,
-        held_out,
-        teacher.scores(held_out),
-    )
-
-
-def float_network(
-    teacher: Classifier, calibration: CalibrationConfig
-) -> tuple[Graph, ModelDescription]:
-    """The float network that a student is the quantized twin of, and how it is fed.
-
-    Args:
-      teacher: the trained classifier.
-      calibration: says whether neighbouring layers are balanced.
-
-    Raises:
-      UnsupportedLayerError: a layer has no integer form; it is named.
-    """
-    graph, description = apply.integer_ready(teacher)
-    if calibration.equalize:
-        graph = equalization.equalize(graph)
-    return graph, description
-
-
-def post_training_student(
-    graph: Graph,
-    description: ModelDescription,
-    images: np.ndarray,
-    widths: BitWidths,
-    config: CalibrationConfig,
-) -> Classifier:
-    """A student with ranges from images, nothing trained.
-
-    Args:
-      graph: from `float_network`.
-      description: from `float_network`.
-      images: uint8 (n, height, width, channels); generated ones give DF-Q, real ones
-        the data-dependent yardstick Q.
-      widths: bits of weights and activations.
-      config: how ranges are found, and whether biases are corrected.
-    """
-    ranges = calibrate(graph, description, images, widths, config)
-    student = apply.quantize_graph(
-        graph, description, widths, ranges, config.weight_range
-    )
-    if config.bias_correction:
-        correct_biases(graph, description, student, images)
-    round_biases(student.model)
-    return student
-
-
-def distilled_student(
-    prepared: Prepared,
-    student: Classifier,
-    *,
-    config: DistillationConfig,
-    seed: int,
-    precision: str,
-    directory: str | os.PathLike[str] | None,
-    show_progress: bool,
-    evaluate: Evaluate | None = None,
-    strategy: tf.distribute.Strategy | None = None,
-) -> tuple[list[keras.Model], dict[str, float]]:
-    """Trains a student in place, against copies of the warmed-up generators.
-
-    Args:
-      prepared: from `prepare`.
-      student: from `post_training_student`.
-      config: settings of the training, with the batch size of `prepare`.
-      seed: decides all random numbers.
-      precision: of the generators.
-      directory: for checkpoints, or None.
-      show_progress: whether to show a bar.
-      evaluate: measures the student now and then, see `loop.run_loop`.
-      strategy: the devices that train; None for one.
-
-    Returns:
-      The generators as they are after that, and the last measurements, with the
-      agreement with the teacher on held-out generated images before and after.
-
-    Warns:
-      UserWarning: the training made that agreement worse.
-    """
-
-    def agreement() -> float:
-        return evaluation.agreement(student.scores(prepared.held_out), prepared.answers)
-
-    before = agreement()
-    generators = [with_precision(g, precision) for g in prepared.generators]
-    measurements = phases.distill(
-        prepared.teacher,
-        generators,
-        [student],
-        config,
-        seed=seed,
-        strategy=strategy,
-        name="df_qat_kd",
-        directory=directory,
-        evaluate=evaluate,
-        show_progress=show_progress,
-    )
-    round_biases(student.model)
-    after = agreement()
-    if after < before - _TOLERATED_LOSS:
-        warnings.warn(
-            "training made the student agree less with the teacher on held-out "
-            f"generated images: {100 * before:.1f} % before it, {100 * after:.1f} % "
-            "after. Lower its learning rate, or take the student that is not trained",
-            stacklevel=2,
+def _check_same(name: str, theirs: Any, its: Any) -> None:
+    if theirs != its:
+        raise ConfigError(
+            f"the student's {name} is {its}, the teacher's {theirs}; the student must "
+            "be made for the teacher's images and classes"
         )
-    found = {"held_out_agreement_before": before, "held_out_agreement_after": after}
-    return generators, {**measurements, **found}
-
-
-def make_student(
-    teacher: Classifier,
-    network: Classifier | None = None,
-    *,
-    method: str,
-    config: DistillationConfig,
-    calibration: CalibrationConfig,
-    widths: BitWidths,
-    seed: int,
-    precision: str,
-    directory: str | os.PathLike[str] | None,
-    show_progress: bool,
-    strategy: tf.distribute.Strategy | None = None,
-) -> tuple[Classifier, list[keras.Model], dict[str, float]]:
-    """All of `quantize` but the conversion.
-
-    Args:
-      teacher: as in `quantize`, like the other arguments.
-      network: what is quantized; None for the teacher.
-      method: 'df_q' or 'df_qat_kd'.
-      config: settings of the training.
-      calibration: how ranges are found.
-      widths: bits of weights and activations.
-      seed: decides all random numbers.
-      precision: of teacher and generator.
-      directory: for checkpoints, or None.
-      show_progress: whether to show bars.
-      strategy: the devices that train; None for one.
-
-    Returns:
-      The fake-quantized student, the generators and the last measurements.
-    """
-    check_method(method)
-    if method == "df_qat_kd":
-        check_trains(teacher)
-    network = network or teacher
-    config = memory.with_batch_size(config, teacher.model, network.model, strategy)
-    prepared = prepare(
-        teacher,
-        network,
-        config=config,
-        calibration=calibration,
-        seed=seed,
-        precision=precision,
-        strategy=strategy,
-        directory=directory,
-        show_progress=show_progress,
-    )
-    student = post_training_student(
-        prepared.graph, prepared.description, prepared.images, widths, calibration
-    )
-    if method == "df_q":
-        return student, prepared.generators, {}
-    generators, measurements = distilled_student(
-        prepared,
-        student,
-        config=config,
-        seed=seed,
-        precision=precision,
-        strategy=strategy,
-        directory=directory,
-        show_progress=show_progress,
-    )
-    return student, generators, measurements

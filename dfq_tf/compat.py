@@ -1,8 +1,9 @@
-"""The one place that imports Keras 2 (`tf_keras`) and quiets TensorFlow's libraries.
+"""The one place that imports TensorFlow, Keras 2 (`tf_keras`) and tfmot.
 
 tfmot accepts Keras 2 models only, while `tf.keras` has been Keras 3 since
 TensorFlow 2.16. Every other module writes `from dfq_tf.compat import keras, tf`.
-Models of Keras 3 are read, with `keras3()`, but none is made.
+Models of Keras 3 are read, with `keras3()`, but none is made; a program that uses
+Keras 3 goes on as before.
 """
 
 import contextlib
@@ -66,13 +67,30 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # or newer, but with AVX2 alone they are 1.5 times faster too (docs/results.md).
 if platform.machine().lower() in ("x86_64", "amd64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# tfmot picks `tf_keras` itself, but only if `tf.keras` was not asked for first.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+
+@contextlib.contextmanager
+def _variable_kept(name: str) -> Iterator[None]:
+    """Gives an environment variable back the value that it had."""
+    value = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
 
 with native_output_hidden():
     import tensorflow as tf
-    import tf_keras as keras
+
+    # Asked for first, so that `tf.keras` stays what it is for the rest of the program:
+    # tfmot sets the variable that would turn it to Keras 2.
+    tf.keras.version()
+    with _variable_kept("TF_USE_LEGACY_KERAS"):
+        import tensorflow_model_optimization as tfmot
+        import tf_keras as keras
 
     tf.config.list_physical_devices()  # looks for GPUs, and logs that it did
 
-__all__ = ["keras", "keras3", "native_output_hidden", "tf", "traced"]
+__all__ = ["keras", "keras3", "native_output_hidden", "tf", "tfmot", "traced"]

@@ -26,9 +26,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file, replacing it whole."""
+    """Writes a text file, in UTF-8 whatever the locale is, replacing it whole."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Reads a text file in UTF-8; a byte-order mark at its beginning is no text.
+
+    Raises:
+      OSError: it cannot be read.
+      UnicodeDecodeError: it is no such file; this is a ValueError.
+    """
+    return pathlib.Path(path).read_text(encoding="utf-8-sig")
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -33,7 +33,7 @@ def setting(
 
     Args:
       default: the default value.
-      help: one sentence for `--help`, with the unit.
+      help: one sentence for the help of its flag, with the unit.
       minimum: smallest allowed value, included.
       maximum: largest allowed value, included.
       above: limit that the value must exceed.
@@ -417,8 +417,3 @@ def recipe(name: str, **changes: Any) -> DistillationConfig:
 
 
 METHODS = ("df_q", "df_qat_kd")
-
-
-def check_method(method: str) -> None:
-    """Raises ConfigError unless `method` is one of METHODS."""
-    check_value("method", method, {"choices": METHODS})

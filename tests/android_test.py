@@ -6,8 +6,10 @@ import re
 import numpy as np
 from ai_edge_litert import interpreter as litert
 
-import dfq_tf
 from dfq_tf.compat import tf
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.tflite.proof import convert
+from dfq_tf.tflite.running import TFLiteClassifier
 from tests import helpers, networks
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs/android.md"
@@ -29,13 +31,8 @@ def argb(images):
 
 
 def content_of(classifier):
-    config = dfq_tf.CalibrationConfig()
-    graph, description = dfq_tf.api.float_network(classifier, config)
     images = networks.images(classifier.image_shape, 64)
-    student = dfq_tf.api.post_training_student(
-        graph, description, images, dfq_tf.BitWidths(), config
-    )
-    return dfq_tf.tflite.export.convert(student)
+    return convert(post_training(float_network(classifier), images))
 
 
 def run(content, buffer):
@@ -63,7 +60,7 @@ class AndroidTest(tf.test.TestCase):
         classifier = helpers.small_classifier()
         content = content_of(classifier)
         images = networks.images(classifier.image_shape, 20, seed=3)
-        expected = dfq_tf.TFLiteClassifier(content).scores(images)
+        expected = TFLiteClassifier(content).scores(images)
         self.assertGreater(len(set(expected.argmax(-1))), 1)
         for pixels, logits in zip(argb(images), expected):
             parts = np.stack([pixels >> shift for shift in shifts], axis=-1)
@@ -82,7 +79,7 @@ class AndroidTest(tf.test.TestCase):
         self.assertEqual(sum(weights), int(re.search(r"\) / (\d+)\)", code).group(1)))
         content = content_of(helpers.small_classifier((8, 8, 1)))
         gray = networks.images((8, 8, 1), 10, seed=3)
-        expected = dfq_tf.TFLiteClassifier(content).scores(gray).argmax(-1)
+        expected = TFLiteClassifier(content).scores(gray).argmax(-1)
         for pixels, best in zip(argb(np.repeat(gray, 3, axis=-1)), expected):
             channels = [pixels >> 16 & 255, pixels >> 8 & 255, pixels & 255]
             summed = sum(w * c for w, c in zip(weights, channels))

@@ -6,9 +6,81 @@ import pathlib
 from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGES = ("dfq_tf", "dfq_tf/models", "dfq_tf/quantization", "tools", "tests")
+# The rooms that are folders of the package.
+FOLDERS = (
+    "distillation",
+    "graph",
+    "importing",
+    "models",
+    "quantization",
+    "reports",
+    "tflite",
+    "training",
+    "with_data",
+)
+PACKAGES = ("dfq_tf", *(f"dfq_tf/{room}" for room in FOLDERS), "tools", "tests")
 # Modules that a program may read without waiting for TensorFlow to load.
-LIGHT = ("config", "description", "errors", "files")
+LIGHT = ("settings", "graph.description", "graph.nodes", "errors", "files")
+# The ground that every room stands on.
+GROUND = {"compat", "errors", "files", "settings"}
+# Room -> the rooms that it may import, besides the ground. A room is a folder of the
+# package, or a module of its own.
+MAY_IMPORT: dict[str, set[str]] = {
+    "graph": set(),
+    "models": set(),
+    "context": set(),
+    "importing": {"graph"},
+    "quantization": {"graph"},
+    "training": {"context", "graph"},
+    "tflite": {"graph", "quantization"},
+    "distillation": {"context", "graph", "training"},
+    "with_data": {"context", "distillation", "graph", "quantization", "training"},
+    "api": {
+        "context",
+        "distillation",
+        "graph",
+        "importing",
+        "quantization",
+        "tflite",
+        "training",
+    },
+    "reports": {
+        "context",
+        "distillation",
+        "graph",
+        "importing",
+        "quantization",
+        "tflite",
+        "training",
+    },
+    "dfq_tf": {"api", "graph", "importing", "tflite"},
+}
+# Room -> the modules of it that other rooms may import.
+DOORS: dict[str, set[str]] = {
+    "distillation": {"batch_size", "generator", "phases", "steps", "teacher"},
+    "graph": {
+        "classifier",
+        "description",
+        "equalization",
+        "layers",
+        "nodes",
+        "rewriting",
+        "running",
+    },
+    "importing": {"classifiers", "files", "preprocessing", "reading"},
+    "quantization": {"grids", "network", "post_training", "student"},
+    "tflite": {"proof", "running", "writer"},
+    "training": {
+        "augmentation",
+        "copies",
+        "devices",
+        "learner",
+        "loop",
+        "optimizers",
+        "replicas",
+    },
+}
+LONGEST_FUNCTION = 60
 RULES = ("py_library", "py_binary", "py_test")
 
 
@@ -161,48 +233,108 @@ class BuildFilesTest(parameterized.TestCase):
                 self.assertEqual(text.count(f'        "{path.name}",'), 1, path)
 
 
-class ImportDirectionsTest(parameterized.TestCase):
-    def of_package(self, package: str) -> list[str]:
-        names = [n for n in MODULES if f"{n}.".startswith(f"{package}.")]
-        self.assertNotEmpty(names, package)
-        return names
+def room_of(module: str) -> str:
+    """The room of a module of the package; 'dfq_tf' for the package itself."""
+    _, *parts = module.split(".")
+    return parts[0] if parts else "dfq_tf"
 
+
+def of_package(package: str) -> list[str]:
+    return [n for n in MODULES if f"{n}.".startswith(f"{package}.")]
+
+
+def through_walls() -> list[tuple[str, str]]:
+    """Imports of one room by another, without those of the ground."""
+    return [
+        (module, imported)
+        for module in of_package("dfq_tf")
+        for imported in sorted(project_imports(module))
+        if room_of(imported) not in {room_of(module), *GROUND}
+    ]
+
+
+class RoomsTest(parameterized.TestCase):
+    def test_every_room_is_in_the_table(self):
+        rooms = {room_of(module) for module in of_package("dfq_tf")}
+        self.assertEqual(rooms, {*MAY_IMPORT, *GROUND})
+
+    def test_imports_are_those_of_the_table(self):
+        for module, imported in through_walls():
+            room = room_of(module)
+            self.assertNotIn(room, GROUND, f"{module} imports {imported}")
+            allowed = MAY_IMPORT[room]
+            self.assertIn(room_of(imported), allowed, f"{module} imports {imported}")
+
+    def test_imports_go_through_doors(self):
+        for module, imported in through_walls():
+            room = room_of(imported)
+            name = imported.removeprefix(f"dfq_tf.{room}").removeprefix(".")
+            if name:
+                self.assertIn(name, DOORS[room], f"{module} imports {imported}")
+
+    def test_every_door_is_used(self):
+        used = {imported for _, imported in through_walls()}
+        used |= {i for m in of_package("tools") for i in project_imports(m)}
+        for room, doors in DOORS.items():
+            for door in doors:
+                self.assertIn(f"dfq_tf.{room}.{door}", used)
+
+    def test_the_table_has_no_circle(self):
+        below = {room: set(rooms) for room, rooms in MAY_IMPORT.items()}
+        while below:
+            ground = {room for room, rooms in below.items() if not rooms & below.keys()}
+            self.assertNotEmpty(ground, f"a circle: {below}")
+            for room in ground:
+                del below[room]
+
+    def test_functions_are_short(self):
+        for module in [*of_package("dfq_tf"), *of_package("tools")]:
+            for node in ast.walk(ast.parse(MODULES[module].read_text())):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                    length = (node.end_lineno or start) - start + 1
+                    self.assertLessEqual(
+                        length, LONGEST_FUNCTION, f"{module}.{node.name}"
+                    )
+
+
+class ImportDirectionsTest(parameterized.TestCase):
     def assertImportsNone(self, modules, *packages: str):
+        self.assertNotEmpty(modules)
         for module in modules:
             found = imports_package(module, *packages)
             self.assertEmpty(found, f"{module} imports {found}")
 
     def test_package_never_sees_data(self):
-        self.assertIn("dfq_tf.data", MODULES)
-        readers = {"dfq_tf.data", "dfq_tf.tiny_imagenet"}
-        others = set(self.of_package("dfq_tf")) - readers
-        self.assertImportsNone(others, *readers, "tensorflow_datasets", "sklearn")
-
-    def test_nothing_data_free_knows_the_yardsticks(self):
-        self.assertIn("dfq_tf.yardsticks", MODULES)
-        others = set(self.of_package("dfq_tf")) - {"dfq_tf.yardsticks"}
-        self.assertImportsNone(others, "dfq_tf.yardsticks", "dfq_tf.supervised")
+        others = set(of_package("dfq_tf")) - set(of_package("dfq_tf.with_data"))
+        self.assertIn("dfq_tf.with_data.datasets", MODULES)
+        self.assertImportsNone(
+            others, "dfq_tf.with_data", "tensorflow_datasets", "sklearn"
+        )
 
     def test_package_knows_neither_tools_nor_tests(self):
-        self.assertImportsNone(self.of_package("dfq_tf"), "tools", "tests")
+        self.assertImportsNone(of_package("dfq_tf"), "tools", "tests")
 
     def test_only_tools_touch_flags(self):
-        self.assertImportsNone(self.of_package("dfq_tf"), "absl")
+        self.assertImportsNone(of_package("dfq_tf"), "absl")
         self.assertNotEmpty(
-            [m for m in self.of_package("tools") if imports_package(m, "absl.flags")]
+            [m for m in of_package("tools") if imports_package(m, "absl.flags")]
         )
 
     def test_losses_know_tensors_only(self):
         self.assertEqual(
-            project_imports("dfq_tf.losses"), {"dfq_tf.compat", "dfq_tf.replicas"}
+            project_imports("dfq_tf.distillation.losses"),
+            {"dfq_tf.compat", "dfq_tf.training.replicas"},
         )
-        self.assertEqual(project_imports("dfq_tf.replicas"), {"dfq_tf.compat"})
+        replicas = project_imports("dfq_tf.training.replicas")
+        self.assertEqual(replicas, {"dfq_tf.compat"})
 
-    def test_models_and_quantization_do_not_know_each_other(self):
-        models = self.of_package("dfq_tf.models")
-        quantization = self.of_package("dfq_tf.quantization")
-        self.assertImportsNone(models, "dfq_tf.quantization")
-        self.assertImportsNone(quantization, "dfq_tf.models")
+    def test_the_representation_knows_no_keras(self):
+        rooms = ("dfq_tf.graph", "dfq_tf.quantization", "dfq_tf.tflite")
+        modules = [module for room in rooms for module in of_package(room)]
+        readers = {"dfq_tf.quantization.student", "dfq_tf.quantization.quantizers"}
+        keras = [m for m in modules if "dfq_tf.compat.keras" in IMPORTS[m]]
+        self.assertContainsSubset(set(keras), readers)
 
     @parameterized.parameters(*LIGHT)
     def test_light_modules_load_without_tensorflow(self, name):
@@ -221,10 +353,11 @@ class ImportDirectionsTest(parameterized.TestCase):
         )
 
     def test_compat_alone_imports_tensorflow_and_keras(self):
-        modules = {*self.of_package("dfq_tf"), *self.of_package("tools")}
+        modules = {*of_package("dfq_tf"), *of_package("tools")}
         others = modules - {"dfq_tf.compat"}
-        self.assertImportsNone(others, "tensorflow", "tf_keras", "keras")
-        for package in ("tensorflow", "tf_keras"):
+        packages = ("tensorflow", "tf_keras", "tensorflow_model_optimization")
+        self.assertImportsNone(others, *packages, "keras")
+        for package in packages:
             self.assertLen(imports_package("dfq_tf.compat", package), 1)
 
     def test_there_are_no_cycles(self):

@@ -3,14 +3,15 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf.compat import keras, tf
-from dfq_tf.graph import evaluation
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.quantization import apply, bias_correction
+from dfq_tf.compat import tf
+from dfq_tf.graph import running
+from dfq_tf.graph.classifier import agreement
+from dfq_tf.quantization import bias_correction
 from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.quantization.post_training import float_network, with_ranges
 from dfq_tf.settings import BitWidths
-from dfq_tf.training import memory
 from tests import digits, helpers, networks
+from tests.graphs import Sketch
 
 # So few bits that rounding shifts the means a lot.
 WIDTHS = BitWidths(
@@ -21,52 +22,46 @@ NUM_IMAGES = 133
 
 
 class Case:
-    """A float network and its uncorrected student."""
+    """A float network, and its quantized twin, uncorrected at first."""
 
-    def __init__(self, classifier, images, widths=WIDTHS):
+    def __init__(self, teacher, images, widths=WIDTHS):
         self.images = images
-        self.graph, self.description = apply.integer_ready(classifier)
-        ranges = calibrate(self.graph, self.description, images, widths)
-        self.student = apply.quantize_graph(
-            self.graph, self.description, widths, ranges
-        )
-        self._reference = self.graph.build()
-        mean, scale = self.description.input_mean, self.description.input_scale
-        self._inputs = ((images - np.array(mean)) * np.array(scale)).astype(np.float32)
+        self.reference = float_network(teacher)
+        ranges = calibrate(self.reference, images, widths)
+        self.network = with_ranges(self.reference, ranges, widths)
 
     @classmethod
     def of(cls, name, **settings):
-        classifier = networks.build(name, **settings)
-        images = networks.images(classifier.image_shape, NUM_IMAGES, seed=1)
-        return cls(classifier, images)
+        teacher = networks.build(name, **settings)
+        images = networks.images(teacher.image_shape, NUM_IMAGES, seed=1)
+        return cls(teacher, images)
 
     def correct(self):
-        bias_correction.correct_biases(
-            self.graph, self.description, self.student, self.images
-        )
+        self.network = bias_correction.with_corrected_biases(self.network, self.images)
 
     @property
     def names(self):
-        """Layers with a kernel and a bias, in order."""
-        return [
-            layer.layer.name
-            for layer in self.student.model.layers
-            if "bias" in apply.range_variables(layer)
-        ]
+        """Nodes with a kernel and a bias, in order."""
+        nodes = self.reference.graph.nodes.values()
+        return [node.name for node in nodes if "bias" in node.weights]
 
-    def variables(self, name):
-        return apply.range_variables(self.student.model.get_layer(f"quant_{name}"))
+    def bias(self, name):
+        return self.network.graph.nodes[name].weights["bias"]
+
+    def biases(self):
+        return [self.bias(name) for name in self.names]
 
     def float_outputs(self):
-        """Of the layers `names`, on all images at once."""
-        return self._outputs(self._reference, self.names)
+        """Of the nodes `names`, on all images at once."""
+        fed = self.reference.description
+        mean, scale = np.array(fed.input_mean), np.array(fed.input_scale)
+        inputs = ((self.images - mean) * scale).astype(np.float32)
+        graph = self.reference.graph
+        outputs = running.compute(graph, tf.constant(inputs), self.names)
+        return [np.asarray(output, np.float64) for output in outputs]
 
-    def student_outputs(self):
-        return self._outputs(self.student.model, [f"quant_{n}" for n in self.names])
-
-    def _outputs(self, model, names):
-        tensors = [model.get_layer(name).output for name in names]
-        outputs = keras.Model(model.input, tensors)(self._inputs, training=False)
+    def quantized_outputs(self):
+        outputs = self.network.outputs(self.images, self.names)
         return [np.asarray(output, np.float64) for output in outputs]
 
 
@@ -79,19 +74,17 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(*networks.NETWORKS)
     def test_are_those_of_the_float_network(self, name):
         case = Case.of(name)
-        before = [means(output) for output in case.student_outputs()]
+        before = [means(output) for output in case.quantized_outputs()]
         case.correct()
-        expected, outputs = case.float_outputs(), case.student_outputs()
+        expected, outputs = case.float_outputs(), case.quantized_outputs()
         self.assertGreaterEqual(len(outputs), 3)
         errors = []
         for layer, goal, output in zip(case.names, expected, outputs):
-            variables = case.variables(layer)
             # What goes into a ReLU of its own is exact: the bias alone decides it.
             tolerance = 1e-4 * np.ptp(goal)
-            if "output_max" in variables:
+            if layer in case.network.ranges:
                 # An output that is rounded and cut off, to less than one of 255 steps.
-                step = (variables["output_max"] - variables["output_min"]) / 255
-                tolerance = 0.7 * step.numpy()
+                tolerance = 0.7 * np.ptp(case.network.ranges[layer]) / 255
             self.assertAllClose(
                 means(output), means(goal), rtol=0, atol=tolerance, msg=layer
             )
@@ -104,7 +97,7 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
             "mobilenet_like", mean=(123.7, 116.3, 103.5), scale=(0.017, 0.0175, 0.02)
         )
         case.correct()
-        for goal, output in zip(case.float_outputs()[:3], case.student_outputs()[:3]):
+        for goal, output in zip(case.float_outputs()[:3], case.quantized_outputs()[:3]):
             self.assertAllClose(
                 means(output), means(goal), rtol=0, atol=1e-3 * np.ptp(goal)
             )
@@ -114,12 +107,16 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
         case.correct()
         # Each layer by its shift before any correction: the shifts of those before
         # it are taken back twice.
-        pairs = list(zip(naive.names, naive.float_outputs(), naive.student_outputs()))
-        for name, goal, output in pairs:
-            naive.variables(name)["bias"].assign_add(means(goal) - means(output))
+        changed = {
+            name: {"bias": naive.bias(name) + means(goal) - means(output)}
+            for name, goal, output in zip(
+                naive.names, naive.float_outputs(), naive.quantized_outputs()
+            )
+        }
+        naive.network = naive.network.with_weights(changed)
 
         def error(of):
-            goal, output = of.float_outputs()[-1], of.student_outputs()[-1]
+            goal, output = of.float_outputs()[-1], of.quantized_outputs()[-1]
             return np.abs(means(goal) - means(output)).mean()
 
         self.assertLess(error(case), 0.1 * error(naive))
@@ -134,7 +131,7 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
             case = Case(networks.build("vgg_like"), images)
             with mock.patch.object(bias_correction, "_BATCH_SIZE", batch_size):
                 case.correct()
-            results.append([case.variables(n)["bias"].numpy() for n in case.names])
+            results.append(case.biases())
         for result in results[1:]:
             for bias, expected in zip(result, results[0]):
                 self.assertAllClose(bias, expected, atol=1e-5)
@@ -146,13 +143,14 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
         for chosen, budget in ((images, 25), (images[:25], 10**6)):
             case = Case(networks.build("vgg_like"), images)
             case.images = chosen
-            sizes = [np.prod(node.shape) for node in case.graph.nodes.values()]
+            graph = case.reference.graph
+            sizes = [np.prod(node.shape) for node in graph.nodes.values()]
             # Four tensors as large as the largest are alive, of 4 bytes each.
             with mock.patch.object(
-                memory, "PASS_MEMORY", budget * 4 * 4 * int(max(sizes))
+                running, "PASS_MEMORY", budget * 4 * 4 * int(max(sizes))
             ):
                 case.correct()
-            results.append([case.variables(n)["bias"].numpy() for n in case.names])
+            results.append(case.biases())
         for bias, expected in zip(*results):
             self.assertAllClose(bias, expected, atol=1e-5)
 
@@ -165,39 +163,46 @@ class MeansTest(tf.test.TestCase, parameterized.TestCase):
             case.images = chosen
             with mock.patch.object(bias_correction, "_MOST_VALUES", most):
                 case.correct()
-            results.append([case.variables(n)["bias"].numpy() for n in case.names])
+            results.append(case.biases())
         self.assertTrue(helpers.all_equal(*results))
 
 
-class StudentTest(tf.test.TestCase, parameterized.TestCase):
+class NetworkTest(tf.test.TestCase, parameterized.TestCase):
     def test_biases_move_and_nothing_else(self):
         case = Case.of("mobilenet_like")
-        before = [(v.name, v.numpy()) for v in case.student.model.weights]
-        weights = [w for n in case.graph.nodes.values() for w in n.weights]
+        before = case.network
+        weights = [
+            weight
+            for node in case.reference.graph.nodes.values()
+            for weight in node.weights.values()
+        ]
         copies = helpers.copies(weights)
         case.correct()
-        for (name, value), variable in zip(before, case.student.model.weights):
-            if name.endswith("bias:0"):
-                self.assertNotAllEqual(variable, value, msg=name)
-            else:
-                self.assertAllEqual(variable, value, msg=name)
+        after = case.network
+        self.assertIsNot(after, before)
+        for name, node in before.graph.nodes.items():
+            for role, weight in node.weights.items():
+                found = after.graph.nodes[name].weights[role]
+                self.assertEqual(found.dtype, np.float32)
+                is_same = np.array_equal(found, weight)
+                self.assertEqual(is_same, role != "bias", f"{name} {role}")
+        for field in ("bits", "ranges", "kernel_bits", "kernel_ranges", "description"):
+            self.assertIs(getattr(after, field), getattr(before, field), field)
         self.assertTrue(helpers.all_equal(weights, copies))
 
     def test_is_nearer_to_the_digits_teacher_on_images_it_has_not_seen(self):
         teacher, test = digits.teacher(), digits.split("test")
         goal = teacher.scores(test.images)
         case = Case(teacher, digits.split("train").images[:500])
-        before = case.student.scores(test.images)
+        before = case.network.scores(test.images)
         case.correct()
-        after = case.student.scores(test.images)
+        after = case.network.scores(test.images)
         self.assertLess(
             np.abs((after - goal).mean(axis=0)).mean(),
             0.5 * np.abs((before - goal).mean(axis=0)).mean(),
         )
         self.assertLess(np.abs(after - goal).mean(), np.abs(before - goal).mean())
-        self.assertGreater(
-            evaluation.agreement(goal, after), evaluation.agreement(goal, before)
-        )
+        self.assertGreater(agreement(goal, after), agreement(goal, before))
 
     @parameterized.parameters("wrn_10_1", "vgg_like", "mobilenet_like")
     def test_is_nearer_on_images_it_has_not_seen(self, name):
@@ -205,9 +210,9 @@ class StudentTest(tf.test.TestCase, parameterized.TestCase):
         case = Case.of(name)
         images = networks.images(classifier.image_shape, 200, seed=7)
         goal = classifier.scores(images)
-        before = case.student.scores(images)
+        before = case.network.scores(images)
         case.correct()
-        after = case.student.scores(images)
+        after = case.network.scores(images)
         self.assertLess(
             np.abs((after - goal).mean(axis=0)).mean(),
             0.5 * np.abs((before - goal).mean(axis=0)).mean(),
@@ -215,18 +220,49 @@ class StudentTest(tf.test.TestCase, parameterized.TestCase):
         self.assertLess(np.abs(after - goal).mean(), np.abs(before - goal).mean())
 
     def test_layer_that_errs_nowhere_keeps_its_bias(self):
-        image = keras.layers.Input((4, 4, 1))
-        x = keras.layers.Conv2D(2, 1, name="exact")(image)
-        x = keras.layers.Flatten()(keras.layers.ReLU()(x))
-        model = helpers.randomise(keras.Model(image, keras.layers.Dense(3)(x)))
         # Each kernel is a whole number of its own steps, 7 in all.
         kernel = np.array([7.0, -3.0]).reshape(1, 1, 1, 2)
         bias = np.array([1.0, 2.0])
-        model.get_layer("exact").set_weights([kernel, bias])
-        classifier = Classifier(model, helpers.description(3))
-        case = Case(classifier, networks.images((4, 4, 1), 20))
+        sketch = Sketch((4, 4, 1), pixels=False)
+        sketch("conv", "exact", weights={"kernel": kernel, "bias": bias})
+        sketch("relu", "relu")
+        sketch.flatten("flat")
+        sketch.dense("logits")
+        case = Case(sketch.classifier(), networks.images((4, 4, 1), 20))
         case.correct()
-        self.assertAllClose(case.variables("exact")["bias"], bias, atol=1e-5)
+        self.assertAllClose(case.bias("exact"), bias, atol=1e-5)
+
+    def test_what_a_layer_without_a_bias_shifts_the_next_one_takes_back(self):
+        sketch = Sketch(pixels=False)
+        sketch("leaky_relu", "leaky", sketch.conv("bare", bias=False), slope=0.5)
+        sketch.conv("next", size=1)
+        sketch("relu", "relu")
+        sketch.flatten("flat")
+        sketch.dense("logits")
+        case = Case(sketch.classifier(), networks.images((8, 8, 3), 60))
+        self.assertEqual(case.names, ["next", "logits"])
+        before = means(case.quantized_outputs()[0])
+        case.correct()
+        goal = means(case.float_outputs()[0])
+        self.assertNotAllClose(before, goal, atol=1e-3)
+        self.assertAllClose(means(case.quantized_outputs()[0]), goal, atol=1e-5)
+
+    def test_a_node_of_several_inputs_is_run_with_all(self):
+        # One branch is read at once, the other long after; both are kept till then.
+        sketch = Sketch(pixels=False)
+        early = sketch("relu", "early", sketch.conv("first", outputs=4))
+        x = sketch("tanh", "tanh", sketch.conv("second", early))
+        x = sketch("sigmoid", "sigmoid", sketch.conv("third", x))
+        sketch("subtract", "both", early, x)
+        sketch("multiply", "twice", "both", "both")
+        sketch.flatten("flat")
+        sketch.dense("logits")
+        case = Case(sketch.classifier(), networks.images((8, 8, 3), 60))
+        case.correct()
+        for goal, output in zip(case.float_outputs()[:-1], case.quantized_outputs()):
+            self.assertAllClose(
+                means(output), means(goal), rtol=0, atol=4e-3 * np.ptp(goal)
+            )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
@@ -5,41 +7,55 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import TrainingError
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.quantization import apply, calibration
+from dfq_tf.graph import running
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import calibration, grids
+from dfq_tf.quantization.post_training import float_network
 from dfq_tf.settings import BitWidths, CalibrationConfig
-from dfq_tf.training import memory
-from tests import networks
+from tests import graphs, networks
+from tests.graphs import PIXELS, Sketch
 
 layers = keras.layers
 
 METHODS = ("min_max", "percentile", "mse")
 
 
-def calibrated(classifier, images, method="mse", bits=8, percentile=99.0, **kwargs):
-    """The ranges of a network's outputs."""
-    graph, description = apply.integer_ready(classifier)
+@functools.cache
+def case(name):
+    """A user's model, which nothing changes, and its float network."""
+    learner = networks.learner(name)
+    return learner, float_network(as_classifier(learner))
+
+
+def calibrated(network, images, method="mse", bits=8, percentile=99.0, **kwargs):
+    """The ranges of a float network's outputs."""
     config = CalibrationConfig(
         activation_range=method, activation_percentile=percentile
     )
-    widths = BitWidths(8, bits)
-    return calibration.calibrate(graph, description, images, widths, config, **kwargs)
+    return calibration.calibrate(network, images, BitWidths(8, bits), config, **kwargs)
 
 
-def activations(classifier, images, ranges):
-    """The outputs that mean the same in the rewritten network and before, by name."""
+def activations(learner, images, ranges):
+    """The outputs that mean the same in the float network and in Keras, by name."""
     kinds = (layers.ReLU, layers.Activation, layers.Add, layers.GlobalAveragePooling2D)
     common = [
         layer
-        for layer in classifier.model.layers
+        for layer in learner.model.layers
         if isinstance(layer, kinds) and layer.name in ranges
     ]
     assert len(common) >= 3
-    observed = keras.Model(classifier.model.input, [la.output for la in common])
-    pixels = classifier.description.normalize(images.astype(np.float32))
+    observed = keras.Model(learner.model.input, [la.output for la in common])
+    pixels = learner.description.normalize(images.astype(np.float32))
     outputs = observed(pixels, training=False)
     return {la.name: output.numpy() for la, output in zip(common, outputs)}
+
+
+def with_last(network, kernel, bias):
+    """The network with one value in the last kernel, and another bias."""
+    last = network.graph.last
+    weights = {"kernel": np.full(last.weights["kernel"].shape, kernel), "bias": bias}
+    graph = network.graph.with_weights({last.name: weights})
+    return dataclasses.replace(network, graph=graph)
 
 
 def squared_error(values, low, high, num_bits):
@@ -65,10 +81,10 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
         name=("vgg_like", "resnet_like", "mobilenet_like"), bits=(4, 8)
     )
     def test_ranges_are_the_extremes_of_the_float_network(self, name, bits):
-        classifier = networks.build(name)
-        images = networks.images(classifier.image_shape, 50, seed=3)
-        ranges = calibrated(classifier, images, "min_max", bits, batch_size=16)
-        for layer, output in activations(classifier, images, ranges).items():
+        learner, network = case(name)
+        images = networks.images(network.image_shape, 50, seed=3)
+        ranges = calibrated(network, images, "min_max", bits, batch_size=16)
+        for layer, output in activations(learner, images, ranges).items():
             low, high = ranges[layer]
             self.assertAllClose(low, min(np.min(output), 0.0), atol=1e-4)
             self.assertAllClose(high, np.max(output), rtol=1e-4)
@@ -77,12 +93,12 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
         name=("vgg_like", "resnet_like", "mobilenet_like"), percentile=(80, 99)
     )
     def test_percentiles_are_those_of_the_float_network(self, name, percentile):
-        classifier = networks.build(name)
-        images = networks.images(classifier.image_shape, 50, seed=3)
+        learner, network = case(name)
+        images = networks.images(network.image_shape, 50, seed=3)
         ranges = calibrated(
-            classifier, images, "percentile", percentile=percentile, batch_size=16
+            network, images, "percentile", percentile=percentile, batch_size=16
         )
-        for layer, output in activations(classifier, images, ranges).items():
+        for layer, output in activations(learner, images, ranges).items():
             low, high = ranges[layer]
             expected = np.percentile(
                 output, [100 - percentile, percentile], method="inverted_cdf"
@@ -96,11 +112,11 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
         name=("vgg_like", "resnet_like", "mobilenet_like"), bits=(4, 6)
     )
     def test_no_range_errs_less_in_the_float_network(self, name, bits):
-        classifier = networks.build(name)
-        images = networks.images(classifier.image_shape, 24, seed=3)
-        ranges = calibrated(classifier, images, "mse", bits, batch_size=16)
+        learner, network = case(name)
+        images = networks.images(network.image_shape, 24, seed=3)
+        ranges = calibrated(network, images, "mse", bits, batch_size=16)
         gains = []
-        for layer, output in activations(classifier, images, ranges).items():
+        for layer, output in activations(learner, images, ranges).items():
             output = output.astype(np.float64)
             error = squared_error(output, *ranges[layer], bits)
             self.assertLess(error, 1.05 * least_squared_error(output, bits), layer)
@@ -109,9 +125,9 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
         self.assertGreater(np.mean(gains), 1.04)
 
     def test_squared_error_is_that_of_each_output_s_bits(self):
-        classifier = networks.build("resnet_like")
-        images = networks.images(classifier.image_shape, 50)
-        coarse, fine = (calibrated(classifier, images, bits=b) for b in (4, 8))
+        _, network = case("resnet_like")
+        images = networks.images(network.image_shape, 50)
+        coarse, fine = (calibrated(network, images, bits=b) for b in (4, 8))
         *inner, logits = (name for name in coarse if name != "pixels")
         # The logits have 8 bits in both.
         self.assertEqual(coarse[logits], fine[logits])
@@ -120,42 +136,41 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.parameters("percentile", "mse")
     def test_sixteen_bits_have_the_extremes_whatever_the_method(self, method):
-        classifier = networks.build("resnet_like")
-        images = networks.images(classifier.image_shape, 50)
-        extremes = calibrated(classifier, images, "min_max", 16)
-        self.assertEqual(calibrated(classifier, images, method, 16), extremes)
+        _, network = case("resnet_like")
+        images = networks.images(network.image_shape, 50)
+        extremes = calibrated(network, images, "min_max", 16)
+        self.assertEqual(calibrated(network, images, method, 16), extremes)
         self.assertNotAllClose(
-            list(calibrated(classifier, images, method).values()),
+            list(calibrated(network, images, method).values()),
             list(extremes.values()),
             atol=1e-2,
         )
 
     def test_least_squared_error_at_eight_bits_is_the_default(self):
-        classifier = networks.build("vgg_like")
-        images = networks.images(classifier.image_shape, 32)
-        graph, description = apply.integer_ready(classifier)
-        ranges = calibration.calibrate(graph, description, images)
-        self.assertEqual(ranges, calibrated(classifier, images, "mse", 8))
-        self.assertNotEqual(ranges, calibrated(classifier, images, "min_max", 8))
+        _, network = case("vgg_like")
+        images = networks.images(network.image_shape, 32)
+        ranges = calibration.calibrate(network, images)
+        self.assertEqual(ranges, calibrated(network, images, "mse", 8))
+        self.assertNotEqual(ranges, calibrated(network, images, "min_max", 8))
 
     @parameterized.parameters(*METHODS)
     def test_last_short_batch_counts(self, method):
-        classifier = networks.build("resnet_like")
+        _, network = case("resnet_like")
         # The only image that is not black comes last, in a batch of its own.
-        images = np.zeros((5, *classifier.image_shape), np.uint8)
-        images[4] = networks.images(classifier.image_shape, 1)
-        ranges = calibrated(classifier, images, method, batch_size=4)
-        black = calibrated(classifier, images[:1], method)
-        both = calibrated(classifier, images, method, batch_size=5)
+        images = np.zeros((5, *network.image_shape), np.uint8)
+        images[4] = networks.images(network.image_shape, 1)
+        ranges = calibrated(network, images, method, batch_size=4)
+        black = calibrated(network, images[:1], method)
+        both = calibrated(network, images, method, batch_size=5)
         self.assertNotAllClose(list(ranges.values()), list(black.values()))
         self.assertAllClose(list(ranges.values()), list(both.values()), atol=1e-4)
 
     @parameterized.parameters(*METHODS)
     def test_one_image_is_enough(self, method):
-        classifier = networks.build("resnet_like")
-        images = networks.images(classifier.image_shape, 1)
-        ranges = calibrated(classifier, images, method)
-        for layer, output in activations(classifier, images, ranges).items():
+        learner, network = case("resnet_like")
+        images = networks.images(network.image_shape, 1)
+        ranges = calibrated(network, images, method)
+        for layer, output in activations(learner, images, ranges).items():
             # The percentile of so few values is near them, too.
             low, high = ranges[layer]
             self.assertBetween(low, min(np.min(output), 0) - 1e-4, 0)
@@ -163,44 +178,34 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.parameters(*METHODS)
     def test_every_quantized_output_has_a_range(self, method):
-        classifier = networks.build("densenet_like")
-        graph, _ = apply.integer_ready(classifier)
-        images = networks.images(classifier.image_shape, 8)
-        ranges = calibrated(classifier, images, method)
-        self.assertCountEqual(ranges, apply.quantized_nodes(graph))
+        _, network = case("densenet_like")
+        images = networks.images(network.image_shape, 8)
+        ranges = calibrated(network, images, method)
+        self.assertEqual(list(ranges), grids.measured(network.graph))
         for low, high in ranges.values():
             self.assertLessEqual(low, 0.0)
             self.assertGreater(high, low)
 
     @parameterized.parameters(*METHODS)
     def test_pixels_have_their_full_range_whatever_the_images(self, method):
-        classifier = networks.build("resnet_like")
-        images = np.full((2, *classifier.image_shape), 100, np.uint8)
+        _, network = case("resnet_like")
+        images = np.full((2, *network.image_shape), 100, np.uint8)
         images[1] = 101
-        ranges = calibrated(classifier, images, method)
-        self.assertEqual(ranges["pixels"], (-120 / 64, 135 / 64))
+        ranges = calibrated(network, images, method)
+        self.assertEqual(ranges["pixels"], PIXELS)
 
     @parameterized.parameters(*METHODS)
     def test_layers_that_are_constant_have_a_range(self, method):
-        image = layers.Input((8, 8, 3))
-        outputs = {}
+        sketch = Sketch()
         for name, bias in (("none", 0.0), ("above", 2.0), ("below", -3.0)):
-            outputs[name] = layers.Conv2D(
-                4,
-                3,
-                kernel_initializer="zeros",
-                bias_initializer=keras.initializers.Constant(bias),
-                name=name,
-            )(image)
-        x = layers.Flatten()(layers.LeakyReLU()(layers.Conv2D(4, 3)(image)))
-        for output in outputs.values():
-            x = layers.Add()([x, layers.Flatten()(output)])
-        model = keras.Model(image, layers.Dense(networks.NUM_CLASSES)(x))
-        names = tuple(f"class {i}" for i in range(networks.NUM_CLASSES))
-        fed = ModelDescription((120.0,), (1 / 64,), "logits", names)
-        ranges = calibrated(
-            Classifier(model, fed), networks.images((8, 8, 3), 4), method
-        )
+            weights = {"kernel": np.zeros((3, 3, 3, 4)), "bias": np.full(4, bias)}
+            sketch("conv", name, "pixels", weights=weights, padding="same")
+        x = sketch("leaky_relu", "leaky", sketch.conv("conv", "pixels"), slope=0.3)
+        for name in ("none", "above", "below"):
+            x = sketch("add", f"add_{name}", x, name)
+        sketch.flatten("flat")
+        sketch.dense("logits")
+        ranges = calibrated(sketch.classifier(), networks.images((8, 8, 3), 4), method)
         # Where there is nothing to represent, any range will do.
         self.assertEqual(ranges["none"], (0.0, 1.0))
         self.assertAllClose(ranges["above"], (0.0, 2.0))
@@ -210,72 +215,69 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
 class RefusedTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(count=(2, 5), value=(0, 100))
     def test_images_that_are_all_the_same(self, count, value):
-        classifier = networks.build("resnet_like")
-        images = np.full((count, *classifier.image_shape), value, np.uint8)
+        _, network = case("resnet_like")
+        images = np.full((count, *network.image_shape), value, np.uint8)
         with self.assertRaisesRegex(
             TrainingError,
             f"^the {count} calibration images are all the same; ranges need images "
             "that differ",
         ):
-            calibrated(classifier, images)
+            calibrated(network, images)
 
     def test_copies_of_one_image(self):
-        classifier = networks.build("resnet_like")
-        image = networks.images(classifier.image_shape, 1)
+        _, network = case("resnet_like")
+        image = networks.images(network.image_shape, 1)
         images = np.repeat(image, 3, axis=0).astype(np.float32)
         with self.assertRaisesRegex(TrainingError, "^the 3 .* are all the same"):
-            calibrated(classifier, images)
+            calibrated(network, images)
         images[2, 7, 7, 2] += 1
-        self.assertIn("pixels", calibrated(classifier, images))
+        self.assertIn("pixels", calibrated(network, images))
 
     @parameterized.product(method=METHODS, spread=(0.0, 1.0))
     def test_logits_that_are_the_same_for_all_images(self, method, spread):
-        classifier = networks.build("resnet_like")
-        logits = classifier.model.layers[-1]
-        logits.kernel.assign(np.zeros(logits.kernel.shape))
-        logits.bias.assign(1.5 + spread * np.arange(networks.NUM_CLASSES))
-        images = networks.images(classifier.image_shape, 4)
+        _, network = case("resnet_like")
+        name = network.graph.output
+        network = with_last(network, 0.0, 1.5 + spread * np.arange(5))
+        images = networks.images(network.image_shape, 4)
         with self.assertRaisesRegex(
             TrainingError,
-            f"^the output of layer {logits.name}_as_conv, the last, is the same for "
+            f"^the output of layer {name}, the last, is the same for "
             f"all 4 calibration images, from 1.5 to {1.5 + 4 * spread}; the network is "
             "damaged",
         ):
-            calibrated(classifier, images, method)
+            calibrated(network, images, method)
 
     @parameterized.parameters(*METHODS)
     def test_an_infinite_output(self, method):
-        classifier = networks.build("resnet_like")
-        logits = classifier.model.layers[-1]
+        _, network = case("resnet_like")
+        name = network.graph.output
         # Finite weights whose output is not.
-        logits.kernel.assign(np.full(logits.kernel.shape, 3e38))
-        logits.bias.assign([0, 0, 3e38, 0, 0])
-        images = networks.images(classifier.image_shape, 2)
+        network = with_last(network, 3e38, [0, 0, 3e38, 0, 0])
+        images = networks.images(network.image_shape, 2)
         with self.assertRaisesRegex(
             TrainingError,
-            f"^the output of layer {logits.name}_as_conv is not finite on the "
+            f"^the output of layer {name} is not finite on the "
             "calibration images: its range is .* to inf$",
         ):
-            calibrated(classifier, images, method)
+            calibrated(network, images, method)
 
     def test_a_pass_takes_as_many_images_as_memory_has_room_for(self):
-        classifier = networks.build("resnet_like")
-        images = networks.images(classifier.image_shape, 140, seed=1)
-        graph, _ = apply.integer_ready(classifier)
-        each = 4 * sum(np.prod(node.shape) for node in graph.nodes.values())
+        _, network = case("resnet_like")
+        images = networks.images(network.image_shape, 140, seed=1)
+        each = 4 * sum(np.prod(n.shape) for n in network.graph.nodes.values())
         observe, sizes, ranges = calibration.observe, [], []
 
-        def spy(graph, description, images, batch_size, with_counts):
+        def spy(network, images, batch_size, with_counts):
             sizes.append(batch_size)
-            return observe(graph, description, images, batch_size, with_counts)
+            return observe(network, images, batch_size, with_counts)
 
         # Never one: images of a pass are compared with each other.
         for budget in (2**32, 20 * each, 1):
             with (
-                mock.patch.object(memory, "PASS_MEMORY", budget),
+                mock.patch.object(running, "PASS_MEMORY", budget),
                 mock.patch.object(calibration, "observe", spy),
             ):
-                ranges.append(calibrated(classifier, images))
+                ranges.append(calibrated(network, images))
         self.assertEqual(sizes, [128, 20, 2])
         for other in ranges[1:]:
             for name, (low, high) in ranges[0].items():
@@ -283,13 +285,153 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.parameters(*METHODS)
     def test_one_nan_among_the_outputs(self, method):
-        classifier = networks.build("resnet_like")
-        images = networks.images(classifier.image_shape, 6).astype(np.float32)
+        _, network = case("resnet_like")
+        images = networks.images(network.image_shape, 6).astype(np.float32)
         images[3, 4, 4, 1] = np.nan
         with self.assertRaisesRegex(
             TrainingError, "^the output of layer pixels is not finite .* nan"
         ):
-            calibrated(classifier, images, method, batch_size=4)
+            calibrated(network, images, method, batch_size=4)
+
+
+class FittedRangesTest(tf.test.TestCase, parameterized.TestCase):
+    def fitted(self, sketch, width=8, **ranges):
+        """Ranges made fit; those that are not given are from 0 to 1."""
+        graph = grids.separated(sketch.graph())
+        bits = grids.activation_bits(graph, BitWidths(num_bits_activation=width))
+        given = {n: ranges.get(n, (0.0, 1.0)) for n in grids.measured(graph)}
+        return calibration.fitted_ranges(graph, given, bits)
+
+    def joined(self):
+        """Two convolutions in one grid, and one beside them."""
+        sketch = Sketch()
+        a, b = (sketch.conv(name, "pixels") for name in "ab")
+        sketch("concatenate", "ab", a, sketch("max_pool", "pool", b, **SAME))
+        sketch.conv("c")
+        return sketch
+
+    def test_hold_zero(self):
+        ranges = self.fitted(self.joined(), ab=(0.5, 2.0), c=(-3.0, -1.0))
+        self.assertEqual(ranges["ab"], (0.0, 2.0))
+        self.assertEqual(ranges["c"], (-3.0, 0.0))
+
+    def test_outputs_of_one_grid_share_the_widest(self):
+        ranges = self.fitted(
+            self.joined(), a=(-2.0, 1.0), b=(0.0, 1.0), ab=(-1.0, 5.0), c=(-9.0, 9.0)
+        )
+        for name in ("a", "b", "ab"):
+            self.assertEqual(ranges[name], (-2.0, 5.0))
+        self.assertEqual(ranges["c"], (-9.0, 9.0))
+        self.assertNotIn("pool", ranges)
+
+    @parameterized.parameters((0.0, 0.0), (-1e-38, 1e-40), (0.0, 1e-25))
+    def test_output_of_zeros_gets_a_range(self, low, high):
+        nothing = (low, high)
+        ranges = self.fitted(self.joined(), a=nothing, b=nothing, ab=nothing)
+        self.assertEqual(ranges["a"], (0.0, 1.0))
+        # And leaves that of others which share its grid.
+        ranges = self.fitted(self.joined(), a=nothing, b=(0, 0.01), ab=(0, 0.01))
+        self.assertAllClose(ranges["a"], (0.0, 0.01))
+
+    @parameterized.parameters((float("nan"), 1.0), (0.0, float("inf")))
+    def test_not_finite_is_refused(self, low, high):
+        with self.assertRaisesRegex(
+            TrainingError, f"output of layer b is not finite.* {low} to {high}"
+        ):
+            self.fitted(self.joined(), b=(low, high))
+
+    def test_pixels_have_their_own(self):
+        for width in (8, 16):
+            ranges = self.fitted(self.joined(), width, pixels=(0.0, 0.1))
+            self.assertEqual(ranges["pixels"], PIXELS)
+
+    def test_sixteen_bits_are_symmetric(self):
+        ranges = self.fitted(self.joined(), 16, b=(-3.0, 1.0), c=(-1.0, 4.0))
+        self.assertEqual(ranges["a"], (-3.0, 3.0))
+        self.assertEqual(ranges["c"], (-4.0, 4.0))
+
+    @parameterized.product(measured=((0.0, 1.2), (0.1, 3.0)), width=(8, 16))
+    def test_a_top_is_where_a_range_ends(self, measured, width):
+        sketch = Sketch()
+        sketch("relu", "top", sketch.conv("conv"), top=2.5)
+        sketch("max_pool", "pool", **SAME)
+        sketch("relu", "again")
+        sketch.conv("last")
+        ranges = self.fitted(sketch, width, top=measured, again=(0.0, 0.5))
+        high = min(measured[1], 2.5)
+        expected = (-high, high) if width == 16 else (0.0, high)
+        self.assertEqual((ranges["top"], ranges["again"]), (expected, expected))
+
+    @parameterized.parameters(
+        ("sigmoid", 8, (0.0, 255 / 256)),
+        ("tanh", 8, (-1.0, 127 / 128)),
+        ("sigmoid", 16, (-32767 / 32768, 32767 / 32768)),
+        ("tanh", 16, (-32767 / 32768, 32767 / 32768)),
+    )
+    def test_a_curve_has_its_own(self, kind, width, expected):
+        sketch = Sketch()
+        a = sketch(kind, "a", sketch.conv("conv1", "pixels"))
+        b = sketch(kind, "b", sketch.conv("conv2", "pixels"))
+        sketch("concatenate", "ab", a, sketch("max_pool", "pool", b, **SAME))
+        x = sketch("concatenate", "abc", sketch.conv("c", "pixels"), "ab")
+        sketch.conv("last", x)
+        ranges = self.fitted(
+            sketch, width, a=(0.1, 0.7), b=(0.0, 2.0), c=(0.0, 5.0), abc=(-1.0, 5.0)
+        )
+        for name in ("a", "b", "ab"):
+            self.assertEqual(ranges[name], expected)
+        shared = (-5.0, 5.0) if width == 16 else (-1.0, 5.0)
+        for name in ("c", "ab_requantized", "abc"):
+            self.assertEqual(ranges[name], shared)
+
+
+SAME = dict(size=(2, 2), strides=(1, 1), padding="same")
+
+
+class ObserveTest(tf.test.TestCase, parameterized.TestCase):
+    def test_counts_what_lies_between_the_extremes(self):
+        network = two_answers(0.5)
+        images = graphs.noise((4, 4, 3), 30)
+        found = calibration.observe(network, images, 7, with_counts=True)
+        self.assertEqual(list(found), grids.measured(network.graph))
+        pixels = (images.astype(np.float32) - 120) / 64
+        histogram = found["pixels"]
+        self.assertEqual((histogram.low, histogram.high), (pixels.min(), pixels.max()))
+        self.assertEqual(histogram.counts.sum(), pixels.size)
+        counts, _ = np.histogram(pixels, 2048, (histogram.low, histogram.high))
+        # A pixel may fall on the border of two bins.
+        self.assertLess(np.abs(np.cumsum(counts - histogram.counts)).max(), 60)
+
+    def test_without_counts_there_are_the_extremes(self):
+        network = two_answers(0.5)
+        images = graphs.noise((4, 4, 3), 30)
+        found = calibration.observe(network, images, 7, with_counts=False)
+        for name, histogram in found.items():
+            self.assertIsNone(histogram.counts)
+            self.assertEqual(histogram.low < histogram.high, name != "first")
+
+    def test_one_of_two_halves_of_the_answer_may_be_constant(self):
+        # The logits are two vectors side by side, of which only one says something.
+        images = graphs.noise((4, 4, 3), 30)
+        ranges = calibrated(two_answers(0.5), images)
+        self.assertEqual(ranges["first"], ranges["both"])
+        with self.assertRaisesRegex(TrainingError, "layer both, the last, is the same"):
+            calibrated(two_answers(0.0), images)
+
+
+def two_answers(size):
+    """Logits of a constant, and of a kernel of some size, flattened together."""
+    sketch = Sketch((4, 4, 3))
+    mean = sketch("global_average_pool", "mean", keepdims=True)
+    zeros = {"kernel": np.zeros((1, 1, 3, 2)), "bias": np.ones(2)}
+    first = sketch("conv", "first", mean, weights=zeros)
+    second = sketch.conv("second", mean, outputs=2, size=1, bias=False)
+    node = sketch.nodes["second"]
+    kernel = size * node.weights["kernel"]
+    sketch.nodes["second"] = node.with_weights(kernel=kernel)
+    sketch("concatenate", "both", first, second)
+    sketch.flatten("logits")
+    return sketch.classifier()
 
 
 if __name__ == "__main__":

@@ -1,182 +1,164 @@
 import json
-import os
 import pathlib
 from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph import layers, running
+from dfq_tf.graph.classifier import Classifier, agreement, in_batches
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.nodes import Graph
 from dfq_tf.importing.classifiers import load_classifier
-from dfq_tf.quantization import apply, calibration
-from dfq_tf.settings import BitWidths
-from dfq_tf.training import memory
 from tests import helpers, networks
 
-layers = keras.layers
+NAMES = ("cat", "dog", "mouse")
+DESCRIPTION = ModelDescription((1, 2), (0.1, 0.5), "logits", NAMES)
 
 
-def student_of(classifier, widths=BitWidths()):
-    graph, description = apply.integer_ready(classifier)
-    images = networks.images(classifier.image_shape, 32)
-    ranges = calibration.calibrate(graph, description, images, widths)
-    return apply.quantize_graph(graph, description, widths, ranges)
+def small_graph(shape=(4, 6, 2)):
+    """The mean of each channel, and a dense layer."""
+    image = layers.image("image", shape)
+    pool = layers.node("global_average_pool", "pool", [image])
+    rng = np.random.default_rng(0)
+    weights = {"kernel": rng.normal(size=(2, 3)), "bias": rng.normal(size=3)}
+    return Graph(
+        [image, pool, layers.node("dense", "dense", [pool], weights=weights)], "dense"
+    )
 
 
-def take_step(model, images):
-    """One step of plain gradient descent on the sum of squared scores."""
-    with tf.GradientTape() as tape:
-        scores = model(images.astype(np.float32) / 64, training=True)
-        loss = tf.reduce_sum(scores**2)
-    variables = model.trainable_variables
-    for variable, gradient in zip(variables, tape.gradient(loss, variables)):
-        variable.assign_sub(1e-3 * gradient)
+def pixels(count=7, shape=(4, 6, 2)):
+    return np.random.default_rng(1).integers(0, 256, (count, *shape), np.uint8)
 
 
 class ClassifierTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(None, 1, 3, 100)
+    def test_scores_equal_numpy(self, batch_size):
+        classifier = Classifier(small_graph(), DESCRIPTION)
+        inputs = (pixels() - np.array([1, 2])) * np.array([0.1, 0.5])
+        dense = classifier.graph.last.weights
+        expected = inputs.mean(axis=(1, 2)) @ dense["kernel"] + dense["bias"]
+        scores = classifier.scores(pixels(), batch_size)
+        self.assertEqual(scores.dtype, np.float32)
+        self.assertAllClose(scores, expected, rtol=1e-5, atol=1e-5)
+        floats = pixels().astype(np.float32)
+        self.assertAllEqual(classifier.scores(floats, batch_size), scores)
+
     def test_scores_are_the_model_on_normalised_pixels(self):
-        classifier = networks.build("resnet_like", mean=(1, 2, 3), scale=(0.1, 0.2, 1))
+        fed = {"mean": (1.0, 2.0, 3.0), "scale": (0.1, 0.2, 1.0)}
+        model = networks.learner("resnet_like", **fed).model
+        classifier = networks.build("resnet_like", **fed)
         images = networks.images(classifier.image_shape, 7)
         inputs = (images - np.array([1, 2, 3])) * np.array([0.1, 0.2, 1])
-        expected = classifier.model(inputs.astype(np.float32), training=False)
+        expected = model(inputs.astype(np.float32), training=False)
         scores = classifier.scores(images, batch_size=3)
         self.assertAllClose(scores, expected, rtol=1e-4, atol=1e-4)
-        self.assertAllEqual(scores, classifier.scores(images.astype(np.float32), 3))
+
+    def test_shapes_are_those_of_the_graph(self):
+        classifier = Classifier(small_graph(), DESCRIPTION)
+        self.assertEqual(classifier.image_shape, (4, 6, 2))
+        self.assertEqual(classifier.num_classes, 3)
 
     def test_a_pass_takes_as_many_images_as_memory_has_room_for(self):
         images = networks.images((8, 8, 3), 300)
         seen = []
-        # The largest tensor of the network has 8 x 8 x 6 values.
+        # The largest output of the network has 8 x 8 x 6 values.
         for budget, expected in ((4 * 4 * 384 * 70, 70), (2**32, 250), (1, 1)):
             classifier = helpers.small_classifier()
-            compiled = classifier._compiled_scores
+            compiled = classifier._compiled
 
             def spy(batch, compiled=compiled):
                 seen.append(len(batch))
                 return compiled(batch)
 
-            spy.graph = compiled.graph
-            classifier.__dict__["_compiled_scores"] = spy
-            with mock.patch.object(memory, "PASS_MEMORY", budget):
+            classifier.__dict__["_compiled"] = spy
+            with mock.patch.object(running, "PASS_MEMORY", budget):
                 scores = classifier.scores(images)
             self.assertLen(scores, 300)
             self.assertEqual((max(seen), sum(seen)), (expected, 300))
             seen.clear()
 
-    def test_refuses_several_outputs(self):
-        image = layers.Input((8, 8, 3))
-        x = layers.Flatten()(image)
-        model = keras.Model(image, [layers.Dense(5)(x), layers.Dense(5)(x)])
-        with self.assertRaisesRegex(ModelError, "has 1 inputs and 2 outputs; it must"):
-            Classifier(model, networks.build("vgg_like").description)
+    def test_is_compiled_once(self):
+        classifier = Classifier(small_graph(), DESCRIPTION)
+        with mock.patch.object(running, "compute", wraps=running.compute) as compute:
+            for count in (1, 5, 2):
+                classifier.scores(pixels(count))
+        self.assertEqual(compute.call_count, 1)
 
     def test_refuses_an_unknown_size(self):
-        image = layers.Input((None, None, 3))
-        x = layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3)(image))
         with self.assertRaisesRegex(
-            ModelError, r"input shape is \(None, None, None, 3\).*fixed sizes"
+            ModelError, r"images of \(None, None, 2\); .*fixed sizes"
         ):
-            Classifier(keras.Model(image, x), networks.build("vgg_like").description)
+            Classifier(small_graph((None, None, 2)), DESCRIPTION)
 
     def test_refuses_an_output_that_is_no_row(self):
-        image = layers.Input((8, 8, 3))
-        model = keras.Model(image, layers.Conv2D(5, 3)(image))
-        with self.assertRaisesRegex(ModelError, r"output shape is \(None, 6, 6, 5\)"):
-            Classifier(model, networks.build("vgg_like").description)
+        graph = small_graph()
+        image = Graph(graph.nodes.values(), "image")
+        with self.assertRaisesRegex(ModelError, r"the network makes \(4, 6, 2\) of"):
+            Classifier(image, DESCRIPTION)
 
-    def test_refuses_a_subclassed_model(self):
-        class Subclassed(keras.Model):
-            def call(self, inputs):
-                return inputs
-
-        with self.assertRaisesRegex(ModelError, "is a .*Subclassed; it must be a func"):
-            Classifier(Subclassed(), networks.build("vgg_like").description)
+    def test_refuses_a_vector_for_an_image(self):
+        image = layers.image("image", (3,))
+        with self.assertRaisesRegex(ModelError, r"of images of \(3,\); a classifier"):
+            Classifier(Graph([image], "image"), DESCRIPTION)
 
     def test_refuses_a_description_of_another_model(self):
-        model = networks.vgg_like()
         description = ModelDescription((0.0,), (1.0,), "logits", ("a", "b"))
-        with self.assertRaisesRegex(ConfigError, "2 names for a model with 5 outputs"):
-            Classifier(model, description)
+        with self.assertRaisesRegex(ConfigError, "2 names for a model with 3 outputs"):
+            Classifier(small_graph(), description)
+        description = ModelDescription((0.0,) * 3, (1.0,), "logits", NAMES)
+        with self.assertRaisesRegex(ConfigError, "3 values for a model with 2 input"):
+            Classifier(small_graph(), description)
 
 
-class SaveTest(tf.test.TestCase, parameterized.TestCase):
+class InBatchesTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters((1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (8, [7]))
+    def test_images_go_some_at_a_time(self, batch_size, expected):
+        seen = []
+
+        def function(batch):
+            self.assertEqual(batch.dtype, tf.float32)
+            seen.append(len(batch))
+            return tf.reduce_sum(batch, axis=(1, 2))
+
+        sums = in_batches(function, pixels(), pixels().shape[1:], batch_size)
+        self.assertAllEqual(sums, pixels().sum(axis=(1, 2)))
+        self.assertEqual(seen, expected)
+
+    @parameterized.parameters([(0, 4, 6, 2)], [(4, 6, 2)], [(2, 8)])
+    def test_no_images_are_refused(self, shape):
+        with self.assertRaisesRegex(
+            ModelError, r"an array of shape \(.*\); give at least one, as"
+        ):
+            in_batches(lambda batch: batch, np.zeros(shape, np.uint8), (4, 6, 2), 3)
+
+    @parameterized.parameters([(5, 6, 2)], [(4, 5, 2)], [(4, 6, 1)])
+    def test_images_of_another_shape_are_refused(self, shape):
+        expected = rf"the images are \({shape[0]}, .* takes .* = \(4, 6, 2\)"
+        for scores in (
+            lambda images: in_batches(lambda batch: batch, images, (4, 6, 2), 3),
+            Classifier(small_graph(), DESCRIPTION).scores,
+        ):
+            with self.assertRaisesRegex(ModelError, expected):
+                scores(np.zeros((2, *shape), np.uint8))
+
+
+class AgreementTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.path = pathlib.Path(self.get_temp_dir()) / "model.keras"
+        self.scores = np.array([[3.0, 1, 2], [0, 5, 1], [0.1, 0.2, 0.3], [9, 0, 0]])
 
-    @parameterized.product(
-        name=("wrn_10_1", "mobilenet_like"), suffix=(".keras", ".h5")
-    )
-    def test_float_network_comes_back_bit_for_bit(self, name, suffix):
-        classifier = networks.build(name)
-        path = self.path.with_suffix(suffix)
-        classifier.save(path)
-        images = networks.images(classifier.image_shape, 8)
-        loaded = load_classifier(path)
-        self.assertAllEqual(loaded.scores(images), classifier.scores(images))
-        self.assertEqual(loaded.description, classifier.description)
+    def test_compares_classes_and_not_scores(self):
+        other = np.array([[0.1, 0.0, 0.0], [0, 1, 0], [1, 0, 0], [0, 0, 1.0]])
+        self.assertEqual(agreement(self.scores, other), 0.5)
+        self.assertEqual(agreement(self.scores, -100 + self.scores / 7), 1.0)
 
-    @parameterized.product(
-        name=("mobilenet_like", "densenet_like"), suffix=(".keras", ".h5")
-    )
-    def test_student_comes_back_bit_for_bit_and_can_be_trained(self, name, suffix):
-        student = student_of(networks.build(name))
-        path = self.path.with_suffix(suffix)
-        student.save(path)
-        images = networks.images(student.image_shape, 8)
-        loaded = load_classifier(path)
-        before = loaded.scores(images)
-        self.assertAllEqual(before, student.scores(images))
-
-        self.assertLen(
-            loaded.model.trainable_variables, len(student.model.trainable_variables)
-        )
-        weights = [v.numpy() for v in loaded.model.trainable_variables]
-        ranges = [v.numpy() for v in loaded.model.non_trainable_variables]
-        take_step(loaded.model, images)
-        for variable, value in zip(loaded.model.trainable_variables, weights):
-            self.assertNotAllEqual(variable, value)
-        for variable, value in zip(loaded.model.non_trainable_variables, ranges):
-            self.assertAllEqual(variable, value)
-        self.assertNotAllEqual(loaded.scores(images), before)
-
-    @parameterized.parameters((4, 8), (8, 4), (3, 16))
-    def test_student_keeps_its_bit_widths(self, weight, activation):
-        classifier = networks.build("vgg_like")
-        student = student_of(classifier, BitWidths(weight, activation))
-        student.save(self.path)
-        images = networks.images(student.image_shape, 8)
-        scores = load_classifier(self.path).scores(images)
-        self.assertAllEqual(scores, student.scores(images))
-        self.assertNotAllClose(scores, student_of(classifier).scores(images))
-
-    def test_loaded_student_trains_as_the_saved_one(self):
-        student = student_of(networks.build("vgg_like"))
-        student.save(self.path)
-        loaded = load_classifier(self.path)
-        images = networks.images(student.image_shape, 8)
-        take_step(student.model, images)
-        take_step(loaded.model, images)
-        for variable, other in zip(loaded.model.weights, student.model.weights):
-            self.assertAllClose(variable, other, atol=1e-6)
-
-    def test_failing_save_leaves_the_old_file(self):
-        networks.build("vgg_like").save(self.path)
-        before = self.path.read_bytes()
-        files = sorted(os.listdir(self.path.parent))
-
-        def fail(model, path, *args, **kwargs):
-            pathlib.Path(path).write_bytes(b"half")
-            raise OSError("no space left on device")
-
-        with mock.patch.object(keras.Model, "save", fail):
-            with self.assertRaisesRegex(OSError, "no space left"):
-                networks.build("resnet_like").save(self.path)
-        self.assertEqual(self.path.read_bytes(), before)
-        self.assertEqual(sorted(os.listdir(self.path.parent)), files)
+    def test_is_symmetric(self):
+        a, b = np.random.default_rng(0).normal(size=(2, 50, 3))
+        self.assertEqual(agreement(a, b), agreement(b, a))
+        self.assertEqual(agreement(a, b), np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
 
 
 class LoadTest(tf.test.TestCase, parameterized.TestCase):
@@ -184,10 +166,24 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         super().setUp()
         self.folder = pathlib.Path(self.get_temp_dir())
 
+    @parameterized.product(
+        name=("wrn_10_1", "mobilenet_like"), suffix=(".keras", ".h5")
+    )
+    def test_saved_network_comes_back(self, name, suffix):
+        learner = networks.learner(name)
+        path = self.folder / f"model{suffix}"
+        learner.save(path)
+        loaded = load_classifier(path)
+        images = networks.images(loaded.image_shape, 8)
+        # Bit for bit what its graph gave before.
+        self.assertAllEqual(loaded.scores(images), networks.build(name).scores(images))
+        self.assertAllClose(loaded.scores(images), learner.scores(images), atol=1e-4)
+        self.assertEqual(loaded.description, learner.description)
+
     @parameterized.product(suffix=(".keras", ".h5"), share=(0.0, 0.5, 0.95))
     def test_truncated_file(self, suffix, share):
         path = self.folder / f"model{suffix}"
-        networks.build("vgg_like").save(path)
+        networks.learner("vgg_like").save(path)
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
         with self.assertRaisesRegex(ModelError, f"{path} cannot be read .*truncated"):
@@ -208,7 +204,7 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_missing_description(self):
         path = self.folder / "model.keras"
-        networks.build("vgg_like").save(path)
+        networks.learner("vgg_like").save(path)
         path.with_suffix(".json").unlink()
         with self.assertRaisesRegex(
             ConfigError,
@@ -218,14 +214,14 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_given_description_goes_before_the_file(self):
         path = self.folder / "model.keras"
-        networks.build("vgg_like").save(path)
+        networks.learner("vgg_like").save(path)
         loaded = load_classifier(path, input_mean=7, input_scale=0.5)
         self.assertEqual(loaded.description.input_mean, (7.0,))
         self.assertEqual(loaded.description.class_names, ("0", "1", "2", "3", "4"))
 
     def test_description_of_another_model(self):
         path = self.folder / "model.keras"
-        networks.build("vgg_like").save(path)
+        networks.learner("vgg_like").save(path)
         fields = json.loads(path.with_suffix(".json").read_text())
         fields["class_names"] = ["cat", "dog"]
         path.with_suffix(".json").write_text(json.dumps(fields))

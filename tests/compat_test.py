@@ -35,6 +35,21 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertEqual(process.stdout.strip(), after, process.stderr)
 
+    def test_keras_3_stays_keras_3_for_the_rest_of_the_program(self):
+        script = (
+            "import os, keras\n"
+            "import dfq_tf\n"
+            "import tensorflow as tf\n"
+            "model = keras.Sequential([keras.Input((4,)), tf.keras.layers.Dense(2)])\n"
+            "print(keras.__version__[0], tf.keras.version()[0], model.count_params(),"
+            " os.environ.get('TF_USE_LEGACY_KERAS'))"
+        )
+        others = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+        process = subprocess.run(
+            [sys.executable, "-c", script], env=others, capture_output=True, text=True
+        )
+        self.assertEqual(process.stdout.split(), ["3", "3", "10", "None"])
+
 
 if __name__ == "__main__":
     tf.test.main()

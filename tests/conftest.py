@@ -1,18 +1,26 @@
-"""How pytest shares the tests out between its processes.
+"""In which order the tests run: the classes that take longest come first.
 
-Tests of one class whose set-up takes long, as a run of a tool does, go to one process,
-so that it happens once.
+No process then waits for another at the end. All tests of a class run in one process
+(`--dist loadscope`), so that what they share is set up once.
 """
 
 import pytest
 
+# Files with the longest tests, longest first; the others come behind them.
+SLOWEST = (
+    "tools_test.py",
+    "api_test.py",
+    "phases_test.py",
+    "tflite_writer_test.py",
+    "student_test.py",
+    "steps_test.py",
+    "random_networks_test.py",
+    "loop_test.py",
+    "models_test.py",
+)
 
-# First: pytest-xdist's own hook reads the marks.
-@pytest.hookimpl(tryfirst=True)
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of each class that has a set-up of its own as one group."""
-    for item in items:
-        test_class = getattr(item, "cls", None)
-        if test_class is not None and "setUpClass" in vars(test_class):
-            group = f"{test_class.__module__}.{test_class.__name__}"
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Sorts the tests by their files, the slowest first."""
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -8,7 +8,11 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph.description import ModelDescription, description_path
+from dfq_tf.graph.description import (
+    ModelDescription,
+    description_beside,
+    description_path,
+)
 
 _DESCRIPTION = ModelDescription(
     (120.0, 110.5, 100.0), (0.0156, 1 / 3, 0.02), "softmax", ("cat", "dög")
@@ -37,6 +41,28 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             description_path("runs/a.b/teacher.keras"),
             pathlib.Path("runs/a.b/teacher.json"),
         )
+
+    def test_what_lies_beside_a_model_may_be_something_else(self):
+        model = self.path.with_suffix(".keras")
+        self.assertIsNone(description_beside(model))
+        # As Keras 2 and Keras 3 write it with `model.to_json()`.
+        keras = {"class_name": "Functional", "config": {"name": "m"}}
+        for more in ({"keras_version": "2.15.0"}, {"module": "keras"}):
+            self.path.write_text(json.dumps({**keras, **more}))
+            self.assertIsNone(description_beside(model))
+        for text in ('{"class_name": "Functional"}', "[1]", "{"):
+            self.path.write_text(text)
+            with self.assertRaisesRegex(
+                ModelError, r"teacher\.json is not .*\. If it is something else, give"
+            ):
+                description_beside(model)
+        _DESCRIPTION.save(self.path)
+        self.assertEqual(description_beside(model), _DESCRIPTION)
+
+    def test_file_may_hold_any_alphabet(self):
+        text = json.dumps(dataclasses.asdict(_DESCRIPTION), ensure_ascii=False)
+        self.path.write_bytes(text.encode("utf-8"))
+        self.assertEqual(ModelDescription.load(self.path), _DESCRIPTION)
 
     def test_missing_file_says_what_to_do(self):
         with self.assertRaisesRegex(

@@ -2,11 +2,12 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph import running
 from dfq_tf.graph.equalization import equalize, equalized_pairs
-from dfq_tf.graph.graph import Graph
-from dfq_tf.quantization import apply, calibration
-from dfq_tf.settings import BitWidths
+from dfq_tf.graph.nodes import Graph
+from dfq_tf.importing.reading import read_layers
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import BitWidths, CalibrationConfig
 from tests import helpers, networks
 
 layers = keras.layers
@@ -19,9 +20,14 @@ def uneven(model, seed=0):
     for layer in model.layers:
         if layer.weights:
             kernel, *bias = layer.get_weights()
-            sizes = 10 ** rng.uniform(-2, 2, kernel.shape[2:])
+            sizes = 10 ** rng.uniform(-2, 2, kernel.shape[-2:])
             layer.set_weights([kernel * sizes, *bias])
-    return Graph.from_model(model)
+    return read_layers(model).graph
+
+
+def computed(graph, images):
+    images = tf.constant(images, tf.float32)
+    return running.compute(graph, images, [graph.output])[0].numpy()
 
 
 def first_conv(filters=4, **settings):
@@ -32,9 +38,9 @@ def second_conv(**settings):
     return layers.Conv2D(6, 1, name="second", **settings)
 
 
-def chain(*between, first=None, second=None):
+def chain(*between, first=None, second=None, shape=(8, 8, 3)):
     """Two layers with kernels, what lies between them, and a flatten."""
-    image = x = layers.Input((8, 8, 3))
+    image = x = layers.Input(shape)
     for layer in (first or first_conv(), *between, second or second_conv()):
         x = layer(x)
     return uneven(keras.Model(image, layers.Flatten()(x)))
@@ -57,15 +63,15 @@ def joined_beside():
 
 
 def output_beside():
-    """first -> ReLU, the output; `second` leads nowhere, as in no graph of a model."""
+    """first -> ReLU, the output."""
     graph = chain(layers.ReLU(name="relu"))
     return Graph(graph.nodes.values(), "relu")
 
 
 def written(node):
     """Largest magnitude of each output channel of a kernel."""
-    kernel = np.abs(node.weights[0])
-    if node.kind == "DepthwiseConv2D":
+    kernel = np.abs(node.weights["kernel"])
+    if node.kind == "depthwise_conv":
         _, _, channels, multiplier = kernel.shape
         pairs = [(c, j) for c in range(channels) for j in range(multiplier)]
         return np.array([kernel[:, :, c, j].max() for c, j in pairs])
@@ -74,7 +80,9 @@ def written(node):
 
 def read(node):
     """Largest magnitude of each input channel of a kernel."""
-    kernel = np.abs(node.weights[0])
+    kernel = np.abs(node.weights["kernel"])
+    if node.kind == "dense":
+        return kernel.max(axis=1)
     return np.array([kernel[:, :, c].max() for c in range(kernel.shape[2])])
 
 
@@ -147,6 +155,21 @@ _PASSED = {
         first=layers.DepthwiseConv2D(3, depth_multiplier=2, name="first"),
         second=layers.DepthwiseConv2D(3, depth_multiplier=3, name="second"),
     ),
+    "dense_second": lambda: chain(
+        layers.ReLU(),
+        layers.GlobalAveragePooling2D(),
+        second=layers.Dense(5, name="second"),
+    ),
+    "dense_twice": lambda: chain(
+        first=layers.Dense(6, activation="relu", name="first"),
+        second=layers.Dense(5, use_bias=False, name="second"),
+        shape=(7,),
+    ),
+    "dense_of_pixels": lambda: chain(
+        layers.MaxPooling2D(),
+        first=layers.Dense(4, activation="relu", name="first"),
+        second=layers.Dense(5, name="second"),
+    ),
 }
 
 _ENDED = {
@@ -176,31 +199,35 @@ _ENDED = {
 class EqualizeTest(tf.test.TestCase, parameterized.TestCase):
     def _check_same_function(self, graph, equalized, images=None):
         if images is None:
-            images = helpers.random_inputs(graph.build(), 20)
-        expected = graph.build()(images).numpy()
+            rng = np.random.default_rng(0)
+            images = rng.normal(size=(20, *graph.image.shape))
+        expected = computed(graph, images)
         tolerance = 1e-4 * np.ptp(expected)
         self.assertGreater(tolerance, 0)
-        self.assertAllClose(equalized.build()(images), expected, rtol=0, atol=tolerance)
+        self.assertAllClose(computed(equalized, images), expected, 0, tolerance)
 
     def _check_same_weights(self, graph, other):
         for name, node in graph.nodes.items():
-            self.assertTrue(
-                helpers.all_equal(node.weights, other.nodes[name].weights), name
-            )
+            weights = other.nodes[name].weights
+            self.assertEqual(weights.keys(), node.weights.keys())
+            for role, value in node.weights.items():
+                self.assertAllEqual(weights[role], value)
 
     @parameterized.parameters(*networks.NETWORKS)
     def test_network_keeps_its_function(self, name):
-        classifier = networks.build(name)
-        graph, fed = apply.integer_ready(classifier)
+        network = unequalized(networks.build(name))
+        graph, fed = network.graph, network.description
         equalized = equalize(graph)
         pairs = equalized_pairs(equalized)
         self.assertNotEmpty(pairs)
         for first, readers in pairs:
             before = graph.nodes[first.name]
-            self.assertNotAllClose(first.weights[0], before.weights[0], rtol=0.01)
+            self.assertNotAllClose(
+                first.weights["kernel"], before.weights["kernel"], rtol=0.01
+            )
             second = np.max([read(node) for node in readers], axis=0)
             self.assertAllClose(written(first), second, rtol=0.01)
-        images = networks.images(classifier.image_shape, 20).astype(np.float32)
+        images = networks.images(network.image_shape, 20).astype(np.float32)
         self._check_same_function(graph, equalized, fed.normalize(images))
 
     @parameterized.parameters(range(12))
@@ -209,15 +236,17 @@ class EqualizeTest(tf.test.TestCase, parameterized.TestCase):
         equalized = equalize(graph)
         for first, _ in equalized_pairs(graph):
             other = equalized.nodes[first.name]
-            self.assertNotAllClose(other.weights[0], first.weights[0], rtol=0.01)
+            self.assertNotAllClose(
+                other.weights["kernel"], first.weights["kernel"], rtol=0.01
+            )
         self._check_same_function(graph, equalized)
 
     def test_random_networks_hold_what_they_are_to_test(self):
-        graphs = [Graph.from_model(random_model(seed)) for seed in range(12)]
+        graphs = [read_layers(random_model(seed)).graph for seed in range(12)]
         pairs = [pair for graph in graphs for pair in equalized_pairs(graph)]
         self.assertGreater(len(pairs), 12)
         self.assertGreater(sum(len(readers) > 1 for _, readers in pairs), 2)
-        self.assertIn("DepthwiseConv2D", {first.kind for first, _ in pairs})
+        self.assertIn("depthwise_conv", {first.kind for first, _ in pairs})
 
     @parameterized.named_parameters(_PASSED.items())
     def test_pair_gets_equal_ranges(self, make):
@@ -238,20 +267,20 @@ class EqualizeTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_weights_equal_numpy(self):
         graph = chain(layers.ReLU())
-        kernel, bias = (w.astype(np.float64) for w in graph.nodes["first"].weights)
-        next_kernel, next_bias = graph.nodes["second"].weights
-        first, second = written(graph.nodes["first"]), read(graph.nodes["second"])
+        nodes = graph.nodes
+        first, second = written(nodes["first"]), read(nodes["second"])
         self.assertGreater(first.max() / first.min(), 5)
         s = np.sqrt(first.astype(np.float64) * second) / second
-        equalized = equalize(graph)
-        expected = {
-            "first": (kernel / s, bias / s),
-            "second": (next_kernel * s[None, None, :, None], next_bias),
-        }
-        for name, weights in expected.items():
+        equalized = equalize(graph).nodes
+        for name, role, expected in (
+            ("first", "kernel", nodes["first"].weights["kernel"] / s),
+            ("first", "bias", nodes["first"].weights["bias"] / s),
+            ("second", "kernel", nodes["second"].weights["kernel"] * s[:, None]),
+            ("second", "bias", nodes["second"].weights["bias"]),
+        ):
             # Half a step of float32: the work between is in float64.
-            for got, wanted in zip(equalized.nodes[name].weights, weights):
-                self.assertAllClose(got, wanted, rtol=6e-8, atol=0)
+            got = equalized[name].weights[role]
+            self.assertAllClose(got, expected, rtol=6e-8, atol=0)
 
     def test_all_readers_are_scaled_as_one(self):
         image = layers.Input((8, 8, 3))
@@ -318,13 +347,13 @@ class EqualizeTest(tf.test.TestCase, parameterized.TestCase):
         next_kernel, next_bias = second.get_weights()
         next_kernel[:, :, 1] *= read_size
         second.set_weights([next_kernel, next_bias])
-        graph = Graph.from_model(model)
+        graph = read_layers(model).graph
         equalized = equalize(graph)
-        new_kernel, new_bias = equalized.nodes["first"].weights
-        self.assertAllEqual(new_kernel[..., 1], kernel[..., 1])
-        self.assertEqual(new_bias[1], bias[1])
+        new = equalized.nodes["first"].weights
+        self.assertAllEqual(new["kernel"][..., 1], kernel[..., 1])
+        self.assertEqual(new["bias"][1], bias[1])
         self.assertAllEqual(
-            equalized.nodes["second"].weights[0][:, :, 1], next_kernel[:, :, 1]
+            equalized.nodes["second"].weights["kernel"][:, :, 1], next_kernel[:, :, 1]
         )
         alive = [0, 2, 3]
         self.assertAllClose(
@@ -333,37 +362,70 @@ class EqualizeTest(tf.test.TestCase, parameterized.TestCase):
             rtol=1e-5,
         )
         for node in equalized.nodes.values():
-            for weight in node.weights:
+            for weight in node.weights.values():
                 self.assertAllInRange(weight, -1e6, 1e6)  # neither is NaN
         self._check_same_function(graph, equalized)
 
+    def test_bias_next_to_nothing_of_a_kernel_stays_small(self):
+        graph = chain(layers.ReLU())
+        weights = {r: w.copy() for r, w in graph.nodes["first"].weights.items()}
+        weights["kernel"][..., 2] *= 1e-7
+        weights["bias"][2] = 1.0
+        graph = graph.with_weights({"first": weights})
+        new = equalize(graph).nodes["first"].weights
+        self.assertEqual(new["bias"][2], 1.0)
+        self.assertAllEqual(new["kernel"][..., 2], weights["kernel"][..., 2])
+
+    def test_factors_do_not_pass_a_grouped_convolution(self):
+        # Its outputs mix the channels of a group.
+        middle = layers.Conv2D(4, 1, groups=2, use_bias=False, name="middle")
+        graph = chain(layers.ReLU(), middle, layers.ReLU())
+        ((first, readers),) = equalized_pairs(graph)
+        self.assertEqual(
+            (first.name, [node.name for node in readers]), ("middle", ["second"])
+        )
+        self._check_same_function(graph, equalize(graph))
+
     def test_graph_given_is_unchanged(self):
-        graph, _ = apply.integer_ready(networks.build("wrn_10_1"))
-        before = {name: helpers.copies(n.weights) for name, n in graph.nodes.items()}
+        graph = unequalized(networks.build("wrn_10_1")).graph
+        before = {
+            name: helpers.copies(node.weights.values())
+            for name, node in graph.nodes.items()
+        }
         equalized = equalize(graph)
         self.assertEqual(list(equalized.nodes), list(graph.nodes))
-        self.assertEqual(equalized.output_name, graph.output_name)
+        self.assertEqual(equalized.output, graph.output)
         for name, node in graph.nodes.items():
-            self.assertTrue(helpers.all_equal(node.weights, before[name]), name)
+            self.assertTrue(
+                helpers.all_equal(list(node.weights.values()), before[name])
+            )
             other = equalized.nodes[name]
-            self.assertEqual(other.config, node.config)
-            self.assertEqual(other.inputs, node.inputs)
-            for new, old in zip(other.weights, node.weights, strict=True):
-                self.assertEqual((new.dtype, new.shape), (np.float32, old.shape))
+            for field in ("kind", "inputs", "shape", "settings", "layers"):
+                self.assertEqual(getattr(other, field), getattr(node, field))
+            self.assertEqual(list(other.weights), list(node.weights))
+            for role, new in other.weights.items():
+                self.assertEqual(
+                    (new.dtype, new.shape), (np.float32, node.weights[role].shape)
+                )
 
-    def test_per_tensor_student_comes_nearer_to_the_float_network(self):
+    def test_per_tensor_network_comes_nearer_to_the_float_network(self):
         classifier = badly_scaled()
         images = networks.images(classifier.image_shape, 64)
         expected = classifier.scores(images)
-        graph, fed = apply.integer_ready(classifier)
 
-        def error(graph):
-            ranges = calibration.calibrate(graph, fed, images)
+        def error(equalize):
+            config = CalibrationConfig(equalize=equalize, bias_correction=False)
+            network = float_network(classifier, config)
             widths = BitWidths(per_channel=False)
-            student = apply.quantize_graph(graph, fed, widths, ranges)
-            return np.sqrt(np.mean((student.scores(images) - expected) ** 2))
+            scores = post_training(network, images, widths, config).scores(images)
+            return np.sqrt(np.mean((scores - expected) ** 2))
 
-        self.assertLess(error(equalize(graph)), error(graph) / 5)
+        self.assertLess(error(True), error(False) / 5)
+
+
+def unequalized(classifier):
+    """The float network, its neighbouring kernels as they are."""
+    return float_network(classifier, CalibrationConfig(equalize=False))
 
 
 def badly_scaled():
@@ -383,7 +445,7 @@ def badly_scaled():
         first.set_weights([kernel * sizes, bias * sizes])
         kernel, bias = second.get_weights()
         second.set_weights([kernel / sizes[:, None], bias])
-    return Classifier(model, helpers.description(networks.NUM_CLASSES))
+    return helpers.classifier(model)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import locale
 import pathlib
 
 from absl.testing import parameterized
@@ -22,6 +23,20 @@ class FilesTest(parameterized.TestCase, tf.test.TestCase):
         files.write_bytes(path, b"\x00\xff")
         self.assertEqual(path.read_bytes(), b"\x00\xff")
         self.assertEqual(self._names(), ["result"])
+
+    def test_text_is_utf_8_whatever_the_locale_is(self):
+        path, text = self.folder / "labels.txt", "žába\n蛙\n"
+        before = locale.setlocale(locale.LC_CTYPE)
+        self.addCleanup(locale.setlocale, locale.LC_CTYPE, before)
+        locale.setlocale(locale.LC_CTYPE, "C")
+        files.write_text(path, text)
+        self.assertEqual(path.read_bytes(), text.encode("utf-8"))
+        self.assertEqual(files.read_text(path), text)
+
+    def test_byte_order_mark_is_no_text(self):
+        path = self.folder / "labels.txt"
+        path.write_bytes(b"\xef\xbb\xbfcat\n")
+        self.assertEqual(files.read_text(path), "cat\n")
 
     def test_digest_is_of_the_contents(self):
         # FIPS 180-4's example, and the same bytes in two files.

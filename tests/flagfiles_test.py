@@ -5,16 +5,19 @@ import pathlib
 import re
 from unittest import mock
 
+import pytest
 from absl import flags
 from absl.testing import flagsaver, parameterized
 
 from dfq_tf import api, models
 from dfq_tf.compat import keras, tf
+from dfq_tf.distillation import generator
 from dfq_tf.errors import WorkdirError
-from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.settings import AUTO, CalibrationConfig, recipe
-from dfq_tf.with_data import datasets as data
+from dfq_tf.training.learner import Learner
+from dfq_tf.with_data import datasets
 from tests import helpers
 from tools import common, distill, quantize
 from tools import run as run_tool
@@ -51,16 +54,17 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
     def _teacher(self, path):
         """The network that a flagfile names, with random weights; flags are set."""
         flags.FLAGS(["run", f"--flagfile={path}"])
-        self.assertIn(flags.FLAGS.dataset, data.dataset_names())
+        self.assertIn(flags.FLAGS.dataset, datasets.dataset_names())
         self.assertEqual(flags.FLAGS.workdir, f"runs/{path.stem}")
         shape, classes = DATASETS[flags.FLAGS.dataset]
         keras.utils.set_random_seed(0)
-        return Classifier(
+        learner = Learner(
             models.build_model(flags.FLAGS.teacher, shape, classes),
             ModelDescription(
                 (120,), (1 / 64,), "logits", tuple(map(str, range(classes)))
             ),
         )
+        return as_classifier(learner)
 
     @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
     @flagsaver.flagsaver
@@ -69,9 +73,17 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         flags.FLAGS(["run", f"--flagfile={path}", *line.split()])
         self.assertEqual(distill.distillation_config(), recipe("paper", batch_size=256))
 
+    @flagsaver.flagsaver
+    def test_networks_of_a_pair_are_built_and_trained(self):
+        self.check_pair(FOLDER / "svhn_wrn40_2_to_wrn16_1.cfg")
+
     @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
     @flagsaver.flagsaver
+    @pytest.mark.long
     def test_networks_are_built_and_trained(self, path):
+        self.check_pair(path)
+
+    def check_pair(self, path):
         teacher = self._teacher(path)
         student = flags.FLAGS.student
         run_tool.check_student(teacher, None)
@@ -80,18 +92,18 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         )
         new = distill.new_student(teacher)
         self.assertEqual(
-            new.model.count_params(),
+            new.count_params(),
             models.build_model(
                 student, teacher.image_shape, teacher.num_classes
             ).count_params(),
         )
-        with mock.patch.object(api, "held_out_count", return_value=4):
+        with mock.patch.object(generator, "held_out_count", return_value=4):
             result = api.distill(
                 teacher, new, config=config, precision="float32", show_progress=False
             )
         self.assertFalse(
             helpers.all_equal(
-                result.student.model.trainable_variables, new.model.trainable_variables
+                result.student.model.trainable_variables, new.trainable_variables
             )
         )
         self.assertContainsSubset(
@@ -132,22 +144,21 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertIsNone(flags.FLAGS.student)
         config = dataclasses.replace(quantize.qat_config(), rounds=1, **FAST)
         with (
-            mock.patch.object(api, "held_out_count", return_value=4),
+            mock.patch.object(generator, "held_out_count", return_value=4),
             # After one step the student may well agree less, and a warning says so.
             mock.patch.object(api.warnings, "warn"),
         ):
-            _, _, measured = api.make_student(
+            result = api.quantize(
                 teacher,
-                method="df_qat_kd",
                 config=config,
                 calibration=CalibrationConfig(calibration_images=4),
                 widths=quantize.widths_from_flags(),
-                seed=0,
                 precision="float32",
-                directory=None,
                 show_progress=False,
             )
-        self.assertContainsSubset({"generator_loss", "distillation_loss"}, measured)
+        self.assertContainsSubset(
+            {"generator_loss", "distillation_loss"}, result.measurements
+        )
 
 
 if __name__ == "__main__":

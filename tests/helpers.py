@@ -1,19 +1,39 @@
 """Small networks and data that several tests share."""
 
 import atexit
+import contextlib
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.settings import DistillationConfig
+from dfq_tf.training.learner import Learner
 
 layers = keras.layers
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Runs compiled steps operation by operation in the block.
+
+    For a few steps that takes less time than compiling them, where the order of things
+    is what is tested and not the compiled function.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def new_folder() -> pathlib.Path:
@@ -66,6 +86,13 @@ def description(num_classes: int, output: str = "logits") -> ModelDescription:
 def small_classifier(
     image_shape: Sequence[int] = (8, 8, 3), num_classes: int = 4, seed: int = 0
 ) -> Classifier:
+    """The network of `small_learner` as a teacher."""
+    return as_classifier(small_learner(image_shape, num_classes, seed))
+
+
+def small_learner(
+    image_shape: Sequence[int] = (8, 8, 3), num_classes: int = 4, seed: int = 0
+) -> Learner:
     """Two conv-BN-ReLU blocks and a dense layer, with random weights."""
     image = x = layers.Input(tuple(image_shape))
     for i, strides in enumerate((1, 2), start=1):
@@ -77,7 +104,22 @@ def small_classifier(
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.Dense(num_classes, name="logits")(x)
     model = randomise(keras.Model(image, x), seed)
-    return Classifier(model, description(num_classes))
+    return Learner(model, description(num_classes))
+
+
+def classifier(model: keras.Model, output: str = "logits") -> Classifier:
+    """A tf_keras model as a teacher, with the mean and scale of `description`."""
+    return as_classifier(Learner(model, description(model.output_shape[-1], output)))
+
+
+def context(
+    settings: Any = DistillationConfig(batch_size=8), **changes: Any
+) -> Context:
+    """How a run of a test runs: on one device, with seed 0, and nothing is kept."""
+    fields = dict(
+        seed=0, precision="float32", strategy=None, directory=None, progress=False
+    )
+    return Context(settings, **{**fields, **changes})  # type: ignore[arg-type]
 
 
 def random_inputs(model: keras.Model, batch_size: int = 4, seed: int = 0) -> np.ndarray:

@@ -52,8 +52,7 @@ def _run(task, num_steps, directory=None, step=None, **kwargs):
         step or task.step,
         num_steps,
         task.trackables,
-        directory,
-        show_progress=False,
+        helpers.context(directory=directory),
         **kwargs,
     )
 
@@ -196,7 +195,8 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
     def test_names_keep_runs_apart(self):
         task = _Task()
         _run(task, 3, self.directory)
-        run_loop("other", task.step, 2, task.trackables, self.directory)
+        context = helpers.context(directory=self.directory)
+        run_loop("other", task.step, 2, task.trackables, context)
         self.assertEqual(task.seen, [0, 1, 2, 0, 1])
 
     def test_checkpoints_are_saved_when_due_and_at_the_end(self):

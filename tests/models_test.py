@@ -1,12 +1,11 @@
-import math
 import re
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
-from dfq_tf.distillation.generator import ToPixels, UpsampledConv2D, build_generator
 from dfq_tf.errors import ConfigError
 from dfq_tf.models.layers import bn, conv
 from tests import helpers
@@ -372,6 +371,7 @@ class MobilenetTest(NetworkTestCase):
         ):
             models.build_model(f"mobilenet_v1_{percent}", (32, 32, 3), 10)
 
+    @pytest.mark.long
     def test_width_of_400_percent_is_possible(self):
         with tf.Graph().as_default():  # Its 50 million weights stay without values.
             model = models.build_model("mobilenet_v1_400", (32, 32, 3), 10)
@@ -408,6 +408,7 @@ class NamesTest(parameterized.TestCase, tf.test.TestCase):
         )
 
     @parameterized.parameters(*NAMES)
+    @pytest.mark.long
     def test_listed_name_builds(self, name):
         self.assertTrue(models.is_model_name(name))
         model = models.build_model(name, (32, 40, 1), 7)
@@ -416,6 +417,7 @@ class NamesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(model.output_shape, (None, 7))
 
     @parameterized.parameters("wrn_10_1", "resnet_18", "vgg_11", "mobilenet_v1_1")
+    @pytest.mark.long
     def test_layers_have_names_of_their_own(self, name):
         # Keras would number layers without a name on, from one network to the next.
         one, two = (
@@ -442,269 +444,6 @@ class NamesTest(parameterized.TestCase, tf.test.TestCase):
     def test_known_name_is_told(self, name):
         self.assertTrue(models.is_model_name(name))
         self.assertFalse(models.is_model_name(f"{name}.keras"))
-
-
-class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters(
-        ((32, 32, 3),),
-        ((64, 32, 3),),
-        ((28, 28, 1),),
-        ((9, 21, 4),),
-        ((1, 1, 1),),
-        ((100, 7, 3),),
-    )
-    def test_gives_images_of_the_shape_asked_for(self, shape):
-        generator = build_generator(6, shape, channels=2)
-        images = generator(tf.random.stateless_normal((3, 6), (0, 0)))
-        self.assertEqual(generator.output_shape, (None, *shape))
-        self.assertEqual(images.shape, (3, *shape))
-        self.assertEqual(images.dtype, tf.float32)
-
-    def test_pixels_reach_the_whole_range_and_stay_in_it(self):
-        generator = helpers.randomise(build_generator(6, (12, 12, 3), channels=4))
-        kernel = generator.get_layer("to_image").kernel
-        kernel.assign(kernel * 1000.0)
-        images = generator(tf.random.stateless_normal((8, 6), (0, 0))).numpy()
-        self.assertAllInRange(images, 0.0, 255.0)
-        self.assertAllClose([images.min(), images.max()], [0.0, 255.0], atol=1e-3)
-
-    def test_grid_stays_small_for_large_images(self):
-        for side, grid in ((8, 2), (32, 8), (64, 8), (128, 8), (224, 7)):
-            generator = build_generator(2, (side, side, 3), channels=2)
-            shape = generator.get_layer("grid").output_shape
-            self.assertEqual(shape, (None, grid, grid, 2))
-
-    @parameterized.parameters(
-        # Of the first published version: results for such images can be repeated.
-        (
-            (8, 8, 1),
-            [(2, 2, 128), (4, 4, 128), (8, 8, 64), (8, 8, 1)],
-            [0.0173653, -0.0447182, -0.0126316, 0.0500453],
-        ),
-        (
-            (28, 28, 1),
-            [(7, 7, 128), (14, 14, 128), (28, 28, 64), (28, 28, 1)],
-            [0.00498371, -0.0447182, -0.0126316, 0.0500453],
-        ),
-        (
-            (32, 32, 3),
-            [(8, 8, 128), (16, 16, 128), (32, 32, 64), (32, 32, 3)],
-            [0.00436115, -0.0447182, -0.0126316, 0.0492927],
-        ),
-        (
-            (64, 64, 3),
-            [(8, 8, 128), (16, 16, 128), (32, 32, 128), (64, 64, 64), (64, 64, 3)],
-            [-0.0237082, -0.0109393, 0.0252174, 0.00288186, 0.0513948],
-        ),
-        (
-            (33, 64, 4),
-            [(5, 8, 128), (10, 16, 128), (20, 32, 128), (40, 64, 64), (40, 64, 4)],
-            [-0.0299832, -0.0109393, 0.0252174, 0.00288186, 0.0510155],
-        ),
-    )
-    def test_up_to_64_pixels_it_is_what_it_always_was(self, shape, sizes, firsts):
-        generator = build_generator(5, shape, seed=1)
-        convolutions = [f"up_conv{i}" for i in range(1, len(sizes) - 1)]
-        found = [
-            generator.get_layer(name).output_shape[1:]
-            for name in ("grid", *convolutions, "to_image")
-        ]
-        self.assertEqual(found, sizes)
-        kernels = [w.numpy() for w in generator.weights if "kernel" in w.name]
-        self.assertAllClose([k.ravel()[0] for k in kernels], firsts, rtol=1e-5)
-
-    def test_filters_halve_as_sides_double_beyond_32_pixels(self):
-        for side, expected in (
-            (128, [128, 128, 64, 32]),
-            (224, [128, 128, 73, 36, 18]),
-            (512, [128, 128, 64, 32, 16, 16]),
-        ):
-            generator = build_generator(2, (side, side, 3))
-            filters = [
-                layer.filters
-                for layer in generator.layers
-                if isinstance(layer, UpsampledConv2D)
-            ]
-            self.assertEqual(filters, expected)
-
-    @parameterized.product(
-        (
-            dict(shape=(9, 9), most=575),
-            dict(shape=(9, 33), most=710),
-            dict(shape=(17, 31), most=500),
-            dict(shape=(32, 32), most=320),
-            dict(shape=(33, 65), most=500),
-            dict(shape=(96, 100), most=300),
-            dict(shape=(224, 224), most=112),
-            dict(shape=(511, 512), most=84),
-            dict(shape=(512, 512), most=80),
-            dict(shape=(8, 512), most=80),
-            dict(shape=(512, 9), most=142),
-            dict(shape=(31, 512), most=88),
-        ),
-        depth=(1, 3, 4),
-    )
-    def test_memory_is_bounded_for_each_pixel(self, shape, most, depth):
-        generator = build_generator(1, (*shape, depth))
-        self.assertEqual(generator.output_shape, (None, *shape, depth))
-        values = sum(
-            math.prod(layer.output.shape[1:])
-            for layer in generator.layers
-            if layer.name != "noise"
-        )
-        self.assertLessEqual(values / math.prod(shape), most)
-        # The weights' memory: no grid is larger than a square image's.
-        grid = generator.get_layer("grid").output.shape[1:]
-        self.assertLessEqual(math.prod(grid), 8 * 8 * 128)
-
-    @parameterized.parameters(
-        ((8, 512), (1, 64)), ((512, 8), (64, 1)), ((9, 512), (1, 32))
-    )
-    def test_narrow_images_come_from_a_long_grid(self, shape, grid):
-        generator = build_generator(2, (*shape, 1), channels=2)
-        self.assertEqual(generator.get_layer("grid").output_shape, (None, *grid, 2))
-        images = generator(tf.random.stateless_normal((2, 2), (0, 0)))
-        self.assertEqual(images.shape, (2, *shape, 1))
-
-    def test_every_weight_has_a_gradient(self):
-        generator = build_generator(6, (9, 9, 1), channels=4)
-        with tf.GradientTape() as tape:
-            images = generator(
-                tf.random.stateless_normal((3, 6), (0, 0)), training=True
-            )
-            loss = tf.reduce_sum(tf.square(images))
-        self.assertNotIn(None, tape.gradient(loss, generator.trainable_variables))
-
-    def test_forward_and_gradient_compile_with_xla(self):
-        generator = helpers.randomise(build_generator(3, (8, 8, 1), channels=2))
-        noise = tf.random.stateless_normal((2, 3), (0, 0))
-
-        def gradient(noise):
-            with tf.GradientTape() as tape:
-                tape.watch(noise)
-                loss = tf.reduce_sum(generator(noise, training=True) ** 2) / 1e4
-            return loss, tape.gradient(loss, noise)
-
-        compiled = tf.function(gradient, jit_compile=True, autograph=False)
-        self.assertAllClose(compiled(noise), gradient(noise), rtol=1e-3, atol=1e-3)
-
-    def test_seed_decides_the_weights_of_every_layer(self):
-        one, same, other = (
-            build_generator(3, (8, 8, 1), channels=4, seed=seed) for seed in (1, 1, 2)
-        )
-        self.assertTrue(helpers.all_equal(one.weights, same.weights))
-        kernels = [
-            variable.numpy()
-            for generator in (one, other)
-            for variable in generator.weights
-            if "kernel" in variable.name
-        ]
-        self.assertLen(kernels, 8)
-        # No two layers start with the same numbers, not even of two seeds.
-        self.assertLen({kernel.ravel()[0] / kernel.ravel()[1] for kernel in kernels}, 8)
-
-    def test_saved_generator_gives_equal_images(self):
-        generator = helpers.randomise(build_generator(3, (8, 8, 1), channels=2))
-        path = f"{self.get_temp_dir()}/generator.keras"
-        generator.save(path)
-        noise = tf.random.stateless_normal((2, 3), (0, 0))
-        loaded = keras.models.load_model(path)
-        self.assertAllEqual(loaded(noise), generator(noise))
-
-    @parameterized.parameters(
-        (0, (8, 8, 3), 4), (3, (0, 8, 3), 4), (3, (8, 8, 0), 4), (3, (8, 8, 3), 0)
-    )
-    def test_size_below_one_is_refused(self, noise_dim, shape, channels):
-        with self.assertRaisesRegex(
-            ConfigError,
-            rf"noise_dim {noise_dim}, image_shape \({shape[0]}, .*\) and channels "
-            rf"{channels} must all be at least 1",
-        ):
-            build_generator(noise_dim, shape, channels)
-
-
-class GeneratorLayersTest(parameterized.TestCase, tf.test.TestCase):
-    def _twins(self, input_shape, filters):
-        """The layer, and upsampling followed by a convolution of the same weights."""
-        image = keras.layers.Input(input_shape)
-        layer = keras.Model(image, UpsampledConv2D(filters)(image))
-        conv = keras.layers.Conv2D(filters, 3, padding="same")
-        plain = keras.Model(image, conv(keras.layers.UpSampling2D()(image)))
-        plain.set_weights(helpers.randomise(layer).get_weights())
-        return layer, plain
-
-    @parameterized.parameters(((3, 4, 5), 2), ((1, 1, 1), 1), ((4, 2, 1), 3))
-    def test_upsampled_conv_equals_conv_of_repeated_pixels(self, shape, filters):
-        layer, plain = self._twins(shape, filters)
-        inputs = helpers.random_inputs(layer)
-        expected = plain(inputs).numpy()
-        self.assertEqual(layer.output_shape, plain.output_shape)
-        self.assertAllClose(layer(inputs), expected, atol=1e-5)
-        # The reference repeats pixels as NumPy does.
-        repeated = inputs.repeat(2, axis=1).repeat(2, axis=2)
-        self.assertAllClose(plain.layers[-1](repeated), expected, atol=1e-5)
-
-    def test_upsampled_conv_has_the_gradients_of_its_twin(self):
-        twins = self._twins((3, 4, 5), 2)
-        inputs = tf.constant(helpers.random_inputs(twins[0]))
-        weights = np.random.default_rng(1).normal(size=(4, 6, 8, 2))
-        gradients = []
-        for model in twins:
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                loss = tf.reduce_sum(model(inputs) * weights.astype(np.float32))
-            gradients.append(tape.gradient(loss, [inputs, *model.weights]))
-        for ours, expected in zip(*gradients, strict=True):
-            self.assertAllClose(ours, expected, atol=1e-4)
-
-    def test_upsampled_conv_computes_in_bfloat16(self):
-        layer, plain = self._twins((3, 4, 5), 2)
-        low = UpsampledConv2D(2, dtype="mixed_bfloat16")
-        inputs = helpers.random_inputs(layer)
-        low.build(inputs.shape)
-        low.set_weights(layer.get_weights())
-        output = low(inputs)
-        self.assertEqual(output.dtype, tf.bfloat16)
-        self.assertEqual(low.kernel.dtype, tf.float32)
-        self.assertAllClose(tf.cast(output, tf.float32), plain(inputs), atol=0.1)
-
-    def test_to_pixels_is_half_a_tanh_of_255(self):
-        inputs = np.array([-100.0, -1.0, 0.0, 0.5, 100.0], np.float32)
-        expected = 255 * (1 + np.tanh(inputs)) / 2
-        self.assertAllClose(ToPixels()(inputs), expected, rtol=1e-5, atol=1e-4)
-
-
-class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters("wrn_10_1", "mobilenet_v1_25", "vgg_11")
-    def test_seed_decides_every_kernel(self, name):
-        model = models.build_model(name, (32, 32, 3), 10)
-        one, same, other = (models.randomized(model, seed) for seed in (1, 1, 2))
-        self.assertTrue(helpers.all_equal(one.weights, same.weights))
-        for each in (model, other):
-            for variable, another in zip(one.weights, each.weights):
-                if "kernel" in variable.name:
-                    self.assertNotAllEqual(variable, another, msg=variable.name)
-                    # Drawn from the same distribution.
-                    ratio = np.std(variable) / np.std(another)
-                    self.assertBetween(ratio, 0.6, 1.7)
-                else:
-                    self.assertAllEqual(variable, another)
-
-    def test_layers_of_one_shape_differ(self):
-        model = models.randomized(models.build_model("wrn_16_1", (8, 8, 1), 3), 0)
-        kernels = [w.numpy() for w in model.weights if w.shape == (3, 3, 16, 16)]
-        self.assertGreater(len(kernels), 2)
-        self.assertLen({kernel.tobytes() for kernel in kernels}, len(kernels))
-
-    def test_network_itself_and_the_random_state_stay(self):
-        model = models.build_model("wrn_10_1", (8, 8, 1), 3)
-        before = helpers.copies(model.weights)
-        tf.random.set_seed(5)
-        expected = tf.random.normal((3,))
-        tf.random.set_seed(5)
-        models.randomized(model, 1)
-        self.assertAllEqual(tf.random.normal((3,)), expected)
-        self.assertTrue(helpers.all_equal(model.weights, before))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.models import build_model
+from dfq_tf.training.learner import Learner
 
 layers = keras.layers
 
@@ -161,12 +163,22 @@ def build(
       mean: of the description.
       scale: of the description.
     """
+    return as_classifier(learner(name, seed, mean, scale))
+
+
+def learner(
+    name: str,
+    seed: int = 0,
+    mean: tuple[float, ...] = (120.0,),
+    scale: tuple[float, ...] = (1 / 64,),
+) -> Learner:
+    """As `build`, the Keras model itself."""
     keras.utils.set_random_seed(seed)
     model = NETWORKS[name]()
     randomize(model, seed)
     output = "softmax" if name == "padded_pooling" else "logits"
     names = tuple(f"class {i}" for i in range(NUM_CLASSES))
-    return Classifier(model, ModelDescription(mean, scale, output, names))
+    return Learner(model, ModelDescription(mean, scale, output, names))
 
 
 def randomize(model: keras.Model, seed: int) -> None:

@@ -9,7 +9,7 @@ from tests import helpers
 class DescendTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(0.0, 0.5)
     def test_moves_by_gradient_and_decay_of_kernels_alone(self, weight_decay):
-        model = helpers.small_classifier((4, 4, 1)).model
+        model = helpers.small_learner((4, 4, 1)).model
         optimizer = keras.optimizers.SGD(0.1)
         optimizer.build(model.trainable_variables)
         before = helpers.copies(model.trainable_variables)

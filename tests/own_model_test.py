@@ -7,10 +7,12 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 import dfq_tf
 from dfq_tf.compat import keras3, tf
-from dfq_tf.graph import evaluation
-from dfq_tf.with_data import datasets as data
+from dfq_tf.with_data import datasets
+from dfq_tf.with_data.accuracy import accuracy
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,11 +40,12 @@ def trained_model(split):
     return model
 
 
+@pytest.mark.long
 class OwnModelTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        digits = data.open_dataset("digits")
+        digits = datasets.open_dataset("digits")
         cls.test = digits.load("test")
         cls.folder = helpers.new_folder()
         model = trained_model(digits.load("train"))
@@ -50,12 +53,12 @@ class OwnModelTest(tf.test.TestCase):
         names = [f"digit {name}" for name in digits.class_names]
         (cls.folder / "my_labels.txt").write_text("\n".join(names) + "\n")
         scores = model.predict(cls.test.images, verbose=0)
-        cls.accuracy = evaluation.accuracy(scores, cls.test.labels)
+        cls.accuracy = accuracy(scores, cls.test.labels)
 
     def assertAccurate(self, path):
         scores = dfq_tf.TFLiteClassifier(path.read_bytes()).scores(self.test.images)
-        accuracy = evaluation.accuracy(scores, self.test.labels)
-        self.assertGreaterEqual(accuracy, self.accuracy - TOLERANCE, path.name)
+        share = accuracy(scores, self.test.labels)
+        self.assertGreaterEqual(share, self.accuracy - TOLERANCE, path.name)
 
     def test_model_is_worth_something(self):
         self.assertGreater(self.accuracy, 0.95)

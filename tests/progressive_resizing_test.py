@@ -74,7 +74,7 @@ class OfAnySizeTest(tf.test.TestCase):
         self.assertAllClose(copy(inputs), small(inputs), atol=1e-6)
 
     def test_variables_are_its_own(self):
-        model = helpers.small_classifier().model
+        model = helpers.small_learner().model
         copy = progressive_resizing.of_any_size(model, (4, 4))
         before = helpers.copies(model.weights)
         for variable in copy.weights:

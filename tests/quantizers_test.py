@@ -2,11 +2,13 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.quantization import student
 from dfq_tf.quantization.quantizers import (
     ActivationQuantizer,
+    NodeQuantizeConfig,
     WeightQuantizer,
-    is_symmetric,
 )
+from tests.graphs import Sketch
 
 BITS = tuple(range(2, 9))
 
@@ -26,11 +28,12 @@ def symmetric(values, largest, num_bits):
     return np.clip(np.floor(values / scale + 0.5), -most, most) * scale
 
 
-def built(quantizer, shape, low, high):
+def built(quantizer, **values):
     """The range of a quantizer, as variables with these values."""
-    ranges = quantizer.build(tf.TensorShape(shape), "kernel", keras.layers.Layer())
-    ranges["min"].assign(low)
-    ranges["max"].assign(high)
+    ranges = quantizer.build(tf.TensorShape(None), "kernel", keras.layers.Layer())
+    assert ranges.keys() == values.keys()
+    for name, value in values.items():
+        ranges[name].assign(value)
     return ranges
 
 
@@ -42,7 +45,7 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         values = np.random.default_rng(num_bits).uniform(-4, 7, (500, 8, 8, 1))
         values = values.astype(np.float32)
         quantizer = ActivationQuantizer(num_bits)
-        ranges = built(quantizer, values.shape, *limits)
+        ranges = built(quantizer, min=limits[0], max=limits[1])
         quantized = quantizer(tf.constant(values), False, ranges).numpy()
         self.assertAllClose(quantized, affine(values, *limits, num_bits), atol=1e-5)
         # All 2^b values occur, and no other.
@@ -50,7 +53,7 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_four_bits_have_these_sixteen_values(self):
         quantizer = ActivationQuantizer(4)
-        ranges = built(quantizer, (1,), -1.0, 2.0)
+        ranges = built(quantizer, min=-1.0, max=2.0)
         values = tf.linspace(-3.0, 4.0, 2001)
         quantized = np.unique(quantizer(values, False, ranges))
         self.assertAllClose(quantized, [i / 5 for i in range(-5, 11)], atol=1e-6)
@@ -63,7 +66,7 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         values = np.random.default_rng(0).uniform(-1.3, 1.3, 100_000) * largest
         values = np.append(values, [0.0, largest, -largest]).astype(np.float32)
         quantizer = ActivationQuantizer(16)
-        ranges = built(quantizer, values.shape, -largest, largest)
+        ranges = built(quantizer, min=-largest, max=largest)
         integers = quantizer(tf.constant(values), False, ranges).numpy()
         integers = integers * (32767 / largest)
         self.assertAllClose(integers, np.round(integers), rtol=0, atol=0.02)
@@ -75,16 +78,11 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         # The lowest int16, -32768, is not used.
         self.assertEqual(np.round(integers).min(), -32767)
 
-    def test_only_sixteen_bits_are_symmetric(self):
-        self.assertTrue(is_symmetric(16))
-        for num_bits in BITS:
-            self.assertFalse(is_symmetric(num_bits))
-
     @parameterized.parameters(*BITS, 16)
     def test_zero_stays_zero(self, num_bits):
         quantizer = ActivationQuantizer(num_bits)
         lowest = -1.91 if num_bits == 16 else -0.37
-        ranges = built(quantizer, (1,), lowest, 1.91)
+        ranges = built(quantizer, min=lowest, max=1.91)
         quantized = quantizer(tf.constant([0.0, 1.0]), False, ranges).numpy()
         self.assertEqual(quantized[0], 0.0)
         self.assertGreater(quantized[1], 0.0)
@@ -92,7 +90,7 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(4, 8, 16)
     def test_gradient_is_one_inside_the_range_and_zero_outside(self, num_bits):
         quantizer = ActivationQuantizer(num_bits)
-        ranges = built(quantizer, (1,), -1.0, 1.0)
+        ranges = built(quantizer, min=-1.0, max=1.0)
         values = tf.constant([-3.0, -1.2, -0.9, 0.0, 0.33, 0.9, 1.2, 3.0])
         with tf.GradientTape() as tape:
             tape.watch(values)
@@ -101,7 +99,7 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_training_neither_moves_the_range_nor_changes_the_result(self):
         quantizer = ActivationQuantizer(4)
-        ranges = built(quantizer, (1,), -1.0, 2.0)
+        ranges = built(quantizer, min=-1.0, max=2.0)
         values = tf.linspace(-100.0, 100.0, 401)
         expected = affine(values.numpy(), -1.0, 2.0, 4)
         self.assertAllClose(quantizer(values, True, ranges), expected, atol=1e-6)
@@ -125,9 +123,10 @@ class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
     def test_per_tensor_equals_the_symmetric_formula(self, num_bits):
         kernel = np.random.default_rng(num_bits).normal(size=(3, 3, 16, 16))
         kernel = kernel.astype(np.float32)
-        quantizer = WeightQuantizer(num_bits, per_channel=False)
+        quantizer = WeightQuantizer(num_bits, 0)
         largest = np.abs(kernel).max()
-        ranges = built(quantizer, kernel.shape, -largest, largest)
+        ranges = built(quantizer, max=largest)
+        self.assertEqual(ranges["max"].shape, ())
         quantized = quantizer(tf.constant(kernel), False, ranges).numpy()
         self.assertAllClose(quantized, symmetric(kernel, largest, num_bits), atol=1e-5)
         self.assertLessEqual(len(np.unique(quantized)), 2**num_bits - 1)
@@ -136,9 +135,9 @@ class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
     def test_per_channel_has_one_range_per_output(self, num_bits):
         kernel = np.random.default_rng(num_bits).normal(size=(3, 3, 8, 4))
         kernel = (kernel * [0.01, 0.1, 1, 10]).astype(np.float32)
-        quantizer = WeightQuantizer(num_bits, per_channel=True)
+        quantizer = WeightQuantizer(num_bits, 4)
         largest = np.abs(kernel).max(axis=(0, 1, 2))
-        ranges = built(quantizer, kernel.shape, -largest, largest)
+        ranges = built(quantizer, max=largest)
         quantized = quantizer(tf.constant(kernel), False, ranges).numpy()
         expected = symmetric(kernel, largest, num_bits)
         self.assertAllClose(quantized / largest, expected / largest, atol=1e-5)
@@ -153,26 +152,41 @@ class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         kernel *= np.geomspace(0.01, 10, 6 * multiplier).reshape(6, multiplier)
         kernel = kernel.astype(np.float32)
         largest = np.abs(kernel).max(axis=(0, 1))
-        quantizer = WeightQuantizer(4, per_channel=True, is_depthwise=True)
-        ranges = built(quantizer, kernel.shape, -largest.ravel(), largest.ravel())
+        quantizer = WeightQuantizer(4, 6 * multiplier)
+        ranges = built(quantizer, max=largest.ravel())
         quantized = quantizer(tf.constant(kernel), False, ranges).numpy()
         self.assertEqual(quantized.shape, kernel.shape)
         expected = symmetric(kernel, largest, 4)
         self.assertAllClose(quantized / largest, expected / largest, atol=1e-5)
 
-    def test_training_leaves_the_range(self):
-        quantizer = WeightQuantizer(8, per_channel=True)
-        ranges = built(quantizer, (1, 1, 1, 2), [-1.0, -2.0], [1.0, 2.0])
-        kernel = tf.constant([[[[50.0, -50.0]]]])
-        self.assertAllClose(quantizer(kernel, True, ranges), [[[[1.0, -2.0]]]])
-        self.assertAllEqual(ranges["min"], [-1.0, -2.0])
-        self.assertAllEqual(ranges["max"], [1.0, 2.0])
+    def test_the_kernel_of_a_dense_layer_is_a_matrix(self):
+        kernel = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+        largest = np.abs(kernel).max(axis=0)
+        quantizer = WeightQuantizer(3, 3)
+        quantized = quantizer(tf.constant(kernel), False, built(quantizer, max=largest))
+        self.assertAllClose(quantized, symmetric(kernel, largest, 3), atol=1e-5)
 
-    @parameterized.parameters(False, True)
-    def test_gradient_passes_straight_through(self, is_depthwise):
-        shape = (1, 1, 3, 1) if is_depthwise else (1, 1, 1, 3)
-        quantizer = WeightQuantizer(8, per_channel=True, is_depthwise=is_depthwise)
-        ranges = built(quantizer, shape, [-1.0, -1.0, -4.0], [1.0, 1.0, 4.0])
+    def test_one_output_has_one_range(self):
+        quantizer = WeightQuantizer(3, 1)
+        ranges = built(quantizer, max=[6.0])
+        kernel = tf.reshape(tf.constant([1.2, -3.9, 7.0]), (1, 3, 1, 1))
+        self.assertAllClose(
+            tf.reshape(quantizer(kernel, False, ranges), [-1]), [2.0, -4.0, 6.0]
+        )
+
+    @parameterized.parameters(0, 2)
+    def test_training_leaves_the_range(self, num_ranges):
+        quantizer = WeightQuantizer(8, num_ranges)
+        ranges = built(quantizer, max=[1.0, 2.0] if num_ranges else 2.0)
+        kernel = tf.constant([[[[50.0, -50.0]]]])
+        largest = 1.0 if num_ranges else 2.0
+        self.assertAllClose(quantizer(kernel, True, ranges), [[[[largest, -2.0]]]])
+        self.assertAllEqual(ranges["max"], [1.0, 2.0] if num_ranges else 2.0)
+
+    @parameterized.parameters((1, 1, 3, 1), (1, 1, 1, 3), (1, 3))
+    def test_gradient_passes_straight_through(self, *shape):
+        quantizer = WeightQuantizer(8, 3)
+        ranges = built(quantizer, max=[1.0, 1.0, 4.0])
         kernel = tf.reshape(tf.constant([0.3, -2.0, -2.0]), shape)
         with tf.GradientTape() as tape:
             tape.watch(kernel)
@@ -180,9 +194,65 @@ class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         gradient = tf.reshape(tape.gradient(total, kernel), [-1])
         self.assertAllEqual(gradient, [1, 0, 1])
 
+    def test_gradient_of_one_range_passes_straight_through(self):
+        quantizer = WeightQuantizer(8, 0)
+        ranges = built(quantizer, max=1.0)
+        kernel = tf.constant([[0.3, -2.0, -0.9]])
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            total = tf.reduce_sum(quantizer(kernel, True, ranges))
+        self.assertAllEqual(tape.gradient(total, kernel), [[1, 0, 1]])
+
+    @parameterized.parameters(0, 5)
+    def test_range_is_not_trained(self, num_ranges):
+        layer = keras.layers.Layer()
+        WeightQuantizer(8, num_ranges).build(tf.TensorShape((2, 5)), "kernel", layer)
+        self.assertEmpty(layer.trainable_weights)
+        (variable,) = layer.non_trainable_weights
+        self.assertEqual(variable.name, "kernel_max:0")
+        self.assertEqual(variable.shape, (5,) if num_ranges else ())
+
     def test_config_gives_the_arguments_back(self):
-        config = dict(num_bits=3, per_channel=False, is_depthwise=True)
+        config = dict(num_bits=3, num_ranges=7)
         self.assertEqual(WeightQuantizer(**config).get_config(), config)
+
+
+class NodeQuantizeConfigTest(tf.test.TestCase, parameterized.TestCase):
+    def layer(self):
+        sketch = Sketch()
+        sketch.depthwise("depth", multiplier=2)
+        node = sketch.nodes["depth"]
+        shapes = {role: weight.shape for role, weight in node.weights.items()}
+        layer = student.GraphLayer(student.node_config(node), shapes)
+        layer.build((None, 8, 8, 3))
+        return layer
+
+    @parameterized.parameters((5, 12, 7), (None, 0, 8), (3, 0, None))
+    def test_config_gives_the_arguments_back(self, kernel_bits, kernel_ranges, bits):
+        config = dict(kernel_bits=kernel_bits, kernel_ranges=kernel_ranges, bits=bits)
+        self.assertEqual(NodeQuantizeConfig(**config).get_config(), config)
+
+    @parameterized.parameters(6, 0)
+    def test_the_kernel_alone_of_the_weights_is_quantized(self, num_ranges):
+        layer, config = self.layer(), NodeQuantizeConfig(5, num_ranges, None)
+        ((weight, quantizer),) = config.get_weights_and_quantizers(layer)
+        self.assertIs(weight, layer.kernel)
+        self.assertEqual((quantizer.num_bits, quantizer.num_ranges), (5, num_ranges))
+        self.assertEmpty(config.get_activations_and_quantizers(layer))
+        self.assertEmpty(config.get_output_quantizers(layer))
+        bias, value = layer.bias, tf.ones(weight.shape)
+        config.set_quantize_weights(layer, [value])
+        self.assertIs(layer.kernel, value)
+        self.assertIs(layer.bias, bias)
+
+    def test_without_a_kernel_the_output_alone_is(self):
+        layer, config = self.layer(), NodeQuantizeConfig(None, 0, 7)
+        self.assertEmpty(config.get_weights_and_quantizers(layer))
+        (quantizer,) = config.get_output_quantizers(layer)
+        self.assertEqual(quantizer.num_bits, 7)
+        kernel = layer.kernel
+        config.set_quantize_weights(layer, [])
+        self.assertIs(layer.kernel, kernel)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError, TrainingError
-from dfq_tf.graph import evaluation
 from dfq_tf.settings import TeacherConfig
 from dfq_tf.training import loop
 from dfq_tf.with_data import supervised
+from dfq_tf.with_data.accuracy import accuracy
 from tests import helpers
 
 _CONFIG = TeacherConfig(
@@ -84,7 +84,7 @@ class SupervisedStepTest(tf.test.TestCase):
         self.assertAllClose(model.weights[1], bias - 0.5 * d_bias, atol=1e-5)
 
     def test_decay_spares_scales_and_shifts(self):
-        model = helpers.small_classifier().model
+        model = helpers.small_learner().model
         inputs = tf.constant(helpers.random_inputs(model))
         labels = tf.constant([0, 1, 2, 3])
         results = []
@@ -100,7 +100,7 @@ class SupervisedStepTest(tf.test.TestCase):
             self.assertAllClose(plain - decay * start, decayed, atol=1e-4)
 
     def test_moves_the_moving_averages(self):
-        model = helpers.small_classifier().model
+        model = helpers.small_learner().model
         optimizer = keras.optimizers.SGD(1e-9)
         optimizer.build(model.trainable_variables)
         inputs = tf.constant(helpers.random_inputs(model))
@@ -124,20 +124,12 @@ def _toy_problem(num_images=64):
 
 
 def _teacher():
-    return helpers.small_classifier((8, 8, 1), num_classes=2, seed=3)
+    return helpers.small_learner((8, 8, 1), num_classes=2, seed=3)
 
 
-def _train(teacher, config=_CONFIG, precision="float32", **kwargs):
-    images, labels = _toy_problem()
-    supervised.train_teacher(
-        teacher,
-        images,
-        labels,
-        config,
-        precision=precision,
-        show_progress=False,
-        **kwargs,
-    )
+def _train(teacher, config=_CONFIG, **kwargs):
+    context = helpers.context(config, **kwargs)
+    supervised.train_teacher(teacher, *_toy_problem(), context)
     return teacher.model.weights
 
 
@@ -146,16 +138,16 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
     def test_learns_a_separable_problem(self, precision):
         teacher = _teacher()
         images, labels = _toy_problem()
-        before = evaluation.accuracy(teacher.scores(images), labels)
+        before = accuracy(teacher.scores(images), labels)
         # Enough steps for the moving averages of BN, of momentum 0.99.
         for name in ("bn1", "bn2"):
             teacher.model.get_layer(name).momentum = 0.8
         config = dataclasses.replace(
             _CONFIG, teacher_epochs=5, augmentation="none", teacher_weight_decay=0.0
         )
-        _train(teacher, config, precision)
+        _train(teacher, config, precision=precision)
         self.assertLess(before, 0.9)
-        self.assertEqual(evaluation.accuracy(teacher.scores(images), labels), 1.0)
+        self.assertEqual(accuracy(teacher.scores(images), labels), 1.0)
 
     def test_seed_decides_the_result(self):
         one, same, other = (_train(_teacher(), seed=seed) for seed in (1, 1, 2))
@@ -199,12 +191,7 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
         )
         with mock.patch.object(supervised, "supervised_step", step):
             supervised.train_teacher(
-                _teacher(),
-                images,
-                np.zeros(10, np.int64),
-                config,
-                precision="float32",
-                show_progress=False,
+                _teacher(), images, np.zeros(10, np.int64), helpers.context(config)
             )
         self.assertLen(seen, 6)  # 9 of 10 images, twice: the rest is no whole batch
         numbers = np.rint(np.stack(seen) * 64 + 120).astype(int).reshape(2, 9)
@@ -241,14 +228,8 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
         results = []
         for chosen in (labels.astype(dtype), labels.astype(np.int32)):
             teacher = _teacher()
-            supervised.train_teacher(
-                teacher,
-                images,
-                chosen,
-                config,
-                precision="float32",
-                show_progress=False,
-            )
+            context = helpers.context(config)
+            supervised.train_teacher(teacher, images, chosen, context)
             results.append(teacher.model.weights)
         self.assertTrue(helpers.all_equal(*results))
 

@@ -1,7 +1,7 @@
-"""What the writer puts into a file, held against the student and against NumPy.
+"""What the writer puts into a file, held against the network and against NumPy.
 
-A student computes in float32 with rounded numbers, the file in integers. Both give
-the same integers, but for what LiteRT's kernels do when they rescale sums:
+A quantized network computes in float32 with rounded numbers, the file in integers. Both
+give the same integers, but for what LiteRT's kernels do when they rescale sums:
 
 - XNNPACK, which runs int8 activations with int8 kernels, rounds once. Its leaky ReLU
   and its requantization multiply by factors of 8 bits.
@@ -15,7 +15,9 @@ with what the file stores: the distance has a limit that needs no statistics.
 
 import dataclasses
 import functools
+import os
 import warnings
+from unittest import mock
 
 import flatbuffers
 import numpy as np
@@ -24,13 +26,18 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import keras, native_output_hidden, tf
 from dfq_tf.errors import ExportError
+from dfq_tf.graph import layers as graph_layers
+from dfq_tf.graph import running as graph_running
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph
-from dfq_tf.quantization import apply, calibration, registry
-from dfq_tf.quantization.integers import round_biases
+from dfq_tf.graph.layers import KINDS, Kind, has_kernel
+from dfq_tf.importing.reading import read_layers
+from dfq_tf.quantization import grids
+from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import float_network, with_ranges
 from dfq_tf.settings import BitWidths, CalibrationConfig
-from dfq_tf.tflite import export, writer
+from dfq_tf.tflite import flatbuffer, proof, running, writer
 from tests import networks
 
 layers = keras.layers
@@ -41,11 +48,11 @@ ROUNDED_TWICE = 0.76  # a half and a quarter; measured: 0.7499
 COARSE_FACTOR = 1.01  # 1/512 of up to 255, and a half; measured: 0.70
 INT16_FACTOR = 1.51  # 2^-15 of up to 2^15, and a half; measured: 1.21
 INT16_CURVE = 3.0  # sigmoid and tanh are interpolated in a table; measured: 2.43
-CURVES = (keras.activations.sigmoid, keras.activations.tanh)
+CURVES = ("sigmoid", "tanh")
 
 ALL_FOUR_BITS = BitWidths(4, 4, True, 4, 4, 4)
 # Name -> widths, and how many steps of the output a whole file may be from its
-# student. Where activations have few bits, one that falls on the other side moves
+# network. Where activations have few bits, one that falls on the other side moves
 # everything behind it; there, layers are compared one by one, and no more.
 WIDTHS = {
     "W8A8": (BitWidths(), 3),  # measured: 2
@@ -84,24 +91,21 @@ class Stored:
 
 
 def prepared(classifier):
-    """The integer-ready network, how it is fed, and its ranges."""
-    graph, description = apply.integer_ready(classifier)
+    """The float network, and its ranges."""
+    network = float_network(classifier)
     images = networks.images(classifier.image_shape, 64, seed=1)
     config = CalibrationConfig(activation_range="min_max")
-    ranges = calibration.calibrate(graph, description, images, config=config)
-    return graph, description, ranges
+    return network, calibrate(network, images, config=config)
 
 
-def quantized(graph, description, ranges, widths):
-    student = apply.quantize_graph(graph, description, widths, ranges)
-    round_biases(student.model)
-    return student
+def quantized(network, ranges, widths):
+    return with_ranges(network, ranges, widths).with_rounded_biases()
 
 
-def student_of(classifier, widths=BitWidths(), **given):
-    """The student of any network; some of its ranges may be given."""
-    graph, description, ranges = prepared(classifier)
-    return quantized(graph, description, {**ranges, **given}, widths)
+def network_of(classifier, widths=BitWidths(), **given):
+    """Any network, quantized; some of its ranges may be given."""
+    network, ranges = prepared(classifier)
+    return quantized(network, {**ranges, **given}, widths)
 
 
 @functools.cache
@@ -110,19 +114,29 @@ def prepared_network(name):
 
 
 @functools.cache
-def student_of_network(name, widths):
-    """A student that tests share: they must leave it as it is."""
+def network_named(name, widths):
+    """A quantized network that tests share."""
     return quantized(*prepared_network(name), widths)
 
 
-def classifier_of(image, x, mean=(120.0,), scale=(1 / 64,)):
-    """A classifier with random weights, whose dense layer reads `x`."""
+def model_of(image, x):
+    """A model with random weights, whose dense layer reads `x`."""
     if len(x.shape) == 4:
         x = layers.Flatten()(x)
     x = layers.Dense(networks.NUM_CLASSES, name="logits")(x)
     model = keras.Model(image, x)
     networks.randomize(model, 0)
-    return Classifier(model, ModelDescription(mean, scale, "logits", tuple("abcde")))
+    return model
+
+
+def classifier_of(image, x, mean=(120.0,), scale=(1 / 64,)):
+    """The model of `model_of` as a classifier."""
+    return described(model_of(image, x), mean, scale)
+
+
+def described(model, mean=(120.0,), scale=(1 / 64,)):
+    description = ModelDescription(mean, scale, "logits", tuple("abcde"))
+    return Classifier(read_layers(model).graph, description)  # of images of any size
 
 
 def parsed(content):
@@ -166,7 +180,7 @@ def read(content, images):
     model.signatureDefs = None
     builder = flatbuffers.Builder(2**16)
     builder.Finish(model.Pack(builder), b"TFL3")
-    interpreter = export.open_interpreter(bytes(builder.Output()))
+    interpreter = running.open_interpreter(bytes(builder.Output()))
     (image,) = interpreter.get_input_details()
     outputs = interpreter.get_output_details()
     integers = [[] for _ in outputs]
@@ -181,13 +195,26 @@ def read(content, images):
     }
 
 
-def limits_of(wrapper):
-    """Lowest and highest number of a layer's grid, if it has one of its own."""
-    variables = apply.range_variables(wrapper)
-    if "output_min" not in variables:
+def integer_kernel(network, name):
+    """A kernel's integers, int64, and scale, as the float kernel and its range say."""
+    node, bits = network.graph.nodes[name], network.kernel_bits[name]
+    largest = 2 ** (bits - 1) - 1
+    scale = network.kernel_ranges[name].astype(np.float64) / largest
+    kernel = node.weights["kernel"]
+    outputs = kernel.shape[-KINDS[node.kind].kernel_outputs :]
+    per_output = scale.reshape(outputs) if scale.ndim else scale
+    exact = np.clip(kernel / per_output, -largest, largest)
+    # Which way a half goes is the network's choice.
+    integers, _ = network.kernel_integers(name)
+    assert np.abs(exact - integers).max() < 0.5001
+    return integers.astype(np.int64), per_output
+
+
+def limits_of(network, name):
+    """Lowest and highest number of a node's grid, if it has one of its own."""
+    if name not in network.bits:
         return -np.inf, np.inf
-    low, high = (float(variables[f"output_{end}"]) for end in ("min", "max"))
-    bits = wrapper.quantize_config.num_bits_activation
+    (low, high), bits = network.ranges[name], network.bits[name]
     if bits == 16:
         return low, high
     scale = (high - low) / (2**bits - 1)
@@ -195,7 +222,16 @@ def limits_of(wrapper):
     return -zero * scale, (2**bits - 1 - zero) * scale
 
 
-def distances(student, content, images):
+def exact_output(network, node, sources):
+    """What a node makes of numbers, not rounded, with its integer kernel."""
+    weights = dict(node.weights)
+    if has_kernel(node):
+        integers, scale = integer_kernel(network, node.name)
+        weights["kernel"] = (integers * scale).astype(np.float32)
+    return KINDS[node.kind].compute(node, list(map(tf.constant, sources)), weights)
+
+
+def distances(network, content, images):
     """How far each layer's integers are from the exact numbers, in steps.
 
     Returns:
@@ -203,12 +239,10 @@ def distances(student, content, images):
     """
     stored = read(content, images)
     types = {name: TYPES[t.type] for name, t in tensors_of(content).items()}
-    graph = Graph.from_model(student.model)
-    wrappers = {name: student.model.get_layer(name) for name in graph.nodes}
-    names = {name: apply.unwrapped_name(w) for name, w in wrappers.items()}
-    real = {n: stored[names[n]].real for n in names if names[n] in stored}
-    pixels = student.description.normalize(images.astype(np.float32))
-    real[graph.input_name] = np.asarray(pixels)
+    graph = network.graph
+    real = {name: stored[name].real for name in graph.nodes if name in stored}
+    pixels = network.description.normalize(images.astype(np.float32))
+    real[graph.image.name] = np.asarray(pixels)
     result = {}
     for name in list(graph.nodes)[1:]:
         if name not in real:
@@ -216,86 +250,134 @@ def distances(student, content, images):
         chain = [name]  # what one operator of the file computes
         while any(source not in real for source in graph.nodes[chain[0]].inputs):
             chain.insert(0, graph.nodes[chain[0]].inputs[0])
-        sources = [real[source] for source in graph.nodes[chain[0]].inputs]
-        x = sources if len(sources) > 1 else sources[0]
+        x = [real[source] for source in graph.nodes[chain[0]].inputs]
         for link in chain:
-            wrappers[link](x)  # puts the quantized kernel in place
-            inner = getattr(wrappers[link], "layer", wrappers[link])
-            x = inner(x)
-        tensor = stored[names[name]]
-        exact = np.clip(np.asarray(x, np.float64), *limits_of(wrappers[name]))
+            x = [exact_output(network, graph.nodes[link], x)]
+        tensor = stored[name]
+        exact = np.clip(np.asarray(x[0], np.float64), *limits_of(network, name))
         steps = exact / tensor.scale + tensor.zero_point - tensor.integers
-        kind = "+".join(
-            type(getattr(wrappers[n], "layer", wrappers[n])).__name__ for n in chain
-        )
-        is_curve = getattr(inner, "activation", None) in CURVES
+        kind = "+".join(graph.nodes[n].kind for n in chain)
         if tensor.integers.dtype == np.int16:
-            limit = INT16_CURVE if is_curve else INT16_FACTOR
-        elif kind in ("LeakyReLU", "Concatenate"):
+            limit = INT16_CURVE if kind in CURVES else INT16_FACTOR
+        elif kind in ("leaky_relu", "requantize"):
             limit = COARSE_FACTOR
-        elif kind in ("ReLU", "Activation") and name != "quant_pixels":
+        elif kind in ("relu", *CURVES):
             limit = ROUNDED_TWICE
-        elif "INT4" in [types.get(f"{names[n]}/kernel") for n in chain]:
+        elif "INT4" in [types.get(f"{n}/kernel") for n in chain]:
             limit = ROUNDED_TWICE
         else:
             limit = ROUNDED_ONCE
-        result[names[name]] = kind, float(np.abs(steps).max()), limit
+        result[name] = kind, float(np.abs(steps).max()), limit
     return result
 
 
+# All pairs take minutes, and are run with this variable set.
+ALL = "DFQ_TF_ALL_NETWORKS"
+PAIRS = [
+    (name, widths)
+    for name in networks.NETWORKS
+    for widths in WIDTHS
+    if os.environ.get(ALL)
+    or widths == "W8A8"
+    or name in ("mobilenet_v3_like", "resnet_like")
+]
+
+
 class NetworksTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.product(name=list(networks.NETWORKS), widths=list(WIDTHS))
-    def test_file_computes_what_the_student_does(self, name, widths):
+    @parameterized.parameters(*PAIRS)
+    def test_file_computes_what_the_network_does(self, name, widths):
         bits, most_steps = WIDTHS[widths]
-        student = student_of_network(name, bits)
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_named(name, bits)
+        content = writer.write(network)
         types = {TYPES[tensor.type] for tensor in tensors_of(content).values()}
         self.assertContainsSubset(types, INTEGERS)
-        images = networks.images(student.image_shape, 100, seed=2)
-        layer_distances = distances(student, content, images[40:60])
+        images = networks.images(network.classifier.image_shape, 100, seed=2)
+        layer_distances = distances(network, content, images[40:60])
         # Pixels, three layers with kernels or more, logits.
         self.assertGreater(len(layer_distances), 5)
         for layer, (kind, distance, limit) in layer_distances.items():
             self.assertLessEqual(distance, limit, f"{layer} ({kind})")
         if most_steps is not None:
-            tflite = export.TFLiteClassifier(content)
-            steps = export.largest_difference(student, tflite, images)
+            tflite = running.TFLiteClassifier(content)
+            steps = proof.largest_difference(network, tflite, images)
             self.assertLessEqual(steps, most_steps)
 
     @parameterized.parameters("mobilenet_like", "bn_first")
     def test_four_bit_depthwise_kernels_and_sixteen_bit_activations(self, name):
-        student = student_of_network(name, BitWidths(4, 16, True, 4, 4, 4))
-        content = writer.write(student.model, 1 / 64, 120)
-        tflite = export.TFLiteClassifier(content)
-        images = networks.images(student.image_shape, 50, seed=2)
-        steps = export.largest_difference(student, tflite, images)
+        network = network_named(name, BitWidths(4, 16, True, 4, 4, 4))
+        content = writer.write(network)
+        tflite = running.TFLiteClassifier(content)
+        images = networks.images(network.classifier.image_shape, 50, seed=2)
+        steps = proof.largest_difference(network, tflite, images)
         self.assertLessEqual(steps, WIDTHS["W4A16"][1])
 
     @parameterized.parameters(
         ("mobilenet_like", BitWidths()), ("padded_pooling", BitWidths(4))
     )
     def test_equals_the_file_of_tensorflows_converter(self, name, widths):
-        student = student_of_network(name, widths)
-        ours = writer.write(student.model, 1 / 64, 120)
-        theirs = converted(student)
-        images = networks.images(student.image_shape, 100, seed=2)
-        scores = [export.TFLiteClassifier(c).scores(images) for c in (ours, theirs)]
-        step = export.TFLiteClassifier(ours).output_scale
+        network = network_named(name, widths)
+        ours = writer.write(network)
+        theirs = converted(network)
+        images = networks.images(network.classifier.image_shape, 100, seed=2)
+        scores = [running.TFLiteClassifier(c).scores(images) for c in (ours, theirs)]
+        step = running.TFLiteClassifier(ours).output_scale
         self.assertGreater(np.ptp(scores[0]), 50 * step)
         # Not one integer differs; the scales may in the last bit of a float32.
         self.assertLess(np.abs(scores[0] - scores[1]).max(), 0.01 * step)
 
 
-def converted(student):
-    """The student as TensorFlow's own converter writes it."""
-    signature = [tf.TensorSpec((1, *student.image_shape), tf.float32)]
+def with_convolutions(graph):
+    """A graph with 1x1 convolutions of one pixel in place of dense layers.
+
+    TensorFlow's converter has one scale per channel of those alone.
+    """
+    replacements = {}
+    for name, node in graph.nodes.items():
+        if node.kind == "dense":
+            (source,), make = graph.sources(node), graph_layers.node
+            shape = {"shape": (1, 1, *source.shape)}
+            pixel = make("reshape", f"{name}_as_pixel", [source], shape)
+            kernel = node.weights["kernel"][None, None]
+            weights = {**node.weights, "kernel": kernel}
+            middle = make("conv", f"{name}_as_conv", [pixel], weights=weights)
+            back = make("reshape", name, [middle], {"shape": node.shape})
+            replacements[name] = [pixel, middle, back]
+    return graph.replaced(replacements)
+
+
+def converted(network):
+    """A network as TensorFlow's own converter writes it."""
+    signature = [tf.TensorSpec((1, *network.classifier.image_shape), tf.float32)]
+    graph = with_convolutions(network.graph)
+
+    def kernel(node, values):
+        # In the shape that the converter knows: the outputs on the last axis.
+        is_depthwise = node.kind == "depthwise_conv"
+        shape = (*values.shape[:2], 1, -1) if is_depthwise else values.shape
+        name = node.name.removesuffix("_as_conv")
+        high = network.kernel_ranges[name]
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            tf.reshape(values, shape) if is_depthwise else values,
+            -high,
+            high,
+            network.kernel_bits[name],
+            narrow_range=True,
+        )
+        return tf.reshape(rounded, values.shape) if is_depthwise else rounded
+
+    def output(node, values):
+        if node.kind == "reshape":
+            return values
+        name = node.name.removesuffix("_as_conv")
+        return network.rounded_output(dataclasses.replace(node, name=name), values)
 
     @tf.function(input_signature=signature, autograph=False)
     def logits(image):
-        return student.model(image, training=False)
+        hooks = {"kernel": kernel, "output": output}
+        return graph_running.compute(graph, image, [graph.output], **hooks)[0]
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [logits.get_concrete_function()], student.model
+        [logits.get_concrete_function()]
     )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = tf.uint8
@@ -306,7 +388,7 @@ def converted(student):
 
 
 class NumPyTwinTest(tf.test.TestCase, parameterized.TestCase):
-    """A network small enough to compute in NumPy, from the student's variables."""
+    """A network small enough to compute in NumPy, from its weights and ranges."""
 
     def setUp(self):
         super().setUp()
@@ -316,12 +398,11 @@ class NumPyTwinTest(tf.test.TestCase, parameterized.TestCase):
         self.classifier = classifier_of(image, layers.ReLU(name="relu")(x))
         self.images = networks.images((6, 5, 2), 100, seed=2)
 
-    def hidden(self, student):
+    def hidden(self, network):
         """Sums of the convolution, times what makes them steps of the ReLU."""
-        wrapper = student.model.get_layer("quant_conv")
-        variables = apply.range_variables(wrapper)
-        kernel, scale = integer_kernel(wrapper)
-        bias = np.round(variables["bias"].numpy() / (scale / 64)).astype(np.int64)
+        kernel, scale = integer_kernel(network, "conv")
+        bias = network.graph.nodes["conv"].weights["bias"]
+        bias = np.round(bias / (scale / 64)).astype(np.int64)
         pixels = np.pad(
             self.images.astype(np.int64) - 120, ((0, 0), (1, 1), (1, 1), (0, 0))
         )
@@ -330,61 +411,48 @@ class NumPyTwinTest(tf.test.TestCase, parameterized.TestCase):
             for i in range(3)
             for j in range(3)
         )
-        low, high = limits_of(student.model.get_layer("quant_relu"))
+        (low, high), bits = network.ranges["relu"], network.bits["relu"]
         self.assertEqual(low, 0.0)
-        bits = wrapper_bits(student.model.get_layer("quant_relu"))
         step = high / (2**bits - 1)
         steps = (sums + bias) * (scale / 64 / step)
         return np.clip(steps, 0, 2**bits - 1), step
 
-    def logits(self, student, hidden, step):
-        wrapper = student.model.get_layer("quant_logits_as_conv")
-        variables = apply.range_variables(wrapper)
-        kernel, scale = integer_kernel(wrapper)
-        bias = np.round(variables["bias"].numpy() / (scale * step)).astype(np.int64)
-        sums = hidden.reshape(len(hidden), -1) @ kernel[0, 0] + bias
-        low, high = (float(variables[f"output_{end}"]) for end in ("min", "max"))
+    def logits(self, network, hidden, step):
+        kernel, scale = integer_kernel(network, "logits")
+        bias = network.graph.nodes["logits"].weights["bias"]
+        bias = np.round(bias / (scale * step)).astype(np.int64)
+        sums = hidden.reshape(len(hidden), -1) @ kernel + bias
+        low, high = network.ranges["logits"]
         step_out = (high - low) / 255
         zero = round(-low / step_out)
-        integers = np.round(sums * (scale * step / step_out)) + zero
-        return np.clip(integers, 0, 255) - 128
+        return np.clip(sums * (scale * step / step_out) + zero, 0, 255) - 128
 
     @parameterized.parameters(
         BitWidths(), BitWidths(8, 5), BitWidths(5), BitWidths(per_channel=False)
     )
     def test_int8_kernels_give_these_very_integers(self, widths):
-        student = student_of(self.classifier, widths)
-        stored = read(writer.write(student.model, 1 / 64, 120), self.images)
-        steps, step = self.hidden(student)
+        network = network_of(self.classifier, widths)
+        stored = read(writer.write(network), self.images)
+        steps, step = self.hidden(network)
         hidden = np.round(steps).astype(np.int64)
         self.assertGreater(len(np.unique(hidden)), 25)
         self.assertAllEqual(stored["relu"].steps, hidden)
-        expected = self.logits(student, hidden, step)
+        expected = np.round(self.logits(network, hidden, step))
         self.assertAllEqual(stored["logits"].integers, expected)
         self.assertGreater(len(np.unique(expected)), 100)
 
     @parameterized.parameters(2, 3, 4)
     def test_int4_kernels_do_but_for_rounding_twice(self, num_bits):
         widths = BitWidths(num_bits, num_bits_first=num_bits, num_bits_last=num_bits)
-        student = student_of(self.classifier, widths)
-        stored = read(writer.write(student.model, 1 / 64, 120), self.images)
-        steps, _ = self.hidden(student)
+        network = network_of(self.classifier, widths)
+        stored = read(writer.write(network), self.images)
+        steps, step = self.hidden(network)
         distance = np.abs(steps - stored["relu"].steps).max()
         self.assertLessEqual(distance, ROUNDED_TWICE)
-
-
-def integer_kernel(wrapper):
-    """A kernel's integers, int64, and scale, from the student's variables."""
-    variables = apply.range_variables(wrapper)
-    bits = wrapper.quantize_config.num_bits_weight
-    largest = 2 ** (bits - 1) - 1
-    scale = variables["kernel_max"].numpy().astype(np.float64) / largest
-    integers = np.round(variables["kernel"].numpy() / scale)
-    return np.clip(integers, -largest, largest).astype(np.int64), scale
-
-
-def wrapper_bits(wrapper):
-    return wrapper.quantize_config.num_bits_activation
+        # And so it is with the dense layer, fed with what the file has.
+        logits = self.logits(network, stored["relu"].steps, step)
+        distance = np.abs(logits - stored["logits"].integers).max()
+        self.assertLessEqual(distance, ROUNDED_TWICE)
 
 
 def unpacked_int4(data, count):
@@ -402,7 +470,7 @@ class PackedInt4Test(tf.test.TestCase, parameterized.TestCase):
         ([-8, 7, -7], [0x78, 0x09]),
     )
     def test_first_is_in_the_lower_half(self, values, expected):
-        packed = writer.packed_int4(np.array(values, np.int8))
+        packed = flatbuffer.packed_int4(np.array(values, np.int8))
         self.assertEqual(packed.dtype, np.uint8)
         self.assertAllEqual(packed, np.array(expected, np.uint8))
 
@@ -411,15 +479,15 @@ class PackedInt4Test(tf.test.TestCase, parameterized.TestCase):
         values = np.random.default_rng(0).integers(-8, 8, shape).astype(np.int8)
         # As a kernel comes: transposed, and not contiguous.
         values = np.transpose(values)
-        packed = writer.packed_int4(values)
+        packed = flatbuffer.packed_int4(values)
         self.assertLen(packed, -(-values.size // 2))
         self.assertAllEqual(unpacked_int4(packed, values.size), values.ravel())
 
 
 class FileTest(tf.test.TestCase, parameterized.TestCase):
     def test_says_that_it_is_tflite(self):
-        student = student_of_network("padded_pooling", BitWidths())
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_named("padded_pooling", BitWidths())
+        content = writer.write(network)
         self.assertIsInstance(content, bytes)
         self.assertEqual(content[4:8], b"TFL3")
         self.assertEqual(parsed(content).version, 3)
@@ -430,9 +498,9 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         ("mobilenet_like", BitWidths(5, 8, False, 5, 5, 5), "INT8"),
         ("resnet_like", BitWidths(8, 16), "INT8"),
     )
-    def test_kernels_are_the_integers_of_the_student(self, name, widths, kind):
-        student = student_of_network(name, widths)
-        content = writer.write(student.model, 1 / 64, 120)
+    def test_kernels_are_the_integers_of_the_network(self, name, widths, kind):
+        network = network_named(name, widths)
+        content = writer.write(network)
         tensors = tensors_of(content)
         kernels = [name for name in tensors if name.endswith("/kernel")]
         self.assertGreaterEqual(len(kernels), 4)
@@ -446,55 +514,51 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
             else:
                 self.assertLen(data, count)
                 integers = data.view(np.int8).astype(int)
-            wrapper = student.model.get_layer(f"quant_{name.removesuffix('/kernel')}")
-            wrapper(tf.zeros((1, *wrapper.input_shape[1:])))
-            inner = wrapper.layer
-            if isinstance(inner, layers.DepthwiseConv2D):
-                expected, axis = inner.depthwise_kernel.numpy(), 3
+            node = network.graph.nodes[name.removesuffix("/kernel")]
+            expected, scale = integer_kernel(network, node.name)
+            if node.kind == "depthwise_conv":
+                axis = 3
                 expected = expected.reshape(1, *expected.shape[:2], -1)
+            elif node.kind == "dense":
+                axis, expected = 0, expected.T
             else:
-                expected, axis = np.transpose(inner.kernel.numpy(), (3, 0, 1, 2)), 0
+                axis, expected = 0, np.transpose(expected, (3, 0, 1, 2))
             self.assertAllEqual(tensor.shape, expected.shape)
             quantization = tensor.quantization
             channels = expected.shape[axis] if widths.per_channel else 1
             self.assertLen(quantization.scale, channels)
             self.assertAllEqual(quantization.zeroPoint, np.zeros(channels))
             self.assertEqual(quantization.quantizedDimension, axis)
-            shape = [1, 1, 1, 1]
-            shape[axis] = channels
-            scale = np.reshape(quantization.scale, shape)
-            values = integers.reshape(expected.shape) * scale
-            self.assertAllClose(values / scale, expected / scale, atol=1e-4)
+            self.assertAllClose(quantization.scale, np.ravel(scale), rtol=1e-6)
+            self.assertAllEqual(integers.reshape(expected.shape), expected)
             # And they are not all of them 0, or cut off.
             self.assertGreater(np.mean(integers != 0), 0.3)
 
     @parameterized.parameters((BitWidths(), "INT32"), (BitWidths(8, 16), "INT64"))
-    def test_biases_are_those_of_the_student(self, widths, kind):
+    def test_biases_are_those_of_the_network(self, widths, kind):
         keras.utils.set_random_seed(0)
         image = layers.Input((8, 8, 3))
         x = layers.Conv2D(4, 3, use_bias=False, name="without")(image)
-        student = student_of(classifier_of(image, layers.ReLU()(x)), widths)
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_of(classifier_of(image, layers.ReLU()(x)), widths)
+        content = writer.write(network)
         tensors = tensors_of(content)
         dtype = np.dtype(kind.lower())
-        bias, none = tensors["logits_as_conv/bias"], tensors["without/bias"]
+        bias, none = tensors["logits/bias"], tensors["without/bias"]
         self.assertEqual(TYPES[bias.type], kind)
         self.assertEqual(TYPES[none.type], kind)
         self.assertAllEqual(data_of(content, none).view(dtype), np.zeros(4))
-        source, kernel = tensors["re_lu"], tensors["logits_as_conv/kernel"]
+        source, kernel = tensors["re_lu"], tensors["logits/kernel"]
         scale = source.quantization.scale * kernel.quantization.scale
         self.assertAllClose(bias.quantization.scale / scale, np.ones(5))
         values = data_of(content, bias).view(dtype) * scale.astype(np.float64)
-        variables = apply.range_variables(
-            student.model.get_layer("quant_logits_as_conv")
-        )
+        expected = network.graph.nodes["logits"].weights["bias"]
         self.assertGreater(np.abs(values).min(), 0.0)
-        self.assertAllClose(values, variables["bias"], rtol=1e-5)
+        self.assertAllClose(values, expected, rtol=1e-5)
 
     @parameterized.parameters(BitWidths(), BitWidths(4), BitWidths(4, 16))
     def test_constants_start_at_multiples_of_16_bytes(self, widths):
-        student = student_of_network("mobilenet_like", widths)
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_named("mobilenet_like", widths)
+        content = writer.write(network)
         model = schema.Model.GetRootAs(content, 0)
         starts = []
         for i in range(model.BuffersLength()):
@@ -517,35 +581,35 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         name=list(networks.NETWORKS), widths=(BitWidths(), ALL_FOUR_BITS)
     )
     def test_tensors_have_the_names_of_layers(self, name, widths):
-        student = student_of_network(name, widths)
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_named(name, widths)
+        content = writer.write(network)
         written = {output for _, output in operators_of(content)}
-        graph, _, _ = prepared_network(name)
-        self.assertContainsSubset(apply.quantized_nodes(graph), written)
-        # What a file stores beside: layers that keep the scale, and what is cut off.
+        graph = network.graph
+        self.assertContainsSubset(grids.measured(graph), written)
+        # What a file stores beside: nodes that copy integers, and what is cut off.
         rest = {tensor.removesuffix("/raw") for tensor in written}
-        rest -= set(apply.quantized_nodes(graph))
-        kinds = {graph.nodes[layer].kind for layer in rest}
-        self.assertContainsSubset(kinds, registry.SAME_SCALE)
+        rest -= set(grids.measured(graph))
+        copying = {KINDS[graph.nodes[node].kind].grid for node in rest}
+        self.assertContainsSubset(copying, {"shared"})
         kernels = {
             f"{node.name}/{part}"
             for node in graph.nodes.values()
-            if node.kind in registry.KERNELS
+            if has_kernel(node)
             for part in ("kernel", "bias")
         }
         self.assertContainsSubset(kernels, tensors_of(content))
 
     def test_signature_takes_an_image_and_gives_logits(self):
-        student = student_of_network("resnet_like", BitWidths())
-        content = writer.write(student.model, 1 / 64, 120)
-        interpreter = export.open_interpreter(content)
+        network = network_named("resnet_like", BitWidths())
+        content = writer.write(network)
+        interpreter = running.open_interpreter(content)
         self.assertEqual(
             interpreter.get_signature_list(),
             {"serving_default": {"inputs": ["image"], "outputs": ["logits"]}},
         )
         runner = interpreter.get_signature_runner()
-        images = networks.images(student.image_shape, 3)
-        tflite = export.TFLiteClassifier(content)
+        images = networks.images(network.classifier.image_shape, 3)
+        tflite = running.TFLiteClassifier(content)
         for image, scores in zip(images, tflite.scores(images)):
             outputs = runner(image=image[None])
             self.assertEqual(list(outputs), ["logits"])
@@ -560,22 +624,20 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         widths=("W4A4", "W3A6", "W8A8", "W8A16"),
     )
     def test_scales_and_zero_points_are_those_of_the_ranges(self, name, widths):
-        student = student_of_network(name, WIDTHS[widths][0])
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_named(name, WIDTHS[widths][0])
+        content = writer.write(network)
         tensors = tensors_of(content)
         signed = 0
-        for layer in student.model.layers:
-            variables = apply.range_variables(layer)
-            if "output_min" not in variables or layer.layer.name == "pixels":
+        for name, (low, high) in network.ranges.items():
+            if name == "pixels":
                 continue
-            low, high = (float(variables[f"output_{end}"]) for end in ("min", "max"))
-            bits = wrapper_bits(layer)
+            bits = network.bits[name]
             if bits == 16:
                 scale, zero_point = high / 32767, 0
             else:
                 scale = (high - low) / (2**bits - 1)
                 zero_point = 127 - (2**bits - 1) + round(-low / scale)
-            tensor = tensors[layer.layer.name]
+            tensor = tensors[name]
             self.assertEqual(TYPES[tensor.type], "INT16" if bits == 16 else "INT8")
             self.assertAllClose(tensor.quantization.scale / scale, [1.0])
             self.assertAllEqual(tensor.quantization.zeroPoint, [zero_point])
@@ -588,12 +650,12 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         image = layers.Input((6, 6, 3))
         x = layers.ReLU(name="positive")(layers.Conv2D(4, 3, name="conv")(image))
         x = layers.Conv2D(4, 3, name="signed")(x)
-        student = student_of(
+        network = network_of(
             classifier_of(image, x),
             BitWidths(8, num_bits),
             signed=(-0.5, 0.5),
         )
-        content = writer.write(student.model, 1 / 64, 120)
+        content = writer.write(network)
         operators = operators_of(content)
         self.assertIn(("CONV_2D", "positive"), operators)
         cut_off = [output for kind, output in operators if kind == "MAXIMUM"]
@@ -606,7 +668,7 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
             self.assertLess(raw.min(), lowest)
             self.assertAllEqual(stored["signed"].integers, np.maximum(raw, lowest))
             self.assertEqual(stored["signed"].integers.min(), lowest)
-        # Where the range ends, above and below, the student ends too.
+        # Where the range ends, above and below, the network ends too.
         self.assertAllInRange(stored["signed"].real, -0.54, 0.54)
         self.assertLess(stored["signed"].real.min(), -0.46)
         self.assertGreater(stored["signed"].real.max(), 0.46)
@@ -618,11 +680,11 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         image = layers.Input((6, 6, 3))
         x = layers.Conv2D(4, 3, kernel_initializer="he_normal", name="conv")(image)
         y = layers.ReLU(6.0, name="six")(x)
-        classifier = classifier_of(image, y if is_fused else layers.Add()([x, y]))
-        conv = classifier.model.get_layer("conv")
-        conv.kernel.assign(8 * conv.kernel)
-        student = student_of(classifier, BitWidths(8, num_bits), six=(0.0, 12.0))
-        content = writer.write(student.model, 1 / 64, 120)
+        model = model_of(image, y if is_fused else layers.Add()([x, y]))
+        kernel = model.get_layer("conv").kernel
+        kernel.assign(8 * kernel)
+        network = network_of(described(model), BitWidths(8, num_bits), six=(0.0, 12.0))
+        content = writer.write(network)
         outputs = [output for _, output in operators_of(content)]
         self.assertEqual("conv" in outputs, not is_fused)
         stored = read(content, networks.images((6, 6, 3), 20, seed=2))["six"]
@@ -645,12 +707,12 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         image = layers.Input((16, 16, 3))
         x = layers.Conv2D(4, 3, strides=4, activation="relu")(image)
         classifier = classifier_of(image, x, *normalisation)
-        student = student_of(classifier, BitWidths(8, num_bits))
+        network = network_of(classifier, BitWidths(8, num_bits))
         (mean,), (scale,) = (
-            (getattr(student.description, f"input_{name}")[:1])
+            (getattr(network.description, f"input_{name}")[:1])
             for name in ("mean", "scale")
         )
-        content = writer.write(student.model, scale, round(mean))
+        content = writer.write(network)
         pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
         stored = read(content, pixels)
         self.assertEqual(
@@ -670,19 +732,83 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(stored["pixels"].real, exact * scale, rtol=1e-5)
 
     def test_names_the_layer_that_it_cannot_write(self):
+        network = network_named("mobilenet_v3_like", BitWidths())
+        graph = network.graph
+        name = next(n for n, node in graph.nodes.items() if node.kind == "sigmoid")
+        odd = graph_layers.node("softmax", name, graph.sources(graph.nodes[name]))
+        classifier = Classifier(graph.replaced({name: [odd]}), network.description)
+        network = dataclasses.replace(network, classifier=classifier)
+        with self.assertRaisesRegex(
+            ExportError, rf"layer {name} \(softmax\) cannot be"
+        ):
+            writer.write(network)
+
+    def test_refuses_a_grid_that_its_operator_cannot_keep(self):
+        network = network_named("padded_pooling", BitWidths())
+        (flat,) = (n for n in network.graph.nodes.values() if n.kind == "reshape")
+        grid = QuantizedNetwork.grid
+
+        def another(network, name):
+            found = grid(network, name)
+            if name == flat.name:
+                found = dataclasses.replace(found, zero_point=found.zero_point + 1)
+            return found
+
+        with (
+            mock.patch.object(QuantizedNetwork, "grid", another),
+            self.assertRaisesRegex(
+                ExportError,
+                rf"{flat.name} \(reshape\) has another grid than {flat.inputs[0]}, wh",
+            ),
+        ):
+            writer.write(network)
+
+    @parameterized.parameters(
+        (BitWidths(), 1e-9, 2**31 - 1), (BitWidths(8, 16), 1e-14, 2**47 - 1)
+    )
+    def test_refuses_a_bias_that_its_integers_cannot_hold(self, widths, shrunk, limit):
         image = layers.Input((8, 8, 3))
-        x = layers.ReLU(name="odd")(layers.Conv2D(4, 3, name="conv")(image))
-        graph, description = apply.integer_ready(classifier_of(image, x))
-        softmax = dataclasses.replace(
-            graph.nodes["odd"],
-            layer_class=layers.Softmax,
-            config=layers.Softmax().get_config(),
+        x = layers.Conv2D(4, 3, name="conv")(image)
+        network = network_of(classifier_of(image, layers.ReLU()(x)), widths)
+        magnitudes = network.kernel_ranges["conv"] * np.float32([1, 1, shrunk, 1])
+        ranges = {**network.kernel_ranges, "conv": magnitudes}
+        with self.assertRaisesRegex(
+            ExportError, rf"bias of layer conv \(conv\) reaches .* which end at {limit}"
+        ):
+            writer.write(dataclasses.replace(network, kernel_ranges=ranges))
+
+    @parameterized.product(
+        name=list(networks.NETWORKS),
+        widths=("W8A8", "W4A4", "W4A16"),
+        delegates=(True, False),
+    )
+    def test_takes_any_batch(self, name, widths, delegates):
+        network = network_named(name, WIDTHS[widths][0])
+        content = writer.write(network)
+        images = networks.images(network.classifier.image_shape, 3, seed=2)
+        alone, together = (
+            run(content, images, size, delegates=delegates) for size in (1, 3)
         )
-        graph = graph.replaced({"odd": [softmax]}, {})
-        ranges = dict.fromkeys(apply.quantized_nodes(graph), (-1.0, 1.0))
-        student = apply.quantize_graph(graph, description, BitWidths(), ranges)
-        with self.assertRaisesRegex(ExportError, r"layer odd \(Softmax\) cannot be"):
-            writer.write(student.model, 1 / 64, 120)
+        self.assertAllEqual(together, alone)
+        self.assertGreater(np.ptp(alone.astype(int), axis=0).max(), 5)
+
+
+def run(content, images, batch_size, delegates=True):
+    """The integers that a file gives, some images at a time."""
+    interpreter = running.open_interpreter(content, delegates=delegates)
+    (image,), (output,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    interpreter.resize_tensor_input(image["index"], (batch_size, *images.shape[1:]))
+    interpreter.allocate_tensors()
+    outputs = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        interpreter.set_tensor(image["index"], batch)
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(output["index"]))
+    return np.concatenate(outputs)
 
 
 def conv(x, filters=6, size=3, padding="same", **settings):
@@ -754,6 +880,18 @@ LAYERS = {
     "leaky relu": beside_itself(layers.LeakyReLU(0.1)),
     "relu6 of pixels": lambda i: conv(layers.ReLU(6.0)(i)),
     "relu behind a pooling": lambda i: layers.ReLU()(layers.MaxPooling2D()(conv(i))),
+    "top behind a pooling": concatenated(
+        lambda i: layers.MaxPooling2D(2, 1, "same")(layers.ReLU(1.0)(conv(i))), conv
+    ),
+    "dense layers of an image": lambda i: layers.Dense(5)(
+        layers.Dense(6, activation="relu")(conv(i))
+    ),
+    "dense layers of a vector": lambda i: layers.Dense(6)(
+        layers.Dense(7, activation=tf.nn.relu6)(layers.Flatten()(conv(i)))
+    ),
+    "vector beside an image": lambda i: conv(
+        layers.Subtract()([layers.GlobalMaxPooling2D()(conv(i)), conv(i)])
+    ),
     "raw pixels beside": concatenated(lambda i: i, conv),
     "pooled pixels beside": concatenated(
         layers.MaxPooling2D(padding="same"), lambda i: conv(i, strides=2)
@@ -777,7 +915,7 @@ class LayersTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(
         layer=list(LAYERS), widths=(BitWidths(), ALL_FOUR_BITS, BitWidths(8, 16))
     )
-    def test_layer_is_what_it_is_in_the_student(self, layer, widths):
+    def test_layer_is_what_it_is_in_the_network(self, layer, widths):
         self.check(quantized(*prepared_layer(layer), widths))
 
     @parameterized.product(
@@ -787,7 +925,7 @@ class LayersTest(tf.test.TestCase, parameterized.TestCase):
         keras.utils.set_random_seed(0)
         image = layers.Input(shape)
         x = depthwise(conv(image, strides=2))
-        self.check(student_of(classifier_of(image, x), widths))
+        self.check(network_of(classifier_of(image, x), widths))
 
     @parameterized.parameters("pool", "flatten", "relu")
     def test_networks_that_do_not_end_in_a_dense_layer(self, last):
@@ -803,22 +941,110 @@ class LayersTest(tf.test.TestCase, parameterized.TestCase):
             return keras.Model(image, x)
 
         keras.utils.set_random_seed(0)
-        description = ModelDescription((120.0,), (1 / 64,), "logits", tuple("abcde"))
-        student = student_of(Classifier(model(), description))
-        content = writer.write(student.model, 1 / 64, 120)
+        network = network_of(described(model()))
+        content = writer.write(network)
         images = networks.images((5, 5, 3), 50, seed=2)
-        tflite = export.TFLiteClassifier(content)
-        self.assertGreater(np.ptp(student.scores(images)), 50 * tflite.output_scale)
-        self.assertLessEqual(export.largest_difference(student, tflite, images), 1)
+        tflite = running.TFLiteClassifier(content)
+        self.assertGreater(np.ptp(network.scores(images)), 50 * tflite.output_scale)
+        self.assertLessEqual(proof.largest_difference(network, tflite, images), 1)
 
-    def check(self, student):
-        content = writer.write(student.model, 1 / 64, 120)
-        export.check_integer_only(content)
-        images = networks.images(student.image_shape, 12, seed=2)
-        result = distances(student, content, images)
+    def check(self, network):
+        images = networks.images(network.classifier.image_shape, 12, seed=2)
+        content = proof.convert(network, images)
+        result = distances(network, content, images)
         self.assertIn("logits", result)
         for name, (kind, distance, limit) in result.items():
             self.assertLessEqual(distance, limit, f"{name} ({kind})")
+
+
+class FullyConnectedTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.product(
+        widths=("W8A8", "W8A8 per tensor", "W4A4", "W8A16", "W4A16"),
+        shape=((6, 5, 3), (1, 1, 3)),
+        delegates=(True, False),
+    )
+    def test_both_kernels_of_litert_compute_it(self, widths, shape, delegates):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((8, 8, shape[-1]))
+        # Of an image, or of a vector: an odd number of values, as int4 is packed.
+        x = image if shape[0] > 1 else layers.GlobalMaxPooling2D()(image)
+        x = layers.Dense(7, activation="relu", name="dense")(x)
+        network = network_of(classifier_of(image, x), WIDTHS[widths][0])
+        content = writer.write(network)
+        images = networks.images((8, 8, 3), 20, seed=2)
+        (kind, version) = next(
+            (OPERATORS[code.builtinCode], code.version)
+            for code in parsed(content).operatorCodes
+            if OPERATORS[code.builtinCode] == "FULLY_CONNECTED"
+        )
+        # Runtimes before TensorFlow 2.10 read its scales per channel as 0, and know
+        # no such version.
+        self.assertGreaterEqual(version, 10)
+        integers = run(content, images, 1, delegates=delegates)
+        (low, high), bits = network.ranges["logits"], network.bits["logits"]
+        step = high / 32767 if bits == 16 else (high - low) / (2**bits - 1)
+        zero = 0 if bits == 16 else 127 - (2**bits - 1) + round(-low / step)
+        expected = network.scores(images) / step + zero
+        limit = {"W8A8": 1.01, "W8A16": 4.0, "W4A16": 6.0}
+        distance = np.abs(integers - expected)
+        self.assertLessEqual(distance.mean(), 0.6)
+        self.assertLessEqual(distance.max(), limit.get(widths, 2.01))
+
+
+class LookupTest(tf.test.TestCase, parameterized.TestCase):
+    """A kind without an operator of TFLite, added to the table for these tests."""
+
+    def setUp(self):
+        super().setUp()
+        kind = Kind(
+            says="log(1 + exp(x))",
+            compute=lambda node, inputs, weights: tf.math.softplus(inputs[0]),
+        )
+        self.enter_context(mock.patch.dict(KINDS, {"softplus": kind}))
+        keras.utils.set_random_seed(0)
+        image = layers.Input((6, 6, 3))
+        x = layers.Conv2D(4, 3, kernel_initializer="he_normal", name="conv")(image)
+        x = layers.LeakyReLU(0.1, name="curve")(layers.Rescaling(3.0)(x))
+        float_twin = float_network(classifier_of(image, conv(x)))
+        graph = float_twin.graph
+        curve = graph_layers.node(
+            "softplus", "curve", graph.sources(graph.nodes["curve"])
+        )
+        graph = graph.replaced({"curve": [curve]})
+        self.network = Classifier(graph, float_twin.description)
+        self.images = networks.images((6, 6, 3), 20, seed=2)
+
+    def quantized(self, widths):
+        return quantized(self.network, calibrate(self.network, self.images), widths)
+
+    @parameterized.parameters(BitWidths(), BitWidths(8, 5))
+    def test_each_integer_has_its_answer(self, widths):
+        network = self.quantized(widths)
+        content = proof.convert(network, self.images)
+        kinds = [kind for kind, _ in operators_of(content)]
+        start = kinds.index("CAST") - 1
+        self.assertEqual(kinds[start : start + 3], ["QUANTIZE", "CAST", "GATHER"])
+        stored = read(content, self.images)
+        answers = np.log1p(np.exp(stored["conv"].real.astype(np.float64)))
+        curve, bits = stored["curve"], widths.num_bits_activation
+        steps = answers / curve.scale + curve.zero_point
+        expected = np.clip(np.rint(steps), 127 - (2**bits - 1), 127)
+        self.assertAllEqual(curve.integers, expected)
+        self.assertGreater(len(np.unique(expected)), 2 ** (bits - 2))
+        # The lowest and highest inputs are read, not only those in the middle.
+        inputs = stored["conv"].integers
+        self.assertEqual((inputs.min(), inputs.max()), (128 - 2**bits, 127))
+
+    def test_takes_any_batch(self):
+        content = writer.write(self.quantized(BitWidths()))
+        alone, together = (run(content, self.images[:3], size) for size in (1, 3))
+        self.assertAllEqual(together, alone)
+
+    def test_sixteen_bits_are_refused(self):
+        with self.assertRaisesRegex(
+            ExportError, r"layer curve \(softplus\) is read from a table .* 16 bits"
+        ):
+            writer.write(self.quantized(BitWidths(8, 16)))
 
 
 if __name__ == "__main__":

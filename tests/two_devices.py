@@ -1,4 +1,4 @@
-"""What runs on two devices, by distribution_test, in a process of its own.
+"""What runs on two devices, by devices_test, in a process of its own.
 
 TensorFlow makes logical devices only before it has computed anything.
 """
@@ -8,25 +8,22 @@ import functools
 from unittest import mock
 
 import numpy as np
-import tensorflow_model_optimization as tfmot
 from absl.testing import parameterized
 
 from dfq_tf import api
 from dfq_tf.compat import keras, tf
-from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation import generator, phases, steps
 from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation.phases import warmed_up
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.quantization import apply, calibration
-from dfq_tf.settings import (
-    BitWidths,
-    CalibrationConfig,
-    DistillationConfig,
-    TeacherConfig,
-)
+from dfq_tf.quantization import student as quantized_student
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import CalibrationConfig, DistillationConfig, TeacherConfig
 from dfq_tf.training import devices, optimizers
 from dfq_tf.training.copies import with_precision
+from dfq_tf.training.learner import Learner
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
 from dfq_tf.with_data import supervised
 from tests import helpers
@@ -149,7 +146,7 @@ class _Networks:
 
     def __init__(self, count, student, strategy=None, learning_rate=0.5):
         self.copies = devices.Copies(strategy)
-        teacher = observe(helpers.small_classifier(seed=1))
+        teacher = observe(helpers.small_classifier(seed=1), strategy=strategy)
         keras.utils.set_random_seed(0)
         self.generators = [
             helpers.randomise(
@@ -160,10 +157,10 @@ class _Networks:
         students = [student(seed=5 + i) for i in range(count)]
         self.models = [*self.generators, *(s.model for s in students)]
         copies = [self.copies.of(model) for model in self.models]
-        with self.copies.scope():
+        with devices.scope(strategy):
             trained = [self._sgd(model, learning_rate) for model in copies]
         self.state = steps.State(
-            dataclasses.replace(teacher, model=self.copies.of(teacher.model)),
+            teacher,
             copies[:count],
             trained[:count],
             [
@@ -178,20 +175,16 @@ class _Networks:
 
 
 @functools.cache
-def _quantized(seed):
-    classifier = helpers.small_classifier(seed=seed)
-    graph, description = apply.integer_ready(classifier)
+def _quantized(seed) -> QuantizedNetwork:
+    network = float_network(helpers.small_classifier(seed=seed))
     images = np.random.default_rng(seed).integers(0, 256, (16, 8, 8, 3), np.uint8)
-    ranges = calibration.calibrate(graph, description, images)
-    return apply.quantize_graph(graph, description, BitWidths(), ranges)
+    config = CalibrationConfig(bias_correction=False)
+    return post_training(network, images, config=config)
 
 
 def _quantized_student(seed):
-    quantized = _quantized(seed)
-    with tfmot.quantization.keras.quantize_scope():
-        copy = keras.models.clone_model(quantized.model)
-    copy.set_weights(quantized.model.get_weights())
-    return Classifier(copy, quantized.description)
+    network = _quantized(seed)
+    return Learner(quantized_student.build(network), network.description)
 
 
 def _watched(module, name):
@@ -205,7 +198,7 @@ _SHARES = [8, 8, 4, 4, 4, 4]
 class StepTest(parameterized.TestCase, tf.test.TestCase):
     """Each step moves all networks as on one device, and measures the same."""
 
-    def _check(self, step, count=1, student=helpers.small_classifier):
+    def _check(self, step, count=1, student=helpers.small_learner):
         results, weights, before = [], [], None
         for strategy in (None, _mirrored()):
             networks = _Networks(count, student, strategy)
@@ -259,8 +252,8 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
         )
 
     @parameterized.parameters(
-        (2, helpers.small_classifier, "none"),
-        (1, helpers.small_classifier, "crop_flip"),
+        (2, helpers.small_learner, "none"),
+        (1, helpers.small_learner, "crop_flip"),
         (1, _quantized_student, "none"),
     )
     def test_answered_step(self, count, student, augmentation):
@@ -299,7 +292,7 @@ class StepTest(parameterized.TestCase, tf.test.TestCase):
 class WholeTest(parameterized.TestCase, tf.test.TestCase):
     def _small_generators(self):
         small = functools.partial(build_generator, channels=8)
-        return mock.patch.object(phases, "build_generator", small)
+        return mock.patch.object(generator, "build_generator", small)
 
     def test_distillation(self):
         config = dataclasses.replace(
@@ -311,7 +304,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         results, curves = [], []
         for strategy in (None, _mirrored()):
             seen, folder = [], f"{self.get_temp_dir()}/{len(results)}"
-            student = helpers.small_classifier(seed=5)
+            student = helpers.small_learner(seed=5)
             kernel = student.model.get_weights()[0]
             with self._small_generators(), _watched(steps, "answered_step") as step:
                 result = api.distill(
@@ -361,28 +354,24 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         )
         distill, before, after = phases.distill, [], []
 
-        def watched(teacher, generators, students, *args, **kwargs):
+        def watched(warmed, students, *args, **kwargs):
             before.append(helpers.copies(students[0].model.trainable_variables))
-            return distill(teacher, generators, students, *args, **kwargs)
+            return distill(warmed, students, *args, **kwargs)
 
         for strategy in (None, _mirrored()):
             with (
                 self._small_generators(),
                 mock.patch.object(phases, "distill", watched),
             ):
-                student, _, _ = api.make_student(
+                result = api.quantize(
                     helpers.small_classifier(seed=1),
-                    method="df_qat_kd",
                     config=config,
                     calibration=CalibrationConfig(calibration_images=16),
-                    widths=BitWidths(),
-                    seed=0,
                     precision="float32",
                     strategy=strategy,
-                    directory=None,
                     show_progress=False,
                 )
-            after.append(helpers.copies(student.model.trainable_variables))
+            after.append(helpers.copies(result.student.trainable_variables))
         for first, one, two in zip(before[1], *after):
             self.assertAllClose(one, two, atol=1e-4)
             # Ten times what may differ: what was trained came back.
@@ -398,21 +387,14 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         labels = rng.integers(0, 4, 32)
         teachers = []
         for strategy, share in ((None, 8), (_mirrored(), 4)):
-            teacher = helpers.small_classifier(seed=2)
+            teacher = helpers.small_learner(seed=2)
+            context = helpers.context(config, strategy=strategy)
             with _watched(supervised, "supervised_step") as step:
-                supervised.train_teacher(
-                    teacher,
-                    images,
-                    labels,
-                    config,
-                    precision="float32",
-                    strategy=strategy,
-                    show_progress=False,
-                )
+                supervised.train_teacher(teacher, images, labels, context)
             for call in step.call_args_list:
                 self.assertEqual([x.shape[0] for x in call.args[2:4]], [share, share])
             teachers.append(teacher)
-        before = helpers.small_classifier(seed=2).model.weights
+        before = helpers.small_learner(seed=2).model.weights
         one, two = (teacher.model.weights for teacher in teachers)
         self.assertFalse(helpers.all_equal(one, before))
         for variable, value in zip(one, two):
@@ -437,15 +419,10 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                 self._small_generators(),
                 mock.patch.object(phases, "run_loop", run_loop),
             ):
-                return api.warmed_up(
-                    teacher,
-                    config=config,
-                    seed=1,
-                    precision="float32",
-                    strategy=_mirrored(),
-                    directory=directory,
-                    show_progress=False,
-                ).generators[0]
+                context = helpers.context(
+                    config, seed=1, strategy=_mirrored(), directory=directory
+                )
+                return warmed_up(teacher, context).generators[0]
 
         with self.assertRaises(KeyboardInterrupt):
             warmed(folder, 3)
@@ -464,7 +441,7 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(ConfigError, message):
             api.distill(
                 helpers.small_classifier(),
-                helpers.small_classifier(),
+                helpers.small_learner(),
                 config=config,
                 strategy=_mirrored(),
                 show_progress=False,
@@ -472,12 +449,12 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         images, labels = np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int)
         with self.assertRaisesRegex(ConfigError, "teacher_batch_size is 9"):
             supervised.train_teacher(
-                helpers.small_classifier(),
+                helpers.small_learner(),
                 images,
                 labels,
-                TeacherConfig(teacher_batch_size=9),
-                strategy=_mirrored(),
-                show_progress=False,
+                helpers.context(
+                    TeacherConfig(teacher_batch_size=9), strategy=_mirrored()
+                ),
             )
 
 

@@ -1,4 +1,4 @@
-"""One of the workers of distribution_test, as a tool: distils between small networks.
+"""One of the workers of devices_test, as a tool: distils between small networks.
 
 It saves at every other step, and may be killed at one. Without --distribute, it is the
 one device that the workers together must equal.
@@ -17,8 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api
-from dfq_tf.distillation import phases
-from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation import generator, phases
 from dfq_tf.settings import DistillationConfig, RunConfig
 from dfq_tf.training import loop
 from tests import helpers
@@ -53,15 +52,15 @@ def main():
     run = common.config_from_flags(RunConfig)
     strategy = common.strategy()
     workdir = common.open_workdir(free=["killed_at", "offset"]).path
-    small = functools.partial(build_generator, channels=4)
+    small = functools.partial(generator.build_generator, channels=4)
     with (
-        mock.patch.object(phases, "build_generator", small),
+        mock.patch.object(generator, "build_generator", small),
         mock.patch.object(phases, "run_loop", run_loop),
     ):
         result = api.distill(
             helpers.small_classifier((8, 8, 1), seed=1),
             # Other weights on each worker: those of the first must reach all.
-            helpers.small_classifier((8, 8, 1), seed=5 + FLAGS.offset),
+            helpers.small_learner((8, 8, 1), seed=5 + FLAGS.offset),
             config=_CONFIG,
             seed=3,
             precision=run.precision,

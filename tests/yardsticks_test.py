@@ -8,13 +8,14 @@ from absl.testing import parameterized
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import steps
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph import evaluation
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.quantization import apply
+from dfq_tf.graph.classifier import agreement
+from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
-from dfq_tf.tflite import export
+from dfq_tf.tflite import proof
+from dfq_tf.tflite.running import TFLiteClassifier
 from dfq_tf.training import loop
 from dfq_tf.with_data import yardsticks
+from dfq_tf.with_data.accuracy import accuracy
 from tests import digits, helpers
 
 ALL_4_BITS = BitWidths(
@@ -40,30 +41,41 @@ TINY = DistillationConfig(
 )
 
 
-def student_of(teacher, widths=BitWidths(), config=MIN_MAX, images=None):
+def network_of(teacher, widths=BitWidths(), config=MIN_MAX, images=None):
     if images is None:
         images = digits.split("train").images
     return yardsticks.quantize_with_data(teacher, images, widths, config)
 
 
-def train(teacher, student, images, labels, config=TINY, **kwargs):
-    settings = dict(
-        augmentation="none", seed=1, precision="float32", show_progress=False
-    )
+def train(teacher, network, images, labels, config=TINY, **kwargs):
+    """The trained network, and the last measurements."""
+    names = ("augmentation", "evaluate")
+    given = {name: kwargs.pop(name) for name in names if name in kwargs}
     return yardsticks.train_with_data(
-        teacher, student, images, labels, config, **{**settings, **kwargs}
+        teacher,
+        network,
+        images,
+        labels,
+        helpers.context(config, **{"seed": 1, **kwargs}),
+        **{"augmentation": "none", **given},
     )
 
 
-def tiny(seed=1, teacher=None, **kwargs):
-    """The weights of a small student after six steps."""
-    teacher = teacher or helpers.small_classifier()
+def weights_of(classifier):
+    """All weights of a graph."""
+    nodes = classifier.graph.nodes.values()
+    return [weight for node in nodes for weight in node.weights.values()]
+
+
+def tiny(seed=1, **kwargs):
+    """The weights of a small network after six steps."""
+    teacher = helpers.small_classifier()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
-    student = student_of(teacher, images=images)
+    network = network_of(teacher, images=images)
     labels = rng.integers(0, 4, 20) if kwargs.pop("has_labels", False) else None
-    train(teacher, student, images, labels, seed=seed, **kwargs)
-    return student.model.weights
+    trained, _ = train(teacher, network, images, labels, seed=seed, **kwargs)
+    return weights_of(trained.classifier)
 
 
 def divergence(teacher_logits, logits):
@@ -81,15 +93,14 @@ def divergence(teacher_logits, logits):
 class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
     def _highest(self, images):
         """Highest output of each ReLU of the float network."""
-        model = digits.teacher().model
+        model = digits.learner().model
         tensors = [model.get_layer(name).output for name in ("relu1", "relu2")]
         inputs = ((images - 120.0) / 64).astype(np.float32)
         outputs = keras.Model(model.input, tensors)(inputs, training=False)
         return [output.numpy().max() for output in outputs]
 
-    def _upper_ends(self, student):
-        wrappers = [student.model.get_layer(f"quant_relu{i}") for i in (1, 2)]
-        return [apply.range_variables(w)["output_max"].numpy() for w in wrappers]
+    def _upper_ends(self, network):
+        return [network.ranges[f"relu{i}"][1] for i in (1, 2)]
 
     @parameterized.parameters(1, 64, 5000)
     def test_ranges_are_those_of_the_first_calibration_images(self, count):
@@ -97,33 +108,30 @@ class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
         # What comes last has the highest outputs: no image of digits has these edges.
         images[100:] = 255 * (np.indices((8, 8)).sum(axis=0) % 2)[..., None]
         config = dataclasses.replace(MIN_MAX, calibration_images=count)
-        student = student_of(digits.teacher(), config=config, images=images)
+        network = network_of(digits.teacher(), config=config, images=images)
         expected = self._highest(images[:count])
-        self.assertAllClose(self._upper_ends(student), expected, rtol=1e-4)
+        self.assertAllClose(self._upper_ends(network), expected, rtol=1e-4)
         if count < 100:
             self.assertNotAllClose(expected, self._highest(images), rtol=0.01)
 
     def test_first_images_are_a_fair_sample(self):
         teacher, test = digits.teacher(), digits.split("test").images
-        scores = student_of(teacher).scores(test)
-        agreement = evaluation.agreement(teacher.scores(test), scores)
-        self.assertGreaterEqual(agreement, 0.95)
+        scores = network_of(teacher).scores(test)
+        self.assertGreaterEqual(agreement(teacher.scores(test), scores), 0.95)
 
     def test_range_methods_and_widths_reach_the_student(self):
         teacher = digits.teacher()
-        default = student_of(teacher, ALL_4_BITS)
+        default = network_of(teacher, ALL_4_BITS)
         config = CalibrationConfig(calibration_images=64, bias_correction=False)
-        least_squares = student_of(teacher, ALL_4_BITS, config)
+        least_squares = network_of(teacher, ALL_4_BITS, config)
         for first, second in zip(
             self._upper_ends(least_squares), self._upper_ends(default)
         ):
             self.assertLess(first, second)
-        wrapper = default.model.get_layer("quant_conv2")
-        variables = apply.range_variables(wrapper)
-        kernel = variables["kernel"].numpy()
+        kernel = default.graph.nodes["conv2"].weights["kernel"]
         largest = np.abs(kernel).max(axis=(0, 1, 2))
-        self.assertAllClose(variables["kernel_max"], largest)
-        self.assertEqual(wrapper.quantize_config.num_bits_weight, 4)
+        self.assertAllClose(default.kernel_ranges["conv2"], largest)
+        self.assertEqual(default.kernel_bits["conv2"], 4)
 
     def test_bias_correction_uses_the_images(self):
         teacher = digits.teacher()
@@ -132,15 +140,15 @@ class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
         shifts = []
         for is_corrected in (False, True):
             config = dataclasses.replace(MIN_MAX, bias_correction=is_corrected)
-            student = student_of(teacher, ALL_4_BITS, config)
-            shifts.append(np.abs(student.scores(images).mean(axis=0) - goal).mean())
+            network = network_of(teacher, ALL_4_BITS, config)
+            shifts.append(np.abs(network.scores(images).mean(axis=0) - goal).mean())
         self.assertLess(shifts[1], 0.2 * shifts[0])
 
     def test_leaves_the_teacher_bit_for_bit(self):
         teacher = digits.teacher()
-        before = helpers.copies(teacher.model.weights)
-        student_of(teacher, config=dataclasses.replace(MIN_MAX, equalize=True))
-        self.assertTrue(helpers.all_equal(teacher.model.weights, before))
+        before = helpers.copies(weights_of(teacher))
+        network_of(teacher, config=dataclasses.replace(MIN_MAX, equalize=True))
+        self.assertTrue(helpers.all_equal(weights_of(teacher), before))
 
 
 class LearningTest(tf.test.TestCase):
@@ -157,74 +165,76 @@ class LearningTest(tf.test.TestCase):
         return (self.test.labels + 1) % 10
 
     def _off_course(self):
-        """A student of 4 bits that must learn: its kernels are disturbed."""
-        student = student_of(self.teacher, ALL_4_BITS)
+        """A network of 4 bits that must learn: its kernels are disturbed."""
+        network = network_of(self.teacher, ALL_4_BITS)
         rng = np.random.default_rng(0)
-        for layer in student.model.layers:
-            variables = apply.range_variables(layer)
-            if "kernel" in variables:
-                kernel, largest = variables["kernel"], variables["kernel_max"].numpy()
-                kernel.assign_add(0.3 * largest * rng.normal(size=kernel.shape))
-        return student
+        changed = {}
+        for name, largest in network.kernel_ranges.items():
+            kernel = network.graph.nodes[name].weights["kernel"]
+            noise = 0.3 * largest * rng.normal(size=kernel.shape)
+            changed[name] = {"kernel": kernel + noise}
+        return network.with_weights(changed)
 
     def test_qat_kd_draws_nearer_to_the_teacher(self):
-        student = self._off_course()
-        before = student.scores(self.test.images)
-        weights = helpers.copies(self.teacher.model.weights)
-        measured = train(self.teacher, student, self.train.images, None, CONFIG)
-        after = student.scores(self.test.images)
+        network = self._off_course()
+        before = network.scores(self.test.images)
+        weights = helpers.copies(weights_of(self.teacher))
+        trained, measured = train(
+            self.teacher, network, self.train.images, None, CONFIG
+        )
+        after = trained.scores(self.test.images)
         self.assertLess(
             divergence(self.goal, after), 0.2 * divergence(self.goal, before)
         )
         self.assertGreater(
-            evaluation.agreement(self.goal, after),
-            evaluation.agreement(self.goal, before) + 0.1,
+            agreement(self.goal, after), agreement(self.goal, before) + 0.1
         )
         self.assertEqual(set(measured), {"distillation_loss", "agreement"})
-        # The teacher stays, and the student is still one of integers.
-        self.assertTrue(helpers.all_equal(self.teacher.model.weights, weights))
-        tflite = export.TFLiteClassifier(export.convert(student))
-        difference = export.largest_difference(student, tflite, self.test.images)
+        # The teacher stays, and the network is still one of integers.
+        self.assertTrue(helpers.all_equal(weights_of(self.teacher), weights))
+        self.assertAllEqual(network.scores(self.test.images), before)
+        tflite = TFLiteClassifier(proof.convert(trained))
+        difference = proof.largest_difference(trained, tflite, self.test.images)
         self.assertLessEqual(difference, 3)
 
     def test_qat_draws_nearer_to_the_labels(self):
-        student = self._off_course()
-        before = student.scores(self.test.images)
-        train(
+        network = self._off_course()
+        before = network.scores(self.test.images)
+        trained, _ = train(
             self.teacher,
-            student,
+            network,
             self.train.images,
             self.train.labels,
             CONFIG,
             augmentation="crop",
         )
-        after = student.scores(self.test.images)
+        after = trained.scores(self.test.images)
         self.assertGreater(
-            evaluation.accuracy(after, self.test.labels),
-            evaluation.accuracy(before, self.test.labels) + 0.1,
+            accuracy(after, self.test.labels),
+            accuracy(before, self.test.labels) + 0.1,
         )
 
     def test_qat_kd_follows_the_teacher_whatever_is_true(self):
         # A teacher that takes each digit for the next one.
-        model = keras.models.clone_model(self.teacher.model)
-        model.set_weights(self.teacher.model.get_weights())
-        kernel, bias = model.get_layer("logits").get_weights()
-        model.get_layer("logits").set_weights(
+        learner = digits.learner()
+        kernel, bias = learner.model.get_layer("logits").get_weights()
+        learner.model.get_layer("logits").set_weights(
             [np.roll(kernel, 1, axis=1), np.roll(bias, 1)]
         )
-        misled = Classifier(model, self.teacher.description)
-        student = student_of(self.teacher)
-        train(misled, student, self.train.images, None, THOROUGH)
-        scores = student.scores(self.test.images)
-        self.assertGreater(evaluation.accuracy(scores, self.next_digit), 0.8)
+        misled, network = as_classifier(learner), network_of(self.teacher)
+        trained, _ = train(misled, network, self.train.images, None, THOROUGH)
+        scores = trained.scores(self.test.images)
+        self.assertGreater(accuracy(scores, self.next_digit), 0.8)
 
     def test_qat_follows_the_labels_whatever_the_teacher_says(self):
-        student = student_of(self.teacher)
+        network = network_of(self.teacher)
         wrong = (self.train.labels + 1) % 10
-        measured = train(self.teacher, student, self.train.images, wrong, THOROUGH)
-        scores = student.scores(self.test.images)
-        self.assertGreater(evaluation.accuracy(scores, self.next_digit), 0.8)
-        self.assertLess(evaluation.agreement(self.goal, scores), 0.15)
+        trained, measured = train(
+            self.teacher, network, self.train.images, wrong, THOROUGH
+        )
+        scores = trained.scores(self.test.images)
+        self.assertGreater(accuracy(scores, self.next_digit), 0.8)
+        self.assertLess(agreement(self.goal, scores), 0.15)
         self.assertEqual(set(measured), {"loss", "accuracy"})
 
 
@@ -241,8 +251,8 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
         teacher = helpers.small_classifier()
         with mock.patch.object(steps, "distillation_step", step):
             for config in (TINY, dataclasses.replace(TINY, batch_size=20)):
-                student = student_of(teacher, images=digits_like(20))
-                train(teacher, student, images, None, config)
+                network = network_of(teacher, images=digits_like(20))
+                train(teacher, network, images, None, config)
         # 3 rounds of 2 steps.
         numbers = [np.rint(batch).astype(int) for batch in seen]
         self.assertEqual([len(batch) for batch in numbers], 6 * [8] + 6 * [20])
@@ -266,9 +276,9 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
             return {"loss": tf.constant(0.0)}
 
         teacher = helpers.small_classifier()
-        student = student_of(teacher, images=digits_like(20))
+        network = network_of(teacher, images=digits_like(20))
         with mock.patch.object(yardsticks, "supervised_step", step):
-            train(teacher, student, images, np.arange(20, dtype=np.int64) + 100)
+            train(teacher, network, images, np.arange(20, dtype=np.int64) + 100)
         self.assertLen(seen, 6)
         for pixels, labels in seen:
             self.assertAllClose(pixels.numpy() + 100, labels.numpy(), atol=1e-4)
@@ -325,7 +335,7 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
             config=config,
             directory=directory,
             has_labels=has_labels,
-            evaluate=lambda: {"accuracy": 0.5},
+            evaluate=lambda student: {"accuracy": 0.5},
         )
         with open(f"{directory}/{name}_curve.csv") as file:
             header, *rows = file.read().splitlines()
@@ -338,23 +348,22 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
     def test_batch_larger_than_the_training_set_is_refused(self):
         teacher = helpers.small_classifier()
         images = digits_like(20)
-        student = student_of(teacher, images=images)
-        before = helpers.copies(student.model.weights)
+        network = network_of(teacher, images=images)
+        before = helpers.copies(weights_of(network.classifier))
         config = dataclasses.replace(TINY, batch_size=21)
         with self.assertRaisesRegex(
             ConfigError, "batch_size is 21, but there are only 20 training images"
         ):
-            train(teacher, student, images, None, config)
-        self.assertTrue(helpers.all_equal(student.model.weights, before))
+            train(teacher, network, images, None, config)
+        self.assertTrue(helpers.all_equal(weights_of(network.classifier), before))
 
     def test_biases_end_on_whole_steps(self):
         teacher = helpers.small_classifier()
-        student = student_of(teacher, ALL_4_BITS, images=digits_like(20))
-        train(teacher, student, digits_like(20), None)
-        layers = [student.model.get_layer(f"quant_{n}") for n in ("conv2", "relu1")]
-        conv, relu = map(apply.range_variables, layers)
-        step = (relu["output_max"] - relu["output_min"]) / 255 * conv["kernel_max"] / 7
-        numbers = (conv["bias"] / step).numpy()
+        network = network_of(teacher, ALL_4_BITS, images=digits_like(20))
+        trained, _ = train(teacher, network, digits_like(20), None)
+        low, high = trained.ranges["relu1"]
+        step = (high - low) / 255 * trained.kernel_ranges["conv2"] / 7
+        numbers = trained.graph.nodes["conv2"].weights["bias"] / step
         self.assertAllClose(numbers, np.round(numbers), rtol=0, atol=2e-3)
         self.assertGreater(np.abs(numbers).max(), 3)
 
@@ -375,13 +384,13 @@ class AugmentedTest(tf.test.TestCase):
             return {"distillation_loss": tf.constant(0.0)}
 
         teacher = helpers.small_classifier()
-        student = student_of(teacher, images=images)
+        network = network_of(teacher, images=images)
         config = dataclasses.replace(TINY, batch_size=20)
         with mock.patch.object(steps, "distillation_step", step):
             for seed in (1, 2):
                 train(
                     teacher,
-                    student,
+                    network,
                     images,
                     None,
                     config,

@@ -24,22 +24,29 @@ import numpy as np
 
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation import teacher as bn_statistics
+from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.generator import make_generators
+from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.quantization import apply, calibration
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import student
+from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.quantization.post_training import float_network, with_ranges
 from dfq_tf.settings import BitWidths, DistillationConfig, RunConfig
-from dfq_tf.training import memory, optimizers
+from dfq_tf.training import optimizers
 from dfq_tf.training.copies import resolve_precision, with_precision
+from dfq_tf.training.learner import Learner
 from tools import common
 
 FLAGS = common.FLAGS
 
 # Side of the matrices whose product gives the peak.
 _SIDE = 4096
-# How the models of a step begin the names of their operations; all others are students.
-_ROLES = {"generator": "generator", "network": "teacher"}
+# How networks of a step begin the names of their operations; all others are students.
+_ROLES = ("generator", "teacher")
 
 
 def median_seconds(step: Callable[[int], object], count: int) -> float:
@@ -93,9 +100,7 @@ def count_operations(graph: Any) -> dict[str, float]:
         scope = op.name.split("/")
         direction = "backward" if scope[0] == "gradient_tape" else "forward"
         name = scope[direction == "backward"]
-        role = next((r for n, r in _ROLES.items() if name.startswith(n)), "student")
-        if "/quant_" in op.name:  # tfmot's prefix: the teacher has none
-            role = "student"
+        role = next((role for role in _ROLES if name.startswith(role)), "student")
         counts[f"{role} {direction}"] += 2 * values.shape.num_elements() * products
     return {key: count / 1e9 for key, count in sorted(counts.items())}
 
@@ -112,26 +117,21 @@ def _live_operations(graph: Any) -> set[Any]:
     return live
 
 
-def random_classifier(name: str, classes: int, side: int) -> Classifier:
+def random_network(name: str, classes: int, side: int) -> Learner:
     """A network with random weights, for images of side x side x 3."""
-    return Classifier(
+    return Learner(
         models.build_model(name, (side, side, 3), classes),
         ModelDescription((120,), (1 / 64,), "logits", tuple(map(str, range(classes)))),
     )
 
 
 def time_steps(
-    teacher: Classifier,
-    students: list[Classifier],
-    config: DistillationConfig,
-    count: int,
-    peak: float,
+    state: steps.State, config: DistillationConfig, count: int, peak: float
 ) -> dict[str, dict[str, Any]]:
     """Times each step, and a round of them.
 
     Args:
-      teacher: its images and classes are the students'.
-      students: float or fake-quantized.
+      state: the networks and what trains them.
       config: gives the batch size, the number of generators and the steps of a round.
       count: how often each step is timed.
       peak: GFLOP/s that the machine can do.
@@ -139,39 +139,18 @@ def time_steps(
     Returns:
       Step -> seconds, operations in GFLOP, share of the peak.
     """
-    run = common.config_from_flags(RunConfig)
-    generators = phases.make_generators(teacher, config, run.seed, run.precision)
-    state = steps.State(
-        bn_statistics.observe(teacher, run.precision),
-        generators,
-        [optimizers.adam(g, 1e-3, 1000) for g in generators],
-        students,
-        [phases.student_optimizer(s.model, config) for s in students],
-    )
-    rng = np.random.default_rng(run.seed)
-    shape = (config.batch_size, *teacher.image_shape)
-    images = tf.constant(rng.integers(0, 256, shape, np.uint8))
-    logits = tf.constant(
-        rng.normal(size=(len(images), teacher.num_classes)), tf.float32
-    )
-
-    def answered_step(
-        state: steps.State, config: DistillationConfig, seed_and_step: tf.Tensor
-    ) -> steps.Measurements:
-        return steps.answered_step(state, config, images, logits, seed_and_step)
-
     results: dict[str, dict[str, Any]] = {}
     for step in (
         steps.warm_up_step,
         steps.generator_step,
         steps.student_step,
-        answered_step,
+        _answered_step(state, config),
     ):
         compiled = phases.compiled(functools.partial(step, state, config))
         graph = compiled.get_concrete_function(tf.TensorSpec((2,), tf.int32)).graph
 
         def call(index: int, compiled: Callable = compiled) -> object:
-            result = compiled(tf.constant([run.seed, index]))
+            result = compiled(tf.constant([FLAGS.seed, index]))
             return [value.numpy() for value in tf.nest.flatten(result)]
 
         results[step.__name__] = _report(
@@ -191,6 +170,53 @@ def time_steps(
     return results
 
 
+def _answered_step(state: steps.State, config: DistillationConfig) -> Any:
+    """The step on images whose answers are known, here random ones."""
+    rng = np.random.default_rng(FLAGS.seed)
+    shape = (config.batch_size, *state.students[0].image_shape)
+    images = tf.constant(rng.integers(0, 256, shape, np.uint8))
+    answers = rng.normal(size=(len(images), state.students[0].num_classes))
+    logits = tf.constant(answers, tf.float32)
+
+    def answered_step(
+        state: steps.State, config: DistillationConfig, seed_and_step: tf.Tensor
+    ) -> steps.Measurements:
+        return steps.answered_step(state, config, images, logits, seed_and_step)
+
+    return answered_step
+
+
+def new_state(
+    teacher: Classifier, students: list[Learner], context: Context[DistillationConfig]
+) -> steps.State:
+    """A training at its begin.
+
+    Args:
+      teacher: its images and classes are the students'.
+      students: float or fake-quantized.
+      context: gives the number of generators, the precision, and the seed.
+    """
+    config = context.settings
+    generators = make_generators(teacher.image_shape, context)
+    return steps.State(
+        observe(teacher, context.precision),
+        generators,
+        [optimizers.adam(g, 1e-3, 1000) for g in generators],
+        students,
+        [phases.student_optimizer(s.model, config) for s in students],
+    )
+
+
+def quantized_twin(network: Learner) -> Learner:
+    """A fake-quantized student, calibrated on noise."""
+    shape = (64, *network.image_shape)
+    noise = np.random.default_rng(FLAGS.seed).integers(0, 256, shape, np.uint8)
+    exact = float_network(as_classifier(network))
+    ranges = calibrate(exact, noise)
+    quantized = with_ranges(exact, ranges, BitWidths())
+    return Learner(student.build(quantized), quantized.description)
+
+
 def _report(seconds: float, gflop: dict[str, float], peak: float) -> dict[str, Any]:
     share = sum(gflop.values()) / seconds / peak
     return {
@@ -205,21 +231,17 @@ def main() -> None:
     config = common.config_from_flags(DistillationConfig)
     run = common.config_from_flags(RunConfig)
     keras.utils.set_random_seed(run.seed)
-    teacher = random_classifier(FLAGS.model, 10, 32)
+    teacher = as_classifier(random_network(FLAGS.model, 10, 32))
     name = FLAGS.student or FLAGS.model
-    networks = [random_classifier(name, 10, 32) for _ in range(config.num_students)]
-    config = memory.with_batch_size(config, teacher.model, networks[0].model)
+    networks = [random_network(name, 10, 32) for _ in range(config.num_students)]
+    config = with_batch_size(config, teacher, networks[0])
+    precision = resolve_precision(run.precision)
+    context = Context(config, run.seed, precision, None, None, False)
     floats = [
-        Classifier(with_precision(each.model, run.precision), each.description)
+        Learner(with_precision(each.model, precision), each.description)
         for each in networks
     ]
-    noise = np.random.default_rng(run.seed).integers(0, 256, (64, 32, 32, 3), np.uint8)
-    quantized = []
-    for each in networks:
-        graph, description = apply.integer_ready(each)
-        ranges = calibration.calibrate(graph, description, noise)
-        quantized.append(apply.quantize_graph(graph, description, BitWidths(), ranges))
-    precision = resolve_precision(run.precision)
+    quantized = list(map(quantized_twin, networks))
     peak = matrix_peak(precision)
     report = {
         "teacher": FLAGS.model,
@@ -231,7 +253,8 @@ def main() -> None:
         "matrix_peak_gflops": round(peak),
     }
     for kind, students in (("float student", floats), ("QAT student", quantized)):
-        report[kind] = time_steps(teacher, students, config, FLAGS.steps, peak)
+        state = new_state(teacher, students, context)
+        report[kind] = time_steps(state, config, FLAGS.steps, peak)
     print(json.dumps(report, indent=2))
 
 

@@ -19,21 +19,64 @@ import numpy as np
 from absl import app, flags, logging
 
 from dfq_tf.compat import tf
+from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
 from dfq_tf.graph.description import description_path
 from dfq_tf.importing.files import MODEL_SUFFIXES
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import AUTO, RunConfig, check_value
+from dfq_tf.settings import (
+    AUTO,
+    DistillationConfig,
+    RunConfig,
+    TeacherConfig,
+    check_value,
+)
 from dfq_tf.training import devices
-from dfq_tf.with_data import datasets as data
+from dfq_tf.training.copies import resolve_precision
+from dfq_tf.with_data import datasets
 
 FLAGS = flags.FLAGS
 T = TypeVar("T")
+S = TypeVar("S", DistillationConfig, TeacherConfig)
 
 # Flags that do not change a run's results: a run may continue with others.
 _FREE_FLAGS = {"workdir", "data_dir", "archive", "progress"}
-_groups: dict[str, list[str]] = {}
+# Heading in the help -> name of each flag -> whether --help shows it.
+_groups: dict[str, dict[str, bool]] = {}
+
+# Of the flags that are made of settings, those that --help shows; --helpfull shows all.
+# Which network, where from, where to, and for how long: the rest is seldom changed.
+_FIRST = {
+    "seed",
+    "precision",
+    "teacher_epochs",
+    "batch_size",
+    "warm_up_steps",
+    "rounds",
+    "qat_rounds",
+    "calibration_images",
+}
+# Settings without flags: nobody varies them, or another flag says the same (--widths).
+# They are arguments in Python.
+_AWAY = {
+    "teacher_momentum",
+    "noise_dim",
+    "student_optimizer",
+    "student_momentum",
+    "qat_generator_steps",
+    "qat_student_optimizer",
+    "qat_student_momentum",
+    "qat_student_weight_decay",
+    "qat_temperature",
+    "qat_bank_images",
+    "qat_share_images",
+    "qat_student_augmentation",
+    "qat_adversarial_ramp_steps",
+    "activation_percentile",
+    "num_bits_weight",
+    "num_bits_activation",
+}
 
 # What RunConfig has for tools that train nothing, or on one device alone.
 ONE_DEVICE = ("seed", "precision")
@@ -76,10 +119,21 @@ _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
 }
 
 
-def define(group: str, name: str, kind: type, default: Any, help: str) -> None:
-    """Defines one flag and lists it under `group` in --help."""
+def define(
+    group: str, name: str, kind: type, default: Any, help: str, *, first: bool = True
+) -> None:
+    """Defines one flag.
+
+    Args:
+      group: heading in the help.
+      name: of the flag.
+      kind: of its value.
+      default: its value where it is not given.
+      help: what it is.
+      first: whether --help shows it, and not --helpfull alone.
+    """
     _DEFINE_BY_TYPE[kind](name, default, help)
-    _groups.setdefault(group, []).append(name)
+    _groups.setdefault(group, {})[name] = first
 
 
 def define_config(
@@ -89,19 +143,22 @@ def define_config(
     *,
     prefix: str = "",
     recipes: Mapping[str, Mapping[str, Any]] | None = None,
+    first: bool = False,
 ) -> None:
     """Defines a flag for the fields of a settings class, with their defaults.
 
     Args:
-      group: heading in --help.
-      config_class: its fields are made by `config.setting`.
-      names: of the fields; by default all.
+      group: heading in the help.
+      config_class: its fields are made by `settings.setting`.
+      names: of the fields; by default all. Some have no flag in any case.
       prefix: of the flags' names.
       recipes: what decides where a flag is not given, instead of the default of the
         class; the flags' own default is then None.
+      first: whether --help shows all of them.
     """
     for field in dataclasses.fields(config_class):
-        if names is not None and field.name not in names:
+        name = prefix + field.name
+        if name in _AWAY or (names is not None and field.name not in names):
             continue
         help = field.metadata["help"]
         if field.metadata["choices"]:
@@ -112,37 +169,62 @@ def define_config(
             help += f" Default: {', '.join(f'{v} ({k})' for k, v in values.items())}."
             default = None
         kind = _CountOrAuto if field.metadata["auto"] else type(field.default)
-        define(group, prefix + field.name, kind, default, help)
+        define(group, name, kind, default, help, first=first or name in _FIRST)
 
 
-def config_from_flags(config_class: type[T], prefix: str = "") -> T:
+def config_from_flags(
+    config_class: type[T], prefix: str = "", own: Collection[str] = ()
+) -> T:
     """Builds a settings object from the flags that `define_config` made of it.
 
     Args:
       config_class: a settings class.
-      prefix: of the flags that are taken before those without it.
+      prefix: of the flags of `own`.
+      own: the settings whose flags have the prefix; where there is no such flag, the
+        default of the class holds.
 
     Raises:
       ConfigError: a value is outside its limits.
     """
     values = {}
-    prefixed = []
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        flag = prefix + field.name if prefix + field.name in FLAGS else field.name
+        flag = prefix + field.name if field.name in own else field.name
         if flag not in FLAGS or FLAGS[flag].value is None:
-            continue  # of a phase that the tool does not have, or up to a recipe
+            continue  # it has none, or is of another tool, or up to a recipe
         values[field.name] = FLAGS[flag].value
         check_value(flag, values[field.name], field.metadata)
-        if flag != field.name:
-            prefixed.append(field.name)
     try:
         return config_class(**values)
     except ConfigError as error:
-        if not prefixed:
+        if not own:
             raise
         # A contradiction between settings: the message is to name their flags.
-        names = rf"\b({'|'.join(prefixed)})\b"
+        names = rf"\b({'|'.join(own)})\b"
         raise ConfigError(re.sub(names, rf"{prefix}\1", str(error))) from error
+
+
+def context(
+    settings: S, directory: pathlib.Path, *, on_one_device: bool = False
+) -> Context[S]:
+    """How the run runs, as the flags say.
+
+    Args:
+      settings: of the training, with a number for the batch size.
+      directory: for checkpoints and scalars.
+      on_one_device: whether --distribute is left out of account.
+
+    Raises:
+      ConfigError: a flag is wrong.
+    """
+    run = config_from_flags(RunConfig)
+    return Context(
+        settings,
+        run.seed,
+        resolve_precision(run.precision),
+        None if on_one_device else strategy(),
+        directory,
+        FLAGS.progress,
+    )
 
 
 def define_run_flags(workdir: str | None, *, trains: bool = True) -> None:
@@ -165,7 +247,7 @@ def define_dataset_flags(default: str | None) -> None:
         str,
         default,
         "Labelled images, to train a teacher and to measure accuracy; never seen by "
-        f"the quantization. One of: {', '.join(data.dataset_names())}.",
+        f"the quantization. One of: {', '.join(datasets.dataset_names())}.",
     )
     define(
         "Data",
@@ -180,23 +262,24 @@ def define_dataset_flags(default: str | None) -> None:
         str,
         None,
         "A copy of tiny-imagenet-200.zip, where there is no network to download it.",
+        first=False,
     )
 
 
-def dataset_from_flags() -> data.Dataset:
+def dataset_from_flags() -> datasets.Dataset:
     """The data set that --dataset names.
 
     Raises:
-      DataError: see `data.open_dataset`.
+      DataError: see `datasets.open_dataset`.
     """
-    return data.open_dataset(FLAGS.dataset, FLAGS.data_dir, FLAGS.archive)
+    return datasets.open_dataset(FLAGS.dataset, FLAGS.data_dir, FLAGS.archive)
 
 
 @functools.cache
 def strategy() -> tf.distribute.Strategy:
     """The devices that --distribute names, made at the first call.
 
-    That comes before any network is read: see `distribution.make_strategy`.
+    That comes before any network is read: see `devices.make_strategy`.
 
     Raises:
       ConfigError: TF_CONFIG is not as it must be.
@@ -334,8 +417,9 @@ def run(
     """
 
     def parse(argv: list[str]) -> list[str]:
-        if {"--help", "-h", "--helpfull", "-help"}.intersection(argv[1:]):
-            print(_help(description))
+        asked = {"--help", "-h", "-help", "--helpfull"}.intersection(argv[1:])
+        if asked:
+            print(_help(description, is_full="--helpfull" in asked))
             sys.exit(0)
         try:
             rest = FLAGS(argv)
@@ -371,11 +455,14 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-def _help(description: str) -> str:
+def _help(description: str, is_full: bool) -> str:
     lines = [description.strip(), ""]
     for group, names in _groups.items():
+        shown = [name for name, is_first in names.items() if is_first or is_full]
+        if not shown:
+            continue
         lines.append(f"{group}:")
-        for name in names:
+        for name in shown:
             flag = FLAGS[name]
             default = ""
             if flag.default not in (None, []):
@@ -384,4 +471,9 @@ def _help(description: str) -> str:
             lines.append(flags.text_wrap(flag.help, 80, "      "))
         lines.append("")
     lines.append("--flagfile=FILE reads flags from a file, one per line.")
+    hidden = sum(
+        not is_first for names in _groups.values() for is_first in names.values()
+    )
+    if hidden and not is_full:
+        lines.append(f"--helpfull shows {hidden} more flags.")
     return "\n".join(lines)

@@ -17,7 +17,6 @@ import io
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -25,24 +24,26 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api
+from dfq_tf.distillation.batch_size import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import replacing, write_bytes, write_text
-from dfq_tf.graph import evaluation
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.classifier import Classifier, agreement
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import post_training
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
     BitWidths,
     CalibrationConfig,
-    RunConfig,
     check_value,
     parse_widths,
 )
-from dfq_tf.tflite import export
-from dfq_tf.training import memory
-from dfq_tf.with_data import datasets as data
-from dfq_tf.with_data import yardsticks
+from dfq_tf.tflite import proof
+from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.training.learner import Learner
+from dfq_tf.with_data import datasets, yardsticks
+from dfq_tf.with_data.accuracy import accuracy
 from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
@@ -86,31 +87,25 @@ class Comparison:
     """
 
     def __init__(
-        self, teacher: Classifier, dataset: data.Dataset | None, workdir: Workdir
+        self, teacher: Classifier, dataset: datasets.Dataset | None, workdir: Workdir
     ) -> None:
         self.workdir = workdir
         self._teacher = teacher
-        strategy = common.strategy()
-        self._config = memory.with_batch_size(
-            quantize.qat_config(), teacher.model, strategy=strategy
+        config = with_batch_size(
+            quantize.qat_config(), teacher, strategy=common.strategy()
         )
         self._calibration = common.config_from_flags(CalibrationConfig)
-        self._run = common.config_from_flags(RunConfig)
         began = time.monotonic()
         self._prepared = api.prepare(
             teacher,
-            config=self._config,
-            calibration=self._calibration,
-            seed=self._run.seed,
-            precision=self._run.precision,
-            strategy=strategy,
-            directory=workdir.path,
-            show_progress=FLAGS.progress,
+            teacher,
+            self._calibration,
+            common.context(config, workdir.path),
         )
         if "warm_up_minutes" not in workdir.metrics():
             minutes = (time.monotonic() - began) / 60
-            batch_size = self._config.batch_size
-            workdir.add_metrics(warm_up_minutes=minutes, batch_size=batch_size)
+            workdir.add_metrics(warm_up_minutes=minutes, batch_size=config.batch_size)
+        self._config = config
         self._train = dataset.load("train") if dataset else None
         test = dataset.load("test") if dataset else None
         self._images = test.images if test else self._prepared.held_out
@@ -119,7 +114,8 @@ class Comparison:
 
     def add_float_row(self) -> None:
         """Measures the teacher itself."""
-        size = sum(w.nbytes for w in self._teacher.model.get_weights())
+        nodes = self._teacher.graph.nodes.values()
+        size = sum(w.nbytes for node in nodes for w in node.weights.values())
         self._add("float", "float", self._accuracy(self._scores) | {"bytes": size})
 
     def add_row(self, widths: BitWidths, method: str) -> None:
@@ -133,102 +129,76 @@ class Comparison:
         folder.mkdir(exist_ok=True)
         began = time.monotonic()
         try:
-            student = self._student(widths, method, folder)
-            content = export.convert(student)
+            network = self._network(widths, method, folder)
+            content = proof.convert(network)
             write_bytes(folder / f"{method}.tflite", content)
             minutes = (time.monotonic() - began) / 60
             if method in ("df_q", "df_qat_kd"):
                 minutes += self.workdir.metrics()["warm_up_minutes"]
-            result = self._measured(student, content, folder / method)
+            result = self._measured(network, content, folder / method)
             self._add(widths.name, method, result | {"minutes": minutes})
         except DfqError as error:
             print(f"  failed: {error}", flush=True)
             self._add(widths.name, method, {"failure": str(error)})
 
-    def _student(
+    def _network(
         self, widths: BitWidths, method: str, folder: pathlib.Path
-    ) -> Classifier:
-        prepared, calibration = self._prepared, self._calibration
+    ) -> QuantizedNetwork:
         if method in _DATA_DEPENDENT:
-            assert self._train is not None
-            images = self._train.images
-            student = yardsticks.quantize_with_data(
-                self._teacher, images, widths, calibration
-            )
-            if method == "q":
-                return student
-            yardsticks.train_with_data(
-                self._teacher,
-                student,
-                images,
-                self._train.labels if method == "qat" else None,
-                self._config,
-                augmentation=FLAGS.augmentation,
-                seed=self._run.seed,
-                precision=self._run.precision,
-                directory=folder,
-                evaluate=self._on_the_way(student),
-                show_progress=FLAGS.progress,
-            )
-            return student
+            return self._with_data(widths, method, folder)
+        prepared, calibration = self._prepared, self._calibration
         images = prepared.images
         if method == "noise":
             # Ranges alone: means of noise would only mislead the biases.
             calibration = dataclasses.replace(calibration, bias_correction=False)
-            rng = np.random.default_rng(self._run.seed)
+            rng = np.random.default_rng(FLAGS.seed)
             images = rng.integers(0, 256, images.shape, np.uint8)
-        student = api.post_training_student(
-            prepared.graph, prepared.description, images, widths, calibration
-        )
+        network = post_training(prepared.network, images, widths, calibration)
         if method == "df_qat_kd":
-            api.distilled_student(
-                prepared,
-                student,
-                config=self._config,
-                seed=self._run.seed,
-                precision=self._run.precision,
-                strategy=common.strategy(),
-                directory=folder,
-                evaluate=self._on_the_way(student),
-                show_progress=FLAGS.progress,
-            )
-        return student
+            context = common.context(self._config, folder)
+            network, _, _ = api.trained(prepared, network, context, self._on_the_way)
+        return network
 
-    def _on_the_way(self, student: Classifier) -> Callable[[], Mapping[str, float]]:
+    def _with_data(
+        self, widths: BitWidths, method: str, folder: pathlib.Path
+    ) -> QuantizedNetwork:
+        """Q, QAT or QAT-KD, on real images."""
+        assert self._train is not None
+        images, labels = self._train.images, self._train.labels
+        network = yardsticks.quantize_with_data(
+            self._teacher, images, widths, self._calibration
+        )
+        if method == "q":
+            return network
+        network, _ = yardsticks.train_with_data(
+            self._teacher,
+            network,
+            images,
+            labels if method == "qat" else None,
+            common.context(self._config, folder, on_one_device=True),
+            augmentation=FLAGS.augmentation,
+            evaluate=self._on_the_way,
+        )
+        return network
+
+    def _on_the_way(self, student: Learner) -> dict[str, float]:
         """Measures for the curve; they select nothing."""
-        held_out, answers = self._prepared.held_out, self._prepared.answers
-        images = self._images[:_CURVE_IMAGES]
-
-        def measured() -> dict[str, float]:
-            values = {
-                "agreement_on_generated_images": evaluation.agreement(
-                    student.scores(held_out), answers
-                )
-            }
-            if self._labels is not None:
-                scores = student.scores(images)
-                values |= {
-                    "accuracy": evaluation.accuracy(
-                        scores, self._labels[:_CURVE_IMAGES]
-                    ),
-                    "agreement": evaluation.agreement(
-                        scores, self._scores[:_CURVE_IMAGES]
-                    ),
-                }
-            return values
-
-        return measured
+        scores = student.scores(self._prepared.held_out)
+        same = agreement(scores, self._prepared.answers)
+        values = {"agreement_on_generated_images": same}
+        if self._labels is not None:
+            some = slice(_CURVE_IMAGES)
+            scores = student.scores(self._images[some])
+            values["accuracy"] = accuracy(scores, self._labels[some])
+            values["agreement"] = agreement(scores, self._scores[some])
+        return values
 
     def _measured(
-        self, student: Classifier, content: bytes, path: pathlib.Path
+        self, network: QuantizedNetwork, content: bytes, path: pathlib.Path
     ) -> dict[str, Any]:
-        tflite = export.TFLiteClassifier(content)
-        noise = layer_noise.measure(
-            self._prepared.graph,
-            self._prepared.description,
-            content,
-            self._prepared.held_out[:_NOISE_IMAGES],
-        )
+        tflite = TFLiteClassifier(content)
+        generated = self._prepared.held_out[:_NOISE_IMAGES]
+        noise = layer_noise.measure(self._prepared.network, content, generated)
         title = f"{path.parent.name} {TITLES[path.name]}"
         layer_noise.write_report(noise, f"{path}_noise", title)
         worst = layer_noise.worst(noise)
@@ -238,18 +208,18 @@ class Comparison:
             "weights": "+".join(kinds),
             "latency_ms": tflite.latency(),
             "pieces": tflite.num_pieces,
-            "steps_to_student": export.largest_difference(
-                student, tflite, self._images[:_COMPARED_IMAGES]
+            "steps_to_student": proof.largest_difference(
+                network, tflite, self._images[:_COMPARED_IMAGES]
             ),
             "worst_layer": f"{worst.name} ({worst.own_db:.1f} dB)",
         }
 
     def _accuracy(self, scores: np.ndarray) -> dict[str, Any]:
-        accuracy = None
-        if self._labels is not None:
-            accuracy = evaluation.accuracy(scores, self._labels)
-        agreement = evaluation.agreement(scores, self._scores)
-        return {"accuracy": accuracy, "agreement": agreement}
+        labels = self._labels
+        return {
+            "accuracy": None if labels is None else accuracy(scores, labels),
+            "agreement": agreement(scores, self._scores),
+        }
 
     def _add(self, widths: str, method: str, result: dict[str, Any]) -> None:
         rows = self.workdir.metrics().get("rows", {})

@@ -10,30 +10,33 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from dfq_tf import api
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.importing.classifiers import load_classifier
-from dfq_tf.tflite import export
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.tflite import proof
 from tools import common
 
 FLAGS = common.FLAGS
 
 
-def convert_student(student: Classifier, path: pathlib.Path) -> bytes:
+def convert_network(
+    network: QuantizedNetwork, path: pathlib.Path, content: bytes | None = None
+) -> bytes:
     """Writes `path` and, beside it, labels.txt with one class name per line.
 
     Args:
-      student: the fake-quantized model.
+      network: the quantized network.
       path: of the TFLite file; an existing one is kept and read.
+      content: of the file, if it has been made already.
 
     Returns:
       The content of the file.
     """
     if path.exists():
         return path.read_bytes()
-    content = export.convert(student)
-    names = student.description.class_names
+    content = content or proof.convert(network)
+    names = network.description.class_names
     write_text(path.with_name("labels.txt"), "".join(f"{name}\n" for name in names))
     write_bytes(path, content)
     return content
@@ -43,7 +46,7 @@ def main() -> None:
     """Converts and reports."""
     if not FLAGS.student:
         raise ConfigError("student is empty; name a .keras file with --student")
-    student = load_classifier(FLAGS.student)
+    network = api.load_quantized(FLAGS.student)
     path = pathlib.Path(
         FLAGS.tflite or pathlib.Path(FLAGS.student).with_suffix(".tflite")
     )
@@ -56,7 +59,7 @@ def main() -> None:
     workdir = common.open_workdir(
         path.with_suffix(".convert"), replaces=FLAGS.workdir is None
     )
-    content = convert_student(student, path)
+    content = convert_network(network, path)
     workdir.add_metrics(tflite=str(path), bytes=len(content))
     print(f"Wrote {path}, {len(content):,} bytes, and {path.with_name('labels.txt')}")
 

@@ -18,12 +18,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.distillation import phases
+from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.generator import generate
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph import evaluation
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import description_path
-from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.reports import pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -34,17 +34,18 @@ from dfq_tf.settings import (
     RunConfig,
     recipe,
 )
-from dfq_tf.training import memory
 from dfq_tf.training.devices import check_batch
-from dfq_tf.with_data import datasets as data
+from dfq_tf.training.learner import Learner
+from dfq_tf.with_data import datasets
+from dfq_tf.with_data.accuracy import accuracy
 from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 
 # Test images from which the curve's accuracy is taken.
 _CURVE_IMAGES = 2000
-# Settings that belong to this phase alone.
-DISTILLATION_FLAGS = (*PHASE_SETTINGS, "num_students")
+# Settings that belong to this phase alone. Some have no flag: they are the recipe's.
+DISTILLATION_SETTINGS = (*PHASE_SETTINGS, "num_students")
 
 
 def define_distillation_flags() -> None:
@@ -66,7 +67,14 @@ def define_distillation_flags() -> None:
         "steps on them; paper is the loop of Choi et al. 2020. One of: "
         f"{', '.join(RECIPES)}.",
     )
-    common.define_config(group, DistillationConfig, DISTILLATION_FLAGS, recipes=RECIPES)
+    common.define_config(
+        group, DistillationConfig, DISTILLATION_SETTINGS, recipes=RECIPES
+    )
+
+
+def distillation_flags() -> list[str]:
+    """Names of the flags of this phase alone, but for --student and --recipe."""
+    return [name for name in DISTILLATION_SETTINGS if name in FLAGS]
 
 
 def distillation_config() -> DistillationConfig:
@@ -77,30 +85,28 @@ def distillation_config() -> DistillationConfig:
     """
     common.config_from_flags(DistillationConfig)  # checks each value by itself
     names = [field.name for field in dataclasses.fields(DistillationConfig)]
-    given = {name: FLAGS[name].value for name in names}
+    given = {name: FLAGS[name].value for name in names if name in FLAGS}
     return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
 
 
 def resolved_flags() -> dict[str, Any]:
     """Name -> value of the flags whose default is the recipe's."""
     config = distillation_config()
-    return {name: getattr(config, name) for name in DISTILLATION_FLAGS}
+    return {name: getattr(config, name) for name in distillation_flags()}
 
 
-def new_student(teacher: Classifier) -> Classifier:
+def new_student(teacher: Classifier) -> keras.Model:
     """The network that --student names, for the teacher's images and classes.
 
     Raises:
       ConfigError: there is no such network.
     """
     keras.utils.set_random_seed(FLAGS.seed)
-    description = dataclasses.replace(teacher.description, output="logits")
-    model = models.build_model(FLAGS.student, teacher.image_shape, teacher.num_classes)
-    return Classifier(model, description)
+    return models.build_model(FLAGS.student, teacher.image_shape, teacher.num_classes)
 
 
 def distilled_student(
-    teacher: Classifier, dataset: data.Dataset | None, workdir: Workdir
+    teacher: Classifier, dataset: datasets.Dataset | None, workdir: Workdir
 ) -> Classifier:
     """Distils, or reads the student if an earlier run made it.
 
@@ -113,12 +119,11 @@ def distilled_student(
     path = workdir.path / "student.keras"
     if common.is_made(path, description_path(path)):
         return load_classifier(path)
-    run = common.config_from_flags(RunConfig)
-    strategy = common.strategy()
-    student = new_student(teacher)
-    config = memory.with_batch_size(
-        distillation_config(), teacher.model, student.model, strategy
+    run, strategy = common.config_from_flags(RunConfig), common.strategy()
+    student = Learner(
+        new_student(teacher), dataclasses.replace(teacher.description, output="logits")
     )
+    config = with_batch_size(distillation_config(), teacher, student, strategy)
     began = time.monotonic()
     result = api.distill(
         teacher,
@@ -132,7 +137,7 @@ def distilled_student(
         show_progress=FLAGS.progress,
     )
     seconds = time.monotonic() - began
-    images = phases.generate(result.generators, config, 100, run.seed + 1)
+    images = generate(result.generators, config, 100, run.seed + 1)
     pictures.write_preview(images, workdir.path, "student")
     workdir.add_metrics(
         student_training={
@@ -143,17 +148,15 @@ def distilled_student(
         }
     )
     result.student.save(path)
-    return result.student
+    return as_classifier(result.student)
 
 
 def _accuracy_on(
-    dataset: data.Dataset,
-) -> Callable[[Classifier], Mapping[str, float]]:
+    dataset: datasets.Dataset,
+) -> Callable[[Learner], Mapping[str, float]]:
     test = dataset.load("test")
     images, labels = test.images[:_CURVE_IMAGES], test.labels[:_CURVE_IMAGES]
-    return lambda student: {
-        "accuracy": evaluation.accuracy(student.scores(images), labels)
-    }
+    return lambda student: {"accuracy": accuracy(student.scores(images), labels)}
 
 
 def main() -> None:
@@ -175,9 +178,9 @@ def main() -> None:
     print(f"Agreement with the teacher on generated images: {100 * best:.1f} %")
     if dataset:
         test = dataset.load("test")
-        accuracy = evaluation.accuracy(student.scores(test.images), test.labels)
-        workdir.add_metrics(student_accuracy=accuracy)
-        print(f"Student: {100 * accuracy:.2f} % of {len(test.labels)} test images")
+        right = accuracy(student.scores(test.images), test.labels)
+        workdir.add_metrics(student_accuracy=right)
+        print(f"Student: {100 * right:.2f} % of {len(test.labels)} test images")
     print(f"Wrote {workdir.path / 'student.keras'}")
 
 

@@ -8,40 +8,54 @@ Keras file does not that has no description (.json) beside it.
 
 import pathlib
 import sys
+import zipfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph import evaluation
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import description_path
+from dfq_tf.graph.classifier import Classifier, agreement
+from dfq_tf.graph.description import description_beside
 from dfq_tf.importing.classifiers import load_classifier
-from dfq_tf.tflite import export
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.with_data.accuracy import accuracy
 from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
 # What can be measured.
-Model = Classifier | export.TFLiteClassifier
+Model = Classifier | QuantizedNetwork | TFLiteClassifier
 
 
 def read_model(path: str) -> Model:
-    """Reads a `.tflite`, `.keras` or `.h5` classifier.
+    """Reads a `.tflite`, `.keras` or `.h5` classifier, or a quantized student.
 
     Raises:
       ConfigError: a flag that says what the file does not is wrong, or missing.
       ModelError: there is no such file, or it cannot be read.
     """
     if not path.endswith(".tflite"):
+        if _is_student(path):
+            return api.load_quantized(path)
         said = teacher_flags.arguments() if _needs_flags(path) else {}
         return load_classifier(path, **said)
     if not pathlib.Path(path).is_file():
         raise ModelError(f"there is no model file {path}")
-    return export.TFLiteClassifier(pathlib.Path(path).read_bytes())
+    return TFLiteClassifier(pathlib.Path(path).read_bytes())
+
+
+def _is_student(path: str) -> bool:
+    """Whether a file holds tfmot's wrappers, as those of tools/quantize.py do."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        is_keras = "config.json" in archive.namelist()
+        return is_keras and b"QuantizeWrapper" in archive.read("config.json")
 
 
 def _needs_flags(path: str) -> bool:
-    return not path.endswith(".tflite") and not description_path(path).is_file()
+    return not path.endswith(".tflite") and description_beside(path) is None
 
 
 def _check_flags(paths: list[str]) -> None:
@@ -65,19 +79,20 @@ def main() -> None:
     dataset = common.dataset_from_flags()
     for each in (model, teacher):
         if each is not None:
-            teacher_flags.check_fits(each, dataset)
+            fed = each.classifier if isinstance(each, QuantizedNetwork) else each
+            teacher_flags.check_fits(fed, dataset)
     folder = pathlib.Path(FLAGS.model + ".evaluate")
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(folder, replaces=FLAGS.workdir is None)
     test = dataset.load("test")
     scores = model.scores(test.images)
-    accuracy = evaluation.accuracy(scores, test.labels)
-    workdir.add_metrics(accuracy=accuracy, images=len(test.labels))
-    print(f"Accuracy: {100 * accuracy:.2f} % of {len(test.labels)} test images")
+    right = accuracy(scores, test.labels)
+    workdir.add_metrics(accuracy=right, images=len(test.labels))
+    print(f"Accuracy: {100 * right:.2f} % of {len(test.labels)} test images")
     if teacher is not None:
-        agreement = evaluation.agreement(scores, teacher.scores(test.images))
-        workdir.add_metrics(agreement=agreement)
-        print(f"Agreement with the teacher: {100 * agreement:.2f} %")
+        same = agreement(scores, teacher.scores(test.images))
+        workdir.add_metrics(agreement=same)
+        print(f"Agreement with the teacher: {100 * same:.2f} %")
 
 
 def define_flags() -> None:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.quantization.post_training import float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.settings import CalibrationConfig
 from tools import common, teacher_flags
@@ -74,11 +74,9 @@ def main() -> None:
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
-    graph, description = api.float_network(
-        teacher, CalibrationConfig(equalize=FLAGS.equalize)
-    )
+    network = float_network(teacher, CalibrationConfig(equalize=FLAGS.equalize))
     images = read_images(FLAGS.images, path, FLAGS.num_images)
-    noise = layer_noise.measure(graph, description, path.read_bytes(), images)
+    noise = layer_noise.measure(network, path.read_bytes(), images)
     report = path.with_name(f"{path.stem}_noise")
     layer_noise.write_report(noise, report, path.name)
     worst = layer_noise.worst(noise)

@@ -17,14 +17,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api
-from dfq_tf.distillation import phases
+from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.generator import held_out
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
-from dfq_tf.graph import evaluation
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.graph.description import description_path
-from dfq_tf.importing.classifiers import load_classifier
-from dfq_tf.quantization import apply
+from dfq_tf.quantization import student
+from dfq_tf.quantization.grids import check_widths
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import float_network
 from dfq_tf.reports import pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -35,10 +37,9 @@ from dfq_tf.settings import (
     CalibrationConfig,
     DistillationConfig,
     RunConfig,
-    check_method,
+    check_value,
     parse_widths,
 )
-from dfq_tf.training import memory
 from dfq_tf.training.devices import check_batch
 from tools import common, teacher_flags
 
@@ -70,18 +71,17 @@ def define_quantization_flags() -> None:
 
 def qat_config() -> DistillationConfig:
     """The settings of warm-up and quantization-aware training, from the flags."""
-    return common.config_from_flags(DistillationConfig, _PREFIX)
+    return common.config_from_flags(DistillationConfig, _PREFIX, PHASE_SETTINGS)
 
 
 def define_widths_flag() -> None:
-    """Defines --widths, both bit widths in one."""
+    """Defines --widths."""
     common.define(
         "Bit widths",
         "widths",
         str,
-        None,
-        "Bits of weights and activations in one, such as W4A8, in place of "
-        "--num_bits_weight and --num_bits_activation.",
+        BitWidths().name,
+        "Bits of weights, 2 to 8, and of activations, 4 to 8 or 16, such as W4A8.",
     )
 
 
@@ -89,41 +89,32 @@ def widths_from_flags() -> BitWidths:
     """The bit widths that the flags ask for.
 
     Raises:
-      ConfigError: --widths contradicts the flags that it stands for.
+      ConfigError: --widths is not of that form, or a width is out of its limits.
     """
-    widths = common.config_from_flags(BitWidths)
-    if FLAGS.widths is None:
-        return widths
-    result = parse_widths(FLAGS.widths, widths)
-    for name in ("num_bits_weight", "num_bits_activation"):
-        given = getattr(widths, name)
-        if FLAGS[name].present and given != getattr(result, name):
-            raise ConfigError(
-                f"widths is {FLAGS.widths!r}, but {name} is {given}; give one of them"
-            )
-    return result
+    return parse_widths(FLAGS.widths, common.config_from_flags(BitWidths))
 
 
 def quantize_network(
     teacher: Classifier, network: Classifier | None, method: str, workdir: Workdir
-) -> Classifier:
-    """Makes the quantized student, or reads it if an earlier run made it.
+) -> tuple[QuantizedNetwork, bytes | None]:
+    """Makes the quantized network, or reads it if an earlier run made it.
 
     Args:
       teacher: the trained classifier.
       network: what is quantized, None for the teacher itself.
       method: one of METHODS.
       workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
+
+    Returns:
+      The network; and the content of its TFLite file, None where the network was read.
     """
     path = workdir.path / f"{method}.keras"
     if common.is_made(path, description_path(path)):
-        return load_classifier(path)
-    run = common.config_from_flags(RunConfig)
-    strategy = common.strategy()
-    model = (network or teacher).model
-    config = memory.with_batch_size(qat_config(), teacher.model, model, strategy)
+        return api.load_quantized(path), None
+    run, strategy = common.config_from_flags(RunConfig), common.strategy()
+    config = with_batch_size(qat_config(), teacher, network, strategy)
     began = time.monotonic()
-    student, generators, measurements = api.make_student(
+    result = api.quantize(
         teacher,
         network,
         method=method,
@@ -136,35 +127,54 @@ def quantize_network(
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
-    seconds = time.monotonic() - began
-    # Other noise than that of training and calibration.
-    count = api.held_out_count(teacher.image_shape)
-    images = phases.generate(generators, config, count, run.seed + 1)
-    agreement = evaluation.agreement(student.scores(images), teacher.scores(images))
-    with replacing(workdir.path / f"{method}_images.npy") as temporary:
-        np.save(temporary, images)
-    pictures.write_preview(images[:100], workdir.path, method)
-    workdir.add_metrics(
-        **{
-            f"{method}_training": {
-                "seconds": round(seconds, 1),
-                "agreement_on_generated_images": agreement,
-                "batch_size": config.batch_size,
-                **measurements,
-            }
-        }
+    training = {
+        "seconds": round(time.monotonic() - began, 1),
+        "agreement_on_generated_images": _agreement(teacher, result, config, path),
+        "batch_size": config.batch_size,
+        **result.measurements,
+    }
+    workdir.add_metrics(**{f"{method}_training": training})
+    student.save(result.network, path)
+    return result.network, result.tflite
+
+
+def _agreement(
+    teacher: Classifier,
+    result: api.Quantized,
+    config: DistillationConfig,
+    path: pathlib.Path,
+) -> float:
+    """Agreement on held-out generated images, which it keeps, for other tools too.
+
+    Args:
+      teacher: the trained classifier.
+      result: has the network, and the generators as they are after its training.
+      config: gives the batch size.
+      path: of METHOD.keras; the files beside it are METHOD_images.npy and METHOD.png.
+    """
+    images = held_out(
+        result.generators, config, common.config_from_flags(RunConfig).seed
     )
-    student.save(path)
-    return student
+    with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
+        np.save(temporary, images)
+    pictures.write_preview(images[:100], path.parent, path.stem)
+    return agreement(result.network.scores(images), teacher.scores(images))
 
 
-def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
+def check_settings(
+    teacher: Classifier | None, methods: list[str], *widths: BitWidths
+) -> None:
     """Raises, before any work, if a flag is wrong or a layer cannot be quantized.
 
     Makes the devices that train, and so comes before any network is read.
+
+    Args:
+      teacher: what is to be quantized; None where it is not read yet.
+      methods: some of METHODS.
+      *widths: that all its layers must be able to have.
     """
     for method in methods:
-        check_method(method)
+        check_value("method", method, {"choices": METHODS})
     common.config_from_flags(RunConfig)
     config = qat_config()
     common.config_from_flags(CalibrationConfig)
@@ -174,17 +184,19 @@ def check_settings(teacher: Classifier | None, methods: list[str]) -> None:
     if teacher is not None:
         if "df_qat_kd" in methods:
             api.check_trains(teacher)
-        apply.integer_ready(teacher)
+        network = float_network(teacher)
+        for each in widths:
+            check_widths(network.graph, each)
 
 
 def main() -> None:
     """Quantizes and reports."""
     if not FLAGS.teacher:
         raise ConfigError("teacher is empty; name a model file with --teacher")
-    widths_from_flags()
+    widths = widths_from_flags()
     check_settings(None, [FLAGS.method])
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
-    check_settings(teacher, [FLAGS.method])
+    check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir()
     quantize_network(teacher, None, FLAGS.method, workdir)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]

@@ -14,6 +14,7 @@ import pathlib
 import resource
 import sys
 import time
+from collections.abc import Mapping
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -21,16 +22,18 @@ import numpy as np
 
 from dfq_tf import api, models
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph import evaluation
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.importing.files import MODEL_SUFFIXES
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import CalibrationConfig, TeacherConfig
-from dfq_tf.tflite import export
+from dfq_tf.tflite import proof
+from dfq_tf.tflite.running import TFLiteClassifier
 from dfq_tf.training.devices import check_batch
-from dfq_tf.with_data import datasets as data
-from dfq_tf.with_data import yardsticks
+from dfq_tf.with_data import datasets, yardsticks
+from dfq_tf.with_data.accuracy import accuracy
 from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 
 FLAGS = common.FLAGS
@@ -43,7 +46,7 @@ _NOISE_IMAGES = 64
 _COMPARED_IMAGES = 1000
 
 
-def read_or_check_teacher(dataset: data.Dataset | None) -> Classifier | None:
+def read_or_check_teacher(dataset: datasets.Dataset | None) -> Classifier | None:
     """Reads the teacher if --teacher names a file; checks the name if it is one.
 
     Returns:
@@ -96,10 +99,8 @@ def row(
     workdir.add_metrics(
         **{
             key: {
-                "accuracy": None
-                if labels is None
-                else evaluation.accuracy(scores, labels),
-                "agreement": evaluation.agreement(scores, teacher_scores),
+                "accuracy": None if labels is None else accuracy(scores, labels),
+                "agreement": agreement(scores, teacher_scores),
                 "images": len(scores),
                 **more,
             }
@@ -155,7 +156,7 @@ def main() -> None:
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
-        quantize.check_settings(teacher, methods)
+        quantize.check_settings(teacher, methods, widths)
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
@@ -174,27 +175,31 @@ def main() -> None:
     if FLAGS.student:
         print(f"Distilling into {FLAGS.student}, with generated images")
         network = distill.distilled_student(teacher, dataset, workdir)
-        quantize.check_settings(network, methods)
-    files: dict[str, bytes] = {}
-    students: dict[str, Classifier] = {}
-    for method in methods:
-        began = time.monotonic()
-        path = workdir.path / f"{method}.tflite"
-        is_new = not path.exists()
-        students[method] = quantize.quantize_network(teacher, network, method, workdir)
-        files[method] = convert.convert_student(students[method], path)
-        if is_new:
-            workdir.add_metrics(
-                **{f"{method}_seconds": round(time.monotonic() - began, 1)}
-            )
-    measure(teacher, network, students, files, dataset, workdir)
+        quantize.check_settings(network, methods, widths)
+    made = {m: make_file(teacher, network, m, workdir) for m in methods}
+    measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), widths.name))
     print("\nWrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
 
 
-def check_student(teacher: Classifier | None, dataset: data.Dataset | None) -> None:
+def make_file(
+    teacher: Classifier, network: Classifier | None, method: str, workdir: Workdir
+) -> tuple[QuantizedNetwork, bytes]:
+    """The quantized network, and the content of METHOD.tflite; made if need be."""
+    began = time.monotonic()
+    path = workdir.path / f"{method}.tflite"
+    is_new = not path.exists()
+    quantized, content = quantize.quantize_network(teacher, network, method, workdir)
+    content = convert.convert_network(quantized, path, content)
+    if is_new:
+        seconds = round(time.monotonic() - began, 1)
+        workdir.add_metrics(**{f"{method}_seconds": seconds})
+    return quantized, content
+
+
+def check_student(teacher: Classifier | None, dataset: datasets.Dataset | None) -> None:
     """Refuses wrong settings of the distillation before any work is done.
 
     Args:
@@ -206,7 +211,7 @@ def check_student(teacher: Classifier | None, dataset: data.Dataset | None) -> N
         without it.
     """
     if not FLAGS.student:
-        for name in distill.DISTILLATION_FLAGS:
+        for name in distill.distillation_flags():
             if FLAGS[name].value is not None:
                 raise ConfigError(
                     f"{name} is {FLAGS[name].value}, but there is no student: it "
@@ -226,34 +231,35 @@ def check_student(teacher: Classifier | None, dataset: data.Dataset | None) -> N
 def measure(
     teacher: Classifier,
     network: Classifier | None,
-    students: dict[str, Classifier],
-    files: dict[str, bytes],
-    dataset: data.Dataset | None,
+    made: Mapping[str, tuple[QuantizedNetwork, bytes]],
+    dataset: datasets.Dataset | None,
     workdir: Workdir,
 ) -> None:
-    """Measures teacher and files: on the test split, or else on generated images."""
+    """Measures teacher and files: on the test split, or else on generated images.
+
+    Args:
+      teacher: the float teacher.
+      network: the float network that was quantized; None for the teacher.
+      made: method -> the quantized network, and its file's content.
+      dataset: None without.
+      workdir: takes the results.
+    """
     if dataset:
         test = dataset.load("test")
         images, labels = test.images, test.labels
     else:
-        images = np.load(workdir.path / f"{next(iter(files))}_images.npy")
+        images = np.load(workdir.path / f"{next(iter(made))}_images.npy")
         labels = None
     teacher_scores = teacher.scores(images)
     for key, model in (("teacher", teacher), ("student", network)):
         if model is not None:
-            size = sum(w.nbytes for w in model.model.get_weights())
             scores = teacher_scores if model is teacher else model.scores(images)
+            size = num_bytes(model)
             row(workdir, key, scores, labels, teacher_scores, bytes=size)
-    calibration = common.config_from_flags(CalibrationConfig)
-    quantized = network or teacher
-    graph, description = api.float_network(quantized, calibration)
-    for method, content in files.items():
-        tflite = export.TFLiteClassifier(content)
-        generated = np.load(workdir.path / f"{method}_images.npy")[:_NOISE_IMAGES]
-        noise = layer_noise.measure(graph, description, content, generated)
-        title = f"{_TITLES[method]} {quantize.widths_from_flags().name}"
-        layer_noise.write_report(noise, workdir.path / f"{method}_noise", title)
-        worst = layer_noise.worst(noise)
+    source = network or teacher
+    exact = float_network(source, common.config_from_flags(CalibrationConfig))
+    for method, (quantized, content) in made.items():
+        tflite = TFLiteClassifier(content)
         row(
             workdir,
             method,
@@ -263,27 +269,59 @@ def measure(
             bytes=len(content),
             latency_ms=tflite.latency(),
             xnnpack_pieces=tflite.num_pieces,
-            worst_layer=f"{worst.name}, {worst.own_db:.1f} dB",
-            largest_difference_in_steps=export.largest_difference(
-                students[method], tflite, images[:_COMPARED_IMAGES]
+            worst_layer=worst_layer(exact, content, workdir.path, method),
+            largest_difference_in_steps=proof.largest_difference(
+                quantized, tflite, images[:_COMPARED_IMAGES]
             ),
         )
     if FLAGS.yardstick:
         assert dataset is not None
-        student = yardsticks.quantize_with_data(
-            quantized,
-            dataset.load("train").images,
-            quantize.widths_from_flags(),
-            calibration,
-        )
-        content = export.convert(student)
-        tflite = export.TFLiteClassifier(content)
-        scores = tflite.scores(images)
+        content = real_data_file(source, dataset)
+        scores = TFLiteClassifier(content).scores(images)
         row(workdir, "q", scores, labels, teacher_scores, bytes=len(content))
+    workdir.add_metrics(peak_memory_mib=round(peak_bytes() / 2**20))
+
+
+def num_bytes(model: Classifier) -> int:
+    """Size of a network's float32 weights."""
+    nodes = model.graph.nodes.values()
+    return sum(w.nbytes for node in nodes for w in node.weights.values())
+
+
+def worst_layer(
+    exact: Classifier, content: bytes, folder: pathlib.Path, method: str
+) -> str:
+    """Charts the noise of a file's layers, and says which is the worst.
+
+    Args:
+      exact: the float network, see `layer_noise.measure`.
+      content: of the file.
+      folder: has METHOD_images.npy, and gets METHOD_noise.csv and METHOD_noise.png.
+      method: that made the file.
+    """
+    generated = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
+    noise = layer_noise.measure(exact, content, generated)
+    title = f"{_TITLES[method]} {quantize.widths_from_flags().name}"
+    layer_noise.write_report(noise, folder / f"{method}_noise", title)
+    worst = layer_noise.worst(noise)
+    return f"{worst.name}, {worst.own_db:.1f} dB"
+
+
+def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:
+    """The file whose ranges come from real training images, the yardstick."""
+    images = dataset.load("train").images
+    calibration = common.config_from_flags(CalibrationConfig)
+    widths = quantize.widths_from_flags()
+    return proof.convert(
+        yardsticks.quantize_with_data(source, images, widths, calibration)
+    )
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    workdir.add_metrics(peak_memory_mib=round(peak / 2**20))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def define_flags() -> None:
@@ -305,7 +343,9 @@ def define_flags() -> None:
         f"{'; '.join(models.MODEL_NAMES)}.",
     )
     teacher_flags.define()
-    common.define_config("Teacher training", TeacherConfig)
+    # The rest belongs to tools/train_teacher.py.
+    names = ("teacher_epochs", "augmentation", "teacher_initial_scale")
+    common.define_config("Teacher training", TeacherConfig, names)
     common.define(
         "Data-free training",
         "methods",

@@ -1,16 +1,16 @@
 """Flags that describe a teacher file, and reading it as they say."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from dfq_tf.errors import ConfigError, DataError
+from dfq_tf.files import read_text
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import OUTPUTS
 from dfq_tf.importing.classifiers import load_classifier
 from dfq_tf.settings import check_value
-from dfq_tf.tflite import export
-from dfq_tf.with_data import datasets as data
+from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.with_data import datasets
 from tools import common
 
 FLAGS = common.FLAGS
@@ -59,8 +59,9 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
 
 def define() -> None:
     """Defines the flags that say what a teacher file does not."""
-    for flag in _DESCRIBING:
-        common.define("Teacher", *flag)
+    for name, *rest in _DESCRIBING:
+        # Who needs --allow_code is told so by the message that a file gets.
+        common.define("Teacher", name, *rest, first=name != "allow_code")
 
 
 def given() -> dict[str, Any]:
@@ -73,7 +74,7 @@ def given() -> dict[str, Any]:
 
 
 def arguments() -> dict[str, Any]:
-    """What the flags say of a teacher: arguments of `importing.as_classifier`.
+    """What the flags say of a teacher: arguments of `as_classifier`.
 
     Raises:
       ConfigError: a flag is wrong.
@@ -121,7 +122,7 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
         description = dataclasses.replace(
             teacher.description, class_names=tuple(class_names or ())
         )
-        teacher = Classifier(teacher.model, description)
+        teacher = Classifier(teacher.graph, description)
     return teacher
 
 
@@ -132,7 +133,7 @@ def read_labels(path: str) -> tuple[str, ...]:
       ConfigError: it cannot be read, is empty, or has an empty line.
     """
     try:
-        names = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        names = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"labels is {path!r}, which cannot be read as text: {error}"
@@ -146,7 +147,7 @@ def read_labels(path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def teacher_and_dataset() -> tuple[Classifier, data.Dataset | None]:
+def teacher_and_dataset() -> tuple[Classifier, datasets.Dataset | None]:
     """The teacher's file, and the labelled images if --dataset names some.
 
     Raises:
@@ -159,9 +160,7 @@ def teacher_and_dataset() -> tuple[Classifier, data.Dataset | None]:
     return teacher, dataset
 
 
-def check_fits(
-    model: Classifier | export.TFLiteClassifier, dataset: data.Dataset
-) -> None:
+def check_fits(model: Classifier | TFLiteClassifier, dataset: datasets.Dataset) -> None:
     """Raises DataError if the model's classes or images are not the data set's."""
     classes = len(dataset.class_names)
     if model.num_classes != classes:

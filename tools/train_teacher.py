@@ -13,14 +13,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import models
 from dfq_tf.compat import keras
-from dfq_tf.graph import evaluation
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import RunConfig, TeacherConfig
+from dfq_tf.settings import TeacherConfig
 from dfq_tf.training.devices import check_batch
-from dfq_tf.with_data import datasets as data
+from dfq_tf.training.learner import Learner
+from dfq_tf.with_data import datasets
+from dfq_tf.with_data.accuracy import accuracy
 from dfq_tf.with_data.supervised import train_teacher
 from tools import common
 
@@ -41,11 +42,11 @@ def define_flags() -> None:
         "wrn_16_1",
         f"Network: {'; '.join(models.MODEL_NAMES)}.",
     )
-    common.define_config("Teacher", TeacherConfig)
+    common.define_config("Teacher", TeacherConfig, first=True)
     common.define_run_flags("runs/teacher")
 
 
-def new_model(name: str, dataset: data.Dataset) -> keras.Model:
+def new_model(name: str, dataset: datasets.Dataset) -> keras.Model:
     """The network `name` for the images and classes of `dataset`, weights random.
 
     Raises:
@@ -55,7 +56,7 @@ def new_model(name: str, dataset: data.Dataset) -> keras.Model:
 
 
 def trained_teacher(
-    name: str, dataset: data.Dataset, config: TeacherConfig, workdir: Workdir
+    name: str, dataset: datasets.Dataset, config: TeacherConfig, workdir: Workdir
 ) -> Classifier:
     """Trains the network `name`, or reads it if an earlier run trained it.
 
@@ -68,27 +69,16 @@ def trained_teacher(
     path = workdir.path / "teacher.keras"
     if common.is_made(path):
         return load_classifier(path)
-    run = common.config_from_flags(RunConfig)
+    context = common.context(config, workdir.path)
     train = dataset.load("train")
-    keras.utils.set_random_seed(run.seed)
-    model = new_model(name, dataset)
+    keras.utils.set_random_seed(context.seed)
     description = ModelDescription(
         (INPUT_MEAN,), (INPUT_SCALE,), "logits", dataset.class_names
     )
-    teacher = Classifier(model, description)
-    train_teacher(
-        teacher,
-        train.images,
-        train.labels,
-        config,
-        seed=run.seed,
-        precision=run.precision,
-        strategy=common.strategy(),
-        directory=workdir.path,
-        show_progress=FLAGS.progress,
-    )
+    teacher = Learner(new_model(name, dataset), description)
+    train_teacher(teacher, train.images, train.labels, context)
     teacher.save(path)
-    return teacher
+    return as_classifier(teacher)
 
 
 def main() -> None:
@@ -101,9 +91,9 @@ def main() -> None:
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
     test = dataset.load("test")
     scores = teacher.scores(test.images)
-    accuracy = evaluation.accuracy(scores, test.labels)
-    workdir.add_metrics(teacher_accuracy=accuracy)
-    print(f"Teacher: {100 * accuracy:.2f} % of {len(test.labels)} test images")
+    right = accuracy(scores, test.labels)
+    workdir.add_metrics(teacher_accuracy=right)
+    print(f"Teacher: {100 * right:.2f} % of {len(test.labels)} test images")
     print(f"Wrote {workdir.path / 'teacher.keras'} and {workdir.path / 'teacher.json'}")
 
 

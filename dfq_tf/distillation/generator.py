@@ -1,13 +1,27 @@
-"""The generator: noise to images, in pixel space."""
+"""The generator: noise to images, in pixel space. Its network, and what it makes."""
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError
+from dfq_tf.settings import DistillationConfig
+from dfq_tf.training.copies import with_precision
+from dfq_tf.training.replicas import replica_slice
 
 layers = keras.layers
+
+# Each kind of step draws random numbers of its own from the same (seed, step).
+WARM_UP, GENERATOR, STUDENT, SAMPLE, AUGMENTATION = range(5)
+
+# Generated images on which students are compared with the teacher, and their bytes.
+_HELD_OUT_IMAGES, _LEAST_HELD_OUT = 1000, 100
+_HELD_OUT_BYTES = 32 * 2**20
 
 # Of a doubling, however large its output is; unless fewer channels are asked for.
 _LEAST_FILTERS = 16
@@ -95,11 +109,9 @@ def build_generator(
     in pixels, where theirs ends in a BN without scale and shift: pixels reach the
     whole range that real images have.
 
-    Memory: what a pass forward and back keeps grows no faster than the image. With 128
-    channels and 8 to 512 pixels a side, the outputs of all layers are at most 710
-    values for each pixel of the image, 4 bytes each; that is at sizes that leave a
-    wide margin, such as 9x33. There are about 320 at 8x8 to 64x64, 110 at 224x224 and
-    80 at 512x512 and 8x512.
+    Memory grows no faster than the image: with 128 channels and 8 to 512 pixels a
+    side, the outputs of all layers have 80 to 320 values for each pixel of the image,
+    and up to 710 at sizes that leave a wide margin, such as 9x33.
 
     Args:
       noise_dim: length of a noise vector.
@@ -114,44 +126,196 @@ def build_generator(
     Raises:
       ConfigError: a size is below 1.
     """
+    _check_sizes(noise_dim, image_shape, channels)
     height, width, depth = image_shape
-    if min(noise_dim, height, width, depth, channels) < 1:
-        raise ConfigError(
-            f"noise_dim {noise_dim}, image_shape {image_shape} and channels {channels} "
-            "must all be at least 1"
-        )
-    # Two doublings up to 32 pixels, and more for larger images: the grid stays small.
-    # No more than make a narrow image's shorter side of a single row: further ones
-    # would make rows to be cropped. Its grid is longer instead.
-    longer, shorter = max(height, width), min(height, width)
-    doublings = max(2, math.ceil(math.log2(min(longer / 8, shorter))))
+    doublings = _num_doublings(height, width)
     grid = tuple(math.ceil(side / 2**doublings) for side in (height, width))
     # Every layer its own numbers, without touching the random state of the program.
     seeds = itertools.count(seed * (doublings + 2))
-
-    def initializer() -> keras.initializers.Initializer:
-        return keras.initializers.GlorotUniform(next(seeds))
-
+    kernels = map(keras.initializers.GlorotUniform, seeds)
     noise = x = layers.Input((noise_dim,), name="noise")
-    x = layers.Dense(
-        grid[0] * grid[1] * channels, kernel_initializer=initializer(), name="dense"
-    )(x)
+    units = math.prod(grid) * channels
+    x = layers.Dense(units, kernel_initializer=next(kernels), name="dense")(x)
     x = layers.Reshape((*grid, channels), name="grid")(x)
     x = layers.BatchNormalization(name="grid_bn")(x)
     for i in range(1, doublings + 1):
         filters = channels // 2 if i == doublings else channels
         # Half as many each time the side doubles beyond 32 pixels.
         filters = min(filters, max(_LEAST_FILTERS, channels * 32 // (max(grid) * 2**i)))
-        x = UpsampledConv2D(filters, initializer(), name=f"up_conv{i}")(x)
-        x = layers.BatchNormalization(name=f"bn{i}")(x)
-        x = layers.LeakyReLU(0.2, name=f"leaky_relu{i}")(x)
+        x = _doubling(x, filters, next(kernels), i)
     x = layers.Conv2D(
-        depth, 3, padding="same", kernel_initializer=initializer(), name="to_image"
+        depth, 3, padding="same", kernel_initializer=next(kernels), name="to_image"
     )(x)
     surplus = [g * 2**doublings - side for g, side in zip(grid, (height, width))]
     if any(surplus):
-        x = layers.Cropping2D(
-            tuple((s // 2, s - s // 2) for s in surplus), name="crop"
-        )(x)
+        margins = tuple((s // 2, s - s // 2) for s in surplus)
+        x = layers.Cropping2D(margins, name="crop")(x)
     images = ToPixels(name="pixels", dtype="float32")(x)
     return keras.Model(noise, images, name="generator")
+
+
+def _check_sizes(
+    noise_dim: int, image_shape: tuple[int, int, int], channels: int
+) -> None:
+    if min(noise_dim, *image_shape, channels) < 1:
+        raise ConfigError(
+            f"noise_dim {noise_dim}, image_shape {image_shape} and channels {channels} "
+            "must all be at least 1"
+        )
+
+
+def _num_doublings(height: int, width: int) -> int:
+    """Two up to 32 pixels, and more for larger images: the grid stays small.
+
+    No more than make a narrow image's shorter side of a single row: further ones would
+    make rows to be cropped. Its grid is longer instead.
+    """
+    longer, shorter = max(height, width), min(height, width)
+    return max(2, math.ceil(math.log2(min(longer / 8, shorter))))
+
+
+def _doubling(x: tf.Tensor, filters: int, initializer: Any, index: int) -> tf.Tensor:
+    """Twice the height and width."""
+    x = UpsampledConv2D(filters, initializer, name=f"up_conv{index}")(x)
+    x = layers.BatchNormalization(name=f"bn{index}")(x)
+    return layers.LeakyReLU(0.2, name=f"leaky_relu{index}")(x)
+
+
+def make_generators(
+    image_shape: tuple[int, int, int], context: Context[DistillationConfig]
+) -> list[keras.Model]:
+    """Generators with random weights, each its own.
+
+    Args:
+      image_shape: (height, width, channels) of their images.
+      context: its settings give their number and the noise's length, its seed the
+        weights.
+    """
+    config = context.settings
+    # Large odd strides, so that runs of neighbouring seeds share no generator.
+    seeds = (context.seed + 1_000_003 * i for i in range(config.num_generators))
+    return [
+        with_precision(
+            build_generator(config.noise_dim, image_shape, seed=seed),
+            context.precision,
+        )
+        for seed in seeds
+    ]
+
+
+def sample_noise(
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+    num_batches: int = 1,
+) -> tf.Tensor:
+    """Standard normal noise, float32 (num_batches * batch_size, noise_dim).
+
+    Args:
+      config: gives the sizes.
+      seed_and_step: int32 (2,).
+      stream: which of the independent noises of that step.
+      num_batches: how many batches of it.
+    """
+    seed = tf.random.fold_in(seed_and_step, stream)
+    shape = (num_batches * config.batch_size, config.noise_dim)
+    return tf.random.stateless_normal(shape, seed)
+
+
+def draw_parts(
+    generators: Sequence[keras.Model],
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+) -> list[tf.Tensor]:
+    """One batch of images, of which each generator makes its share.
+
+    BN layers use the statistics of the batch, as when the generators learnt to make
+    these images.
+
+    Args:
+      generators: where the batch does not divide, the first ones make one more.
+      config: gives the sizes.
+      seed_and_step: int32 (2,).
+      stream: see `sample_noise`.
+
+    Returns:
+      The images of each generator, float32 (share, height, width, channels) in
+      [0, 255], without gradient; of several replicas, each has its share of them.
+    """
+    noise = sample_noise(config, seed_and_step, stream)
+    share, rest = divmod(config.batch_size, len(generators))
+    sizes = [share + (i < rest) for i in range(len(generators))]
+    noises = tf.split(noise, sizes)
+    return [
+        tf.stop_gradient(generator(part, training=True))
+        for generator, part in zip(generators, map(replica_slice, noises))
+    ]
+
+
+def draw_pixels(
+    generators: Sequence[keras.Model],
+    config: DistillationConfig,
+    seed_and_step: tf.Tensor,
+    stream: int,
+) -> tf.Tensor:
+    """As `draw_parts`, all images in one: (batch_size, height, width, channels)."""
+    return tf.concat(draw_parts(generators, config, seed_and_step, stream), axis=0)
+
+
+def generate(
+    generators: Sequence[keras.Model],
+    config: DistillationConfig,
+    num_images: int,
+    seed: int,
+) -> np.ndarray:
+    """Draws images from generators, without changing them.
+
+    Args:
+      generators: from noise to pixels; each makes its share of a batch.
+      config: gives the batch size: BN layers use the statistics of the batch, as in
+        training.
+      num_images: how many images.
+      seed: decides the noise.
+
+    Returns:
+      uint8 (num_images, height, width, channels): pixels as an app has them.
+    """
+    before = [generator.get_weights() for generator in generators]
+
+    @tf.function(autograph=False)
+    def batch(seed_and_step: tf.Tensor) -> tf.Tensor:
+        pixels = draw_pixels(generators, config, seed_and_step, SAMPLE)
+        return tf.cast(tf.round(pixels), tf.uint8)
+
+    # One array from the start: large images are not there twice.
+    images = np.empty((num_images, *generators[0].output_shape[1:]), np.uint8)
+    for i, start in enumerate(range(0, num_images, config.batch_size)):
+        part = images[start : start + config.batch_size]
+        part[:] = batch(tf.constant([seed, i]))[: len(part)]
+    for generator, weights in zip(generators, before):
+        generator.set_weights(weights)  # training=True moved the moving averages
+    return images
+
+
+def held_out(
+    generators: Sequence[keras.Model], config: DistillationConfig, seed: int
+) -> np.ndarray:
+    """Images, as from `generate`, of other noise than training and calibration have.
+
+    Students are compared on them with the teacher. There are 1000, fewer if they are
+    large.
+
+    Args:
+      generators: from noise to pixels.
+      config: gives the batch size.
+      seed: of the run.
+    """
+    count = held_out_count(generators[0].output_shape[1:])
+    return generate(generators, config, count, seed + 1)
+
+
+def held_out_count(image_shape: tuple[int, int, int]) -> int:
+    """How many generated images are held out: 1000, fewer if they are large."""
+    fitting = _HELD_OUT_BYTES // math.prod(image_shape)
+    return max(_LEAST_HELD_OUT, min(_HELD_OUT_IMAGES, fitting))

@@ -11,17 +11,22 @@ from typing import Any, NamedTuple
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import losses
+from dfq_tf.distillation.generator import (
+    AUGMENTATION,
+    GENERATOR,
+    STUDENT,
+    WARM_UP,
+    draw_parts,
+    sample_noise,
+)
 from dfq_tf.distillation.teacher import ObservedTeacher
-from dfq_tf.graph.classifier import Classifier
 from dfq_tf.settings import DistillationConfig
 from dfq_tf.training.augmentation import augment_pixels
+from dfq_tf.training.learner import Learner
 from dfq_tf.training.optimizers import descend
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
 
 Measurements = dict[str, tf.Tensor]
-
-# Each kind of step draws random numbers of its own from the same (seed, step).
-_WARM_UP, _GENERATOR, _STUDENT, SAMPLE, _AUGMENTATION = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ class State:
     teacher: ObservedTeacher
     generators: Sequence[keras.Model]
     generator_optimizers: Sequence[Any]
-    students: Sequence[Classifier] = ()
+    students: Sequence[Learner] = ()
     student_optimizers: Sequence[Any] = ()
 
 
@@ -58,66 +63,6 @@ class GeneratorStep(NamedTuple):
     teacher_logits: tf.Tensor
 
 
-def sample_noise(
-    config: DistillationConfig,
-    seed_and_step: tf.Tensor,
-    stream: int,
-    num_batches: int = 1,
-) -> tf.Tensor:
-    """Standard normal noise, float32 (num_batches * batch_size, noise_dim).
-
-    Args:
-      config: gives the sizes.
-      seed_and_step: int32 (2,).
-      stream: which of the independent noises of that step.
-      num_batches: how many batches of it.
-    """
-    seed = tf.random.fold_in(seed_and_step, stream)
-    shape = (num_batches * config.batch_size, config.noise_dim)
-    return tf.random.stateless_normal(shape, seed)
-
-
-def draw_pixels(
-    generators: Sequence[keras.Model],
-    config: DistillationConfig,
-    seed_and_step: tf.Tensor,
-    stream: int,
-) -> tf.Tensor:
-    """One batch of images, of which each generator makes its share.
-
-    BN layers use the statistics of the batch, as when the generators learnt to make
-    these images.
-
-    Args:
-      generators: where the batch does not divide, the first ones make one more.
-      config: gives the sizes.
-      seed_and_step: int32 (2,).
-      stream: see `sample_noise`.
-
-    Returns:
-      float32 (batch_size, height, width, channels) in [0, 255], without gradient; of
-      several replicas, each has its share.
-    """
-    return tf.concat(_draw_parts(generators, config, seed_and_step, stream), axis=0)
-
-
-def _draw_parts(
-    generators: Sequence[keras.Model],
-    config: DistillationConfig,
-    seed_and_step: tf.Tensor,
-    stream: int,
-) -> list[tf.Tensor]:
-    """As `draw_pixels`, each generator's images apart."""
-    noise = sample_noise(config, seed_and_step, stream)
-    share, rest = divmod(config.batch_size, len(generators))
-    sizes = [share + (i < rest) for i in range(len(generators))]
-    noises = tf.split(noise, sizes)
-    return [
-        tf.stop_gradient(generator(part, training=True))
-        for generator, part in zip(generators, map(replica_slice, noises))
-    ]
-
-
 def warm_up_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
 ) -> GeneratorStep:
@@ -128,7 +73,7 @@ def warm_up_step(
     ) -> tuple[tf.Tensor, Measurements]:
         return auxiliary, {}
 
-    return _descend_generators(state, config, seed_and_step, _WARM_UP, loss)
+    return _descend_generators(state, config, seed_and_step, WARM_UP, loss)
 
 
 def generator_step(
@@ -156,7 +101,7 @@ def generator_step(
         value = config.alpha * auxiliary - ramp * distillation
         return value, {"generator_loss": value}
 
-    return _descend_generators(state, config, seed_and_step, _GENERATOR, loss)
+    return _descend_generators(state, config, seed_and_step, GENERATOR, loss)
 
 
 def _descend_generators(
@@ -188,7 +133,7 @@ def student_step(
     state: State, config: DistillationConfig, seed_and_step: tf.Tensor
 ) -> Measurements:
     """Trains the students to answer as the teacher does, on fresh images."""
-    parts = _draw_parts(state.generators, config, seed_and_step, _STUDENT)
+    parts = draw_parts(state.generators, config, seed_and_step, STUDENT)
     # Of several replicas, each has a share of each part: part by part, an image has
     # the random numbers that it has on one device.
     changed = [
@@ -232,7 +177,7 @@ def _augmented(
     seed_and_step: tf.Tensor,
 ) -> tf.Tensor:
     """The pixels that students see: changed at random, if the settings say so."""
-    seed = tf.random.fold_in(seed_and_step, _AUGMENTATION)
+    seed = tf.random.fold_in(seed_and_step, AUGMENTATION)
     mean = state.teacher.description.input_mean
     return augment_pixels(images, mean, config.student_augmentation, seed)
 
@@ -259,7 +204,7 @@ def _descend_students(
 
 
 def distillation_step(
-    student: Classifier,
+    student: Learner,
     optimizer: Any,
     images: tf.Tensor,
     teacher_logits: tf.Tensor,
@@ -301,7 +246,7 @@ def _with_noise(
     return zip(state.generators, state.generator_optimizers, noises)
 
 
-def _logits(student: Classifier, pixels: tf.Tensor, training: bool) -> tf.Tensor:
+def _logits(student: Learner, pixels: tf.Tensor, training: bool) -> tf.Tensor:
     return student.model(student.description.normalize(pixels), training=training)
 
 

@@ -2,17 +2,17 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 
-from dfq_tf.compat import keras, tf
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.graph import layers, running
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph
-from dfq_tf.graph.rewriting import (
-    batch_normalization_weights,
-    drop_training_only,
-    logits_graph,
-)
-from dfq_tf.training.copies import with_precision
+from dfq_tf.graph.nodes import Graph, Node, unique_name
+from dfq_tf.graph.rewriting import logits_graph
+from dfq_tf.training import devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,21 @@ class ObservedTeacher:
     """A frozen teacher and its BN statistics.
 
     Attributes:
-      model: from normalised images to a list: float32 logits, then the input of each
-        BN layer.
-      description: how pixels become the model's input.
+      graph: from normalised images to logits.
+      description: how pixels become the network's input.
+      weights: of the graph's nodes: variables that nothing changes.
+      precision: 'float32' or 'bfloat16': what all nodes compute in but the last one,
+        which computes in float32.
+      bn_inputs: names of the nodes whose outputs enter the BN layers.
       means: stored moving mean of each BN layer, float32 (channels,).
       variances: stored moving variance of each BN layer, float32 (channels,).
     """
 
-    model: keras.Model
+    graph: Graph
     description: ModelDescription
+    weights: Mapping[str, Mapping[str, tf.Variable]]
+    precision: str
+    bn_inputs: list[str]
     means: list[tf.Tensor]
     variances: list[tf.Tensor]
 
@@ -37,34 +43,78 @@ class ObservedTeacher:
 
         BN layers use what they have stored: the teacher never changes.
         """
-        outputs = self.model(self.description.normalize(pixels), training=False)
-        # Keras gives a lone output bare, and not in a list.
-        logits, *inputs = tf.nest.flatten(outputs)
+        with tf.name_scope("teacher"):
+            images = tf.cast(self.description.normalize(pixels), self.precision)
+            logits, *inputs = running.compute(
+                self.graph,
+                images,
+                [self.graph.output, *self.bn_inputs],
+                weights=self.weights,
+                output=self._widened,
+            )
         return logits, inputs
 
+    def _widened(self, node: Node, values: tf.Tensor) -> tf.Tensor:
+        """What the last node reads, in float32: nothing else reads it."""
+        is_read = node.name in self.graph.last.inputs
+        return tf.cast(values, tf.float32) if is_read else values
 
-def observe(teacher: Classifier, precision: str = "float32") -> ObservedTeacher:
+
+def observe(
+    teacher: Classifier,
+    precision: str = "float32",
+    strategy: tf.distribute.Strategy | None = None,
+) -> ObservedTeacher:
     """Copies a teacher as one that shows its BN inputs.
 
     Args:
-      teacher: any functional classifier. Without BN layers it works all the same,
-        with a warning: nothing then keeps the images close to the training data.
-      precision: see `resolve_precision`.
+      teacher: any classifier. Without BN layers it works all the same, with a warning:
+        nothing then keeps the images close to the training data.
+      precision: 'float32' or 'bfloat16'.
+      strategy: the devices that run it; None for one. Each worker gets the weights that
+        worker 0 has.
     """
-    graph = logits_graph(Graph.from_model(teacher.model), teacher.description)
-    graph = drop_training_only(graph)
-    layers = [n for n in graph.nodes.values() if n.kind == "BatchNormalization"]
-    if not layers:
+    graph = logits_graph(teacher.graph, teacher.description)
+    norms = [n for n in graph.nodes.values() if n.kind == "batch_normalization"]
+    if not norms:
         warnings.warn(
             "the teacher has no BatchNormalization: its generated images follow no "
             "statistics of the training data, only the entropies of its answers",
             stacklevel=2,
         )
-    model = graph.build(outputs=[graph.output_name, *(n.inputs[0] for n in layers)])
-    statistics = [batch_normalization_weights(layer)[2:] for layer in layers]
+    graph = _of_first_worker(_with_wide_end(graph), strategy)
+    with devices.scope(strategy):
+        weights = running.frozen_weights(graph, precision)
+        weights[graph.output] = {
+            role: tf.Variable(value, trainable=False)
+            for role, value in graph.last.weights.items()
+        }
     return ObservedTeacher(
-        with_precision(model, precision),
+        graph,
         teacher.description,
-        [tf.constant(mean, tf.float32) for mean, _ in statistics],
-        [tf.constant(variance, tf.float32) for _, variance in statistics],
+        weights,
+        precision,
+        [node.inputs[0] for node in norms],
+        [tf.constant(node.weights["mean"]) for node in norms],
+        [tf.constant(node.weights["variance"]) for node in norms],
     )
+
+
+def _with_wide_end(graph: Graph) -> Graph:
+    """Puts a node that does nothing between the last one and each that it reads."""
+    last, taken, widened = graph.last, set(graph.nodes), []
+    for source in graph.sources(last):
+        name = unique_name(taken, f"{source.name}_widened")
+        taken.add(name)
+        widened.append(layers.node("requantize", name, [source]))
+    behind = last.reading(*(node.name for node in widened))
+    return graph.replaced({last.name: [*widened, behind]})
+
+
+def _of_first_worker(graph: Graph, strategy: tf.distribute.Strategy | None) -> Graph:
+    places = [(n.name, role) for n in graph.nodes.values() for role in n.weights]
+    arrays: list[np.ndarray] = [graph.nodes[n].weights[role] for n, role in places]
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for (name, role), array in zip(places, devices.from_first_worker(strategy, arrays)):
+        values.setdefault(name, {})[role] = array
+    return graph.with_weights(values)

@@ -1,18 +1,16 @@
-"""A classifier: a Keras model with the description of its input and output."""
+"""A classifier: a graph with the description of its input and output."""
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dfq_tf.compat import keras, tf, traced
+from dfq_tf.compat import tf, traced
 from dfq_tf.errors import ModelError
-from dfq_tf.files import replacing
-from dfq_tf.graph.description import ModelDescription, description_path
-from dfq_tf.training import memory
+from dfq_tf.graph import running
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.nodes import Graph
 
 # Images per pass, and how many tensors as large as the largest may be alive in it.
 _MOST_IMAGES, _ALIVE = 250, 4
@@ -20,34 +18,39 @@ _MOST_IMAGES, _ALIVE = 250, 4
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A network and how to feed and read it: a teacher, or a student.
+    """A network and how to feed and read it. Nothing changes it.
 
     Attributes:
-      model: a functional or Sequential tf_keras model from normalised images,
-        (batch, height, width, channels), to (batch, num_classes).
+      graph: from normalised images, (batch, height, width, channels), to
+        (batch, num_classes).
       description: how pixels become its input, what its outputs are.
     """
 
-    model: keras.Model
+    graph: Graph
     description: ModelDescription
 
     def __post_init__(self) -> None:
-        """Raises ModelError or ConfigError if model and description do not fit."""
-        check_is_classifier(self.model)
+        """Raises ModelError or ConfigError if graph and description do not fit."""
+        image, scores = self.graph.image.shape, self.graph.last.shape
+        if len(image) != 3 or None in image or len(scores) != 1:
+            raise ModelError(
+                f"the network makes {scores} of images of {image}; a classifier takes "
+                "(height, width, channels) of fixed sizes and gives (num_classes,)"
+            )
         self.description.check_fits(self.image_shape, self.num_classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image."""
-        return tuple(self.model.input_shape[1:])
+        return self.graph.image.shape  # type: ignore[return-value]
 
     @property
     def num_classes(self) -> int:
         """The number of outputs."""
-        return self.model.output_shape[-1]
+        return self.graph.last.shape[0]  # type: ignore[return-value]
 
     def scores(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """What the model's last layer gives for images.
+        """What the last node gives for images.
 
         Args:
           images: uint8 or float32 pixels in [0, 255], (n, height, width, channels).
@@ -55,79 +58,84 @@ class Classifier:
 
         Returns:
           float32 (n, num_classes).
+
+        Raises:
+          ModelError: there is no image, or they are of another shape.
         """
-        batch_size = batch_size or self._images_per_pass
-        starts = range(0, len(images), batch_size)
-        batches = (images[i : i + batch_size].astype(np.float32) for i in starts)
-        return np.concatenate(
-            [self._compiled_scores(tf.constant(batch)).numpy() for batch in batches]
-        )
+        if batch_size is None:
+            size = running.FLOAT * running.largest_output(self.graph)
+            batch_size = running.images_per_pass(_ALIVE * size, _MOST_IMAGES)
+        return in_batches(self._compiled, images, self.image_shape, batch_size)
 
     @functools.cached_property
-    def _images_per_pass(self) -> int:
-        size = memory.FLOAT * memory.largest_tensor(self._compiled_scores)
-        return memory.images_per_pass(_ALIVE * size, _MOST_IMAGES)
+    def weights(self) -> dict[str, dict[str, tf.Variable]]:
+        """The graph's weights as variables, for functions that are compiled.
+
+        With constants, TensorFlow's optimizer fuses operations for which it has no
+        kernel, such as a convolution with batch normalisation and tanh.
+        """
+        return running.frozen_weights(self.graph)
 
     @functools.cached_property
-    def _compiled_scores(self) -> Callable[[tf.Tensor], tf.Tensor]:
+    def _compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Scores of one batch of pixels, compiled once for all calls."""
+        weights = self.weights  # variables are made outside of compiled functions
 
         def scores(pixels: tf.Tensor) -> tf.Tensor:
-            return self.model(self.description.normalize(pixels), training=False)
+            inputs = self.description.normalize(pixels)
+            wanted = [self.graph.output]
+            return running.compute(self.graph, inputs, wanted, weights=weights)[0]
 
         return traced(scores, tf.TensorSpec((None, *self.image_shape), tf.float32))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to `path` (.keras) and the description beside it."""
-        # The description goes in place first: whoever finds the model finds it too.
-        with replacing(path) as temporary:
-            self.model.save(temporary)
-            self.description.save(description_path(path))
 
-
-def check_is_classifier(model: Any) -> None:
-    """Raises ModelError unless a tf_keras model maps an image batch to rows of scores.
-
-    Of Keras 3, `importing.as_classifier` makes one.
-    """
-    check_has_layers(model)
-    check_ends(model.inputs, model.outputs)
-
-
-def check_has_layers(model: Any) -> None:
-    """Raises ModelError unless it is a tf_keras model whose layers can be read."""
-    is_graph = isinstance(model, keras.Sequential) or getattr(
-        model, "_is_graph_network", False
-    )
-    if not isinstance(model, keras.Model) or not is_graph:
-        raise ModelError(
-            f"the model is a {type(model).__module__}.{type(model).__name__}; it must "
-            "be a functional or Sequential model, whose layers can be rewritten: of "
-            "tf_keras (Keras 2), or of Keras 3 through dfq_tf.as_classifier"
-        )
-
-
-def check_ends(inputs: Any, outputs: Any, *, any_size: bool = False) -> None:
-    """Raises ModelError unless there is one image in and one row of scores out.
+def check_images(images: np.ndarray, image_shape: Sequence[int]) -> None:
+    """Raises ModelError unless images fit a network.
 
     Args:
-      inputs: symbolic inputs of a model of Keras 2 or 3; None if it is not built.
-      outputs: symbolic outputs.
-      any_size: whether height and width of the image may be unknown.
+      images: must be (n, *image_shape), n at least 1.
+      image_shape: (height, width, channels) of what the network takes.
     """
-    inputs, outputs = inputs or [], outputs or []
-    if len(inputs) != 1 or len(outputs) != 1:
+    if images.ndim != 4 or not len(images):
         raise ModelError(
-            f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it must "
-            "be built, take one image and give one row of class scores"
+            f"the images are an array of shape {images.shape}; give at least one, as "
+            "(n, height, width, channels)"
         )
-    shape, scores = tuple(inputs[0].shape), tuple(outputs[0].shape)
-    if len(shape) != 4 or shape[-1] is None or (None in shape[1:] and not any_size):
+    if images.shape[1:] != tuple(image_shape):
         raise ModelError(
-            f"the model's input shape is {shape}; it must be "
-            "(None, height, width, channels) with fixed sizes"
+            f"the images are {images.shape[1:]} each, but the network takes "
+            f"(height, width, channels) = {tuple(image_shape)}"
         )
-    if len(scores) != 2 or not scores[-1]:
-        raise ModelError(
-            f"the model's output shape is {scores}; it must be (None, num_classes)"
-        )
+
+
+def in_batches(
+    function: Callable[[tf.Tensor], tf.Tensor],
+    images: np.ndarray,
+    image_shape: Sequence[int],
+    batch_size: int,
+) -> np.ndarray:
+    """What a function gives for images, some at a time.
+
+    Args:
+      function: takes float32 pixels, (batch, *image_shape).
+      images: uint8 or float32 pixels, (n, *image_shape), at least one.
+      image_shape: (height, width, channels).
+      batch_size: images per pass.
+
+    Raises:
+      ModelError: there is no image, or they are of another shape.
+    """
+    check_images(images, image_shape)
+    starts = range(0, len(images), batch_size)
+    batches = (images[i : i + batch_size].astype(np.float32) for i in starts)
+    return np.concatenate([function(tf.constant(batch)).numpy() for batch in batches])
+
+
+def agreement(scores: np.ndarray, others: np.ndarray) -> float:
+    """Share of images for which two classifiers have the same class, in [0, 1].
+
+    Args:
+      scores: (n, num_classes).
+      others: (n, num_classes), of the other one.
+    """
+    return float(np.mean(np.argmax(scores, axis=-1) == np.argmax(others, axis=-1)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.files import write_text
+from dfq_tf.files import read_text, write_text
 
 OUTPUTS = ("logits", "softmax", "sigmoid")
 
@@ -94,7 +94,7 @@ class ModelDescription:
           ModelError: the file is absent, is not JSON or misses a field.
         """
         try:
-            fields = json.loads(pathlib.Path(path).read_text())
+            fields = json.loads(read_text(path))
             return cls(**fields)
         except FileNotFoundError as error:
             raise ModelError(
@@ -102,7 +102,34 @@ class ModelDescription:
                 "(--input_mean, --input_scale), or write that file"
             ) from error
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{path} is not a model description: {error}") from error
+            raise ModelError(
+                f"{path} is not a model description: {error}. If it is something else, "
+                "give it another name"
+            ) from error
+
+
+def description_beside(
+    model_path: str | os.PathLike[str],
+) -> ModelDescription | None:
+    """The description beside a model; None if there is none.
+
+    A file of that name that Keras wrote, `model.to_json()`, is no description.
+
+    Raises:
+      ModelError: the file is not JSON or misses a field.
+    """
+    path = description_path(model_path)
+    try:
+        if not path.is_file() or _is_of_keras(json.loads(read_text(path))):
+            return None
+    except (OSError, ValueError):
+        pass  # `load` says what is wrong
+    return ModelDescription.load(path)
+
+
+def _is_of_keras(fields: Any) -> bool:
+    """Whether JSON is the architecture of a model, as Keras writes it."""
+    return isinstance(fields, dict) and {"class_name", "config"} <= fields.keys()
 
 
 def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:

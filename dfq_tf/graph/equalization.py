@@ -6,27 +6,14 @@ they compute together, so it is chosen to give both sides the same range (Nagel 
 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction").
 """
 
-import dataclasses
-
 import numpy as np
 
-from dfq_tf.graph.graph import Graph, Node
-from dfq_tf.graph.rewriting import activation_name
+from dfq_tf.graph.layers import KINDS, by_output
+from dfq_tf.graph.nodes import Graph, Node
 
-# A layer and all layers with kernels that read its output.
+# A kernel node and all kernel nodes that read its output.
 Pair = tuple[Node, list[Node]]
 
-# Layers that are f(s * x) = s * f(x) for a factor s > 0 of each channel. ReLU,
-# Activation, Reshape and Flatten are so in some of their forms.
-_HOMOGENEOUS = (
-    "LeakyReLU",
-    "MaxPooling2D",
-    "AveragePooling2D",
-    "GlobalAveragePooling2D",
-    "GlobalMaxPooling2D",
-    "ZeroPadding2D",
-)
-_HOMOGENEOUS_ACTIVATIONS = ("linear", "relu")
 # The logarithm of a factor that makes no difference any more.
 _CONVERGED = 1e-3
 # Least range of a kernel that is balanced, as a share of its bias.
@@ -43,12 +30,12 @@ def equalize(graph: Graph, iterations: int = 20) -> Graph:
 
     kernel and bias of the first are divided by s, and the kernels of the second are
     multiplied by s: all ranges of the channel become sqrt(r1 * r2). A channel without
-    weights on one side, or with next to none beside its bias, stays as it is. A layer
+    weights on one side, or with next to none beside its bias, stays as it is. A node
     that several read has them as one second side. As a layer may be the second of one
     pair and the first of the next, all pairs are gone through until no factor changes.
 
     Args:
-      graph: from `quantization.apply.integer_ready`; it stays as it is.
+      graph: from `quantization.post_training.float_network`; it stays as it is.
       iterations: the most passes over all pairs.
 
     Returns:
@@ -56,7 +43,7 @@ def equalize(graph: Graph, iterations: int = 20) -> Graph:
     """
     pairs = equalized_pairs(graph)
     weights = {
-        node.name: [weight.astype(np.float64) for weight in node.weights]
+        node.name: {role: w.astype(np.float64) for role, w in node.weights.items()}
         for first, readers in pairs
         for node in (first, *readers)
     }
@@ -64,26 +51,17 @@ def equalize(graph: Graph, iterations: int = 20) -> Graph:
         changes = [_equalize_pair(weights, *pair) for pair in pairs]
         if max(changes, default=0.0) < _CONVERGED:
             break
-    equalized = {
-        name: dataclasses.replace(
-            graph.nodes[name], weights=tuple(v.astype(np.float32) for v in values)
-        )
-        for name, values in weights.items()
-    }
-    return graph.replaced({name: [node] for name, node in equalized.items()}, {})
+    return graph.with_weights(weights)
 
 
 def equalized_pairs(graph: Graph) -> list[Pair]:
-    """Each convolution whose channels can be scaled, and the convolutions that read it.
+    """Each kernel node whose channels can be scaled, and the kernel nodes behind it.
 
-    Between the two are only layers that pass a factor of a channel on.
+    Between the two are only nodes that pass a factor of a channel on.
     """
     pairs = []
     for node in graph.nodes.values():
-        if (
-            node.kind in ("Conv2D", "DepthwiseConv2D")
-            and activation_name(node) in _HOMOGENEOUS_ACTIVATIONS
-        ):
+        if node.kind in ("conv", "depthwise_conv", "dense"):
             readers = _readers(graph, node)
             if readers:
                 pairs.append((node, readers))
@@ -96,7 +74,7 @@ def _readers(graph: Graph, node: Node) -> list[Node]:
     todo = [node.name]
     while todo:
         name = todo.pop()
-        if name == graph.output_name:
+        if name == graph.output:
             return []
         for consumer in graph.consumers(name):
             if _has_kernel_of_all_channels(consumer):
@@ -109,39 +87,30 @@ def _readers(graph: Graph, node: Node) -> list[Node]:
 
 
 def _has_kernel_of_all_channels(node: Node) -> bool:
-    """Whether axis 2 of the node's kernel is the channels of its input."""
-    return node.kind == "DepthwiseConv2D" or (
-        node.kind == "Conv2D" and node.config["groups"] == 1
-    )
+    """Whether an axis of the node's kernel is all the channels of its input."""
+    has_axis = KINDS[node.kind].kernel_inputs is not None
+    return has_axis and node.settings.get("groups", 1) == 1
 
 
 def _passes_factors_on(graph: Graph, node: Node) -> bool:
     """Whether a positive factor of an input channel becomes one of the output's."""
-    if node.kind == "Activation":
-        return activation_name(node) in _HOMOGENEOUS_ACTIVATIONS
-    if node.kind == "ReLU":
-        return node.config["max_value"] is None and not node.config["threshold"]
-    if node.kind in ("Reshape", "Flatten"):
+    if node.kind == "reshape":
         # With a last axis of the same length, no channel moves to another place.
-        return node.shape[-1] == graph.nodes[node.inputs[0]].shape[-1]
-    is_over_last_axis = node.config.get("data_format") in (None, "channels_last")
-    return node.kind in _HOMOGENEOUS and is_over_last_axis
+        return node.shape[-1] == graph.sources(node)[0].shape[-1]
+    return KINDS[node.kind].homogeneous(node)
 
 
 def _equalize_pair(
-    weights: dict[str, list[np.ndarray]], first: Node, readers: list[Node]
+    weights: dict[str, dict[str, np.ndarray]], first: Node, readers: list[Node]
 ) -> float:
     """Equalizes one pair in `weights`; returns the largest logarithm of a factor."""
-    kernel, *bias = weights[first.name]
-    # The outputs are the last axis, or the last two of a depthwise kernel.
-    by_output = kernel.reshape(-1, first.shape[-1])
-    first_ranges = np.abs(by_output).max(axis=0)
-    second_ranges = np.max(
-        [np.abs(weights[node.name][0]).max(axis=(0, 1, 3)) for node in readers], axis=0
-    )
+    written = weights[first.name]
+    matrix = by_output(first, written["kernel"])
+    first_ranges = np.abs(matrix).max(axis=0)
+    second_ranges = np.max([_input_ranges(weights, node) for node in readers], axis=0)
     # A bias is scaled too. Behind a kernel next to nothing it would become huge, and
     # the range of the activations with it.
-    floor = _SMALLEST_KERNEL * np.abs(bias[0]) if bias else 0.0
+    floor = _SMALLEST_KERNEL * np.abs(written["bias"]) if "bias" in written else 0.0
     is_alive = (first_ranges > floor) & (second_ranges > 0)
     # sqrt(r1 / r2) is sqrt(r1 * r2) / r2.
     factors = np.sqrt(
@@ -149,9 +118,19 @@ def _equalize_pair(
             first_ranges, second_ranges, out=np.ones_like(first_ranges), where=is_alive
         )
     )
-    scaled = (by_output / factors).reshape(kernel.shape)
-    weights[first.name] = [scaled, *(value / factors for value in bias)]
+    written["kernel"] = (matrix / factors).reshape(written["kernel"].shape)
+    if "bias" in written:
+        written["bias"] = written["bias"] / factors
     for node in readers:
-        kernel, *bias = weights[node.name]
-        weights[node.name] = [kernel * factors[:, None], *bias]
+        kernel = weights[node.name]["kernel"]
+        trailing = kernel.ndim - 1 - (KINDS[node.kind].kernel_inputs or 0)
+        along_inputs = factors.reshape((-1,) + (1,) * trailing)
+        weights[node.name]["kernel"] = kernel * along_inputs
     return np.abs(np.log(factors)).max()
+
+
+def _input_ranges(weights: dict[str, dict[str, np.ndarray]], node: Node) -> np.ndarray:
+    """Largest magnitude in the kernel for each channel of its input."""
+    kernel = np.abs(weights[node.name]["kernel"])
+    axis = KINDS[node.kind].kernel_inputs
+    return kernel.max(axis=tuple(i for i in range(kernel.ndim) if i != axis))

@@ -1,76 +1,102 @@
-"""Rewrites a float network so that each of its layers has an integer twin.
+"""Rewrites a float network so that each of its nodes has an integer twin.
 
 Every rewrite leaves the function as it was, within float rounding: batch
 normalisation goes into the weights before it, or becomes a 1x1 depthwise
-convolution, and what does nothing at inference goes.
+convolution, and a softmax at the end goes.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import numpy as np
 
-from dfq_tf.compat import keras
 from dfq_tf.errors import LayerProblem, ModelError, UnsupportedLayerError
+from dfq_tf.graph import layers
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph, Node, unique_name
-from dfq_tf.importing.operations import (
-    Unknown,
-    activation_nodes,
-    channel_order,
-    relu_node,
+from dfq_tf.graph.layers import KINDS
+from dfq_tf.graph.nodes import Graph, Node, frozen, unique_name
+
+# What a network may have, for messages.
+SUPPORTED = (
+    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, the "
+    "activations relu, relu6, leaky_relu, swish, sigmoid, tanh, hard_swish and "
+    "hard_sigmoid, Add, Subtract, Multiply, Concatenate, Flatten, Reshape, "
+    "ZeroPadding2D, max and average pooling, Rescaling and Normalization, dropout, "
+    "noise and augmentation layers"
 )
-from dfq_tf.importing.preprocessing import TRAINING_ONLY
-
-layers = keras.layers
-
-_KERNELS = ("Conv2D", "DepthwiseConv2D", "Dense")
-# Activations that the operator of a kernel takes in, and those with one of their own.
-_FUSED = ("relu", "relu6")
-_INTEGER_ACTIVATIONS = ("sigmoid", "tanh")
 
 
 def fold(graph: Graph) -> Graph:
-    """The rewritten network: no batch normalisation, no training-only layers.
-
-    Raises:
-      UnsupportedLayerError: a batch normalisation is not over the last axis.
-    """
+    """The rewritten network: no batch normalisation, affine functions or channels."""
     for rewrite in PASSES:
         graph = rewrite(graph)
     return graph
+
+
+def check_supported(graph: Graph) -> None:
+    """Raises UnsupportedLayerError, naming all layers without an integer form.
+
+    Args:
+      graph: what `fold` gives.
+    """
+    problems = refused(graph)
+    if problems:
+        raise UnsupportedLayerError.of(problems, f"What can be: {SUPPORTED}")
+
+
+def refused(graph: Graph) -> list[LayerProblem]:
+    """Why nodes have no integer form, or have weights that are not finite.
+
+    Args:
+      graph: what `fold` gives.
+    """
+    reasons = {node.name: _reason(node) for node in graph.nodes.values()}
+    return [
+        layers.problem(graph.nodes[name], reason)
+        for name, reason in reasons.items()
+        if reason
+    ]
+
+
+def _reason(node: Node) -> str | None:
+    if not all(np.isfinite(weight).all() for weight in node.weights.values()):
+        return (
+            "it has NaN or infinite weights; the model was damaged, or its training "
+            "diverged"
+        )
+    return KINDS[node.kind].refuses(node)
+
+
+# The end of a network.
 
 
 def logits_graph(graph: Graph, description: ModelDescription) -> Graph:
     """The network up to its logits: a softmax or sigmoid at its end is taken off.
 
     Args:
-      graph: the classifier.
+      graph: the classifier's.
       description: says whether the classifier gives logits, softmax or sigmoid.
 
     Raises:
-      ModelError: the description says softmax or sigmoid, and the last layer has none.
+      ModelError: the description says softmax or sigmoid, and the last node has none.
     """
     name = description.output
     if name == "logits":
         return graph
-    last = graph.nodes[graph.output_name]
+    last = graph.last
     if head_activation(graph) != name:
+        layer = f"{layers.layer_of(last)} ({layers.title(last)})"
         raise ModelError(
             f"the description says that the model gives {name}, but its last layer "
-            f"{last.name} ({last.kind}) has no {name}; if it gives logits, say so"
+            f"{layer} has no {name}; if it gives logits, say so"
         )
-    if last.kind in ("Softmax", "Activation"):
-        return graph.replaced({last.name: []}, {last.name: last.inputs[0]})
-    linear = dataclasses.replace(last, config={**last.config, "activation": "linear"})
-    return graph.replaced({last.name: [linear]}, {})
+    return graph.replaced({last.name: []}, {last.name: last.inputs[0]})
 
 
 def head_activation(graph: Graph) -> str:
-    """What the last layer gives: 'logits', 'softmax' or 'sigmoid'."""
-    last = graph.nodes[graph.output_name]
-    name = "softmax" if last.kind == "Softmax" else activation_name(last)
-    return name if name in ("softmax", "sigmoid") else "logits"
+    """What the last node gives: 'logits', 'softmax' or 'sigmoid'."""
+    kind = graph.last.kind
+    return kind if kind in ("softmax", "sigmoid") else "logits"
 
 
 def two_class_logits(graph: Graph) -> Graph:
@@ -80,118 +106,45 @@ def two_class_logits(graph: Graph) -> Graph:
       graph: gives one logit z, of the second of two classes.
 
     Raises:
-      UnsupportedLayerError: the last layer has no kernel to split.
+      UnsupportedLayerError: the last node has no kernel to split.
     """
-    last = graph.nodes[graph.output_name]
-    if last.kind != "Dense" or activation_name(last) != "linear":
-        raise _unsupported(
+    last = graph.last
+    if last.kind != "dense":
+        problem = layers.problem(
             last,
-            "it gives the one score of a model of two classes, and only a Dense layer "
-            "can be made to give two",
+            "it is the end of a model that gives one score, for two classes, and only "
+            "a Dense layer can be made to give two, with a sigmoid or nothing behind "
+            "it. Let the model end with Dense(1) or Dense(1, activation='sigmoid')",
         )
-    halves = [np.concatenate([-w / 2, w / 2], axis=-1) for w in last.weights]
-    two = dataclasses.replace(
-        last,
-        config={**last.config, "units": 2},
-        weights=tuple(halves),
-        shape=(*last.shape[:-1], 2),
-    )
-    return graph.replaced({last.name: [two]}, {})
-
-
-def activation_name(node: Node) -> str:
-    """The node's `activation` setting, 'linear' if it has none."""
-    activation = node.config.get("activation") or "linear"
-    if isinstance(activation, dict):  # a function registered by name
-        activation = activation["config"]
-    return activation if isinstance(activation, str) else str(activation)
-
-
-def is_relu(node: Node) -> bool:
-    """Whether the node is min(top, max(0, x)), which a layer before it can take in."""
-    if node.kind == "Activation":
-        return activation_name(node) in ("relu", "relu6")
-    config = node.config
-    return (
-        node.kind == "ReLU"
-        and (config["max_value"] is None or config["max_value"] > 0)
-        and not config["negative_slope"]
-        and not config["threshold"]
-    )
-
-
-def relu_top(node: Node) -> float | None:
-    """Where a layer that `is_relu` cuts off, None if nowhere."""
-    if node.kind == "Activation":
-        return 6.0 if activation_name(node) == "relu6" else None
-    top = node.config["max_value"]
-    return None if top is None else float(top)
-
-
-def drop_training_only(graph: Graph) -> Graph:
-    """Removes the layers that do nothing at inference."""
-    gone = {
-        name: node.inputs[0]
-        for name, node in graph.nodes.items()
-        if node.kind in TRAINING_ONLY
-        or (node.kind == "Activation" and activation_name(node) == "linear")
+        raise UnsupportedLayerError.of([problem])
+    halves = {
+        role: np.concatenate([-weight / 2, weight / 2], axis=-1)
+        for role, weight in last.weights.items()
     }
-    return graph.replaced({name: [] for name in gone}, gone)
+    two = layers.node("dense", last.name, graph.sources(last), weights=halves)
+    return graph.replaced({last.name: [two]})
 
 
-def split_separable(graph: Graph) -> Graph:
-    """Writes each SeparableConv2D as a depthwise convolution and a 1x1 convolution."""
-    taken = set(graph.nodes)
-    replacements = {}
-    for name, node in graph.nodes.items():
-        if node.kind != "SeparableConv2D":
-            continue
-        config = node.config
-        depthwise_name = unique_name(taken, f"{name}_depthwise")
-        taken.add(depthwise_name)
-        depthwise_kernel, *pointwise = node.weights
-        depthwise = Node.of(
-            layers.DepthwiseConv2D(
-                config["kernel_size"],
-                config["strides"],
-                config["padding"],
-                config["depth_multiplier"],
-                dilation_rate=config["dilation_rate"],
-                use_bias=False,
-            ),
-            depthwise_name,
-            node.inputs,
-            (*node.shape[:-1], int(np.prod(depthwise_kernel.shape[2:]))),
-            (depthwise_kernel,),
-        )
-        conv = Node.of(
-            layers.Conv2D(
-                config["filters"],
-                1,
-                activation=keras.activations.deserialize(config["activation"]),
-                use_bias=config["use_bias"],
-            ),
-            name,
-            (depthwise_name,),
-            node.shape,
-            pointwise,
-        )
-        replacements[name] = [depthwise, conv]
-    return graph.replaced(replacements, {})
+# What `fold` does.
 
 
 def fold_channel_orders(graph: Graph) -> Graph:
-    """Lets the kernels of convolutions reorder channels, in place of layers before."""
+    """Lets the kernels of convolutions reorder channels, in place of nodes before."""
     for name in list(graph.nodes):
         node = graph.nodes[name]  # another one may have gone into it
-        order = channel_order(node)
-        if order is None:
+        is_order = node.kind == "channels" and _is_order(graph, node)
+        if not is_order or name == graph.output:
             continue
-        behind = _with_channels_of(graph, name, np.argsort(order))
+        behind = _with_channels_of(graph, name, np.argsort(node.settings["order"]))
         if behind is not None:
-            replacements = {**behind, name: []}
-            graph = graph.replaced(replacements, {name: node.inputs[0]})
+            graph = graph.replaced({**behind, name: []}, {name: node.inputs[0]})
     return graph
+
+
+def _is_order(graph: Graph, node: Node) -> bool:
+    """Whether each channel comes once."""
+    channels = graph.sources(node)[0].shape[-1]
+    return sorted(node.settings["order"]) == list(range(channels or 0))
 
 
 def _with_channels_of(
@@ -209,75 +162,30 @@ def _with_channels_of(
     """
     replacements = {}
     for reader in graph.consumers(name):
-        if reader.kind == "ZeroPadding2D":
+        if reader.kind == "pad":
             behind = _with_channels_of(graph, reader.name, order)
             if behind is None:
                 return None
             replacements.update(behind)
-        elif reader.kind == "Conv2D" and reader.config["groups"] == 1:
-            kernel, *bias = reader.weights
-            weights = (kernel[:, :, order], *bias)
-            new = dataclasses.replace(reader, weights=weights)
-            replacements[reader.name] = [new]
+        elif reader.kind == "conv" and reader.settings["groups"] == 1:
+            kernel = reader.weights["kernel"][:, :, order]
+            replacements[reader.name] = [reader.with_weights(kernel=kernel)]
         else:
             return None
     return replacements
 
 
-def split_activations(graph: Graph) -> Graph:
-    """Writes activations that no integer operator has as nodes that one has.
-
-    swish(x) is x * sigmoid(x), and a hard sigmoid is a ReLU with a top of 1. A layer
-    with such an activation becomes a linear one and these.
-    """
-    taken = set(graph.nodes)
-    replacements: dict[str, list[Node]] = {}
+def channels_as_convolution(graph: Graph) -> Graph:
+    """Writes a choice of channels as a 1x1 convolution with ones in its kernel."""
+    replacements = {}
     for name, node in graph.nodes.items():
-        activation = activation_name(node)
-        if activation in (*_FUSED, "linear") or name == graph.output_name:
-            continue
-        linear = node
-        if node.kind == "Activation":
-            if activation in _INTEGER_ACTIVATIONS:
-                continue
-            source, before = graph.nodes[node.inputs[0]], []
-        elif node.kind in _KERNELS:
-            linear = dataclasses.replace(
-                node,
-                name=unique_name(taken, f"{name}_linear"),
-                config={**node.config, "activation": "linear"},
-            )
-            source, before = linear, [linear]
-        else:
-            continue
-        if activation == "hard_sigmoid":
-            activation = "hard_sigmoid_keras2"
-        try:
-            nodes = activation_nodes(activation, source, name, taken | {linear.name})
-        except Unknown:
-            continue  # the quantization refuses it, by its name
-        replacements[name] = [*before, *nodes]
-        taken.update(each.name for each in replacements[name])
-    return graph.replaced(replacements, {})
-
-
-def split_merges(graph: Graph) -> Graph:
-    """Writes Add and Multiply of three inputs and more as a chain of those of two."""
-    taken = set(graph.nodes)
-    replacements: dict[str, list[Node]] = {}
-    for name, node in graph.nodes.items():
-        if node.kind not in ("Add", "Multiply") or len(node.inputs) < 3:
-            continue
-        chain: list[Node] = []
-        so_far = node.inputs[0]
-        for i, source in enumerate(node.inputs[1:]):
-            is_last = i == len(node.inputs) - 2
-            link = name if is_last else unique_name(taken, f"{name}_{i + 1}_of_many")
-            taken.add(link)
-            chain.append(dataclasses.replace(node, name=link, inputs=(so_far, source)))
-            so_far = link
-        replacements[name] = chain
-    return graph.replaced(replacements, {})
+        if node.kind == "channels" and len(node.shape) == 3:
+            sources = graph.sources(node)
+            eye = np.eye(sources[0].shape[-1])  # type: ignore[arg-type]
+            kernel = eye[:, list(node.settings["order"])][None, None]
+            conv = layers.node("conv", name, sources, weights={"kernel": kernel})
+            replacements[name] = [conv]
+    return graph.replaced(replacements)
 
 
 def scale_before_relu(graph: Graph) -> Graph:
@@ -288,277 +196,146 @@ def scale_before_relu(graph: Graph) -> Graph:
     """
     replacements: dict[str, list[Node]] = {}
     for name, node in graph.nodes.items():
-        if node.kind != "Rescaling":
+        if node.kind != "affine":
             continue
-        scale, offset = affine(node)
+        scale, offset = affine_of(node)
         relu = graph.nodes[node.inputs[0]]
         is_scale = (scale == scale[0]).all() and scale[0] > 0 and not offset.any()
         if (
             not is_scale
-            or not is_relu(relu)
+            or relu.kind != "relu"
             or relu.name in replacements
             or len(graph.consumers(relu.name)) != 1
         ):
             continue
-        top = relu_top(relu)
-        top = None if top is None else top * scale[0]
-        # The scale keeps the name of the ReLU, and the ReLU takes that of the scale.
-        replacements[relu.name] = [
-            dataclasses.replace(node, name=relu.name, inputs=relu.inputs)
-        ]
-        replacements[name] = [relu_node(name, (relu.name,), node.shape, top)]
-    return graph.replaced(replacements, {})
-
-
-def with_ranges_of_their_own(graph: Graph) -> Graph:
-    """Puts an affine layer that changes nothing where a range cannot be shared.
-
-    A concatenation copies integers, so its inputs share a range, and so do a pooling
-    and the ReLU behind it. But the operators of sigmoid and tanh have fixed ranges,
-    and a ReLU with a top ends where its range does.
-    """
-    taken = set(graph.nodes)
-    replacements: dict[str, list[Node]] = {}
-    for name, node in graph.nodes.items():
-        shares_all = node.kind == "Concatenate"
-        is_behind_pooling = _has_fixed_range(node) and (
-            graph.nodes[node.inputs[0]].kind in ("MaxPooling2D", "AveragePooling2D")
+        top = relu.settings["top"]
+        top = None if top is None else float(top * scale[0])
+        # The ReLU takes the name of the scale, whose output it gives now. The user's
+        # layers stay with what they do.
+        scaled = dataclasses.replace(node, name=relu.name, inputs=relu.inputs)
+        settings = frozen({"top": top})
+        behind = dataclasses.replace(
+            relu, name=name, inputs=(relu.name,), settings=settings
         )
-        inputs: list[str] = []
-        copies: list[Node] = []
-        for source in (graph.nodes[n] for n in node.inputs):
-            inputs.append(source.name)
-            if is_behind_pooling or (shares_all and _has_fixed_range(source)):
-                inputs[-1] = unique_name(taken, f"{source.name}_copy")
-                made = _identity(taken, source, inputs[-1])
-                taken.update(each.name for each in made)
-                copies += made
-        if copies:
-            changed = dataclasses.replace(node, inputs=tuple(inputs))
-            replacements[name] = [*copies, changed]
-    return graph.replaced(replacements, {})
-
-
-def _identity(taken: Collection[str], source: Node, name: str) -> list[Node]:
-    copy = dataclasses.replace(source, name=name, inputs=(source.name,))
-    ones = np.ones(source.shape[-1])
-    return _depthwise_affine(taken, copy, ones, 0 * ones)
-
-
-def _has_fixed_range(node: Node) -> bool:
-    if is_relu(node):
-        return relu_top(node) not in (None, 6.0)
-    return node.kind == "Activation" and activation_name(node) in _INTEGER_ACTIVATIONS
+        replacements[relu.name], replacements[name] = [scaled], [behind]
+    return graph.replaced(replacements)
 
 
 def fold_batch_normalization(graph: Graph) -> Graph:
-    """Removes every BatchNormalization and Rescaling: both are `scale * x + shift`.
+    """Removes every batch_normalization and affine: both are `scale * x + shift`.
 
-    One that alone reads a linear convolution or dense layer goes into its weights
-    and bias. Any other becomes a 1x1 depthwise convolution, which computes the same.
-
-    Raises:
-      UnsupportedLayerError: its axis is not the last one.
+    One that alone reads a kernel's output goes into that kernel and bias. Any other
+    becomes a 1x1 depthwise convolution, which computes the same. One on something
+    that is neither an image nor a vector stays, to be refused.
     """
     replacements: dict[str, list[Node]] = {}
     renamed: dict[str, str] = {}
     current = dict(graph.nodes)  # with the folded weights, for BN after BN
+    taken = set(graph.nodes)
     for name in list(graph.nodes):
         node = current[name]
-        if node.kind not in ("BatchNormalization", "Rescaling"):
+        if node.kind not in ("batch_normalization", "affine"):
             continue
-        scale, shift = affine(node)
+        scale, shift = affine_of(node)
         source = node.inputs[0]
         while source in renamed:
             source = renamed[source]
         producer = current[source]
-        if _can_take_in(producer) and len(graph.consumers(node.inputs[0])) == 1:
+        if layers.has_kernel(producer) and len(graph.consumers(node.inputs[0])) == 1:
             current[source] = _scaled(producer, scale, shift)
             replacements[source] = [current[source]]
             replacements[name] = []
             renamed[name] = source
-        else:
-            replacements[name] = _depthwise_affine(graph.nodes, node, scale, shift)
+        elif len(node.shape) in (1, 3):
+            replacements[name] = _depthwise_affine(taken, node, producer, scale, shift)
+            taken.update(each.name for each in replacements[name])
             current[name] = replacements[name][-1]
     return graph.replaced(replacements, renamed)
 
 
-def dense_as_convolution(graph: Graph) -> Graph:
-    """Writes each Dense as a 1x1 convolution of one pixel, which computes the same.
+def affine_of(node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift, float64 (channels,), of a batch_normalization or affine.
 
-    The TFLite converter takes one scale per output of a convolution's kernel, but not
-    of a dense layer's.
-
-    Raises:
-      UnsupportedLayerError: the input of a Dense is not a vector.
+    Of batch normalisation with the moving mean m and variance v: scale = gamma /
+    sqrt(v + epsilon) and shift = beta - m * scale.
     """
-    taken = set(graph.nodes)
-    replacements: dict[str, list[Node]] = {}
-    for name, node in graph.nodes.items():
-        if node.kind != "Dense":
-            continue
-        source = graph.nodes[node.inputs[0]]
-        kernel, *bias = node.weights
-        (*_, units) = node.shape
-        conv_layer = layers.Conv2D(
-            units,
-            1,
-            activation=keras.activations.deserialize(node.config["activation"]),
-            use_bias=node.config["use_bias"],
+    if node.kind == "batch_normalization":
+        gamma, beta, mean, variance = (
+            node.weights[role].astype(np.float64)
+            for role in ("gamma", "beta", "mean", "variance")
         )
-        weights = (kernel[None, None], *bias)
-        if len(source.shape) == 3:  # of one pixel or more, each by itself
-            conv = Node.of(conv_layer, name, node.inputs, node.shape, weights)
-            replacements[name] = [conv]
-            continue
-        if len(source.shape) != 1:
-            raise _unsupported(
-                node,
-                f"it has an input of shape {source.shape}; only vectors and images can "
-                "be quantized, put a Flatten before it",
-            )
-        before = unique_name(taken, f"{name}_as_pixel")
-        middle = unique_name(taken, f"{name}_as_conv")
-        taken |= {before, middle}
-        pixel = (1, 1, *source.shape)
-        conv = Node.of(conv_layer, middle, (before,), (1, 1, units), weights)
-        replacements[name] = [
-            Node.of(layers.Reshape(pixel), before, node.inputs, pixel),
-            conv,
-            Node.of(layers.Reshape((units,)), name, (middle,), (units,)),
-        ]
-    return graph.replaced(replacements, {})
-
-
-def affine(node: Node) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift, float64 (channels,), of a BatchNormalization or Rescaling.
-
-    Raises:
-      UnsupportedLayerError: see `batch_normalization_affine`.
-    """
-    if node.kind == "BatchNormalization":
-        return batch_normalization_affine(node)
-    channels = node.shape[-1:]
-    scale, offset = (
-        np.broadcast_to(np.asarray(node.config[key], np.float64), channels)
-        for key in ("scale", "offset")
-    )
-    return scale, offset
-
-
-def batch_normalization_affine(node: Node) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift, float64 (channels,), that a BatchNormalization applies.
-
-    With the moving mean m and variance v: scale = gamma / sqrt(v + epsilon) and
-    shift = beta - m * scale.
-
-    Raises:
-      UnsupportedLayerError: its axis is not the last one.
-    """
-    gamma, beta, mean, variance = batch_normalization_weights(node)
-    scale = gamma / np.sqrt(variance + node.config["epsilon"])
-    return scale, beta - mean * scale
-
-
-def batch_normalization_weights(
-    node: Node,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gamma, beta, moving mean and moving variance, float64 (channels,) each.
-
-    Raises:
-      UnsupportedLayerError: its axis is not the last one.
-    """
-    axis = node.config["axis"]
-    axis = axis[0] if isinstance(axis, (list, tuple)) else axis
-    if axis not in (-1, len(node.shape)):
-        raise _unsupported(
-            node, f"it has axis {axis}; only the last axis, the channels, can be"
-        )
-    weights = [w.astype(np.float64) for w in node.weights]
-    gamma = weights.pop(0) if node.config["scale"] else np.ones(weights[0].shape)
-    beta = weights.pop(0) if node.config["center"] else np.zeros(weights[0].shape)
-    return gamma, beta, weights[0], weights[1]
-
-
-def _can_take_in(node: Node) -> bool:
-    return node.kind in _KERNELS and activation_name(node) == "linear"
+        scale = gamma / np.sqrt(variance + node.settings["epsilon"])
+        return scale, beta - mean * scale
+    ones = np.ones(node.shape[-1])  # type: ignore[arg-type]
+    return ones * node.settings["scale"], ones * node.settings["offset"]
 
 
 def _scaled(node: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
-    """The layer whose output is `scale * output + shift`."""
-    kernel = node.weights[0].astype(np.float64)
-    bias = node.weights[1].astype(np.float64) if node.config["use_bias"] else 0.0
-    # A depthwise kernel is (height, width, channels, multiplier): its outputs are the
-    # last two axes. Any other kernel has its outputs on the last axis.
-    factor = scale
-    if node.kind == "DepthwiseConv2D":
-        factor = scale.reshape(kernel.shape[2:])
-    weights = (kernel * factor, bias * scale + shift)
-    return dataclasses.replace(
-        node,
-        config={**node.config, "use_bias": True},
-        weights=tuple(w.astype(np.float32) for w in weights),
-    )
+    """The kernel node whose output is `scale * output + shift`."""
+    kernel = node.weights["kernel"].astype(np.float64)
+    bias = node.weights.get("bias", np.zeros(1)).astype(np.float64)
+    # The outputs of a depthwise kernel are its last two axes.
+    factor = scale.reshape(kernel.shape[-KINDS[node.kind].kernel_outputs :])
+    return node.with_weights(kernel=kernel * factor, bias=bias * scale + shift)
 
 
 def _depthwise_affine(
-    taken: Collection[str], node: Node, scale: np.ndarray, shift: np.ndarray
+    taken: set[str], node: Node, source: Node, scale: np.ndarray, shift: np.ndarray
 ) -> list[Node]:
     """`scale * x + shift` on an image or a vector, under the node's name."""
     if len(node.shape) == 3:
-        return [affine_node(node.name, scale, shift, node.inputs, node.shape)]
-    if len(node.shape) != 1:
-        raise _unsupported(
-            node,
-            f"it has an input of shape {node.shape}; only images and vectors can be "
-            "quantized",
-        )
+        return [affine_node(node.name, source, scale, shift)]
     # A vector becomes an image of one pixel and back.
-    before = unique_name(taken, f"{node.name}_as_pixel")
+    pixel = layers.node(
+        "reshape",
+        unique_name(taken, f"{node.name}_as_pixel"),
+        [source],
+        {"shape": (1, 1, *node.shape)},
+    )
     middle = unique_name(taken, f"{node.name}_affine")
-    pixel = (1, 1, *node.shape)
-    return [
-        Node.of(layers.Reshape(pixel), before, node.inputs, pixel),
-        affine_node(middle, scale, shift, (before,), pixel),
-        Node.of(layers.Reshape(node.shape), node.name, (middle,), node.shape),
-    ]
+    changed = affine_node(middle, pixel, scale, shift)
+    back = layers.node("reshape", node.name, [changed], {"shape": node.shape})
+    return [pixel, changed, back]
 
 
-def affine_node(
-    name: str,
-    scale: np.ndarray,
-    shift: np.ndarray,
-    inputs: tuple[str, ...],
-    shape: tuple[int, ...],
-) -> Node:
+def affine_node(name: str, source: Node, scale: np.ndarray, shift: np.ndarray) -> Node:
     """A 1x1 depthwise convolution that computes `scale * x + shift` per channel.
 
     Args:
       name: of the node.
+      source: gives an image.
       scale: (channels,).
       shift: (channels,).
-      inputs: the one node that it reads.
-      shape: (height, width, channels), of its input and output.
     """
-    weights = (
-        scale.reshape(1, 1, -1, 1).astype(np.float32),
-        shift.astype(np.float32),
-    )
-    return Node.of(layers.DepthwiseConv2D(1), name, inputs, shape, weights)
+    weights = {"kernel": scale.reshape(1, 1, -1, 1), "bias": shift}
+    return layers.node("depthwise_conv", name, [source], weights=weights)
 
 
-def _unsupported(node: Node, reason: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError.of([LayerProblem(node.name, node.kind, reason)])
+def whole_averages(graph: Graph) -> Graph:
+    """Writes an average over the whole image as the global one.
+
+    An average pooling keeps the grid of its input, in which means, which are small
+    beside the values, have few steps. The global one has a grid of its own.
+    """
+    replacements: dict[str, list[Node]] = {}
+    for name, node in graph.nodes.items():
+        if node.kind != "average_pool" or node.shape[:2] != (1, 1):
+            continue
+        (source,) = graph.sources(node)
+        sides = zip(node.settings["size"], source.shape[:2])
+        if all(side is not None and size >= side for size, side in sides):
+            settings = {"keepdims": True}
+            replacements[name] = [
+                layers.node("global_average_pool", name, [source], settings)
+            ]
+    return graph.replaced(replacements)
 
 
 # What `fold` does, in order.
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
-    drop_training_only,
-    split_separable,
+    whole_averages,
     fold_channel_orders,
-    split_activations,
-    split_merges,
+    channels_as_convolution,
     scale_before_relu,
     fold_batch_normalization,
-    with_ranges_of_their_own,
 )

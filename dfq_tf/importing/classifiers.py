@@ -1,36 +1,43 @@
 """Makes a `Classifier` of what a user has: a file or a model, of Keras 2 or Keras 3.
 
-The model is read layer by layer into tf_keras layers, whose outputs are compared with
-the model's own. Preprocessing at its head goes into the description, and a softmax or
+The model is read layer by layer into a graph, whose answers are compared with the
+model's own. Preprocessing at its head goes into the description, and a softmax or
 sigmoid at its end is recognised.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_tf.compat import keras, keras3
 from dfq_tf.errors import ConfigError, LayerProblem, ModelError, UnsupportedLayerError
-from dfq_tf.graph.classifier import Classifier, check_ends, check_has_layers
-from dfq_tf.graph.description import ModelDescription, description_path
-from dfq_tf.graph.graph import Graph, LayerRead, read_layers
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription, description_beside
+from dfq_tf.graph.nodes import Graph, Shape
 from dfq_tf.graph.rewriting import head_activation, logits_graph, two_class_logits
+from dfq_tf.importing import preprocessing
 from dfq_tf.importing.files import read_model
-from dfq_tf.importing.keras2 import Keras2Reader
-from dfq_tf.importing.keras3 import Keras3Reader, input_node
 from dfq_tf.importing.preprocessing import Preprocessing, take_preprocessing
-from dfq_tf.quantization.apply import is_quantized
+from dfq_tf.importing.reading import (
+    LayerRead,
+    has_layers,
+    is_keras3,
+    outputs_of,
+    read_layers,
+)
 
-# How far the rebuilt model may be from the original, as a share of its outputs: float
-# rounding, or that of the 16 bits in which some layers compute.
+# How far the graph may be from the model, as a share of its outputs: float rounding, or
+# that of the 16 bits in which some layers compute.
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 5e-2
 _SMALLEST_SIDE, _LARGEST_SIDE = 8, 512
 _CHANNELS = (1, 3, 4)
 _COMPARED_IMAGES = 4
+# Functions that a model of Keras 2 may call.
+_FUNCTIONS = {"TFOpLambda", "SlicingOpLambda"}
 
 
 def as_classifier(
@@ -47,43 +54,54 @@ def as_classifier(
 
     Args:
       model: a functional or Sequential model of Keras 3 or tf_keras, or the path of a
-        `.keras` or `.h5` file, beside which a `.json` may describe it; a Classifier
-        is given back.
+        `.keras` or `.h5` file, beside which a `.json` may describe it; or what has a
+        `model` and a `description`, which says all. A Classifier is given back.
       input_mean: in pixels; one value or one per channel. The model's input is
         `(pixel - input_mean) * input_scale`. Not needed where the model has its own
         preprocessing, such as a Rescaling layer.
-      input_scale: like `input_mean`; both or neither are given.
+      input_scale: like `input_mean`; both or neither are given. What is given goes
+        before what the `.json` says.
       output: 'logits', 'softmax' or 'sigmoid'; by default what the last layer says.
       class_names: one per class; by default their numbers. A model of one output has
         two classes.
       image_size: (height, width), for a model that takes any.
-      allow_code: whether code that a file holds may be run, see `model_file`.
+      allow_code: whether code that a file holds may be run, see `importing.files`.
 
     Returns:
-      A classifier that answers as the model does. One with Keras 3 layers, functions
-      or preprocessing inside has been rebuilt to give logits.
+      A classifier that answers as the model does. A softmax at its end is taken off,
+      but for a model of float32 layers of tf_keras alone.
 
     Raises:
       ModelError: the file cannot be read, or the model is no image classifier.
       UnsupportedLayerError: layers cannot be read; they are named.
-      ConfigError: an argument does not fit the model, or is missing.
+      ConfigError: an argument does not fit the model, is missing, or says what the
+        model says itself.
+
+    Warns:
+      UserWarning: mean and scale are given to a model with preprocessing of its own.
     """
-    if isinstance(model, Classifier):
-        return model
-    told = _told(
-        model,
+    said: dict[str, Any] = dict(
         input_mean=input_mean,
         input_scale=input_scale,
         output=output,
         class_names=class_names,
         image_size=image_size,
-        allow_code=allow_code,
     )
-    if told.is_quantized:
-        return _described(
-            told.model, told.given, told.output or "logits", told.class_names
+    if isinstance(model, Classifier):
+        _check_says_nothing(said, "a Classifier")
+        return model
+    return classifier_of(read(model, **said, allow_code=allow_code))
+
+
+def _check_says_nothing(said: Mapping[str, Any], what: str) -> None:
+    """Raises ConfigError if arguments are given beside what says all itself."""
+    given = {name: value for name, value in said.items() if value is not None}
+    if given:
+        each = ", ".join(f"{name} is {value!r}" for name, value in given.items())
+        raise ConfigError(
+            f"{each}, but the model is {what}, which says all that itself; leave it "
+            "out, or make another description"
         )
-    return classifier_of(_read(told))
 
 
 def load_classifier(path: str | os.PathLike[str], **arguments: Any) -> Classifier:
@@ -91,22 +109,24 @@ def load_classifier(path: str | os.PathLike[str], **arguments: Any) -> Classifie
     return as_classifier(pathlib.Path(path), **arguments)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Told:
-    """A model, and what the user and a description beside its file say of it."""
+class Told(NamedTuple):
+    """A model, and what the user and a description beside its file say of it.
+
+    Attributes:
+      model: of Keras 2 or 3.
+      is_keras3: whether it is of Keras 3.
+      given: what pixels go through before the model; None if nobody says.
+      is_added: whether the user says so in arguments.
+      output: 'logits', 'softmax' or 'sigmoid', if somebody says so.
+      class_names: one per class, if somebody says them.
+    """
 
     model: Any
     is_keras3: bool
     given: Preprocessing | None
+    is_added: bool
     output: str | None
     class_names: Sequence[str] | None
-    image_size: Sequence[int] | None
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether it is a student of this project."""
-        has_layers = not self.is_keras3 and hasattr(self.model, "layers")
-        return has_layers and is_quantized(self.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +137,19 @@ class ModelReading:
       told: the model, and what is said of it.
       layers: all its layers, as they were found.
       problems: one for each layer that cannot be read.
-      graph: the whole network, for one size of images where all could be read.
-      must_build: whether that differs from the model.
+      graph: the whole network, for one size of images.
+      is_plain: whether it has float32 layers of tf_keras alone, just as they are.
     """
 
-    told: _Told
+    told: Told
     layers: Sequence[LayerRead]
     problems: Sequence[LayerProblem]
     graph: Graph
-    must_build: bool
+    is_plain: bool
 
     def fed_pixels(self) -> "ModelReading":
         """The same, with the word that the model takes pixels as they are."""
-        told = dataclasses.replace(self.told, given=_affine_of((0.0,), (1.0,)))
+        told = self.told._replace(given=Preprocessing())
         return dataclasses.replace(self, told=told)
 
 
@@ -152,24 +172,56 @@ class Network:
     is_binary: bool
 
 
-def read(model: Any, **arguments: Any) -> ModelReading:
+def read(
+    model: Any,
+    *,
+    input_mean: Sequence[float] | float | None = None,
+    input_scale: Sequence[float] | float | None = None,
+    output: str | None = None,
+    class_names: Sequence[str] | None = None,
+    image_size: Sequence[int] | None = None,
+    allow_code: bool = False,
+) -> ModelReading:
     """Reads a model to its end, whatever layers it has.
 
-    Args:
-      model: as in `as_classifier`.
-      **arguments: as in `as_classifier`; what is missing is not asked for.
+    The arguments are those of `as_classifier`; what is missing is not asked for.
 
     Raises:
       ModelError: the file cannot be read, or the model is no image classifier.
       ConfigError: an argument does not fit the model.
     """
-    told = _told(model, **arguments)
-    if told.is_quantized:
-        raise ModelError(
-            "the model is quantized already: it is a student that this project made. "
-            "Give the float model that it was made of"
+    said = None
+    if isinstance(model, (str, os.PathLike)):
+        path = pathlib.Path(model)
+        model = read_model(path, allow_code=allow_code)
+        said = description_beside(path)
+    elif hasattr(model, "model") and hasattr(model, "description"):
+        theirs = dict(
+            input_mean=input_mean,
+            input_scale=input_scale,
+            output=output,
+            class_names=class_names,
         )
-    return _read(told)
+        _check_says_nothing(theirs, "one with a description")
+        model, said = model.model, model.description
+    given = _given(input_mean, input_scale)
+    is_added = given is not None
+    if said is not None:
+        given = given or _given(said.input_mean, said.input_scale)
+        output, class_names = output or said.output, class_names or said.class_names
+    _check_has_layers(model)
+    batch, *own_shape = model.inputs[0].shape
+    shape = _image_shape(own_shape, image_size)
+    told = Told(model, is_keras3(model), given, is_added, output, class_names)
+    found = read_layers(model, shape)
+    kinds = {layer.kind for layer in found.layers}
+    is_plain = (
+        not told.is_keras3
+        and not kinds & {*_FUNCTIONS, *preprocessing.LAYERS}
+        and _compute_types(model) == {"float32"}
+        and [batch, *shape] == [None, *own_shape]
+    )
+    return ModelReading(told, found.layers, found.problems, found.graph, is_plain)
 
 
 def network(reading: ModelReading) -> Network:
@@ -179,201 +231,150 @@ def network(reading: ModelReading) -> Network:
       ConfigError: what the user says does not fit.
     """
     graph, own = take_preprocessing(reading.graph)
-    given, image = reading.told.given, graph.nodes[graph.input_name]
-    outputs = graph.nodes[graph.output_name].shape[-1]
+    given, outputs = reading.told.given, _num_outputs(graph)
+    feeding = own
     if given is not None:
-        described(given, "logits", ("",) * outputs).check_fits(image.shape, outputs)
-    return Network(
-        graph,
-        own,
-        _composed(given, own),
-        _output(graph, reading.told.output),
-        outputs == 1,
-    )
+        described(given, "logits", ("",) * outputs).check_fits(
+            graph.image.shape,  # type: ignore[arg-type]
+            outputs,
+        )
+        feeding = given.then(own or Preprocessing())
+    return Network(graph, own, feeding, _output(reading, graph), outputs == 1)
 
 
 def classifier_of(reading: ModelReading) -> Classifier:
     """The classifier that answers as the model does; see `as_classifier`."""
     if reading.problems:
         raise UnsupportedLayerError.of(reading.problems)
-    told, found = reading.told, network(reading)
-    graph, gives = found.graph, found.gives
-    if not (reading.must_build or found.own or found.is_binary):
-        return _described(told.model, found.feeding, gives, told.class_names)
-    if found.feeding is None:
-        raise _no_feeding()
-    if gives == "softmax" or found.is_binary:
-        names = ("",) * graph.nodes[graph.output_name].shape[-1]
-        graph = logits_graph(graph, described(found.feeding, gives, names))
+    found = network(reading)
+    graph, gives, feeding = found.graph, found.gives, found.feeding
+    if feeding is None:
+        raise ConfigError(
+            "input_mean and input_scale are not given, and the model has no "
+            "preprocessing layer that says how pixels, 0 to 255, become its input. "
+            "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
+            "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
+        )
+    _warn_if_both(reading.told, found)
+    is_plain = reading.is_plain and not found.own
+    if found.is_binary or (gives == "softmax" and not is_plain):
+        names = ("",) * _num_outputs(graph)
+        graph = logits_graph(graph, described(feeding, gives, names))
         gives = "logits"
     if found.is_binary:
         graph = two_class_logits(graph)
-    result = _described(graph.build(), found.feeding, gives, told.class_names)
-    _check_same(
-        told.model, told.is_keras3, result, told.given, found.gives, found.is_binary
-    )
+    names = tuple(reading.told.class_names or map(str, range(_num_outputs(graph))))
+    result = Classifier(graph, described(feeding, gives, names))
+    _check_same(reading.told, result, found)
     return result
 
 
-def _told(
-    model: Any,
-    *,
-    input_mean: Sequence[float] | float | None = None,
-    input_scale: Sequence[float] | float | None = None,
-    output: str | None = None,
-    class_names: Sequence[str] | None = None,
-    image_size: Sequence[int] | None = None,
-    allow_code: bool = False,
-) -> _Told:
-    """The arguments are those of `as_classifier`."""
-    said = None
-    if isinstance(model, (str, os.PathLike)):
-        path = pathlib.Path(model)
-        model = read_model(path, allow_code=allow_code)
-        if input_mean is None and description_path(path).exists():
-            said = ModelDescription.load(description_path(path))
-    if said is not None:
-        input_mean, input_scale = said.input_mean, said.input_scale
-        output = output or said.output
-        class_names = class_names or said.class_names
-    if (input_mean is None) != (input_scale is None):
-        raise ConfigError(
-            f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
-            "or neither"
-        )
-    given = None
-    if input_mean is not None:
-        given = _affine_of(_tuple(input_mean), _tuple(input_scale))
-    return _Told(model, _is_keras3(model), given, output, class_names, image_size)
-
-
-def _is_keras3(model: Any) -> bool:
-    modules = [each.__module__ for each in type(model).__mro__]
-    return any(module.split(".")[0] == "keras" for module in modules)
-
-
-def _read(told: _Told) -> ModelReading:
-    """Reads the layers.
-
-    Raises:
-      ModelError: it is no image classifier with layers.
-      ConfigError: `image_size` is missing, or given though the model has one.
-    """
-    model, is_keras3, image_size = told.model, told.is_keras3, told.image_size
-    if not is_keras3:
-        check_has_layers(model)
-    elif not hasattr(getattr(model, "_functional", model), "operations"):
-        raise ModelError(
-            f"the model is a {type(model).__module__}.{type(model).__name__}; it must "
-            "be a built functional or Sequential model, whose layers can be "
-            "rewritten. A subclass of Model has functions in their place"
-        )
-    check_ends(model.inputs, model.outputs, any_size=True)
-    reader = Keras3Reader(keras3()) if is_keras3 else Keras2Reader()
-    reading = read_layers(model, reader)
-    graph = reading.graph
-    batch, *shape = model.inputs[0].shape
-    # A policy of mixed precision is a dictionary.
-    types = {str(n.config.get("dtype", "float32")) for n in graph.nodes.values()}
-    must_build = reader.has_rewritten or batch is not None or types != {"float32"}
-    if None in shape[:2] and image_size is None:
-        raise ConfigError(
-            f"the model takes images of any size, {tuple(shape)}; say which one its "
-            "file is to take with image_size (--image_size=HEIGHT,WIDTH)"
-        )
-    if image_size is not None:
-        size = tuple(image_size)
-        if len(size) != 2 or any(s not in (None, n) for s, n in zip(shape, size)):
-            raise ConfigError(
-                f"image_size is {size}, but the model takes images of "
-                f"{tuple(shape[:2])}; give (height, width) that it can take, or leave "
-                "image_size out"
-            )
-        must_build |= list(size) != shape[:2]
-        shape = [*size, shape[-1]]
-    if must_build:
-        graph = _float_graph(graph, shape, is_whole=not reading.problems)
-    _check_image_shape(graph)
-    return ModelReading(told, reading.layers, reading.problems, graph, must_build)
-
-
-def _float_graph(graph: Graph, shape: Sequence[int], is_whole: bool) -> Graph:
-    """The graph for one size of images, in float32."""
-    nodes = [
-        dataclasses.replace(node, config={**node.config, "dtype": "float32"})
-        for node in graph.nodes.values()
-    ]
-    nodes[0] = input_node(graph.input_name, shape)
-    graph = Graph(nodes, graph.output_name)
-    if not is_whole:
-        return graph
-    # Building tells the shapes behind images that could be of any size.
-    return Graph.from_model(graph.build())
-
-
-def _check_image_shape(graph: Graph) -> None:
-    shape = graph.nodes[graph.input_name].shape
-    sides, channels = shape[:2], shape[-1]
-    if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in sides):
-        raise ModelError(
-            f"the model takes images of {sides[0]} x {sides[1]} pixels; both sides "
-            f"must be {_SMALLEST_SIDE} to {_LARGEST_SIDE}"
-        )
-    if channels not in _CHANNELS:
-        raise ModelError(
-            f"the model takes images of {channels} channels; they must have "
-            f"{', '.join(map(str, _CHANNELS[:-1]))} or {_CHANNELS[-1]}"
-        )
-
-
-def _no_feeding() -> ConfigError:
-    return ConfigError(
-        "input_mean and input_scale are not given, and the model has no "
-        "preprocessing layer that says how pixels, 0 to 255, become its input. "
-        "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
-        "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
+def _warn_if_both(told: Told, found: Network) -> None:
+    """Warns if the user normalises pixels that the model normalises too."""
+    given = told.given
+    if not told.is_added or given is None or found.own is None:
+        return
+    if (given.scale == 1).all() and not np.any(given.offset):
+        return  # raw pixels, as they come in any case
+    said = described(given, "logits", ())
+    warnings.warn(
+        f"input_mean {said.input_mean} and input_scale {said.input_scale} are given, "
+        "and the model has preprocessing of its own, such as a Rescaling layer: both "
+        "apply, one behind the other. If the model is fed pixels as they are, leave "
+        "input_mean and input_scale out",
+        stacklevel=4,
     )
 
 
-def _composed(
-    given: Preprocessing | None, own: Preprocessing | None
-) -> Preprocessing | None:
-    """What pixels go through: what the user says, then what the model has.
+def _num_outputs(graph: Graph) -> int:
+    return graph.last.shape[-1] or 0
 
-    None if neither says anything.
+
+def _check_has_layers(model: Any) -> None:
+    """Raises ModelError unless it is a float classifier of images, with layers."""
+    if not has_layers(model):
+        raise ModelError(
+            f"the model is a {type(model).__module__}.{type(model).__name__}; it must "
+            "be a built functional or Sequential model of Keras, whose layers can be "
+            "rewritten. A subclass of Model has functions in their place"
+        )
+    if any(type(layer).__name__ == "QuantizeWrapperV2" for layer in model.layers):
+        raise ModelError(
+            "the model is quantized already: it is a student that this project made. "
+            "Give the float model that it was made of; or open it with "
+            "dfq_tf.load_quantized, and write its file with tools/convert.py"
+        )
+    inputs, outputs = model.inputs or [], model.outputs or []
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ModelError(
+            f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it must "
+            "be built, take one image and give one row of class scores"
+        )
+    shape, scores = tuple(inputs[0].shape), tuple(outputs[0].shape)
+    if len(shape) != 4 or shape[-1] is None:
+        raise ModelError(
+            f"the model's input shape is {shape}; it must be "
+            "(None, height, width, channels) with fixed sizes"
+        )
+    if len(scores) != 2 or not scores[-1]:
+        raise ModelError(
+            f"the model's output shape is {scores}; it must be (None, num_classes)"
+        )
+
+
+def _compute_types(model: Any) -> set[str]:
+    """The types in which the layers of a model compute, such as 'float32'."""
+    layers = model._flatten_layers()
+    return {str(getattr(layer, "compute_dtype", "float32")) for layer in layers}
+
+
+def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
+    """(height, width, channels) of the images.
+
+    Args:
+      own: as the model says; height and width may be None.
+      image_size: as the user says.
     """
-    if given is None and own is None:
-        return None
-    return (given or Preprocessing()).then(own or Preprocessing())
+    if None in own[:2] and image_size is None:
+        raise ConfigError(
+            f"the model takes images of any size, {tuple(own)}; say which one its "
+            "file is to take with image_size (--image_size=HEIGHT,WIDTH)"
+        )
+    size = tuple(own[:2] if image_size is None else image_size)
+    if len(size) != 2 or any(s not in (None, n) for s, n in zip(own, size)):
+        raise ConfigError(
+            f"image_size is {size}, but the model takes images of "
+            f"{tuple(own[:2])}; give (height, width) that it can take, or leave "
+            "image_size out"
+        )
+    if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in size):
+        raise ModelError(
+            f"the model takes images of {size[0]} x {size[1]} pixels; both sides "
+            f"must be {_SMALLEST_SIDE} to {_LARGEST_SIDE}"
+        )
+    if own[2] not in _CHANNELS:
+        raise ModelError(
+            f"the model takes images of {own[2]} channels; they must have "
+            f"{', '.join(map(str, _CHANNELS[:-1]))} or {_CHANNELS[-1]}"
+        )
+    return (*size, own[2])
 
 
-def _output(graph: Graph, output: str | None) -> str:
+def _output(reading: ModelReading, graph: Graph) -> str:
     """What the model gives, by its last layer.
 
     Raises:
       ConfigError: the user says otherwise.
     """
-    found = head_activation(graph)
+    output, found = reading.told.output, head_activation(graph)
     if output is not None and output != found:
-        last = graph.nodes[graph.output_name]
+        name = graph.last.layers[0]
+        kind = next(layer.kind for layer in reading.layers if layer.name == name)
         raise ConfigError(
-            f"output is {output!r}, but the model's last layer {last.name} "
-            f"({last.kind}) gives {found}; leave it out"
+            f"output is {output!r}, but the model's last layer {name} ({kind}) gives "
+            f"{found}; leave it out"
         )
     return found
-
-
-def _described(
-    model: keras.Model,
-    feeding: Preprocessing | None,
-    output: str,
-    class_names: Sequence[str] | None,
-) -> Classifier:
-    classes = model.output_shape[-1]
-    names = class_names or tuple(map(str, range(classes)))
-    if feeding is None:
-        raise _no_feeding()
-    return Classifier(model, described(feeding, output, names))
 
 
 def described(
@@ -385,17 +386,19 @@ def described(
     return ModelDescription(_tuple(mean), _tuple(scale), output, tuple(class_names))
 
 
-def _affine_of(
-    input_mean: tuple[float, ...], input_scale: tuple[float, ...]
-) -> Preprocessing:
+def _given(input_mean: Any, input_scale: Any) -> Preprocessing | None:
+    """What the user says that pixels go through; None if he says nothing."""
+    if (input_mean is None) != (input_scale is None):
+        raise ConfigError(
+            f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
+            "or neither"
+        )
+    if input_mean is None:
+        return None
     # Checks the values, whatever the model is.
-    checked = ModelDescription(input_mean, input_scale, "logits", ())
+    checked = ModelDescription(_tuple(input_mean), _tuple(input_scale), "logits", ())
     mean, scale = np.array(checked.input_mean), np.array(checked.input_scale)
-    if mean.size == 1:
-        mean = mean.reshape(())
-    if scale.size == 1:
-        scale = scale.reshape(())
-    if mean.ndim and scale.ndim and mean.shape != scale.shape:
+    if 1 not in (mean.size, scale.size) and mean.size != scale.size:
         raise ConfigError(
             f"input_mean has {mean.size} values and input_scale {scale.size}; give "
             "one value, or one for each channel"
@@ -408,39 +411,30 @@ def _tuple(values: Any) -> tuple[float, ...]:
     return tuple(values[:1] if (values == values[0]).all() else values)
 
 
-def _check_same(
-    model: Any,
-    is_keras3: bool,
-    result: Classifier,
-    given: Preprocessing | None,
-    output: str,
-    is_binary: bool,
-) -> None:
-    """Raises ModelError unless the rebuilt model answers as the original does."""
+def _check_same(told: Told, result: Classifier, found: Network) -> None:
+    """Raises ModelError unless the graph answers as the model does."""
     rng = np.random.default_rng(0)
     shape = (_COMPARED_IMAGES, *result.image_shape)
     pixels = rng.integers(0, 256, shape).astype(np.float32)
     fed = pixels
-    if given is not None:
-        fed = (given.scale * pixels + given.offset).astype(np.float32)
-    fixed = tuple(model.inputs[0].shape)[0]
+    if told.given is not None:
+        fed = (told.given.scale * pixels + told.given.offset).astype(np.float32)
+    fixed = tuple(told.model.inputs[0].shape)[0]
     parts = np.split(fed, _COMPARED_IMAGES) if fixed == 1 else [fed]
     if fixed not in (None, 1):
         parts = [np.resize(fed, (fixed, *shape[1:]))]
-    to_numpy = keras3().ops.convert_to_numpy if is_keras3 else np.asarray
-    expected = np.concatenate([to_numpy(model(p, training=False)) for p in parts])
+    expected = np.concatenate([outputs_of(told.model, part) for part in parts])
     if not np.isfinite(expected).all():
         return  # the quantization names the layer whose weights are not finite
     scores = result.scores(np.resize(pixels, (len(expected), *shape[1:])))
-    if is_binary:
+    if found.is_binary:
         scores = (scores[:, 1] - scores[:, 0])[:, None]
-        if output == "sigmoid":
+        if found.gives == "sigmoid":
             scores = 1 / (1 + np.exp(-scores))
-    elif output == "softmax":
+    elif found.gives != result.description.output:  # a softmax was taken off
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
-    half = ("float16", "bfloat16")
-    is_half = any(getattr(each, "compute_dtype", "") in half for each in model.layers)
+    is_half = not _compute_types(told.model).isdisjoint({"float16", "bfloat16"})
     tolerance = _TOLERANCE_16 if is_half else _TOLERANCE
     error = np.abs(scores - expected.astype(np.float32)).max()
     if not error <= tolerance * max(1.0, np.abs(expected).max()):

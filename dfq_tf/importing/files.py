@@ -15,12 +15,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
-import tensorflow_model_optimization as tfmot
 
-from dfq_tf.compat import keras, keras3, native_output_hidden
+from dfq_tf.compat import keras, keras3, native_output_hidden, tfmot
 from dfq_tf.errors import ModelError
-from dfq_tf.importing.keras2 import KNOWN_FUNCTIONS
-from dfq_tf.importing.keras3 import KNOWN_OPERATIONS
+from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 
 MODEL_SUFFIXES = (".keras", ".h5")
 
@@ -33,30 +31,19 @@ _KERAS_PACKAGES = ("keras", "tf_keras")
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
 # JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
-_KNOWN_CLASSES = frozenset(
+_KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     """
-    Activation ActivityRegularization AdaptiveAveragePooling2D AdaptiveMaxPooling2D Add
-    AdditiveAttention AlphaDropout Attention AugMix AutoContrast Average
-    AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization Bidirectional
-    CategoryEncoding CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D
-    Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping2D Cropping3D
-    CutMix Dense DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding
-    Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise
-    GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D
-    GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization
-    Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU LocallyConnected1D
-    LocallyConnected2D Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum
-    MixUp MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN
-    RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter
-    RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
-    RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert
-    RandomPerspective RandomPosterization RandomRotation RandomSaturation
-    RandomSharpness RandomShear RandomTranslation RandomWidth RandomZoom ReLU
-    RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN
-    SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D
-    SpatialDropout3D SpectralNormalization SpectralNormalizationV2 Subtract
-    SyncBatchNormalization ThresholdedReLU TimeDistributed UnitNormalization
-    UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention Average
+    AveragePooling1D AveragePooling3D Bidirectional CategoryEncoding Conv1D
+    Conv1DTranspose Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D
+    Cropping2D Cropping3D DepthwiseConv1D Dot ELU EinsumDense Embedding GRU GRUCell
+    GlobalAveragePooling1D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D
+    GroupNormalization InputLayer LSTM LSTMCell LayerNormalization LocallyConnected1D
+    LocallyConnected2D Masking MaxPooling1D MaxPooling3D Maximum Minimum
+    MultiHeadAttention PReLU Permute RMSNormalization RNN RepeatVector SeparableConv1D
+    SimpleRNN SimpleRNNCell SpatialDropout1D SpatialDropout3D SpectralNormalization
+    SpectralNormalizationV2 SyncBatchNormalization ThresholdedReLU TimeDistributed
+    UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding3D
 
     Functional Model Sequential SlicingOpLambda TFOpLambda
 
@@ -82,27 +69,26 @@ _KNOWN_VALUES = frozenset(
     __tensor__ __tuple__ TensorShape
     """.split()
 )
-# Operations of Keras 3 that a graph may call, besides those that have nodes.
-_HARMLESS_OPERATIONS = frozenset(
+# Operations of Keras 3 and functions of TensorFlow that a graph may call.
+_KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
-    Abs Conv Einsum Elu Exp ExpandDims Gelu LeakyRelu Log LogSoftmax Matmul
-    Maximum Minimum Moveaxis Pad Power Rsqrt Selu Softplus Softsign Split Sqrt Square
-    Squeeze Sum Swapaxes Transpose
+    Abs Conv Einsum Elu Exp ExpandDims Gelu Log LogSoftmax Matmul Maximum Minimum
+    Moveaxis Pad Power Rsqrt Selu Softplus Softsign Split Sqrt Square Squeeze Sum
+    Swapaxes Transpose
     """.split()
 )
-_HARMLESS_FUNCTIONS = frozenset(
+_KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
-    compat.v1.shape expand_dims math.abs math.exp math.maximum
-    math.minimum math.pow math.reduce_sum math.rsqrt math.sqrt math.square nn.elu
-    nn.gelu nn.leaky_relu nn.selu nn.softplus pad shape split squeeze stack transpose
+    compat.v1.shape expand_dims math.abs math.exp math.maximum math.minimum math.pow
+    math.reduce_sum math.rsqrt math.sqrt math.square nn.elu nn.gelu nn.selu nn.softplus
+    pad shape split squeeze stack transpose
     """.split()
 )
-_KNOWN_ACTIVATIONS = frozenset(
+_KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
     """
-    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish
-    hard_tanh leaky_relu linear log_sigmoid log_softmax mish relu relu6 selu sigmoid
-    silu soft_shrink softmax softplus softsign sparse_plus sparsemax squareplus swish
-    tanh tanh_shrink threshold
+    celu elu exponential gelu glu hard_shrink hard_tanh log_sigmoid log_softmax mish
+    selu soft_shrink softplus softsign sparse_plus sparsemax squareplus tanh_shrink
+    threshold
     """.split()
 )
 # Classes of the project itself and of tfmot, whose students are files too.
@@ -289,9 +275,9 @@ def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
         return False
     if kind == "TFOpLambda":
         function = (part.get("config") or {}).get("function")
-        return function in KNOWN_FUNCTIONS | _HARMLESS_FUNCTIONS
+        return function in _KNOWN_FUNCTIONS
     if ".ops." in module:
-        return kind in KNOWN_OPERATIONS | _HARMLESS_OPERATIONS
+        return kind in _KNOWN_OPERATIONS
     return kind in _KNOWN_CLASSES
 
 

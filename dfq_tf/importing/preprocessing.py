@@ -1,4 +1,4 @@
-"""Layers at the head of a model that prepare its input, and layers that only train.
+"""Layers at the head of a model that prepare its input.
 
 A file takes raw pixels, and their quantization is the preprocessing: one affine
 function per channel, `scale * pixel + offset`, costs nothing there.
@@ -10,29 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.graph.graph import Graph, Node
-from dfq_tf.importing.operations import (
-    Unknown,
-    activation_nodes,
-    channel_order,
-    channels_node,
-    rescaling_node,
-)
+from dfq_tf.graph import layers
+from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.importing.operations import Found, Maker, Unknown, affine
 
-# Layers that pass their input on unchanged, except while they are trained.
-TRAINING_ONLY = frozenset(
-    """
-    ActivityRegularization AlphaDropout AugMix AutoContrast CutMix Dropout Equalization
-    GaussianDropout GaussianNoise Identity MixUp RandAugment RandomBrightness
-    RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform
-    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
-    RandomPerspective RandomPosterization RandomRotation RandomSaturation
-    RandomSharpness RandomShear RandomTranslation RandomZoom Solarization
-    SpatialDropout2D
-    """.split()
-)
-# Layers that bring images of any size to one; what they are given has the right one.
-_RESIZING = ("CenterCrop", "RandomCrop", "RandomHeight", "RandomWidth", "Resizing")
 # How far a Lambda layer may be from an affine function, as a share of its values.
 _AFFINE_TOLERANCE = 1e-5
 
@@ -56,54 +37,8 @@ class Preprocessing:
         )
 
 
-def preprocessing_nodes(
-    kind: str,
-    config: Mapping[str, Any],
-    weights: Sequence[np.ndarray],
-    function: Callable[[np.ndarray], Any],
-    source: Node,
-    name: str,
-    shape: Sequence[int],
-) -> list[Node] | None:
-    """Nodes for a layer that prepares images, or that only training needs.
-
-    Args:
-      kind: the class of the layer, of Keras 2 or 3.
-      config: of the layer.
-      weights: of the layer.
-      function: calls the layer on an array.
-      source: what it reads.
-      name: of the node.
-      shape: of its output, without the batch.
-
-    Returns:
-      The nodes; None for a layer of another kind.
-
-    Raises:
-      Unknown: the layer cannot become part of the input's quantization.
-    """
-    inputs = (source.name,)
-    if kind in TRAINING_ONLY or (kind in _RESIZING and tuple(shape) == source.shape):
-        return activation_nodes("linear", source, name, ())
-    if kind in _RESIZING:
-        raise Unknown(
-            f"it makes images of {tuple(shape)} of those of {source.shape}; take it "
-            "out, and let the app give images of that size"
-        )
-    if kind == "Rescaling":
-        scale, offset = config["scale"], config["offset"]
-        return [rescaling_node(name, inputs, shape, _vector(scale), _vector(offset))]
-    if kind == "Normalization":
-        scale, offset = _normalization(config, weights)
-        return [rescaling_node(name, inputs, shape, scale, offset)]
-    if kind == "Lambda":
-        scale, offset = _probed(function, source.shape)
-        return [rescaling_node(name, inputs, shape, scale, offset)]
-    return None
-
-
 def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
-    """Takes the affine layers at the head off.
+    """Takes the affine nodes at the head off.
 
     Another order of the channels among them, as BGR, stays, before all else.
 
@@ -112,35 +47,43 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
     """
     taken: dict[str, str] = {}
     found: Preprocessing | None = None
-    image = graph.nodes[graph.input_name]
-    order = np.arange(image.shape[-1])  # the channels of the image, as they come here
+    image = graph.image
+    order = np.arange(
+        image.shape[-1] or 0
+    )  # the channels of the image, as they come here
     name = head = image.name
     while True:
         readers = graph.consumers(name)
-        if len(readers) != 1 or readers[0].name == graph.output_name:
+        if len(readers) != 1 or readers[0].name == graph.output:
             break
         (node,) = readers
-        if node.kind == "Rescaling":
-            scale = np.asarray(node.config["scale"], np.float64)
-            offset = np.asarray(node.config["offset"], np.float64)
+        if node.kind == "affine":
+            scale = np.asarray(node.settings["scale"], np.float64)
+            offset = np.asarray(node.settings["offset"], np.float64)
             if (scale <= 0).any():
                 break  # the quantization of pixels keeps their order
             step = Preprocessing(*(_unordered(v, order) for v in (scale, offset)))
             found = (found or Preprocessing()).then(step)
-        elif (channels := channel_order(node)) is not None:
-            order = order[channels]
+            taken[node.name] = head
+        elif _is_order(node, len(order)):
+            order = order[list(node.settings["order"])]
             if head != image.name:
                 taken[head] = image.name
-            name = head = node.name
-            continue
-        elif not _is_identity(node):
+            head = node.name
+        else:
             break
-        taken[node.name] = head
         name = node.name
     replacements: dict[str, list[Node]] = {name: [] for name in taken}
     if head != image.name:
-        replacements[head] = [channels_node(image, head, order)]
+        settings = {"order": tuple(order.tolist())}
+        replacements[head] = [layers.node("channels", head, [image], settings)]
     return graph.replaced(replacements, taken), found
+
+
+def _is_order(node: Node, channels: int) -> bool:
+    """Whether the node gives each channel of its input once."""
+    is_choice = node.kind == "channels"
+    return is_choice and sorted(node.settings["order"]) == list(range(channels))
 
 
 def _unordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -148,33 +91,48 @@ def _unordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     return values[np.argsort(order)] if values.size > 1 else values
 
 
-def _is_identity(node: Node) -> bool:
-    return node.kind == "Activation" and node.config.get("activation") == "linear"
+def _add_rescaling(maker: Maker, found: Found) -> None:
+    scale, offset = (_array(found.config[name]) for name in ("scale", "offset"))
+    affine(maker, found.name, found.sources[0], scale, offset)
 
 
-def _vector(value: Any) -> np.ndarray:
-    value = np.asarray(value, np.float64)
-    return value.reshape(()) if value.size == 1 else value.reshape(-1)
+def _array(value: Any) -> Any:
+    """A setting that may be an array, as Keras 3 writes it."""
+    is_written = isinstance(value, Mapping) and value.get("class_name") == "__numpy__"
+    return value["config"]["value"] if is_written else value
 
 
-def _normalization(
-    config: Mapping[str, Any], weights: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of a Normalization: (x - mean) / max(sqrt(variance), 1e-7)."""
-    if weights:
-        mean, variance = weights[:2]
-    elif config.get("mean") is not None and config.get("variance") is not None:
-        mean, variance = config["mean"], config["variance"]
+def _add_normalization(maker: Maker, found: Found) -> None:
+    """(x - mean) / max(sqrt(variance), 1e-7), or the inverse of it."""
+    axis, last = found.config.get("axis", -1), len(found.shape)
+    axes = axis if isinstance(axis, (list, tuple)) else () if axis is None else (axis,)
+    if not {*axes} <= {-1, last}:
+        raise Unknown(
+            f"it has axis {axis}; only one mean and variance, or one for each channel, "
+            "have an integer form"
+        )
+    if found.weights:
+        mean, variance = found.weights[:2]
     else:
+        mean, variance = (_array(found.config.get(k)) for k in ("mean", "variance"))
+    if mean is None or variance is None:
         raise Unknown("it has no mean and variance; call its adapt method first")
-    mean, deviation = _vector(mean), np.maximum(np.sqrt(_vector(variance)), 1e-7)
-    if config.get("invert"):
-        return deviation, mean
-    return 1 / deviation, -mean / deviation
+    mean, variance = (np.asarray(value, np.float64) for value in (mean, variance))
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    scale, offset = 1 / deviation, -mean / deviation
+    if found.config.get("invert"):
+        scale, offset = deviation, mean
+    affine(maker, found.name, found.sources[0], scale, offset)
+
+
+def _add_lambda(maker: Maker, found: Found) -> None:
+    (source,) = found.sources
+    scale, offset = _probed(found.function, source.shape)
+    affine(maker, found.name, source, scale, offset)
 
 
 def _probed(
-    function: Callable[[np.ndarray], Any], shape: Sequence[int]
+    function: Callable[[np.ndarray], Any], shape: Sequence[int | None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale and offset of a function of pixels, found from what it gives.
 
@@ -182,7 +140,8 @@ def _probed(
       Unknown: it is not affine, with one scale and one offset for each channel.
     """
     rng = np.random.default_rng(0)
-    images = rng.uniform(0, 255, (4, *shape)).astype(np.float32)
+    images = rng.uniform(0, 255, (4, *(size or 8 for size in shape)))
+    images = images.astype(np.float32)
     images[0], images[1] = 0.0, 255.0
     outputs = np.asarray(function(images), np.float64)
     if outputs.shape == images.shape:
@@ -202,3 +161,24 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     values = np.array([float(f"{value:.7g}") for value in values])
     values[np.abs(values) < 1e-6] = 0.0
     return values[0] if (values == values[0]).all() else values
+
+
+def _add_resizing(maker: Maker, found: Found) -> None:
+    """Images of the right size stay as they are."""
+    (source,) = found.sources
+    if found.shape != source.shape:
+        raise Unknown(
+            f"it makes images of {found.shape} of those of {source.shape}; take it "
+            "out, and let the app give images of that size"
+        )
+
+
+# Layers that bring images of any size to one; what they are given has the right one.
+_RESIZING = ("CenterCrop", "RandomCrop", "RandomHeight", "RandomWidth", "Resizing")
+# Class of a layer -> what adds its nodes.
+LAYERS: dict[str, Callable[[Maker, Found], None]] = {
+    "Lambda": _add_lambda,
+    "Normalization": _add_normalization,
+    "Rescaling": _add_rescaling,
+    **dict.fromkeys(_RESIZING, _add_resizing),
+}

@@ -1,18 +1,16 @@
 """Networks by name: `build_model("wrn_16_1", (32, 32, 3), 10)`."""
 
-import itertools
 import re
 from collections.abc import Callable
 
 from dfq_tf.compat import keras
-from dfq_tf.distillation.generator import build_generator
 from dfq_tf.errors import ConfigError
 from dfq_tf.models.mobilenet import mobilenet_v1
 from dfq_tf.models.resnet import resnet
 from dfq_tf.models.vgg import vgg
 from dfq_tf.models.wide_resnet import wide_resnet
 
-__all__ = ["MODEL_NAMES", "build_generator", "build_model", "randomized"]
+__all__ = ["MODEL_NAMES", "build_model", "is_model_name"]
 
 # Pattern of a name -> builder(*numbers in the name, input_shape, num_classes).
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
@@ -60,24 +58,3 @@ def build_model(
 def is_model_name(name: str) -> bool:
     """Says whether `name` has the form of a network that the project builds."""
     return any(re.fullmatch(pattern, name) for pattern in _BUILDERS)
-
-
-def randomized(model: keras.Model, seed: int) -> keras.Model:
-    """A network like another, its weights drawn anew by the layers' initializers.
-
-    The random state of the program stays as it is.
-
-    Args:
-      model: functional or Sequential, not nested.
-      seed: decides the weights.
-    """
-    numbers = itertools.count(seed * 10_007)
-
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        for name, value in config.items():
-            if name.endswith("_initializer") and "seed" in value["config"]:
-                value["config"]["seed"] = next(numbers) % 2**31
-        return layer.__class__.from_config(config)
-
-    return keras.models.clone_model(model, clone_function=clone)

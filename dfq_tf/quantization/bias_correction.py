@@ -5,16 +5,17 @@ add such shifts up. The bias takes the shift back, channel by channel.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import tf, traced
+from dfq_tf.graph import running
 from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph
-from dfq_tf.quantization import apply, registry
-from dfq_tf.training import memory
+from dfq_tf.graph.layers import KINDS, has_kernel
+from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.quantization.network import QuantizedNetwork, fake_quantized_kernel
 
 _BATCH_SIZE = 128
 # All images go through a layer before the next: these bound the memory they take, the
@@ -22,69 +23,95 @@ _BATCH_SIZE = 128
 _MOST_VALUES = 2**24
 _ALIVE = 4
 
+Batches = list[tf.Tensor]
 
-def correct_biases(
-    graph: Graph, description: ModelDescription, student: Classifier, images: np.ndarray
-) -> None:
+
+def with_corrected_biases(
+    network: QuantizedNetwork, images: np.ndarray
+) -> QuantizedNetwork:
     """Gives each channel the mean that it has in the float network.
 
-    b <- b + E[y] - E[y'], with y the float output of a layer with a kernel, y' that of
-    the student, and the mean over images and positions. Layers are corrected in
-    order, so that each sees what the corrected ones before it give; what a layer
+    b <- b + E[y] - E[y'], with y the float output of a node with a kernel, y' that of
+    the quantized network, and the mean over images and positions. Nodes are corrected
+    in order, so that each sees what the corrected ones before it give; what a node
     without a bias shifts, the next with one takes back.
 
     Args:
-      graph: the float network that the student was made of.
-      description: how pixels become inputs.
-      student: from `quantization.apply.quantize_graph`, changed in place.
+      network: its weights are those of the float network.
       images: uint8 (n, height, width, channels); generated ones, for data-free
         quantization. Of large images, or for large layers, only the first are used.
     """
+    graph = network.graph
     images = images[: max(1, _MOST_VALUES // math.prod(images.shape[1:]))]
-    layer = memory.FLOAT * max(math.prod(node.shape) for node in graph.nodes.values())
-    images = images[: memory.images_per_pass(_ALIVE * layer, len(images))]
+    layer = running.FLOAT * running.largest_output(graph)
+    images = images[: running.images_per_pass(_ALIVE * layer, len(images))]
     # Of the float network, the outputs of all layers are alive at a time.
-    network = memory.FLOAT * memory.graph_size(graph)
-    batch_size = memory.images_per_pass(network, _BATCH_SIZE)
-    quantized = Graph.from_model(student.model)
-    names = [n.name for n in graph.nodes.values() if n.kind in registry.KERNELS]
-    reference = graph.build(outputs=names)
+    size = running.FLOAT * running.num_values(graph)
+    batch_size = running.images_per_pass(size, _BATCH_SIZE)
     batches = [
-        description.normalize(tf.cast(images[i : i + batch_size], tf.float32))
+        network.description.normalize(tf.cast(images[i : i + batch_size], tf.float32))
         for i in range(0, len(images), batch_size)
     ]
-    per_batch = [
-        [_channel_means([y]) for y in tf.nest.flatten(reference(b, training=False))]
-        for b in batches
-    ]
+    means = _float_means(network.classifier, batches)
+    corrected: dict[str, dict[str, np.ndarray]] = {}
+    # Node by node, all batches at once: one is corrected before the next runs.
+    outputs: dict[str, Batches] = {graph.image.name: batches}
+    for name, node in list(graph.nodes.items())[1:]:
+        sources = list(zip(*(outputs[source] for source in node.inputs)))
+        weights: dict[str, Any] = dict(node.weights)
+        if has_kernel(node):
+            weights["kernel"] = fake_quantized_kernel(
+                weights["kernel"],
+                network.kernel_ranges[name],
+                network.kernel_bits[name],
+            )
+        outputs[name] = _run(network, node, sources, weights)
+        if "bias" in weights:
+            shift = means[name] - _channel_means(outputs[name])
+            bias = (weights["bias"] + shift).astype(np.float32)
+            corrected[name] = {"bias": bias}
+            outputs[name] = _run(network, node, sources, {**weights, "bias": bias})
+        _drop_unread(graph, node, outputs)
+    return network.with_weights(corrected)
+
+
+def _float_means(
+    network: Classifier, batches: Sequence[tf.Tensor]
+) -> dict[str, np.ndarray]:
+    """Mean of each channel of each kernel node's output, float64 (channels,)."""
+    graph, weights = network.graph, network.weights
+    names = [node.name for node in graph.nodes.values() if has_kernel(node)]
+    compiled = traced(
+        lambda inputs: running.compute(graph, inputs, names, weights=weights),
+        tf.TensorSpec((None, *network.image_shape), tf.float32),
+    )
+    per_batch = [[_channel_means([y]) for y in compiled(b)] for b in batches]
     shares = [len(b) for b in batches]
-    means = {
+    return {
         name: np.average(values, axis=0, weights=shares)
         for name, values in zip(names, zip(*per_batch))
     }
-    # Layer by layer, all batches at once: a layer is corrected before the next runs.
-    outputs: dict[str, list[tf.Tensor]] = {quantized.input_name: batches}
-    for name, node in list(quantized.nodes.items())[1:]:
-        layer = student.model.get_layer(name)
-        sources = list(zip(*(outputs[source] for source in node.inputs)))
-        outputs[name] = _called(layer, sources)
-        variables = apply.range_variables(layer)
-        if "bias" in variables:
-            shift = means[apply.unwrapped_name(layer)] - _channel_means(outputs[name])
-            variables["bias"].assign_add(shift)
-            outputs[name] = _called(layer, sources)
-        for source in node.inputs:  # what nothing reads any more
-            if quantized.consumers(source)[-1].name == name:
-                outputs.pop(source, None)
 
 
-def _called(
-    layer: keras.layers.Layer, sources: list[tuple[tf.Tensor, ...]]
-) -> list[tf.Tensor]:
+def _run(
+    network: QuantizedNetwork,
+    node: Node,
+    sources: Sequence[tuple[tf.Tensor, ...]],
+    weights: Mapping[str, Any],
+) -> Batches:
+    """The quantized output of one node, for all batches."""
+    compute = KINDS[node.kind].compute
     return [
-        layer(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
+        network.rounded_output(node, compute(node, inputs, weights))
         for inputs in sources
     ]
+
+
+def _drop_unread(graph: Graph, node: Node, outputs: dict[str, Batches]) -> None:
+    """Forgets the outputs that nothing behind a node reads."""
+    for source in node.inputs:
+        if graph.consumers(source)[-1].name == node.name:
+            outputs.pop(source, None)
 
 
 def _channel_means(batches: Sequence[tf.Tensor]) -> np.ndarray:

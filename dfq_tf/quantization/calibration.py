@@ -1,23 +1,24 @@
 """Finds activation ranges from images, without any gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import TrainingError
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph
-from dfq_tf.quantization import apply, registry
-from dfq_tf.quantization.quantizers import is_symmetric
+from dfq_tf.graph import running
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.layers import Exactly, NoFurther
+from dfq_tf.graph.nodes import Graph
+from dfq_tf.quantization import grids
 from dfq_tf.quantization.ranges import (
+    SMALLEST_RANGE,
     Histogram,
     Range,
     least_squares_range,
     percentile_range,
 )
 from dfq_tf.settings import BitWidths, CalibrationConfig
-from dfq_tf.training import memory
 
 _BINS = 2048
 # Images per pass.
@@ -25,18 +26,16 @@ _MOST_IMAGES = 128
 
 
 def calibrate(
-    graph: Graph,
-    description: ModelDescription,
+    network: Classifier,
     images: np.ndarray,
     widths: BitWidths = BitWidths(),
     config: CalibrationConfig = CalibrationConfig(),
     batch_size: int | None = None,
 ) -> dict[str, Range]:
-    """Ranges of the outputs of the float network's quantized layers.
+    """Ranges of the outputs of a float network.
 
     Args:
-      graph: from `quantization.apply.integer_ready`.
-      description: from `quantization.apply.integer_ready`.
+      network: from `post_training.float_network`.
       images: uint8 or float32 pixels in [0, 255], (n, height, width, channels).
         Generated ones, for data-free quantization; real ones are the yardstick.
       widths: bits of the activations, on which the least squared error depends.
@@ -45,7 +44,8 @@ def calibrate(
         many as fit into memory.
 
     Returns:
-      node name -> range, holding 0. The input's is that of pixels 0 to 255.
+      Name of each of `grids.measured` -> range, holding 0. The pixels' is that of
+      pixels 0 to 255.
 
     Raises:
       TrainingError: an output is not finite, or the images say nothing: they are all
@@ -58,52 +58,91 @@ def calibrate(
         )
     if batch_size is None:
         # All outputs are alive at a time. Two images, at least, can be compared.
-        size = memory.FLOAT * memory.graph_size(graph)
-        batch_size = memory.images_per_pass(size, _MOST_IMAGES, least=2)
+        size = running.FLOAT * running.num_values(network.graph)
+        batch_size = running.images_per_pass(size, _MOST_IMAGES, least=2)
     method = config.activation_range
-    histograms = observe(
-        graph, description, images, batch_size, with_counts=method != "min_max"
-    )
-    bits = registry.activation_bits(graph, widths)
+    histograms = observe(network, images, batch_size, with_counts=method != "min_max")
+    bits = grids.activation_bits(network.graph, widths)
 
     def range_of(name: str, histogram: Histogram) -> Range:
-        if histogram.counts is None or is_symmetric(bits[name]):
+        if histogram.counts is None or grids.is_symmetric(bits[name]):
             return histogram.low, histogram.high
         if method == "percentile":
             return percentile_range(histogram, config.activation_percentile)
         return least_squares_range(histogram, bits[name])
 
     ranges = {name: range_of(name, each) for name, each in histograms.items()}
-    return apply.checked_ranges(graph, description, ranges)
+    return fitted_ranges(network.graph, ranges, bits)
+
+
+def fitted_ranges(
+    graph: Graph, ranges: Mapping[str, Range], bits: Mapping[str, int]
+) -> dict[str, Range]:
+    """Makes measured ranges fit for integers.
+
+    Each range is widened to hold 0, which must be one of the integers; outputs that
+    share a grid share the widest, within what their operators demand; those of 16 bits
+    are symmetric.
+
+    Args:
+      graph: of `post_training.float_network`.
+      ranges: of each of `grids.measured`.
+      bits: of each of `grids.measured`.
+
+    Raises:
+      TrainingError: a range is not finite.
+    """
+    result: dict[str, Range] = {}
+    for group in grids.groups(graph).values():
+        members = [name for name in group if name in ranges]
+        for name in members:
+            check_finite(name, *ranges[name])
+        low = min(0.0, *(ranges[name][0] for name in members))
+        high = max(0.0, *(ranges[name][1] for name in members))
+        if high - low <= SMALLEST_RANGE:
+            low, high = 0.0, 1.0  # outputs of nothing but 0 have any scale
+        num_bits = bits[members[0]]
+        bounds = grids.bounds_of(graph, group, num_bits)
+        if isinstance(bounds, NoFurther):
+            high = min(high, bounds.high)
+        if grids.is_symmetric(num_bits):
+            low, high = -max(-low, high), max(-low, high)
+        if isinstance(bounds, Exactly):
+            low, high = bounds
+        result.update({name: (low, high) for name in members})
+    return {name: result[name] for name in ranges}
+
+
+def check_finite(name: str, low: float, high: float) -> None:
+    """Raises TrainingError unless both ends of a range are finite."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise TrainingError(
+            f"the output of layer {name} is not finite on the calibration images: "
+            f"its range is {low} to {high}"
+        )
 
 
 def observe(
-    graph: Graph,
-    description: ModelDescription,
-    images: np.ndarray,
-    batch_size: int,
-    with_counts: bool,
+    network: Classifier, images: np.ndarray, batch_size: int, with_counts: bool
 ) -> dict[str, Histogram]:
-    """The distribution of each quantized layer's output in the float network.
+    """The distribution of each measured output of the float network.
 
     Args:
-      graph: as in `calibrate`, like the other arguments.
-      description: how pixels become inputs.
+      network: as in `calibrate`, like the other arguments.
       images: pixels.
       batch_size: images per pass.
       with_counts: whether to count values in bins, in a second pass.
 
     Raises:
-      TrainingError: an output is not finite, or the last layer's is always the same.
+      TrainingError: an output is not finite, or the last node's is always the same.
     """
-    names = apply.quantized_nodes(graph)
-    model = graph.build(outputs=names)
+    graph = network.graph
+    names, weights = grids.measured(graph), network.weights
 
     def passes(function: Callable[..., tf.Tensor]) -> list[np.ndarray]:
         def batch(pixels: tf.Tensor) -> tf.Tensor:
-            # Keras gives a lone output bare, and not in a list.
-            outputs = model(description.normalize(pixels), training=False)
-            outputs = tf.nest.flatten(outputs)
+            inputs = network.description.normalize(pixels)
+            outputs = running.compute(graph, inputs, names, weights=weights)
             return tf.stack([function(i, o) for i, o in enumerate(outputs)])
 
         shape = (None, *images.shape[1:])
@@ -116,33 +155,40 @@ def observe(
     statistics = np.array(passes(lambda _, o: _extremes_and_spread(o)))
     lows, highs = statistics[..., 0].min(axis=0), statistics[..., 1].max(axis=0)
     for name, low, high in zip(names, lows, highs):
-        apply.check_finite(name, float(low), float(high))
-    logits = names.index(registry.range_owner(graph, graph.output_name))
-    is_same = not np.ptp(statistics[:, logits], axis=0)[:2].any()
-    if len(images) > 1 and is_same and not statistics[:, logits, 2].any():
-        raise TrainingError(
-            f"the output of layer {names[logits]}, the last, is the same for all "
-            f"{len(images)} calibration images, from {lows[logits]} to "
-            f"{highs[logits]}; the network is damaged or the images are blank"
-        )
+        check_finite(name, float(low), float(high))
+    # What the answers are made of: behind it, values are moved at most.
+    _check_answers_differ(names[-1], statistics[:, -1], len(images))
     counts: list[np.ndarray | None] = [None] * len(names)
     if with_counts:
         # A constant output has no bins; one that is a little wider has.
         tops = np.where(lows < highs, highs, lows + np.maximum(1, np.abs(lows)))
-        counts = list(
-            np.sum(
-                passes(
-                    lambda i, o: tf.histogram_fixed_width(
-                        o, [lows[i], tops[i]], _BINS, tf.int64
-                    )
-                ),
-                axis=0,
+        in_bins = passes(
+            lambda i, o: tf.histogram_fixed_width(
+                o, [lows[i], tops[i]], _BINS, tf.int64
             )
         )
+        counts = list(np.sum(in_bins, axis=0))
     return {
         name: Histogram(float(low), float(high), count)
         for name, low, high, count in zip(names, lows, highs, counts)
     }
+
+
+def _check_answers_differ(name: str, statistics: np.ndarray, num_images: int) -> None:
+    """Raises TrainingError if a network answers the same to all images.
+
+    Args:
+      name: of the last node.
+      statistics: of its output, (batches, 3), as of `_extremes_and_spread`.
+      num_images: in all batches.
+    """
+    is_same = not np.ptp(statistics, axis=0)[:2].any()
+    if num_images > 1 and is_same and not statistics[:, 2].any():
+        raise TrainingError(
+            f"the output of layer {name}, the last, is the same for all "
+            f"{num_images} calibration images, from {statistics[:, 0].min()} to "
+            f"{statistics[:, 1].max()}; the network is damaged or the images are blank"
+        )
 
 
 def _extremes_and_spread(outputs: tf.Tensor) -> tf.Tensor:

@@ -1,33 +1,24 @@
-"""Fake quantization with ranges that a calibration sets, behind tfmot's interface.
+"""Fake quantization behind tfmot's interface: which tensors of a node, and how.
 
 A value x in a range [lo, hi] of n bits is mapped to lo' + s * round((x - lo') / s),
 s = (hi - lo) / (2^n - 1), after clipping to the range; lo' is lo moved so that 0 is
 one of the values. The gradient is 1 inside the range and 0 outside (the
-straight-through estimator). That is TensorFlow's FakeQuantWithMinMaxVars, which the
-TFLite converter turns into integer arithmetic. Ranges never move by themselves.
+straight-through estimator). That is TensorFlow's FakeQuantWithMinMaxVars. Ranges
+never move by themselves.
 """
 
 from typing import Any
 
-import tensorflow_model_optimization as tfmot
-
-from dfq_tf.compat import keras, tf
-
-
-def is_symmetric(num_bits: int) -> bool:
-    """Whether activations of this width have a range around 0: int16's do."""
-    return num_bits > 8
+from dfq_tf.compat import keras, tf, tfmot
+from dfq_tf.quantization.network import fake_quantized_kernel, fake_quantized_output
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
 class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
-    """Per-tensor affine quantization of a layer's output.
-
-    More than 8 bits are symmetric around 0, as TFLite has it for int16: the range is
-    then set to -m .. m.
+    """Per-tensor affine quantization of a node's output.
 
     Args:
-      num_bits: number of bits, 2 to 16.
+      num_bits: 4 to 8, or 16, whose range is symmetric.
     """
 
     def __init__(self, num_bits: int) -> None:
@@ -46,13 +37,8 @@ class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self, inputs: tf.Tensor, training: bool, weights: dict, **kwargs: Any
     ) -> tf.Tensor:
         """Fake-quantizes a tensor of any shape; `training` makes no difference."""
-        return tf.quantization.fake_quant_with_min_max_vars(
-            inputs,
-            weights["min"],
-            weights["max"],
-            self.num_bits,
-            narrow_range=is_symmetric(self.num_bits),
-        )
+        low, high = weights["min"], weights["max"]
+        return fake_quantized_output(inputs, low, high, self.num_bits)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -65,53 +51,81 @@ class WeightQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
     Args:
       num_bits: number of bits, 2 to 8.
-      per_channel: one range per output channel, or one for the whole kernel.
-      is_depthwise: whether the output channels are the last two axes, (channels,
-        multiplier), rather than the last.
+      num_ranges: outputs of the kernel, each with a range; 0 for one range in all.
     """
 
-    def __init__(
-        self, num_bits: int, per_channel: bool, is_depthwise: bool = False
-    ) -> None:
+    def __init__(self, num_bits: int, num_ranges: int) -> None:
         self.num_bits = num_bits
-        self.per_channel = per_channel
-        self.is_depthwise = is_depthwise
+        self.num_ranges = num_ranges
 
     def build(
         self, tensor_shape: Any, name: str, layer: keras.layers.Layer
     ) -> dict[str, tf.Variable]:
-        """Makes the range as weights of `layer`; tfmot calls this."""
-        shape: tuple[int, ...] = ()
-        if self.per_channel:
-            outputs = tensor_shape[-2:] if self.is_depthwise else tensor_shape[-1:]
-            shape = (int(tf.TensorShape(outputs).num_elements()),)
-        return {
-            "min": _range_weight(layer, f"{name}_min", shape, -1.0),
-            "max": _range_weight(layer, f"{name}_max", shape, 1.0),
-        }
+        """Makes the largest magnitudes as a weight of `layer`; tfmot calls this."""
+        shape = (self.num_ranges,) if self.num_ranges else ()
+        return {"max": _range_weight(layer, f"{name}_max", shape, 1.0)}
 
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: dict, **kwargs: Any
     ) -> tf.Tensor:
         """Fake-quantizes a kernel; `training` makes no difference."""
-        if not self.per_channel:
-            return tf.quantization.fake_quant_with_min_max_vars(
-                inputs, weights["min"], weights["max"], self.num_bits, True
-            )
-        kernel = inputs
-        if self.is_depthwise:
-            kernel = tf.reshape(inputs, (*inputs.shape[:2], 1, -1))
-        kernel = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            kernel, weights["min"], weights["max"], self.num_bits, True
-        )
-        return tf.reshape(kernel, inputs.shape) if self.is_depthwise else kernel
+        return fake_quantized_kernel(inputs, weights["max"], self.num_bits)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"num_bits": self.num_bits, "num_ranges": self.num_ranges}
+
+
+@keras.utils.register_keras_serializable("dfq_tf")
+class NodeQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
+    """Tells tfmot's wrapper which tensors of one node to fake-quantize.
+
+    Args:
+      kernel_bits: bits of the kernel, None for a node without one.
+      kernel_ranges: outputs of the kernel, each with a range; 0 for one in all.
+      bits: bits of the output, None if it is not quantized.
+    """
+
+    def __init__(
+        self, kernel_bits: int | None, kernel_ranges: int, bits: int | None
+    ) -> None:
+        self.kernel_bits = kernel_bits
+        self.kernel_ranges = kernel_ranges
+        self.bits = bits
+
+    def get_weights_and_quantizers(self, layer: keras.layers.Layer) -> list:
+        """The kernel and its quantizer; tfmot calls this when it builds the wrapper."""
+        if self.kernel_bits is None:
+            return []
+        return [(layer.kernel, WeightQuantizer(self.kernel_bits, self.kernel_ranges))]
+
+    def get_activations_and_quantizers(self, layer: keras.layers.Layer) -> list:
+        """None: an activation is a node of its own."""
+        return []
+
+    def set_quantize_weights(
+        self, layer: keras.layers.Layer, quantize_weights: list[tf.Tensor]
+    ) -> None:
+        """Puts the fake-quantized kernel in place; tfmot calls this at each call."""
+        if quantize_weights:
+            (layer.kernel,) = quantize_weights
+
+    def set_quantize_activations(
+        self, layer: keras.layers.Layer, quantize_activations: list
+    ) -> None:
+        """Nothing to put in place; tfmot calls this at each call."""
+        del layer, quantize_activations
+
+    def get_output_quantizers(self, layer: keras.layers.Layer) -> list:
+        """The output's quantizer, if it has one."""
+        return [] if self.bits is None else [ActivationQuantizer(self.bits)]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
-            "num_bits": self.num_bits,
-            "per_channel": self.per_channel,
-            "is_depthwise": self.is_depthwise,
+            "kernel_bits": self.kernel_bits,
+            "kernel_ranges": self.kernel_ranges,
+            "bits": self.bits,
         }
 
 

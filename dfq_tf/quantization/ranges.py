@@ -10,6 +10,9 @@ import numpy as np
 # Lowest and highest value of a tensor.
 Range = tuple[float, float]
 
+# A range below it is as good as none: float32 has no steps so small.
+SMALLEST_RANGE = 1e-20
+
 # Shares of the full range that are tried where the squared error is minimised.
 _SHARES = np.linspace(1.0, 0.1, 91)
 _COARSE_SHARES = np.linspace(1.0, 0.1, 31)

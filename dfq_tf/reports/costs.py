@@ -11,12 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from dfq_tf.compat import tf
+from dfq_tf.context import Context
 from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation import teacher as bn_statistics
+from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.generator import make_generators
+from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.classifier import Classifier
-from dfq_tf.quantization import apply
+from dfq_tf.quantization import grids, student
+from dfq_tf.quantization.post_training import float_network, with_ranges
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
-from dfq_tf.training import memory, optimizers
+from dfq_tf.training import optimizers
+from dfq_tf.training.copies import resolve_precision
+from dfq_tf.training.learner import Learner
 
 # Images of the steps that are timed, fewer of large ones: what a step takes besides its
 # images, which a multiple of it would count too often, tells less there.
@@ -67,7 +73,7 @@ def measure(
 ) -> Costs:
     """Takes a few steps of each kind, on few images, and multiplies.
 
-    The first of each, which allocates, is not timed. The teacher is not changed.
+    The first of each, which allocates, is not timed.
 
     Args:
       teacher: what is to be quantized.
@@ -76,41 +82,32 @@ def measure(
       calibration: says how many images it takes.
       run: seed and precision.
     """
-    config = memory.with_batch_size(config, teacher.model)
+    config = with_batch_size(config, teacher)
     height, width, _ = teacher.image_shape
     batch = min(_MOST, max(_FEWEST, _PIXELS // (height * width)))
     batch = max(batch, config.num_generators)
     small = dataclasses.replace(config, batch_size=batch)
-    with warnings.catch_warnings():
-        # Of a teacher without BN: whoever asks for costs says so better.
-        warnings.simplefilter("ignore", UserWarning)
-        observed = bn_statistics.observe(teacher, run.precision)
-    generators = phases.make_generators(teacher, small, run.seed, run.precision)
-    student = _student(teacher)
-    state = steps.State(
-        observed,
-        generators,
-        [optimizers.adam(g, small.generator_learning_rate, 2) for g in generators],
-        [student],
-        [phases.student_optimizer(student.model, small)],
-    )
+    precision = resolve_precision(run.precision)
+    context = Context(small, run.seed, precision, None, None, False)
+    state = _state(teacher, context)
     base = _peak_bytes()
-    warm_up = _timed(steps.warm_up_step, state, small, run.seed)
-    generator = _timed(steps.generator_step, state, small, run.seed)
-    student_step = _timed(steps.student_step, state, small, run.seed)
+    warm_up, generator, students = (
+        _timed(step, state, context)
+        for step in (steps.warm_up_step, steps.generator_step, steps.student_step)
+    )
     times = config.batch_size / batch
     per_step = (
         config.generator_steps * generator.seconds
-        + config.student_steps * student_step.seconds
+        + config.student_steps * students.seconds
     )
     # A calibration image passes networks about as often as one of the warm-up.
     df_q = warm_up.compile_seconds + warm_up.seconds * (
         times * config.warm_up_steps + calibration.calibration_images / batch
     )
     training_seconds = times * config.rounds * per_step
-    compile_seconds = generator.compile_seconds + student_step.compile_seconds
+    compile_seconds = generator.compile_seconds + students.compile_seconds
     # The peak stays where the hungriest step has left it.
-    grown = sum(t.grown_bytes for t in (warm_up, generator, student_step))
+    grown = sum(t.grown_bytes for t in (warm_up, generator, students))
     return Costs(
         df_q,
         df_q + compile_seconds + training_seconds,
@@ -132,24 +129,37 @@ def memory_bytes(base: float, grown: float, measured: int, batch_size: int) -> f
     return base + grown * batch_size / measured
 
 
-def _student(teacher: Classifier) -> Classifier:
-    """A quantized student whose ranges mean nothing: its steps take as long."""
-    graph, description = apply.integer_ready(teacher)
-    anything = dict.fromkeys(apply.quantized_nodes(graph), (-1.0, 1.0))
-    ranges = apply.checked_ranges(graph, description, anything)
-    return apply.quantize_graph(graph, description, BitWidths(), ranges, "min_max")
+def _state(teacher: Classifier, context: Context[DistillationConfig]) -> steps.State:
+    """Networks and optimizers of a training; the student's ranges mean nothing."""
+    config = context.settings
+    with warnings.catch_warnings():
+        # Of a teacher without BN: whoever asks for costs says so better.
+        warnings.simplefilter("ignore", UserWarning)
+        observed = observe(teacher, context.precision)
+    generators = make_generators(teacher.image_shape, context)
+    network = float_network(teacher)
+    anything = dict.fromkeys(grids.measured(network.graph), (-1.0, 1.0))
+    quantized = with_ranges(network, anything, BitWidths(), "min_max")
+    learner = Learner(student.build(quantized), quantized.description)
+    return steps.State(
+        observed,
+        generators,
+        [optimizers.adam(g, config.generator_learning_rate, 2) for g in generators],
+        [learner],
+        [phases.student_optimizer(learner.model, config)],
+    )
 
 
 def _timed(
-    step: Callable[..., Any], state: steps.State, config: DistillationConfig, seed: int
+    step: Callable[..., Any], state: steps.State, context: Context[DistillationConfig]
 ) -> _Timed:
     began = time.perf_counter()
-    compiled = phases.compiled(functools.partial(step, state, config))
+    compiled = phases.compiled(functools.partial(step, state, context.settings))
     compiled.get_concrete_function(tf.TensorSpec((2,), tf.int32))
 
     def take(index: int) -> float:
         started = time.perf_counter()
-        results = compiled(tf.constant([seed, index]))
+        results = compiled(tf.constant([context.seed, index]))
         _ = [value.numpy() for value in tf.nest.flatten(results)]  # waits for its end
         return time.perf_counter() - started
 

@@ -6,27 +6,22 @@ rewritten network has.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.graph import rewriting
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph, LayerRead, Node, Unreadable
-from dfq_tf.graph.rewriting import (
-    activation_name,
-    drop_training_only,
-    logits_graph,
-    two_class_logits,
-)
+from dfq_tf.graph.layers import KINDS
+from dfq_tf.graph.nodes import Graph, Node
 from dfq_tf.importing import classifiers
 from dfq_tf.importing.preprocessing import Preprocessing
-from dfq_tf.quantization import apply
+from dfq_tf.importing.reading import LayerRead
+from dfq_tf.quantization import grids
+from dfq_tf.quantization.post_training import with_pixels
 from dfq_tf.tflite import writer
 from dfq_tf.tflite.writer import Outline
-
-_WITH_KERNEL = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +89,8 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
     """Reads a model and looks at each of its layers.
 
     Args:
-      model: as in `importing.as_classifier`.
-      **arguments: as in `importing.as_classifier`. What is missing there, and how a
+      model: as in `classifiers.as_classifier`.
+      **arguments: as in `classifiers.as_classifier`. What is missing there, and how a
         model is fed, is left open here.
 
     Raises:
@@ -105,34 +100,12 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
     """
     reading = classifiers.read(model, **arguments)
     network = classifiers.network(reading)
-    whole = reading.graph
-    outputs = network.graph.nodes[network.graph.output_name].shape[-1]
-    names = ("",) * outputs
+    outputs = network.graph.last.shape[-1] or 1
     feeding = network.feeding or Preprocessing()
-    description = classifiers.described(feeding, network.gives, names)
+    description = classifiers.described(feeding, network.gives, ("",) * outputs)
 
-    fate = _Fate(reading.layers)
-    fate.note_unread(whole)
-    graph = logits_graph(network.graph, description)
-    fate.note_end(network.graph, graph)
-    if network.is_binary:
-        graph = fate.through(two_class_logits, graph)
-    fate.note_gone(graph, drop_training_only(graph), lambda _: "dropped")
-    for rewrite in apply.PASSES:
-        graph = fate.through(rewrite, graph)
-    graph, fed = apply.with_pixels(graph, description)
-    # Otherwise an operator of its own does what the preprocessing did.
-    is_free = fed.input_mean == description.input_mean
-
-    def of_head(node: Node) -> str | None:
-        if node.kind != "Rescaling":
-            return "dropped"
-        return "input quantization" if is_free else None
-
-    fate.note_gone(whole, network.graph, of_head)
-    outline = writer.outline(graph)
-    rows = [fate.row(layer, graph, outline) for layer in reading.layers]
-
+    followed = _follow(network, description)
+    rows = [followed.row(layer) for layer in reading.layers]
     is_whole = not any(row.problem for row in rows)
     classifier = None
     if is_whole:
@@ -140,146 +113,111 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         classifier = classifiers.classifier_of(fed_reading)
     return Inspection(
         is_keras3=reading.told.is_keras3,
-        image_shape=whole.nodes[whole.input_name].shape,  # type: ignore[arg-type]
+        image_shape=reading.graph.image.shape,  # type: ignore[arg-type]
         num_outputs=outputs,
         gives=network.gives,
         description=description if network.feeding else None,
         rows=rows,
         num_batch_normalizations=sum(row.kind == "BatchNormalization" for row in rows),
         parameters=int(reading.told.model.count_params()),
-        multiply_accumulates=multiply_accumulates(network.graph),
-        file_bytes=outline.num_bytes if is_whole else None,
+        multiply_accumulates=sum(
+            KINDS[node.kind].macs(node) for node in network.graph.nodes.values()
+        ),
+        file_bytes=followed.outline.num_bytes if is_whole else None,
         classifier=classifier,
     )
 
 
-def multiply_accumulates(graph: Graph) -> int:
-    """Those of convolutions and dense layers, for one image.
+def _follow(network: classifiers.Network, description: ModelDescription) -> "_Followed":
+    """Rewrites a network as its quantization would, whatever is refused.
 
     Args:
-      graph: before or after `rewrite.fold`. Layers whose size may be any count as
-        one pixel.
+      network: as it was read.
+      description: of it.
     """
-    return sum(
-        # Each value of an output takes one column of the kernel.
-        math.prod(size or 1 for size in node.shape[:-1]) * weights.size
-        for node in graph.nodes.values()
-        if node.kind in _WITH_KERNEL
-        for weights in node.weights
-        if weights.ndim > 1
+    graph = rewriting.logits_graph(network.graph, description)
+    taken_off = None if graph.output == network.graph.output else network.graph.last
+    problems = {}
+    if network.is_binary:
+        try:
+            graph = rewriting.two_class_logits(graph)
+        except UnsupportedLayerError as error:
+            problems = {each.name: each.reason for each in error.problems}
+    graph = rewriting.fold(graph)
+    problems = {p.name: p.reason for p in rewriting.refused(graph)} | problems
+    names = ("",) * (graph.last.shape[-1] or 1)
+    fed = with_pixels(graph, dataclasses.replace(description, class_names=names))
+    graph = grids.separated(fed.graph)
+    return _Followed(
+        graph,
+        writer.outline(graph),
+        problems,
+        taken_off,
+        # Otherwise an operator of its own does what the preprocessing did.
+        is_free=fed.description.input_mean == description.input_mean,
     )
 
 
-class _Fate:
-    """Follows each layer of a model through the rewriting.
+@dataclasses.dataclass(frozen=True)
+class _Followed:
+    """The layers of a model in its rewritten network, and in the outline of its file.
 
-    Args:
-      layers: what was found in the model.
+    Attributes:
+      graph: at the end of all rewriting. Its nodes know the layers that they stand
+        for; the first of them is named in the table.
+      outline: of the file of `graph`.
+      problems: layer -> why it is refused.
+      taken_off: the softmax or sigmoid that was the network's end, or None.
+      is_free: whether the quantization of the pixels does the preprocessing.
     """
 
-    def __init__(self, layers: Sequence[LayerRead]) -> None:
-        self._layer_of = {node: layer.name for layer in layers for node in layer.nodes}
-        # All by the names of the nodes as they were read: why one cannot be, what
-        # became of one that is gone, and what else happened to one that is there.
-        self._reasons = {
-            layer.nodes[-1]: layer.problem for layer in layers if layer.problem
-        }
-        self._gone: dict[str, str] = {}
-        self._remarks: dict[str, str] = {}
+    graph: Graph
+    outline: Outline
+    problems: Mapping[str, str]
+    taken_off: Node | None
+    is_free: bool
 
-    def through(self, rewrite: Callable[[Graph], Graph], graph: Graph) -> Graph:
-        """Rewrites a graph; what the rewrite refuses is noted, and made Unreadable."""
-        while True:
-            try:
-                return rewrite(graph)
-            except UnsupportedLayerError as error:
-                refused = {
-                    problem.name: problem.reason
-                    for problem in error.problems
-                    if graph.nodes[problem.name].layer_class is not Unreadable
-                }
-                if not refused:
-                    return graph  # all of them are noted
-                for name, reason in refused.items():
-                    self._reasons.setdefault(graph.origin(name), reason)
-                blanks = {
-                    name: [_unreadable(graph.nodes[name])] for name in sorted(refused)
-                }
-                graph = graph.replaced(blanks, {})
-
-    def note_gone(
-        self, before: Graph, after: Graph, what: Callable[[Node], str | None]
-    ) -> None:
-        """Notes what became of the nodes that a step has taken away.
-
-        Args:
-          before: the step.
-          after: the step.
-          what: says it of a node; None where a node has gone into another one.
-        """
-        for name, node in before.nodes.items():
-            said = None if name in after.nodes else what(node)
-            if said is not None:
-                self._gone[before.origin(name)] = said
-
-    def note_unread(self, graph: Graph) -> None:
-        """Notes the nodes whose readers read past them, as a stack of channels does."""
-        for name in self._layer_of.keys() - graph.nodes.keys():
-            self._gone[name] = "in what reads it"
-
-    def note_end(self, before: Graph, after: Graph) -> None:
-        """Notes what has become of the softmax or sigmoid at the end."""
-        self.note_gone(before, after, lambda _: "taken off: the file gives logits")
-        last = before.nodes[before.output_name]
-        kept = after.nodes.get(last.name)
-        if kept is not None and activation_name(kept) != activation_name(last):
-            self._remarks[last.name] = f"; {activation_name(last)} taken off"
-
-    def row(self, layer: LayerRead, graph: Graph, outline: Outline) -> Row:
-        """What a layer becomes.
-
-        Args:
-          layer: as it was found.
-          graph: at the end of all rewriting.
-          outline: of the file of `graph`.
-        """
-        reasons = [self._reasons[node] for node in layer.nodes if node in self._reasons]
-        problem = reasons[0] if reasons else None
+    def row(self, layer: LayerRead) -> Row:
+        """What a layer becomes."""
+        problem = layer.problem or self.problems.get(layer.name)
+        becomes = f"NOT POSSIBLE: {problem}" if problem else self._becomes(layer)
         return Row(
-            layer.name,
-            layer.kind,
-            layer.shape,
-            layer.parameters,
-            f"NOT POSSIBLE: {problem}"
-            if problem
-            else self._becomes(layer, graph, outline),
-            problem,
+            layer.name, layer.kind, layer.shape, layer.parameters, becomes, problem
         )
 
-    def _becomes(self, layer: LayerRead, graph: Graph, outline: Outline) -> str:
+    def _becomes(self, layer: LayerRead) -> str:
         operators = [
             _qualified(operator, node)
-            for name, node in graph.nodes.items()
-            if graph.origin(name) in layer.nodes
-            for operator in outline.operators[name]
+            for name, node in self.graph.nodes.items()
+            if self._layers(node)[0] == layer.name
+            for operator in self.outline.operators[name]
         ]
+        end = self.taken_off
+        if end is not None and layer.name in end.layers:
+            if not operators:
+                return "taken off: the file gives logits"
+            return ", ".join(operators) + f"; {end.kind} taken off"
         if operators:
-            return ", ".join(operators) + self._remarks.get(layer.nodes[-1], "")
-        if layer.nodes[-1] in self._gone:
-            return self._gone[layer.nodes[-1]]
-        hosts = []
-        for name in layer.nodes:
-            while name in graph.renamed:
-                name = graph.renamed[name]
-            name = outline.taken_in.get(name, name)
-            hosts.append(self._layer_of[graph.origin(name)])
-        return "in " + ", ".join(dict.fromkeys(hosts))
+            return ", ".join(operators)
+        nodes = [n for n in self.graph.nodes.values() if layer.name in n.layers]
+        if not nodes:
+            return "dropped"
+        if self.is_free and all(not node.inputs for node in nodes):
+            return "input quantization"
+        return "in " + ", ".join(dict.fromkeys(map(self._host, nodes)))
 
+    def _layers(self, node: Node) -> Sequence[str]:
+        """The layers that a node stands for; what feeds the network is the image's."""
+        return node.layers or self.graph.image.layers
 
-def _unreadable(node: Node) -> Node:
-    return dataclasses.replace(node, layer_class=Unreadable, config={}, weights=())
+    def _host(self, node: Node) -> str:
+        """The layer in whose operator a node is."""
+        host = self.outline.taken_in.get(node.name, node.name)
+        return self._layers(self.graph.nodes[host])[0]
 
 
 def _qualified(operator: str, node: Node) -> str:
-    is_affine = operator == "DEPTHWISE_CONV_2D" and node.weights[0].shape[:2] == (1, 1)
+    is_affine = operator == "DEPTHWISE_CONV_2D" and (
+        node.weights["kernel"].shape[:2] == (1, 1)
+    )
     return f"1x1 {operator}" if is_affine else operator

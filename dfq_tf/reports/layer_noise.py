@@ -13,7 +13,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ import numpy as np
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
 from dfq_tf.files import replacing, write_text
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.graph import Graph
-from dfq_tf.quantization import apply
-from dfq_tf.tflite.export import open_interpreter
-from dfq_tf.training import memory
+from dfq_tf.graph import running
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.layers import KINDS
+from dfq_tf.graph.nodes import Graph
+from dfq_tf.quantization import grids
+from dfq_tf.tflite.running import kernel_types, open_interpreter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LayerNoise:
 
     Attributes:
       name: the layer's.
-      kind: such as 'Conv2D'; with the activation that it took in, 'Conv2D+ReLU'.
+      kind: such as 'conv'; with the activation that it took in, 'conv+relu'.
       weights: what the file stores the kernel in, 'int8' or 'int4'; empty without one.
       own_db: SQNR of what this layer alone adds, in decibels; infinite if nothing.
       total_db: SQNR from the pixels up to here, in decibels.
@@ -48,59 +49,49 @@ class LayerNoise:
 
 
 def measure(
-    graph: Graph, description: ModelDescription, content: bytes, images: np.ndarray
+    network: Classifier, content: bytes, images: np.ndarray
 ) -> list[LayerNoise]:
     """Measures the noise of every layer that a file stores.
 
     Args:
-      graph: the float network that the file was made of, `pipeline.float_network`.
-      description: how that network is fed.
+      network: the float network that the file was made of, from
+        `post_training.float_network`.
       content: of a TFLite file that the project wrote: its tensors have the names of
-        the layers.
+        the nodes.
       images: uint8 (n, height, width, channels).
 
     Returns:
-      One for each layer with a scale of its own, in order.
+      One for each output that is quantized, in order.
 
     Raises:
       ExportError: the file's tensors are not those of the network.
     """
-    names = apply.quantized_nodes(graph)
-    model = graph.build(outputs=list(graph.nodes))
+    graph = network.graph
+    names = grids.measured(graph)
     # All outputs at a time: of the network, of the file, and the widened ones below.
-    size = 3 * memory.FLOAT * memory.graph_size(graph)
-    batch_size = memory.images_per_pass(size, len(images))
-    types = _kernel_types(content)
-    chains: dict[str, list[str]] = {}
-    own = {name: np.zeros(2) for name in names}
-    total = {name: np.zeros(2) for name in names}
+    size = 3 * running.FLOAT * running.num_values(graph)
+    batch_size = running.images_per_pass(size, len(images))
+    powers = {name: np.zeros((2, 2)) for name in names}
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         stored = _stored_outputs(graph, content, batch)
         _check_stored(graph, names, stored)
-        inputs = description.normalize(tf.cast(batch, tf.float32))
-        exact = dict(zip(graph.nodes, model(inputs, training=False)))
-        for name in names:
-            chains[name] = chain = _chain(graph, name, stored)
-            sources = [stored[source] for source in graph.nodes[chain[0]].inputs]
-            alone = sources if len(sources) > 1 else sources[0]
-            for node in chain:
-                alone = model.get_layer(node)(alone, training=False)
-            own[name] += _powers(np.asarray(alone), stored[name])
-            total[name] += _powers(np.asarray(exact[name]), stored[name])
+        inputs = network.description.normalize(tf.cast(batch, tf.float32))
+        exact = running.compute(graph, inputs, names)
+        for name, values in zip(names, exact):
+            alone = _alone(graph, name, stored)
+            powers[name] += [
+                _powers(float_values.numpy(), stored[name])
+                for float_values in (alone, values)
+            ]
+    types = kernel_types(content)
     result = []
     for name in names:
-        kind = "+".join(graph.nodes[node].kind for node in chains[name])
-        kernels = [types[node] for node in chains[name] if node in types]
-        result.append(
-            LayerNoise(
-                name,
-                kind,
-                kernels[0] if kernels else "",
-                _decibels(*own[name]),
-                _decibels(*total[name]),
-            )
-        )
+        inside = _inside(graph, name)
+        kinds = "+".join(graph.nodes[node].kind for node in inside)
+        kernel = next((types[node] for node in inside if node in types), "")
+        own, total = (_decibels(*each) for each in powers[name])
+        result.append(LayerNoise(name, kinds, kernel, own, total))
     return result
 
 
@@ -167,14 +158,19 @@ def pyplot() -> Any:
     return pyplot
 
 
-def _chain(graph: Graph, name: str, stored: dict[str, np.ndarray]) -> list[str]:
+def _inside(graph: Graph, name: str) -> list[str]:
     """The nodes inside one operator of the file, the last of which is `name`."""
-    chain = [name]
-    while True:
-        (source, *others) = graph.nodes[chain[0]].inputs
-        if others or source in stored:
-            return chain
-        chain.insert(0, source)
+    (source, *_) = graph.nodes[name].inputs
+    return [source, name] if grids.is_taken_in(graph, source) else [name]
+
+
+def _alone(graph: Graph, name: str, stored: Mapping[str, np.ndarray]) -> tf.Tensor:
+    """What the float layer makes of what the file has stored before it."""
+    inside = [graph.nodes[each] for each in _inside(graph, name)]
+    values = [tf.constant(stored[source]) for source in inside[0].inputs]
+    for node in inside:
+        values = [KINDS[node.kind].compute(node, values, node.weights)]
+    return values[0]
 
 
 def _powers(signal: np.ndarray, noisy: np.ndarray) -> np.ndarray:
@@ -225,16 +221,3 @@ def _stored_outputs(
             integers = interpreter.get_tensor(tensor["index"])[0].astype(np.float32)
             values[tensor["name"]].append((integers - zero_point) * scale)
     return {name: np.stack(each) for name, each in values.items()}
-
-
-def _kernel_types(content: bytes) -> dict[str, str]:
-    """Node name -> type in which the file stores its kernel."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {v: k.lower() for k, v in vars(schema.TensorType).items() if k.isupper()}
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    return {
-        tensor.name.decode().removesuffix("/kernel"): names[tensor.type]
-        for tensor in model.subgraphs[0].tensors
-        if tensor.name.decode().endswith("/kernel")
-    }

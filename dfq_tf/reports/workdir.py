@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any
 
 from dfq_tf.errors import WorkdirError
-from dfq_tf.files import write_text
+from dfq_tf.files import read_text, write_text
 
 _PACKAGES = (
     "tensorflow",
@@ -78,7 +78,7 @@ class Workdir:
         path = self.path / "flags.cfg"
         run_path = self.path / "run.json"
         if path.exists():
-            before = _parse_flagfile(path.read_text())
+            before = _parse_flagfile(read_text(path))
             added = settings.keys() - before.keys()
             before |= {name: defaults[name] for name in added & defaults.keys()}
             changes = [
@@ -87,7 +87,7 @@ class Workdir:
                 for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
-            run = json.loads(run_path.read_text()) if run_path.exists() else {}
+            run = json.loads(read_text(run_path)) if run_path.exists() else {}
             known = run.get("digests", {})
             changes += [
                 f"  --{name}: {settings[name]}, whose content has changed since"
@@ -123,7 +123,7 @@ class Workdir:
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
         path = self.path / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(read_text(path)) if path.exists() else {}
 
     def add_metrics(self, **metrics: Any) -> None:
         """Adds to `metrics.json`, replacing values of the same name."""

@@ -1,9 +1,10 @@
-"""Which number format the float networks compute in.
+"""Copies of Keras models: in another number format, or with other weights.
 
 bfloat16 speeds up convolutions only where the processor multiplies faster in it;
 elsewhere it is slower than float32. Variables stay float32 in either case.
 """
 
+import itertools
 import pathlib
 
 from dfq_tf.compat import keras, tf
@@ -74,3 +75,24 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def randomized(model: keras.Model, seed: int) -> keras.Model:
+    """A network like another, its weights drawn anew by the layers' initializers.
+
+    The random state of the program stays as it is.
+
+    Args:
+      model: functional or Sequential, not nested.
+      seed: decides the weights.
+    """
+    numbers = itertools.count(seed * 10_007)
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        for name, value in config.items():
+            if name.endswith("_initializer") and "seed" in value["config"]:
+                value["config"]["seed"] = next(numbers) % 2**31
+        return layer.__class__.from_config(config)
+
+    return keras.models.clone_model(model, clone_function=clone)

@@ -10,18 +10,15 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow_model_optimization as tfmot
 
-from dfq_tf.compat import keras, tf, traced
+from dfq_tf.compat import keras, tf, tfmot, traced
 from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.settings import AUTO
 from dfq_tf.training.replicas import num_replicas, replica_concat, replica_mean
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _EXAMPLE = (
     '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
@@ -137,8 +134,8 @@ def check_batch(
     multiple = count * num_generators
     if batch_size == AUTO:
         raise ConfigError(
-            f"{name} is {AUTO}, auto, where a number is needed; memory.with_batch_size "
-            "finds one, or name it"
+            f"{name} is {AUTO}, auto, where a number is needed; "
+            "batch_size.with_batch_size finds one, or name it"
         )
     if count > 1 and batch_size % multiple:
         parts = (
@@ -191,6 +188,17 @@ def everywhere(
     return first_of_all
 
 
+def scope(strategy: tf.distribute.Strategy | None) -> Any:
+    """A `with` block in which variables are made on all replicas.
+
+    Args:
+      strategy: None for one device.
+    """
+    if strategy is None or _num_replicas(strategy) == 1:
+        return contextlib.nullcontext()
+    return strategy.scope()
+
+
 class Copies:
     """Copies of models, with variables on all replicas, and the way back.
 
@@ -204,11 +212,6 @@ class Copies:
         self._strategy: Any = strategy
         self._pairs: list[tuple[keras.Model, keras.Model]] = []
 
-    def scope(self) -> Any:
-        """A context in which to build what keeps variables beside the copies'."""
-        several = _num_replicas(self._strategy) > 1
-        return self._strategy.scope() if several else contextlib.nullcontext()
-
     def of(self, model: keras.Model) -> keras.Model:
         """A copy whose BN layers, when training, see the whole batch.
 
@@ -217,9 +220,9 @@ class Copies:
         """
         if _num_replicas(self._strategy) == 1:
             return model
-        with self.scope(), tfmot.quantization.keras.quantize_scope():
+        with scope(self._strategy), tfmot.quantization.keras.quantize_scope():
             copy = keras.models.clone_model(model, clone_function=_clone)
-        copy.set_weights(_from_first_worker(self._strategy, model.get_weights()))
+        copy.set_weights(from_first_worker(self._strategy, model.get_weights()))
         self._pairs.append((model, copy))
         return copy
 
@@ -286,31 +289,27 @@ class _WholeBatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, inputs.dtype)
 
 
-def names_lost_workers(train: F) -> F:
-    """Makes a function with the argument `strategy` say so if a worker is lost.
+@contextlib.contextmanager
+def names_lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
+    """A `with` block, or a decorator, that says so if a worker is lost.
+
+    Args:
+      strategy: None for one device.
 
     Raises:
       TrainingError: another worker ended, or cannot be reached.
     """
-
-    @functools.wraps(train)
-    def watched(
-        *arguments: Any, strategy: tf.distribute.Strategy | None = None, **named: Any
-    ) -> Any:
-        try:
-            return train(*arguments, strategy=strategy, **named)
-        except _LOST_WORKER as error:
-            if _num_workers(strategy) == 1:
-                raise
-            raise TrainingError(
-                "a worker was lost: it ended, or cannot be reached. Start all workers "
-                "again with the same commands; they continue from their last checkpoint"
-            ) from error
-
-    return cast(F, watched)
+    try:
+        yield
+    except _LOST_WORKER as error:
+        if _num_workers(strategy) == 1:
+            raise
+        raise TrainingError(
+            "a worker was lost: it ended, or cannot be reached. Start all workers "
+            "again with the same commands; they continue from their last checkpoint"
+        ) from error
 
 
-@names_lost_workers
 def of_all_workers(
     values: Sequence[int], *, strategy: tf.distribute.Strategy | None
 ) -> np.ndarray:
@@ -326,7 +325,8 @@ def of_all_workers(
     workers = _num_workers(strategy)
     if workers == 1:
         return row
-    rows = _row_gatherer(strategy, len(values))(tf.constant(row)).numpy()
+    with names_lost_workers(strategy):
+        rows = _row_gatherer(strategy, len(values))(tf.constant(row)).numpy()
     return rows[:: len(rows) // workers]  # those of one worker's replicas are the same
 
 
@@ -336,9 +336,15 @@ def _row_gatherer(strategy: tf.distribute.Strategy, length: int) -> Any:
     return traced(gather, tf.TensorSpec((1, length), tf.int64))
 
 
-def _from_first_worker(
-    strategy: tf.distribute.Strategy, arrays: Sequence[np.ndarray]
+def from_first_worker(
+    strategy: tf.distribute.Strategy | None, arrays: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
+    """The arrays that worker 0 has; all workers must call it at the same point.
+
+    Args:
+      strategy: None for one device.
+      arrays: of the same shapes and types on each worker.
+    """
     if _num_workers(strategy) == 1:
         return list(arrays)
 
@@ -351,7 +357,8 @@ def _from_first_worker(
     # All of one type, to travel together; tfmot's counters are small integers.
     specs = [tf.TensorSpec(array.shape, tf.float32) for array in arrays]
     tensors = [tf.constant(array, tf.float32) for array in arrays]
-    results = traced(everywhere(summed, strategy), *specs)(*tensors)
+    with names_lost_workers(strategy):
+        results = traced(everywhere(summed, strategy), *specs)(*tensors)
     return [r.numpy().astype(a.dtype) for r, a in zip(results, arrays)]
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import tqdm
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.errors import TrainingError
-from dfq_tf.files import write_text
-from dfq_tf.training.devices import of_all_workers
+from dfq_tf.files import read_text, write_text
+from dfq_tf.training.devices import names_lost_workers, of_all_workers
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
 Evaluate = Callable[[], Mapping[str, float]]
@@ -32,14 +33,12 @@ def run_loop(
     step: Step,
     num_steps: int,
     trackables: Mapping[str, Any],
-    directory: str | os.PathLike[str] | None = None,
+    context: Context,
     *,
-    strategy: tf.distribute.Strategy | None = None,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 50,
     measure_every: int = 10,
     save_seconds: float = 60.0,
-    show_progress: bool = True,
 ) -> dict[str, float]:
     """Calls `step(0)`, ..., `step(num_steps - 1)`, continuing where a run left off.
 
@@ -48,17 +47,15 @@ def run_loop(
       step: takes the step's number, changes variables, returns scalar measurements.
       num_steps: how many steps the whole run has.
       trackables: all that the step changes: models and optimizers, by name.
-      directory: where checkpoints (`checkpoints/NAME`) and scalars
-        (`tensorboard/NAME`) are kept; None keeps nothing.
-      strategy: the devices that `step` runs on; its workers, each with a directory of
-        its own, save and restore at the same steps. None for one device.
+      context: its directory keeps checkpoints (`checkpoints/NAME`) and scalars
+        (`tensorboard/NAME`). The workers of its strategy, each with a directory of its
+        own, save and restore at the same steps.
       evaluate: called before the first step, every `evaluate_every` steps and at the
         end; its measurements go to `NAME_curve.csv`, beside the minutes that the steps
         took, and to TensorBoard. Not called without a directory.
       evaluate_every: steps between two evaluations.
       measure_every: steps between two reports of the measurements.
       save_seconds: least time between two checkpoints; one is saved at the end too.
-      show_progress: whether to show a bar on the terminal.
 
     Returns:
       The last measurements; empty if the run had already ended.
@@ -66,73 +63,144 @@ def run_loop(
     Raises:
       TrainingError: a measurement or a weight is not finite. The last good
         checkpoint is kept. Or the workers have no checkpoint in common, or it is of
-        other networks or optimizers.
+        other networks or optimizers; or a worker was lost.
     """
-    counter = tf.Variable(0, dtype=tf.int64, trainable=False)
-    seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-    manager = writer = None
-    if directory is not None:
-        checkpoint = tf.train.Checkpoint(
-            steps_done=counter, seconds_in_steps=seconds, **trackables
-        )
-        folder = pathlib.Path(directory) / "checkpoints" / name
-        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=_KEPT)
-        newest = _newest_checkpoint(name, manager, strategy)
-        if newest:
-            _restore(name, checkpoint, newest)
-        writer = tf.summary.create_file_writer(
-            str(pathlib.Path(directory) / "tensorboard" / name)
-        )
-    first = int(counter.numpy())
     measurements: dict[str, float] = {}
-    saved_at = time.monotonic()
-    bar = tqdm.tqdm(
-        total=num_steps,
-        initial=first,
-        desc=name,
-        unit="step",
-        disable=not show_progress or first == num_steps,
-        dynamic_ncols=True,
-        # A log file needs no line every half second.
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-    )
-    curve = _Curve(name, directory, first, writer)
-    if directory is None:
-        evaluate = None  # there is nowhere to put it
-    with bar:
-        for index in range(first, num_steps):
-            if evaluate is not None and index % evaluate_every == 0:
-                curve.add(index, float(seconds), evaluate())
-            began = time.monotonic()
-            tensors = step(index)
-            # Reading them waits for the step's end.
-            measurements = {key: float(value) for key, value in tensors.items()}
-            seconds.assign_add(time.monotonic() - began)
-            counter.assign_add(1)
-            done = index + 1
-            bar.update()
-            _check_measurements(name, done, measurements, manager)
-            if done % measure_every and done != num_steps:
+    with (
+        names_lost_workers(context.strategy),
+        _Progress(name, num_steps, trackables, context, evaluate) as progress,
+    ):
+        for index in range(progress.first, num_steps):
+            if index % evaluate_every == 0:
+                progress.evaluate()
+            measurements = progress.take(step, index)
+            is_last = index + 1 == num_steps
+            if (index + 1) % measure_every and not is_last:
                 continue
-            bar.set_postfix(
-                {k: f"{v:.4g}" for k, v in measurements.items()}, refresh=False
-            )
-            if writer is not None:
-                with writer.as_default(step=done):
-                    for key, value in measurements.items():
-                        tf.summary.scalar(key, value)
-            if evaluate is not None and done == num_steps:
-                curve.add(done, float(seconds), evaluate())
-            is_due = time.monotonic() - saved_at >= save_seconds
-            # Their clocks differ, but saving takes all workers at once.
-            if of_all_workers([is_due], strategy=strategy).any() or done == num_steps:
-                _check_weights(name, done, trackables, manager)
-                if manager is not None:
-                    manager.save(checkpoint_number=done)
-                saved_at = time.monotonic()
-    if writer is not None:
-        writer.close()
+            progress.report(measurements)
+            if is_last:
+                progress.evaluate()
+            progress.save(is_last, save_seconds)
     return measurements
+
+
+class _Progress:
+    """What a run has done: its counter, clock, bar, scalars, curve and checkpoints.
+
+    Entering it restores the newest checkpoint; leaving it closes its files. The
+    arguments are those of `run_loop`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_steps: int,
+        trackables: Mapping[str, Any],
+        context: Context,
+        evaluate: Evaluate | None,
+    ) -> None:
+        self._name, self._trackables, self._context = name, trackables, context
+        self._done = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._manager = self._writer = self._evaluate = None
+        if context.directory is not None:
+            self._evaluate = evaluate  # without, there is nowhere to put it
+            self._open(pathlib.Path(context.directory))
+        self.first = int(self._done.numpy())
+        self._curve = _Curve(name, context.directory, self.first, self._writer)
+        self._saved_at = time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=num_steps,
+            initial=self.first,
+            desc=name,
+            unit="step",
+            disable=not context.progress or self.first == num_steps,
+            dynamic_ncols=True,
+            # A log file needs no line every half second.
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+
+    def _open(self, directory: pathlib.Path) -> None:
+        """Restores the newest checkpoint, and opens the file of the scalars."""
+        checkpoint = tf.train.Checkpoint(
+            steps_done=self._done, seconds_in_steps=self._seconds, **self._trackables
+        )
+        folder = directory / "checkpoints" / self._name
+        self._manager = tf.train.CheckpointManager(
+            checkpoint, str(folder), max_to_keep=_KEPT
+        )
+        newest = _newest_checkpoint(self._name, self._manager, self._context.strategy)
+        if newest:
+            _restore(self._name, checkpoint, newest)
+        self._writer = tf.summary.create_file_writer(
+            str(directory / "tensorboard" / self._name)
+        )
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def _steps(self) -> int:
+        return int(self._done.numpy())
+
+    def evaluate(self) -> None:
+        """Adds a row to the curve, if there is one."""
+        if self._evaluate is not None:
+            self._curve.add(self._steps, float(self._seconds), self._evaluate())
+
+    def take(self, step: Step, index: int) -> dict[str, float]:
+        """Takes a step, and returns its measurements, which must be finite."""
+        began = time.monotonic()
+        tensors = step(index)
+        # Reading them waits for the step's end.
+        measurements = {key: float(value) for key, value in tensors.items()}
+        self._seconds.assign_add(time.monotonic() - began)
+        self._done.assign_add(1)
+        self._bar.update()
+        bad = [key for key, value in measurements.items() if not np.isfinite(value)]
+        if bad:
+            raise self._not_finite(", ".join(bad))
+        return measurements
+
+    def report(self, measurements: Mapping[str, float]) -> None:
+        """Shows measurements on the bar, and writes them as scalars."""
+        self._bar.set_postfix(
+            {k: f"{v:.4g}" for k, v in measurements.items()}, refresh=False
+        )
+        if self._writer is not None:
+            with self._writer.as_default(step=self._steps):
+                for key, value in measurements.items():
+                    tf.summary.scalar(key, value)
+
+    def save(self, is_last: bool, save_seconds: float) -> None:
+        """Saves a checkpoint if it is time, after a look at all weights."""
+        is_due = time.monotonic() - self._saved_at >= save_seconds
+        # Their clocks differ, but saving takes all workers at once.
+        due = of_all_workers([is_due], strategy=self._context.strategy)
+        if not (due.any() or is_last):
+            return
+        for key, trackable in self._trackables.items():
+            if isinstance(trackable, keras.Model):
+                for variable in trackable.variables:
+                    if not np.isfinite(variable.numpy()).all():
+                        raise self._not_finite(f"the weight {variable.name} of {key}")
+        if self._manager is not None:
+            self._manager.save(checkpoint_number=self._steps)
+        self._saved_at = time.monotonic()
+
+    def _not_finite(self, what: str) -> TrainingError:
+        latest = self._manager.latest_checkpoint if self._manager is not None else None
+        kept = f"the last good checkpoint is {latest}"
+        return TrainingError(
+            f"{self._name}: {what} is not finite at step {self._steps}; "
+            f"{kept if latest else 'nothing was saved'}. Lower the learning rate, or "
+            "use --precision=float32"
+        )
 
 
 def _newest_checkpoint(
@@ -186,7 +254,7 @@ class _Curve:
         if directory is not None:
             self._path = pathlib.Path(directory) / f"{name}_curve.csv"
             if first and self._path.exists():
-                header, *rows = self._path.read_text().splitlines()
+                header, *rows = read_text(self._path).splitlines()
                 kept = [row for row in rows if int(row.split(",")[0]) < first]
                 self._lines = [header, *kept]
 
@@ -202,33 +270,3 @@ class _Curve:
         with self._writer.as_default(step=done):
             for key, value in values.items():
                 tf.summary.scalar(f"evaluation/{key}", value)
-
-
-def _check_measurements(
-    name: str, done: int, measurements: Mapping[str, float], manager: Any
-) -> None:
-    bad = [key for key, value in measurements.items() if not np.isfinite(value)]
-    if bad:
-        raise TrainingError(
-            f"{name}: {', '.join(bad)} is not finite at step {done}; "
-            f"{_kept(manager)}. Lower the learning rate, or use --precision=float32"
-        )
-
-
-def _check_weights(
-    name: str, done: int, trackables: Mapping[str, Any], manager: Any
-) -> None:
-    for key, trackable in trackables.items():
-        if isinstance(trackable, keras.Model):
-            for variable in trackable.variables:
-                if not np.isfinite(variable.numpy()).all():
-                    raise TrainingError(
-                        f"{name}: the weight {variable.name} of {key} is not finite "
-                        f"at step {done}; {_kept(manager)}. Lower the learning rate, "
-                        "or use --precision=float32"
-                    )
-
-
-def _kept(manager: Any) -> str:
-    latest = manager.latest_checkpoint if manager is not None else None
-    return f"the last good checkpoint is {latest}" if latest else "nothing was saved"

@@ -1,35 +1,29 @@
 """Supervised training of a teacher, on labelled images given as arrays."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph.classifier import Classifier
 from dfq_tf.settings import TeacherConfig
-from dfq_tf.training import optimizers
+from dfq_tf.training import devices, optimizers
 from dfq_tf.training.augmentation import augment
 from dfq_tf.training.copies import with_precision
-from dfq_tf.training.devices import Copies, check_batch, everywhere, names_lost_workers
+from dfq_tf.training.devices import Copies, check_batch, everywhere
+from dfq_tf.training.learner import Learner
 from dfq_tf.training.loop import run_loop
 from dfq_tf.training.replicas import replica_mean, replica_slice
 from dfq_tf.with_data.progressive_resizing import of_any_size, resize, resized_shape
 
 
-@names_lost_workers
 def train_teacher(
-    teacher: Classifier,
+    teacher: Learner,
     images: np.ndarray,
     labels: np.ndarray,
-    config: TeacherConfig,
-    *,
-    seed: int = 0,
-    precision: str = "auto",
-    strategy: tf.distribute.Strategy | None = None,
-    directory: str | os.PathLike[str] | None = None,
-    show_progress: bool = True,
+    context: Context[TeacherConfig],
 ) -> None:
     """Trains `teacher.model` in place: SGD with Nesterov momentum, cosine decay to 0.
 
@@ -40,50 +34,83 @@ def train_teacher(
       teacher: the model, with logits as outputs, and its description.
       images: uint8 (n, height, width, channels).
       labels: integer (n,), in [0, num_classes).
-      config: epochs, batch size and optimizer settings.
-      seed: any non-negative integer.
-      precision: see `resolve_precision`; weights are float32 in any case.
-      strategy: the devices, see `distribution.make_strategy`; None for one.
-      directory: for checkpoints and scalars; None keeps none.
-      show_progress: whether to show a bar.
+      context: its settings have the epochs, batch size and optimizer's numbers; weights
+        are float32 whatever its precision.
 
     Raises:
       ConfigError: a batch is larger than the training set, or does not divide between
         the devices; or images are to be resized, and the model cannot take them.
       TrainingError: the loss or a weight became infinite or NaN, or a worker was lost.
     """
-    check_batch(strategy, config.teacher_batch_size, name="teacher_batch_size")
-    steps_per_epoch = len(images) // config.teacher_batch_size
+    config = context.settings
+    batch_size = config.teacher_batch_size
+    check_batch(context.strategy, batch_size, name="teacher_batch_size")
+    steps_per_epoch = len(images) // batch_size
     if not steps_per_epoch:
         raise ConfigError(
-            f"teacher_batch_size is {config.teacher_batch_size}, but there are only "
-            f"{len(images)} training images"
+            f"teacher_batch_size is {batch_size}, but there are only {len(images)} "
+            "training images"
         )
     num_steps = config.teacher_epochs * steps_per_epoch
-    _, height, width, _ = images.shape
-
-    def shape_in(epoch: int) -> tuple[int, int]:
-        scale, num_epochs = config.teacher_initial_scale, config.teacher_epochs
-        return resized_shape(height, width, scale, epoch, num_epochs)
-
-    smallest = shape_in(0)
-    is_resized = smallest != (height, width)
-    trained = with_precision(
-        of_any_size(teacher.model, smallest) if is_resized else teacher.model, precision
-    )
-    copies = Copies(strategy)
+    trained = _to_train(teacher.model, context)
+    copies = Copies(context.strategy)
     model = copies.of(trained)
-    with copies.scope():
+    with devices.scope(context.strategy):
         optimizer = optimizers.sgd(
             model, config.teacher_learning_rate, num_steps, config.teacher_momentum
         )
+    train_step = _compiled_step(
+        model, teacher.description.normalize, optimizer, context
+    )
+    order = Order(len(images), batch_size, context.seed)
+    size = teacher.image_shape[:2]
+
+    def step(index: int) -> Mapping[str, tf.Tensor]:
+        chosen = order.batch(index)
+        return train_step(
+            tf.constant(images[chosen]),
+            tf.constant(labels[chosen], tf.int32),
+            tf.constant(index),
+            _shape_in(index // steps_per_epoch, size, config),
+        )
+
+    trackables = {"model": model, "optimizer": optimizer}
+    run_loop("teacher", step, num_steps, trackables, context)
+    copies.write_back()
+    teacher.model.set_weights(trained.get_weights())
+
+
+def _to_train(model: keras.Model, context: Context[TeacherConfig]) -> keras.Model:
+    """A copy in the context's precision, for all sizes that the images will have."""
+    size = model.input_shape[1:3]
+    smallest = _shape_in(0, size, context.settings)
+    if smallest != size:
+        model = of_any_size(model, smallest)
+    return with_precision(model, context.precision)
+
+
+def _shape_in(
+    epoch: int, size: tuple[int, int], config: TeacherConfig
+) -> tuple[int, int]:
+    """Size of the images in an epoch."""
+    scale, num_epochs = config.teacher_initial_scale, config.teacher_epochs
+    return resized_shape(*size, scale, epoch, num_epochs)
+
+
+def _compiled_step(
+    model: keras.Model,
+    normalize: Callable[[tf.Tensor], tf.Tensor],
+    optimizer: Any,
+    context: Context[TeacherConfig],
+) -> Any:
+    """(pixels, labels, index of the step, size of the images) -> measurements."""
+    config = context.settings
 
     def step_on_device(
         pixels: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, shape: tuple[int, int]
     ) -> Mapping[str, tf.Tensor]:
-        pixels = tf.cast(replica_slice(pixels), tf.float32)
-        inputs = teacher.description.normalize(pixels)
-        inputs = augment(inputs, config.augmentation, (seed, index))
+        inputs = normalize(tf.cast(replica_slice(pixels), tf.float32))
+        inputs = augment(inputs, config.augmentation, (context.seed, index))
         return supervised_step(
             model,
             optimizer,
@@ -92,30 +119,7 @@ def train_teacher(
             config.teacher_weight_decay,
         )
 
-    train_step = tf.function(everywhere(step_on_device, strategy))
-
-    order = Order(len(images), config.teacher_batch_size, seed)
-
-    def step(index: int) -> Mapping[str, tf.Tensor]:
-        chosen = order.batch(index)
-        return train_step(
-            tf.constant(images[chosen]),
-            tf.constant(labels[chosen], tf.int32),
-            tf.constant(index),
-            shape_in(index // steps_per_epoch),
-        )
-
-    run_loop(
-        "teacher",
-        step,
-        num_steps,
-        {"model": model, "optimizer": optimizer},
-        directory,
-        strategy=strategy,
-        show_progress=show_progress,
-    )
-    copies.write_back()
-    teacher.model.set_weights(trained.get_weights())
+    return tf.function(everywhere(step_on_device, context.strategy))
 
 
 def supervised_step(

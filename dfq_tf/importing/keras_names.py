@@ -1,0 +1,321 @@
+"""What Keras 2, Keras 3 and TensorFlow call the kinds of `graph.layers`.
+
+The one place to add a name. A reader of models finds here what a layer or a call is,
+and what of its configuration and weights goes where; what a model file may name is
+derived from it too (`importing.files`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfq_tf.graph.nodes import Node, frozen
+from dfq_tf.importing import operations, preprocessing
+from dfq_tf.importing.operations import Found, Maker, Unknown
+
+# Functions of one value -> their names: of an activation in small letters, of an
+# operation of Keras 3 with a capital, of a function of TensorFlow with a dot.
+ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "linear": ("linear",),
+    "relu": ("relu", "Relu", "nn.relu"),
+    "relu6": ("relu6", "Relu6", "nn.relu6"),
+    "leaky_relu": ("leaky_relu",),
+    "sigmoid": ("sigmoid", "Sigmoid", "math.sigmoid", "nn.sigmoid"),
+    "hard_sigmoid": ("hard_sigmoid", "HardSigmoid"),
+    "silu": ("silu", "swish", "Silu", "nn.silu"),
+    "hard_silu": ("hard_silu", "hard_swish", "HardSilu"),
+    "tanh": ("tanh", "Tanh", "math.tanh", "nn.tanh"),
+    "softmax": ("softmax",),
+}
+# Other functions -> how they are called in Keras 3, with a capital, where arguments
+# may be attributes of the operation, and in TensorFlow. Operands come first.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "add": (
+        "Add(x1, x2)",
+        "math.add(x, y)",
+        "__operators__.add(x, y)",
+        "nn.bias_add(value, bias, data_format)",
+    ),
+    "subtract": ("Subtract(x1, x2)", "math.subtract(x, y)"),
+    "multiply": ("Multiply(x1, x2)", "math.multiply(x, y)"),
+    "divide": (
+        "Divide(x1, x2)",
+        "TrueDivide(x1, x2)",
+        "math.divide(x, y)",
+        "math.truediv(x, y)",
+    ),
+    "negative": ("Negative(x)", "math.negative(x)"),
+    "mean": (
+        "Mean(x, axis, keepdims)",
+        "math.reduce_mean(input_tensor, axis, keepdims)",
+    ),
+    "max": (
+        "Max(x, axis, keepdims)",
+        "math.reduce_max(input_tensor, axis, keepdims)",
+    ),
+    "concatenate": ("Concatenate(xs, axis)", "concat(values, axis)"),
+    "stack": ("Stack(x, axis)",),
+    "channels": ("GetItem(x, key)", "__operators__.getitem(tensor, slice_spec)"),
+    "reshape": ("Reshape(x, newshape)", "reshape(tensor, shape)"),
+    "clip": (
+        "Clip(x, x_min, x_max)",
+        "clip_by_value(t, clip_value_min, clip_value_max)",
+    ),
+    "cast": ("Cast(x, dtype)", "cast(x, dtype)", "identity(input)"),
+    "leaky_relu": ("LeakyRelu(x, negative_slope)", "nn.leaky_relu(features, alpha)"),
+    "softmax": ("Softmax(x, axis)", "nn.softmax(logits, axis)"),
+}
+# What `operations.operate` calls arguments that are no operands.
+ARGUMENTS = {
+    "slice_spec": "key",
+    "clip_value_min": "low",
+    "clip_value_max": "top",
+    "x_min": "low",
+    "x_max": "top",
+    "negative_slope": "slope",
+    "alpha": "slope",
+}
+
+
+class LayerNames(NamedTuple):
+    """What a layer of Keras is.
+
+    Attributes:
+      kind: of its node.
+      settings: of the node -> names in the layer's configuration, of which it has one.
+      weights: roles in Keras' order -> what in the configuration says whether the
+        layer has them; '' for one that it always has.
+      constant: settings of the node that are always the same.
+    """
+
+    kind: str
+    settings: Mapping[str, str] = frozen()
+    weights: Mapping[str, str] = frozen()
+    constant: Mapping[str, Any] = frozen()
+
+
+_WINDOW = {"strides": "strides", "padding": "padding", "dilation": "dilation_rate"}
+_POOL = {"size": "pool_size", "strides": "strides", "padding": "padding"}
+_KEPT = {"keepdims": "keepdims"}
+_KERNEL = {"kernel": "", "bias": "use_bias"}
+LAYERS: dict[str, LayerNames] = {
+    "Add": LayerNames("add"),
+    "AveragePooling2D": LayerNames("average_pool", _POOL),
+    "BatchNormalization": LayerNames(
+        "batch_normalization",
+        {"epsilon": "epsilon"},
+        {"gamma": "scale", "beta": "center", "mean": "", "variance": ""},
+    ),
+    "Concatenate": LayerNames("concatenate", {"axis": "axis"}),
+    "Conv2D": LayerNames("conv", {**_WINDOW, "groups": "groups"}, _KERNEL),
+    "Dense": LayerNames("dense", weights=_KERNEL),
+    "DepthwiseConv2D": LayerNames("depthwise_conv", _WINDOW, _KERNEL),
+    "Flatten": LayerNames("reshape", constant={"shape": (-1,)}),
+    "GlobalAveragePooling2D": LayerNames("global_average_pool", _KEPT),
+    "GlobalMaxPooling2D": LayerNames("global_max_pool", _KEPT),
+    "LeakyReLU": LayerNames("leaky_relu", {"slope": "negative_slope alpha"}),
+    "MaxPooling2D": LayerNames("max_pool", _POOL),
+    "Multiply": LayerNames("multiply"),
+    "Reshape": LayerNames("reshape", {"shape": "target_shape"}),
+    "Subtract": LayerNames("subtract"),
+    "ZeroPadding2D": LayerNames("pad", {"margins": "padding"}),
+}
+
+# Layers that pass their input on unchanged, except while they are trained.
+TRAINING_ONLY = frozenset(
+    """
+    ActivityRegularization AlphaDropout AugMix AutoContrast CutMix Dropout Equalization
+    GaussianDropout GaussianNoise Identity MixUp RandAugment RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform
+    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
+    RandomPerspective RandomPosterization RandomRotation RandomSaturation
+    RandomSharpness RandomShear RandomTranslation RandomZoom Solarization
+    SpatialDropout2D
+    """.split()
+)
+
+
+def _signatures() -> dict[str, tuple[str, tuple[str, ...]]]:
+    signatures: dict[str, tuple[str, tuple[str, ...]]] = {
+        name: (activation, ())
+        for activation, names in ACTIVATIONS.items()
+        for name in names
+        if name not in ACTIVATION_OF
+    }
+    for operation, calls in FUNCTIONS.items():
+        for call in calls:
+            name, _, parameters = call.removesuffix(")").partition("(")
+            signatures[name] = (operation, tuple(parameters.split(", ")))
+    return signatures
+
+
+# Name of an activation in Keras -> what it is here.
+ACTIVATION_OF = {
+    name: activation
+    for activation, names in ACTIVATIONS.items()
+    for name in names
+    if name.islower() and "." not in name
+}
+# Function of TensorFlow, or with a capital of Keras 3 -> what it is here, and the names
+# of its arguments in order; none for a function of one value.
+SIGNATURES = _signatures()
+
+
+def add_layer(maker: Maker, found: Found) -> None:
+    """Adds the nodes of a layer, its activation's among them.
+
+    Raises:
+      Unknown: it has none.
+    """
+    if found.kind in TRAINING_ONLY:
+        return
+    if found.config.get("data_format") == "channels_first":
+        raise Unknown("its data_format is channels_first")
+    if found.kind in _SPECIAL:
+        _SPECIAL[found.kind](maker, found)
+    elif found.kind in LAYERS:
+        _activate(maker, found, _by_table(maker, found))
+    elif found.is_keras2:
+        raise Unknown("there is no integer form for it here")
+    else:
+        raise Unknown("Keras 3 layers of this class are not known here")
+
+
+def _by_table(maker: Maker, found: Found) -> Node:
+    entry, config = LAYERS[found.kind], found.config
+    if not entry.settings and len(found.sources) > 1:
+        return operations.merge(maker, entry.kind, found.name, found.sources)
+    settings = dict(entry.constant)
+    for setting, names in entry.settings.items():
+        settings[setting] = next(
+            _plain(config[n]) for n in names.split() if n in config
+        )
+    weights = float_weights(found, entry.weights)
+    if found.kind == "BatchNormalization":
+        _check_axis(found)
+        channels = weights["mean"].shape
+        weights.setdefault("gamma", np.ones(channels))
+        weights.setdefault("beta", np.zeros(channels))
+    return maker.add(entry.kind, found.name, found.sources, settings, weights)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as text, a number, or a tuple of such."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def float_weights(found: Found, roles: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The layer's weights, by role.
+
+    Raises:
+      Unknown: they are no floats, or others than such a layer has.
+    """
+    kinds = {
+        weight.dtype.name
+        for weight in found.weights
+        if weight.dtype.kind != "f" and weight.dtype.name != "bfloat16"
+    }
+    if kinds:
+        raise Unknown(f"its weights are {', '.join(sorted(kinds))}; give a float model")
+    present = [
+        role for role, flag in roles.items() if not flag or found.config.get(flag, True)
+    ]
+    if len(present) != len(found.weights):
+        raise Unknown(f"it has {len(found.weights)} weights in place of {len(present)}")
+    return dict(zip(present, found.weights))
+
+
+def _check_axis(found: Found) -> None:
+    axis = found.config["axis"]
+    axis = axis[0] if isinstance(axis, (list, tuple)) else axis
+    if axis not in (-1, len(found.shape)):
+        raise Unknown(f"it has axis {axis}; only the last axis, the channels, can be")
+
+
+def _activate(
+    maker: Maker, found: Found, source: Node, name: str | None = None
+) -> None:
+    """Adds the activation that a layer has among its settings.
+
+    Args:
+      maker: makes its nodes.
+      found: the layer.
+      source: what the activation is computed of.
+      name: of the node that gives it; by default that of the layer and the activation.
+    """
+    activation = found.config.get("activation")
+    if activation is None:
+        return
+    if isinstance(activation, dict):
+        inner, kind = activation.get("config"), activation.get("class_name")
+        if kind in _ACTIVATION_LAYERS:
+            within = dataclasses.replace(
+                found,
+                name=name or f"{found.name}_{kind}",
+                kind=kind,
+                config=inner or {},
+                weights=(),
+                sources=[source],
+            )
+            add_layer(maker, within)
+            return
+        activation = inner if isinstance(inner, str) else kind
+    if activation not in ACTIVATION_OF:
+        raise Unknown(f"its activation is {activation or 'a function of your own'}")
+    known = ACTIVATION_OF[activation]
+    if known == "hard_sigmoid" and found.is_keras2:
+        known = "hard_sigmoid_keras2"
+    operations.activate(maker, known, name or f"{found.name}_{activation}", source)
+
+
+def _add_activation(maker: Maker, found: Found) -> None:
+    _activate(maker, found, found.sources[0], found.name)
+
+
+def _add_relu(maker: Maker, found: Found) -> None:
+    top, slope, threshold = (
+        None if found.config.get(name) is None else float(found.config[name])
+        for name in ("max_value", "negative_slope", "threshold")
+    )
+    if threshold or (top is not None and (top <= 0 or slope)):
+        raise Unknown("only a ReLU without slope and threshold is known")
+    if slope:
+        maker.add("leaky_relu", found.name, found.sources, {"slope": slope})
+    else:
+        maker.add("relu", found.name, found.sources, {"top": top})
+
+
+def _add_softmax(maker: Maker, found: Found) -> None:
+    axis = found.config.get("axis", -1)
+    operations.softmax(maker, found.name, found.sources[0], axis)
+
+
+def _add_separable(maker: Maker, found: Found) -> None:
+    """A depthwise convolution and a 1x1 convolution."""
+    roles = {"depthwise": "", "kernel": "", "bias": "use_bias"}
+    weights = float_weights(found, roles)
+    kernel = {"kernel": weights.pop("depthwise")}
+    settings = {key: _plain(found.config[name]) for key, name in _WINDOW.items()}
+    first = maker.add(
+        "depthwise_conv", f"{found.name}_depthwise", found.sources, settings, kernel
+    )
+    conv = maker.add("conv", found.name, [first], weights=weights)
+    _activate(maker, found, conv)
+
+
+# Layers that may be an activation too, as objects.
+_ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "Softmax")
+# Layers that the table does not tell whole.
+_SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
+    "Activation": _add_activation,
+    "ReLU": _add_relu,
+    "SeparableConv2D": _add_separable,
+    "Softmax": _add_softmax,
+    **preprocessing.LAYERS,
+}
+# Layers that are read; a model file may hold more.
+KNOWN_LAYERS = frozenset({*LAYERS, *_SPECIAL, *TRAINING_ONLY})

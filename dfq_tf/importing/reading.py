@@ -1,0 +1,388 @@
+"""Walks a Keras model call by call, to its end, and gives a graph of own kinds.
+
+The models of Keras 2 (tf_keras) and Keras 3 differ in where they keep what was called
+with what; two dialects tell that. What a layer becomes is the same table for both.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import LayerProblem
+from dfq_tf.graph import layers
+from dfq_tf.graph.nodes import Graph, Node, Shape, unique_name
+from dfq_tf.importing import keras_names, operations
+from dfq_tf.importing.operations import Found, Maker, Unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRead:
+    """One call of a layer, as it was found in a model.
+
+    Attributes:
+      name: of the layer; another one for each further call.
+      kind: its class.
+      shape: of its output without the batch; None is a size that may be any.
+      parameters: numbers in its weights.
+      nodes: names of the nodes that it became, and of those that stand for it besides
+        other layers; empty for a layer that does nothing at inference.
+      problem: why it cannot be read, or None.
+    """
+
+    name: str
+    kind: str
+    shape: Shape
+    parameters: int
+    nodes: tuple[str, ...]
+    problem: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A model as it was read.
+
+    Attributes:
+      graph: its nodes; unknown ones stand for layers that cannot be read.
+      layers: what was found, the input first, each behind what it reads.
+    """
+
+    graph: Graph
+    layers: Sequence[LayerRead]
+
+    @property
+    def problems(self) -> list[LayerProblem]:
+        """One for each layer that cannot be read."""
+        return [
+            LayerProblem(layer.name, layer.kind, layer.problem)
+            for layer in self.layers
+            if layer.problem
+        ]
+
+
+class _Call(NamedTuple):
+    """One call of one layer, as it is found in a model.
+
+    Attributes:
+      layer: what was called.
+      inputs: the symbolic tensors that it was called on.
+      outputs: the symbolic tensors that it gave.
+      args: positional arguments, the inputs among them.
+      kwargs: arguments by name.
+      sources: names of the calls that gave its inputs.
+    """
+
+    layer: Any
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    sources: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The class of the layer."""
+        return type(self.layer).__name__
+
+    @property
+    def shape(self) -> Shape:
+        """Of the output, without the batch."""
+        return tuple(self.outputs[0].shape[1:])
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments by name that say something."""
+        return {k: v for k, v in self.kwargs.items() if not _is_nothing(v)}
+
+
+class _Keras2:
+    """Where tf_keras keeps what a model is made of."""
+
+    package = "tf_keras."
+
+    def origin(self, tensor: Any) -> tuple[Any, int]:
+        """The layer that gave a symbolic tensor, and in which of its calls."""
+        layer, index, _ = tensor._keras_history
+        return layer, index
+
+    def call(self, layer: Any, index: int) -> _Call:
+        """One of a layer's calls."""
+        node = layer._inbound_nodes[index]
+        outputs = tf.nest.flatten(node.outputs)
+        return _Call(
+            layer, node.keras_inputs, outputs, node.call_args, node.call_kwargs
+        )
+
+    def is_network(self, layer: Any) -> bool:
+        """Whether it is a model whose layers can be read."""
+        is_functional = getattr(layer, "_is_graph_network", False)
+        is_model = isinstance(layer, keras.Model) and is_functional
+        return is_model or isinstance(layer, keras.Sequential)
+
+    def function(self, layer: Any) -> str | None:
+        """The name of a function that was called; None of a layer."""
+        is_function = type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda")
+        return layer.get_config()["function"] if is_function else None
+
+
+class _Keras3:
+    """Where Keras 3 keeps what a model is made of."""
+
+    package = "keras."
+
+    def origin(self, tensor: Any) -> tuple[Any, int]:
+        history = tensor._keras_history
+        return history.operation, history.node_index
+
+    def call(self, layer: Any, index: int) -> _Call:
+        node = layer._inbound_nodes[index]
+        # How the whole model is called decides on training, whatever is written here:
+        # of augmentation, Keras writes training=True where nothing was said.
+        kwargs = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
+        args = node.arguments.args
+        return _Call(layer, node.input_tensors, node.output_tensors, args, kwargs)
+
+    def is_network(self, layer: Any) -> bool:
+        is_functional = hasattr(getattr(layer, "_functional", layer), "operations")
+        return isinstance(layer, keras3().Model) and is_functional
+
+    def function(self, layer: Any) -> str | None:
+        is_layer = isinstance(layer, keras3().layers.Layer)
+        return None if is_layer else type(layer).__name__
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether an argument says nothing: None, or Nones alone."""
+    values = list(value.values()) if isinstance(value, Mapping) else value
+    return values is None or (
+        isinstance(values, list) and all(map(_is_nothing, values))
+    )
+
+
+def _is_input(layer: Any) -> bool:
+    return type(layer).__name__ == "InputLayer"
+
+
+def is_keras3(model: Any) -> bool:
+    """Whether it is a model or layer of Keras 3."""
+    modules = [each.__module__ for each in type(model).__mro__]
+    return any(module.split(".")[0] == "keras" for module in modules)
+
+
+def _dialect(model: Any) -> _Keras2 | _Keras3:
+    return _Keras3() if is_keras3(model) else _Keras2()
+
+
+def has_layers(model: Any) -> bool:
+    """Whether it is a functional or Sequential model, of Keras 2 or 3."""
+    return _dialect(model).is_network(model)
+
+
+def outputs_of(model: Any, images: np.ndarray) -> np.ndarray:
+    """What the one output of a model is, at inference.
+
+    Args:
+      model: of Keras 2 or 3; one that gives a list or a dictionary of one is fine.
+      images: float32, (batch, height, width, channels).
+    """
+    with warnings.catch_warnings():
+        # Keras 3 warns of inputs in a dictionary; there is one, which Keras finds.
+        warnings.simplefilter("ignore", UserWarning)
+        (values,) = tf.nest.flatten(model(images, training=False))
+    to_numpy = keras3().ops.convert_to_numpy if is_keras3(model) else np.asarray
+    return to_numpy(values)
+
+
+def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
+    """Reads a functional or Sequential model to its end, whatever it finds.
+
+    Models inside it are laid flat. A layer that is called more than once becomes nodes
+    for each call, each with its own copy of the weights.
+
+    Args:
+      model: of Keras 2 or 3, with one input and one output.
+      image_shape: (height, width, channels) of the images; by default what the model
+        says.
+    """
+    dialect = _dialect(model)
+    calls: dict[str, _Call] = {}
+    (output,) = _add_calls(calls, model, None, dialect)
+    nodes: dict[str, Node] = {}
+    gives: dict[str, str] = {}  # name of a call -> the node that gives its output
+    problems: dict[str, str] = {}
+    for name, call in calls.items():
+        sources = [nodes[gives[source]] for source in call.sources]
+        maker = Maker(name, nodes, calls)
+        try:
+            if _is_input(call.layer):
+                shape = image_shape or call.shape
+                made = [layers.image(name, shape, layers=(name,))]
+            else:
+                _add_nodes(maker, call, sources, dialect)
+                made = maker.nodes
+        except Unknown as error:
+            problems[name] = str(error)
+            made = [layers.unknown(name, sources, call.shape, call.kind, str(error))]
+        nodes.update({node.name: node for node in made})
+        gives[name] = made[-1].name if made else sources[0].name
+    graph = Graph(nodes.values(), gives[output])
+    found = [
+        LayerRead(
+            name,
+            call.kind,
+            call.shape,
+            # A function has no weights.
+            sum(math.prod(w.shape) for w in getattr(call.layer, "weights", ())),
+            tuple(node.name for node in graph.nodes.values() if name in node.layers),
+            problems.get(name),
+        )
+        for name, call in calls.items()
+    ]
+    return Reading(graph, sorted(found, key=lambda layer: layer.kind != "InputLayer"))
+
+
+def _add_calls(
+    calls: dict[str, _Call],
+    model: Any,
+    feeds: Sequence[str] | None,
+    dialect: _Keras2 | _Keras3,
+) -> list[str]:
+    """Adds the calls of a model; returns the names of those that give its outputs.
+
+    Args:
+      calls: by unique names, each behind what it reads; filled in place.
+      model: a functional or Sequential model.
+      feeds: for a model inside another, the calls that feed its inputs.
+      dialect: of the model.
+    """
+    names: dict[tuple[int, int], str] = {}
+
+    def key(tensor: Any) -> tuple[int, int]:
+        layer, index = dialect.origin(tensor)
+        return id(layer), index
+
+    if feeds is not None:
+        names.update(zip(map(key, model.inputs), feeds))
+    # Depth first, with a stack in place of recursion.
+    stack = [dialect.origin(tensor) for tensor in model.outputs]
+    while stack:
+        layer, index = stack[-1]
+        if (id(layer), index) in names:
+            stack.pop()
+            continue
+        call = dialect.call(layer, index)
+        inputs = [] if _is_input(layer) else call.inputs
+        missing = [each for each in inputs if key(each) not in names]
+        if missing:
+            stack.extend(map(dialect.origin, missing))
+            continue
+        stack.pop()
+        sources = tuple(names[key(tensor)] for tensor in inputs)
+        if dialect.is_network(layer) and _call_problem(call) is None:
+            (name,) = _add_calls(calls, layer, sources, dialect)
+        else:
+            name = unique_name(calls, layer.name)
+            calls[name] = call._replace(sources=sources)
+        names[id(layer), index] = name
+    return [names[key(tensor)] for tensor in model.outputs]
+
+
+def _call_problem(call: _Call) -> str | None:
+    """Why a layer cannot be read as it is called: it has more than inputs, say."""
+    further = {k for k, v in call.named.items() if k != "training" or v}
+    if len(call.args) > 1 or further:
+        what = ", ".join(sorted(further)) or "positional arguments"
+        return (
+            f"it is called with more than its inputs ({what}); use a layer that has "
+            "them as settings"
+        )
+    if len(call.outputs) != 1:
+        return "it gives several outputs; only layers with one can be"
+    return None
+
+
+def _add_nodes(
+    maker: Maker, call: _Call, sources: Sequence[Node], dialect: _Keras2 | _Keras3
+) -> None:
+    """Adds the nodes that a call becomes.
+
+    Raises:
+      Unknown: there are none.
+    """
+    layer, function = call.layer, dialect.function(call.layer)
+    problem = None if function and len(call.outputs) == 1 else _call_problem(call)
+    if problem:
+        raise Unknown(problem)
+    for tensor, source in zip(call.inputs, sources):
+        # The node has kept one axis more.
+        is_alone = source.kind == "channels" and len(tensor.shape) != 4
+        if is_alone and function != "Stack":
+            raise Unknown(
+                f"it reads one channel alone, {source.name}; only a stack of channels "
+                "has an integer form"
+            )
+    if function:
+        _add_function(maker, function, call, sources)
+        return
+    if not type(layer).__module__.startswith(dialect.package):
+        raise Unknown("it is a class of your own, whose function is not known here")
+    found = Found(
+        maker.layer,
+        call.kind,
+        layer.get_config(),
+        [np.asarray(weight) for weight in layer.get_weights()],
+        sources,
+        call.shape,
+        is_keras2=isinstance(dialect, _Keras2),
+        function=lambda images: outputs_of(layer, images),
+    )
+    keras_names.add_layer(maker, found)
+
+
+def _add_function(
+    maker: Maker, function: str, call: _Call, sources: Sequence[Node]
+) -> None:
+    is_keras2 = not function[0].isupper()
+    if function not in keras_names.SIGNATURES:
+        what = f"TensorFlow's {function}" if is_keras2 else "this operation"
+        raise Unknown(f"there is no integer form of {what}")
+    operation, parameters = keras_names.SIGNATURES[function]
+    is_narrower = len(call.shape) != len(sources[0].shape)
+    if is_keras2 and operation == "channels" and is_narrower:
+        # Keras 2 has no stack here that would read it.
+        raise Unknown("it takes one channel alone; x[..., i : i + 1] keeps the axis")
+    arguments = _arguments(call, parameters)
+    nodes = {id(tensor): node for tensor, node in zip(call.inputs, sources)}
+    operands: list[Any] = []
+    for _ in range(2 if operation in operations.ARITHMETIC else 1):
+        value = arguments.pop(next(iter(arguments), ""), None)
+        is_list = isinstance(value, (list, tuple))
+        has_tensors = is_list and any(id(each) in nodes for each in value)
+        for each in value if has_tensors else [value]:
+            operands.append(nodes.get(id(each), each))
+    if any(id(value) in nodes for value in arguments.values()):
+        raise Unknown("one of its settings is computed by the model")
+    names = keras_names.ARGUMENTS
+    settings = {names.get(name, name): value for name, value in arguments.items()}
+    operations.operate(maker, operation, operands, settings, call.shape)
+
+
+def _arguments(call: _Call, parameters: Sequence[str]) -> dict[str, Any]:
+    """All arguments of a function by name, in the order of its parameters.
+
+    Raises:
+      Unknown: there are others.
+    """
+    named = {name: value for name, value in call.named.items() if name != "name"}
+    if not parameters:  # of one value, whatever its name is
+        parameters = ("x",) if call.args else tuple(named)[:1]
+    further = [*map(str, call.args[len(parameters) :]), *({*named} - {*parameters})]
+    if further:
+        raise Unknown(f"it is called with {', '.join(further)}, which is not known")
+    # An operation of Keras 3 has some of its arguments as attributes.
+    given = {**vars(call.layer), **dict(zip(parameters, call.args)), **named}
+    return {name: given[name] for name in parameters if name in given}

@@ -1,0 +1,273 @@
+"""Integer grids: what integers mean, which outputs share a grid, how many bits.
+
+All who need to know whose range an output has ask `owners`: ranges, bits, the student's
+quantizers, the writer and the reports.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.graph import layers
+from dfq_tf.graph.layers import KINDS, Bounds, Exactly
+from dfq_tf.graph.nodes import Graph, Node, unique_name
+from dfq_tf.settings import BitWidths
+
+LARGEST_INT8 = 127
+_LARGEST_INT16 = 2**15 - 1
+# LiteRT sums the integers of an average in int32, and adds half a value to round. Of
+# int16, so many always fit; of int8, more than the largest image has.
+_MOST_SUMMED_INT16 = (2**31 - 1) // _LARGEST_INT16 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The values of a tensor: scale * (q - zero_point), lowest <= q <= highest.
+
+    Attributes:
+      scale: float32 (1,), or (channels,) for a kernel with one scale per output.
+      zero_point: the integer that stands for 0.
+      lowest: smallest integer.
+      highest: largest integer.
+    """
+
+    scale: np.ndarray
+    zero_point: int
+    lowest: int
+    highest: int
+
+    def same_as(self, other: "Grid") -> bool:
+        """Whether the same integers mean the same values."""
+        same_scale = np.array_equal(self.scale, other.scale)
+        return same_scale and self.zero_point == other.zero_point
+
+
+def is_symmetric(num_bits: int) -> bool:
+    """Whether activations of this width have a range around 0: those of int16 do."""
+    return num_bits > 8
+
+
+def activation_grid(low: float, high: float, num_bits: int) -> Grid:
+    """The integers of an activation in a range.
+
+    Those of 8 bits and fewer are the topmost of the 2^n integers in int8: what is too
+    large for the range is then cut off by int8 itself. Those of 16 bits are symmetric.
+
+    Args:
+      low: lowest value, at most 0.
+      high: highest value, at least 0.
+      num_bits: 2 to 8, or 16.
+    """
+    if is_symmetric(num_bits):
+        highest = 2 ** (num_bits - 1) - 1
+        scale = np.float32(high) / np.float32(highest)
+        return Grid(np.array([scale]), 0, -highest, highest)
+    largest, top = 2**num_bits - 1, LARGEST_INT8
+    scale = (np.float32(high) - np.float32(low)) / np.float32(largest)
+    # As TensorFlow's fake quantization moves 0 onto the grid.
+    zero = int(np.clip(np.floor(-np.float32(low) / scale + 0.5), 0, largest))
+    return Grid(np.array([scale]), zero + top - largest, top - largest, top)
+
+
+def as_int16(grid: Grid) -> Grid:
+    """The same values of an 8-bit grid among int16's, on a finer grid."""
+    scale = grid.scale / np.float32(128)
+    return Grid(scale, 0, -_LARGEST_INT16, _LARGEST_INT16)
+
+
+# Which outputs there are, and who shares a grid.
+
+
+def is_taken_in(graph: Graph, name: str) -> bool:
+    """Whether the ReLU behind a node is in the node's operator.
+
+    The node's own output is then never stored, and must not be quantized.
+    """
+    consumers = graph.consumers(name)
+    return (
+        KINDS[graph.nodes[name].kind].takes_in_relu
+        and len(consumers) == 1
+        and consumers[0].kind == "relu"
+        and name != graph.output
+    )
+
+
+def shares_grid(graph: Graph, node: Node) -> bool:
+    """Whether a node's output has the grid of its inputs.
+
+    Its operator copies integers and cannot rescale. So it is with a ReLU behind such an
+    operator, unless the ReLU has a top where its range must end.
+    """
+    if KINDS[node.kind].grid == "shared":
+        return True
+    (source, *others) = graph.sources(node) or [node]
+    return (
+        node.kind == "relu"
+        and not others
+        and KINDS[source.kind].grid == "shared"
+        and KINDS[node.kind].bounds(node, 8) is None
+    )
+
+
+def owners(graph: Graph) -> dict[str, str]:
+    """Whose grid the stored output of each node has.
+
+    Nodes that copy integers form a group with all their inputs; the first node of a
+    group owns its grid.
+
+    Returns:
+      Name of a node -> name of the owner, which is one of `measured`. Neither the
+      image nor a node that `is_taken_in` is among them.
+    """
+    owner: dict[str, str] = {}
+    for name, node in list(graph.nodes.items())[1:]:
+        if is_taken_in(graph, name):
+            continue
+        owner[name] = name
+        if shares_grid(graph, node):
+            groups = {owner[source] for source in node.inputs}
+            first = next(each for each in owner if each in groups)
+            united = {*groups, name}
+            owner = {k: first if v in united else v for k, v in owner.items()}
+    return owner
+
+
+def groups(graph: Graph) -> dict[str, list[str]]:
+    """Owner of a grid -> the nodes whose outputs have it, in order."""
+    found: dict[str, list[str]] = {}
+    for name, owner in owners(graph).items():
+        found.setdefault(owner, []).append(name)
+    return found
+
+
+def measured(graph: Graph) -> list[str]:
+    """Names of the nodes whose outputs are measured and quantized, the pixels first.
+
+    The rest are taken in, or have no other values than their one input.
+    """
+    return [
+        name
+        for name, node in list(graph.nodes.items())[1:]
+        if not is_taken_in(graph, name)
+        and (KINDS[node.kind].grid == "own" or len(node.inputs) > 1)
+    ]
+
+
+def bounds_of(graph: Graph, names: list[str], num_bits: int) -> Bounds:
+    """What the operators of nodes that share a grid demand of it; the first demand."""
+    demands = (
+        KINDS[graph.nodes[n].kind].bounds(graph.nodes[n], num_bits) for n in names
+    )
+    return next((each for each in demands if each is not None), None)
+
+
+def separated(graph: Graph) -> Graph:
+    """Puts a requantize where a grid cannot be shared.
+
+    A node that copies integers of several inputs needs one grid for all. Where they
+    demand different ones, as a sigmoid and a convolution do, those with a demand are
+    rescaled first, however many poolings and reshapes lie between.
+    """
+    while True:
+        found = _first_conflict(graph)
+        if found is None:
+            return graph
+        node, sources = found
+        taken, inputs, copies = set(graph.nodes), [], {}
+        for name in node.inputs:
+            if name in sources and name not in copies:
+                copy = unique_name(taken, f"{name}_requantized")
+                taken.add(copy)
+                copies[name] = layers.node("requantize", copy, [graph.nodes[name]])
+            inputs.append(copies[name].name if name in copies else name)
+        graph = graph.replaced({node.name: [*copies.values(), node.reading(*inputs)]})
+
+
+def _first_conflict(graph: Graph) -> tuple[Node, list[str]] | None:
+    """The first node whose inputs demand different grids, and those that demand any."""
+    demands: dict[str, Bounds] = {}
+    for name, node in list(graph.nodes.items())[1:]:
+        if not shares_grid(graph, node):
+            demands[name] = KINDS[node.kind].bounds(node, 8)
+            continue
+        found = [demands[source] for source in node.inputs]
+        if len(set(found)) > 1:
+            return node, [s for s in node.inputs if demands[s] is not None]
+        demands[name] = found[0]
+    return None
+
+
+# How many bits.
+
+
+def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
+    """Bits of the output of each of `measured`.
+
+    Pixels have 8. Sigmoid and tanh, whose range is fixed, have 8 or more, and so have
+    the logits, on which the answer hangs. Outputs that share a grid share the most
+    bits of any of them.
+    """
+    width = widths.num_bits_activation
+    owner, names = owners(graph), measured(graph)
+    bits = {}
+    for name in names:
+        node = graph.nodes[name]
+        is_fixed = isinstance(KINDS[node.kind].bounds(node, 8), Exactly)
+        bits[name] = max(8, width) if is_fixed else width
+        if node.kind == "pixels":
+            bits[name] = 8
+    most: dict[str, int] = {owner[graph.output]: 8}
+    for name in names:
+        most[owner[name]] = max(bits[name], most.get(owner[name], 0))
+    return {name: most[owner[name]] for name in names}
+
+
+def check_widths(graph: Graph, widths: BitWidths) -> None:
+    """Raises UnsupportedLayerError, naming all layers that cannot have these widths.
+
+    Args:
+      graph: of a network, rewritten for integers or not.
+      widths: bits of weights and activations.
+    """
+    if not is_symmetric(widths.num_bits_activation):
+        return
+    found = [(node, _reason_at_16_bits(graph, node)) for node in graph.nodes.values()]
+    problems = [layers.problem(node, reason) for node, reason in found if reason]
+    if problems:
+        advice = "Take activations of 8 bits or fewer, as with --widths=W8A8"
+        raise UnsupportedLayerError.of(problems, advice)
+
+
+def _reason_at_16_bits(graph: Graph, node: Node) -> str | None:
+    count = 0
+    if node.kind == "global_average_pool":
+        (source,) = graph.sources(node)
+        count = math.prod(side or 1 for side in source.shape[:2])
+    elif node.kind == "average_pool":
+        count = math.prod(node.settings["size"])
+    if count > _MOST_SUMMED_INT16:
+        return (
+            f"it averages {count:,} values of 16 bits, whose sum LiteRT keeps in 32 "
+            f"bits, with room for {_MOST_SUMMED_INT16:,}"
+        )
+    if KINDS[node.kind].operator == "LOOKUP":
+        return "it is read from a table of 256 values, too few for 16 bits"
+    return None
+
+
+def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
+    """Bits of the kernel of each node that has one."""
+    with_kernels = [n for n in graph.nodes.values() if layers.has_kernel(n)]
+    others = [node.name for node in with_kernels if node.kind != "depthwise_conv"]
+    bits = {
+        node.name: widths.num_bits_depthwise
+        if node.kind == "depthwise_conv"
+        else widths.num_bits_weight
+        for node in with_kernels
+    }
+    if others:
+        bits[others[-1]] = widths.num_bits_last
+        bits[others[0]] = widths.num_bits_first
+    return bits

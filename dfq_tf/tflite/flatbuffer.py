@@ -1,0 +1,252 @@
+"""The bytes of a TFLite file: tensors, constants and operators, and their packing.
+
+Nothing here knows a layer, nor what an operator computes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from dfq_tf.quantization.grids import Grid
+
+INPUT_NAME, OUTPUT_NAME = "image", "logits"
+
+_SCHEMA_VERSION = 3
+_BUFFER_ALIGNMENT = 16  # what the schema asks for
+_CODES = {name: v for name, v in vars(schema.BuiltinOperator).items() if name.isupper()}
+_LARGEST_OLD_CODE = _CODES["PLACEHOLDER_FOR_GREATER_OP_CODES"]
+# numpy type -> what the schema calls it.
+TYPES = {
+    np.dtype(name): getattr(schema.TensorType, name.upper())
+    for name in ("uint8", "int8", "int16", "int32", "int64")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file.
+
+    Attributes:
+      index: where it stands among the tensors.
+      shape: with the batch, which is 1.
+      dtype: of its integers; those of 4 bits are int8 here.
+      grid: what its integers mean; None if they are just numbers.
+      num_bits: bits of an integer in the file.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    grid: Grid | None
+    num_bits: int
+
+
+class File:
+    """Collects tensors, buffers and operators, and packs them."""
+
+    def __init__(self) -> None:
+        self._subgraph = schema.SubGraphT()
+        self._subgraph.tensors = []
+        self._subgraph.operators = []
+        self._buffers: list[Any] = [schema.BufferT()]  # the first means 'none'
+        self._codes: dict[tuple[str, int], int] = {}
+        self._operators: list[str] = []
+
+    @property
+    def operators(self) -> Sequence[str]:
+        """The names of the operators so far, such as 'CONV_2D'."""
+        return tuple(self._operators)
+
+    def tensor(
+        self, name: str, shape: Sequence[int], dtype: Any, grid: Grid | None = None
+    ) -> Tensor:
+        """Adds a tensor that an operator will fill.
+
+        Args:
+          name: unique in the file.
+          shape: with the batch.
+          dtype: of its integers.
+          grid: what they mean.
+        """
+        return self._added(name, shape, np.dtype(dtype), grid)
+
+    def constant(
+        self,
+        name: str,
+        values: np.ndarray,
+        grid: Grid | None = None,
+        axis: int = 0,
+        *,
+        is_int4: bool = False,
+    ) -> Tensor:
+        """Adds a constant.
+
+        Args:
+          name: unique in the file.
+          values: integers.
+          grid: what they mean.
+          axis: of a grid of several scales, the axis that they go along.
+          is_int4: whether they are int8 in -8 .. 7, to be stored in 4 bits each.
+        """
+        data = packed_int4(values) if is_int4 else np.ascontiguousarray(values)
+        added = self._added(name, values.shape, values.dtype, grid, axis, is_int4)
+        buffer = _AlignedBuffer()
+        buffer.data = data.tobytes()
+        self._subgraph.tensors[added.index].buffer = len(self._buffers)
+        self._buffers.append(buffer)
+        return added
+
+    def rename(self, tensor: Tensor, name: str) -> None:
+        """Gives a tensor another name."""
+        self._subgraph.tensors[tensor.index].name = name
+
+    def operator(
+        self,
+        name: str,
+        version: int,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        options: Any = None,
+    ) -> None:
+        """Adds an operator.
+
+        Args:
+          name: in the schema's BuiltinOperator, such as 'CONV_2D'.
+          version: what a runtime must know of it.
+          inputs: its inputs in order.
+          output: what it fills.
+          options: an object of the schema, whose class names the options' type.
+        """
+        operator = schema.OperatorT()
+        key = name, version
+        operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
+        operator.inputs = [tensor.index for tensor in inputs]
+        operator.outputs = [output.index]
+        if options is not None:
+            kind = type(options).__name__.removesuffix("T")
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+            operator.builtinOptions = options
+        self._subgraph.operators.append(operator)
+        self._operators.append(name)
+
+    def finish(self, image: Tensor, output: Tensor) -> bytes:
+        """The file's content.
+
+        Args:
+          image: the one input.
+          output: the one output.
+        """
+        subgraph = self._subgraph
+        subgraph.inputs, subgraph.outputs = [image.index], [output.index]
+        subgraph.name = "main"
+        model = schema.ModelT()
+        model.version = _SCHEMA_VERSION
+        model.description = "dfq_tf"
+        model.subgraphs = [subgraph]
+        model.buffers = self._buffers
+        model.operatorCodes = [_code(*key) for key in self._codes]
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+        signature.inputs = [_tensor_map(INPUT_NAME, image)]
+        signature.outputs = [_tensor_map(OUTPUT_NAME, output)]
+        model.signatureDefs = [signature]
+        return _packed(model)
+
+    def _added(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: np.dtype,
+        grid: Grid | None,
+        axis: int = 0,
+        is_int4: bool = False,
+    ) -> Tensor:
+        kind = schema.TensorType.INT4 if is_int4 else TYPES[dtype]
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type = name, list(map(int, shape)), kind
+        tensor.buffer = 0
+        if grid is not None:
+            quantization = schema.QuantizationParametersT()
+            quantization.scale = grid.scale.astype(np.float32)
+            quantization.zeroPoint = np.full(
+                grid.scale.shape, grid.zero_point, np.int64
+            )
+            quantization.quantizedDimension = axis
+            tensor.quantization = quantization
+        self._subgraph.tensors.append(tensor)
+        num_bits = 4 if is_int4 else 8 * dtype.itemsize
+        index = len(self._subgraph.tensors) - 1
+        return Tensor(index, tuple(tensor.shape), dtype, grid, num_bits)
+
+
+class _AlignedBuffer(schema.BufferT):
+    """A buffer whose bytes lie where the schema wants them, which Pack forgets."""
+
+    def Pack(self, builder: Any) -> Any:
+        """Writes the buffer; the flatbuffers library calls this."""
+        if self.data is not None and len(self.data):
+            builder.StartVector(1, len(self.data), _BUFFER_ALIGNMENT)
+            builder.head -= len(self.data)
+            builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
+            data = builder.EndVector()
+        schema.BufferStart(builder)
+        if self.data is not None and len(self.data):
+            schema.BufferAddData(builder, data)
+        return schema.BufferEnd(builder)
+
+
+def with_all_outputs(content: bytes) -> bytes:
+    """A file that gives what each of its operators writes, not the last one alone.
+
+    So the kernels that a file runs with can be looked at, XNNPACK's among them.
+
+    Args:
+      content: of a file of `File.finish`.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    (subgraph,) = model.subgraphs
+    subgraph.outputs = [i for each in subgraph.operators for i in each.outputs]
+    model.signatureDefs = None
+    for i, old in enumerate(model.buffers):
+        model.buffers[i] = _AlignedBuffer()
+        model.buffers[i].data = None if old.data is None else bytes(old.data)
+    return _packed(model)
+
+
+def _packed(model: Any) -> bytes:
+    builder = flatbuffers.Builder(2**16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def packed_int4(values: np.ndarray) -> np.ndarray:
+    """Integers in -8 .. 7, two to a byte, the first in the lower half.
+
+    Args:
+      values: int8, of any shape.
+
+    Returns:
+      uint8 (ceil(size / 2),); a last lone integer has a 0 beside it.
+    """
+    halves = values.ravel().view(np.uint8) & 0x0F
+    halves = np.pad(halves, (0, halves.size % 2))
+    return halves[0::2] | (halves[1::2] << 4)
+
+
+def _code(name: str, version: int) -> Any:
+    operator_code = schema.OperatorCodeT()
+    operator_code.builtinCode = _CODES[name]
+    # Readers of files older than 2020 look here.
+    operator_code.deprecatedBuiltinCode = min(_CODES[name], _LARGEST_OLD_CODE)
+    operator_code.version = version
+    return operator_code
+
+
+def _tensor_map(name: str, tensor: Tensor) -> Any:
+    tensor_map = schema.TensorMapT()
+    tensor_map.name, tensor_map.tensorIndex = name, tensor.index
+    return tensor_map

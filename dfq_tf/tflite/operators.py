@@ -1,0 +1,426 @@
+"""How each TFLite operator is written: its further inputs, options and version.
+
+Operators without options and constants need no entry in the table: LOGISTIC and TANH
+have none. LOOKUP is no operator of TFLite, but three of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import ExportError
+from dfq_tf.graph.layers import KINDS, concatenation_axis, title
+from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.quantization.grids import Grid
+from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
+
+# Weights of so few bits go two to a byte.
+INT4_BITS = 4
+
+# The oldest version of each operator that has int8, and int16, activations. That of
+# FULLY_CONNECTED would be 4, but runtimes before TensorFlow 2.10 take its scales per
+# channel for 0, without a word. None of them knows version 10: they refuse the file.
+_VERSIONS = {
+    "ADD": (2, 3),
+    "AVERAGE_POOL_2D": (2, 3),
+    "CAST": (1, 1),
+    "CONCATENATION": (2, 3),
+    "CONV_2D": (3, 4),
+    "DEPTHWISE_CONV_2D": (3, 5),
+    "FULLY_CONNECTED": (10, 10),
+    "GATHER": (2, 4),
+    "LEAKY_RELU": (2, 2),
+    "LOGISTIC": (2, 3),
+    "MAXIMUM": (2, 3),
+    "MAX_POOL_2D": (2, 3),
+    "MEAN": (2, 3),
+    "MUL": (2, 4),
+    "PAD": (2, 3),
+    "QUANTIZE": (2, 2),
+    "REDUCE_MAX": (2, 3),
+    "RELU": (2, 3),
+    "RELU6": (2, 3),
+    "RESHAPE": (1, 1),
+    "SUB": (2, 5),
+    "TANH": (2, 3),
+}
+# The same with an int4 kernel.
+_INT4_VERSIONS = {
+    "CONV_2D": (7, 7),
+    "DEPTHWISE_CONV_2D": (7, 7),
+    "FULLY_CONNECTED": (10, 13),
+}
+# Of the 64 bits of a bias beside int16 activations, LiteRT takes 48.
+_BIAS_BITS = {False: 32, True: 48}
+
+
+class Integers(Protocol):
+    """What is asked of a quantized network; see `QuantizedNetwork`."""
+
+    @property
+    def graph(self) -> Graph:
+        """The network."""
+
+    @property
+    def kernel_bits(self) -> Mapping[str, int]:
+        """Bits of each kernel."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether activations are int16."""
+
+    def grid(self, name: str) -> Grid:
+        """What the integers of a stored output mean."""
+
+    def kernel_integers(self, name: str) -> tuple[np.ndarray, Grid]:
+        """A kernel in int8, and what its integers mean."""
+
+    def bias_scale(self, name: str) -> np.ndarray:
+        """What one step of a bias is worth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A node whose operator is to be written.
+
+    Attributes:
+      file: gets the operator and its constants.
+      network: has the integers.
+      node: what is written.
+      sources: the tensors that it reads, in order.
+      output: the tensor that it fills.
+      activation: 'NONE', or what the operator ends in, 'RELU' or 'RELU6'.
+    """
+
+    file: File
+    network: Integers
+    node: Node
+    sources: Sequence[Tensor]
+    output: Tensor
+    activation: str
+
+    def constant(self, name: str, values: np.ndarray) -> Tensor:
+        """Adds a constant of plain numbers, named after the node."""
+        return self.file.constant(f"{self.node.name}/{name}", values)
+
+    def add(
+        self,
+        name: str,
+        inputs: Sequence[Tensor],
+        options: Any = None,
+        *,
+        output: Tensor | None = None,
+    ) -> None:
+        """Adds an operator, in the version that its tensors ask for.
+
+        Args:
+          name: such as 'CONV_2D'.
+          inputs: its inputs in order.
+          options: of the schema.
+          output: what it fills; by default the output of the node.
+        """
+        is_int4 = any(tensor.num_bits == INT4_BITS for tensor in inputs)
+        versions = _INT4_VERSIONS if is_int4 else _VERSIONS
+        version = versions[name][self.network.is_wide]
+        self.file.operator(name, version, inputs, output or self.output, options)
+
+
+def write(operation: Operation) -> None:
+    """Writes the operator of a node, as `KINDS` names it.
+
+    Raises:
+      ExportError: there is none for these integers.
+    """
+    name = KINDS[operation.node.kind].operator
+    if name in _OPERATORS:
+        _OPERATORS[name](operation)
+    else:
+        operation.add(name, operation.sources)
+
+
+def fused_activation(relu: Node) -> str:
+    """What an operator ends in that takes a ReLU in: 'RELU' or 'RELU6'.
+
+    Any other top is the end of the ReLU's range, where the integers end too.
+    """
+    return "RELU6" if relu.settings["top"] == 6 else "RELU"
+
+
+# Operators with a kernel.
+
+
+def _conv(operation: Operation) -> None:
+    """A kernel of (outputs, height, width, inputs)."""
+    integers, grid = operation.network.kernel_integers(operation.node.name)
+    kernel = _kernel(operation, np.transpose(integers, (3, 0, 1, 2)), grid, 0)
+    options = schema.Conv2DOptionsT()
+    _set_window(options, operation)
+    _add_with_kernel(operation, "CONV_2D", kernel, options)
+
+
+def _depthwise_conv(operation: Operation) -> None:
+    """A kernel of (1, height, width, outputs)."""
+    integers, grid = operation.network.kernel_integers(operation.node.name)
+    height, width, channels, multiplier = integers.shape
+    flat = integers.reshape(1, height, width, channels * multiplier)
+    kernel = _kernel(operation, flat, grid, 3)
+    options = schema.DepthwiseConv2DOptionsT()
+    _set_window(options, operation)
+    options.depthMultiplier = multiplier
+    _add_with_kernel(operation, "DEPTHWISE_CONV_2D", kernel, options)
+
+
+def _fully_connected(operation: Operation) -> None:
+    """A kernel of (outputs, inputs); an image is a batch of pixels."""
+    integers, grid = operation.network.kernel_integers(operation.node.name)
+    kernel = _kernel(operation, integers.T, grid, 0)
+    options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = _activation(operation.activation)
+    options.keepNumDims = len(operation.node.shape) > 1
+    _add_with_kernel(operation, "FULLY_CONNECTED", kernel, options)
+
+
+def _add_with_kernel(
+    operation: Operation, name: str, kernel: Tensor, options: Any
+) -> None:
+    bias = _bias(operation, operation.node.shape[-1] or 1)
+    operation.add(name, [*operation.sources, kernel, bias], options)
+
+
+def _kernel(operation: Operation, values: np.ndarray, grid: Grid, axis: int) -> Tensor:
+    """Adds a kernel, in TFLite's layout."""
+    name, network = operation.node.name, operation.network
+    # LiteRT misreads an int4 kernel of a depthwise convolution behind int16.
+    is_misread = network.is_wide and operation.node.kind == "depthwise_conv"
+    is_int4 = network.kernel_bits[name] <= INT4_BITS and not is_misread
+    return operation.file.constant(
+        f"{name}/kernel", values, grid, axis, is_int4=is_int4
+    )
+
+
+def _bias(operation: Operation, channels: int) -> Tensor:
+    """Adds a bias, zeros where the node has none.
+
+    Raises:
+      ExportError: it does not fit into its integers.
+    """
+    node, network = operation.node, operation.network
+    scale = network.bias_scale(node.name)
+    bias = node.weights.get("bias", np.zeros(channels))
+    values = np.rint(bias / scale)
+    highest = 2 ** (_BIAS_BITS[network.is_wide] - 1) - 1
+    if not (np.abs(values) <= highest).all():
+        raise ExportError(
+            f"the bias of layer {node.name} ({title(node)}) reaches "
+            f"{np.abs(values).max():.3g} steps of its integers, which end at "
+            f"{highest}: the ranges of its input and kernel are too small for it"
+        )
+    dtype = np.int64 if network.is_wide else np.int32
+    grid = Grid(scale.astype(np.float32), 0, -highest, highest)
+    return operation.file.constant(f"{node.name}/bias", values.astype(dtype), grid)
+
+
+def _set_window(options: Any, operation: Operation) -> None:
+    """What convolutions and poolings have in common."""
+    settings = operation.node.settings
+    options.padding = getattr(schema.Padding, settings["padding"].upper())
+    options.strideH, options.strideW = settings["strides"]
+    options.fusedActivationFunction = _activation(operation.activation)
+    if "dilation" in settings:
+        options.dilationHFactor, options.dilationWFactor = settings["dilation"]
+
+
+def _activation(name: str) -> int:
+    return getattr(schema.ActivationFunctionType, name)
+
+
+# Operators of two inputs.
+
+
+def _add(operation: Operation) -> None:
+    options = schema.AddOptionsT()
+    options.potScaleInt16 = False
+    _merge(operation, "ADD", options)
+
+
+def _sub(operation: Operation) -> None:
+    options = schema.SubOptionsT()
+    options.potScaleInt16 = False
+    _merge(operation, "SUB", options)
+
+
+def _mul(operation: Operation) -> None:
+    _merge(operation, "MUL", schema.MulOptionsT())
+
+
+def _merge(operation: Operation, name: str, options: Any) -> None:
+    """An operator of two tensors; a vector beside an image becomes one pixel."""
+    options.fusedActivationFunction = _activation(operation.activation)
+    rank = len(operation.output.shape)
+    inputs = []
+    for i, source in enumerate(operation.sources):
+        if len(source.shape) < rank:
+            # The operator would take the batch of a vector for a width.
+            missing = (1,) * (rank - len(source.shape))
+            shape = (source.shape[0], *missing, *source.shape[1:])
+            pixel = operation.file.tensor(
+                f"{operation.node.name}/input_{i}", shape, source.dtype, source.grid
+            )
+            _add_reshape(operation, source, pixel)
+            source = pixel
+        inputs.append(source)
+    operation.add(name, inputs, options)
+
+
+def _concatenation(operation: Operation) -> None:
+    options = schema.ConcatenationOptionsT()
+    rank = len(operation.node.shape)
+    options.axis = concatenation_axis(operation.node.settings["axis"], rank) + 1
+    operation.add("CONCATENATION", operation.sources, options)
+
+
+# Operators that move, pick or average.
+
+
+def _average_pool(operation: Operation) -> None:
+    _pool(operation, "AVERAGE_POOL_2D")
+
+
+def _max_pool(operation: Operation) -> None:
+    _pool(operation, "MAX_POOL_2D")
+
+
+def _pool(operation: Operation, name: str) -> None:
+    options = schema.Pool2DOptionsT()
+    _set_window(options, operation)
+    options.filterHeight, options.filterWidth = operation.node.settings["size"]
+    operation.add(name, operation.sources, options)
+
+
+def _mean(operation: Operation) -> None:
+    _reduce(operation, "MEAN")
+
+
+def _reduce_max(operation: Operation) -> None:
+    _reduce(operation, "REDUCE_MAX")
+
+
+def _reduce(operation: Operation, name: str) -> None:
+    """Over height and width."""
+    axes = operation.constant("axes", np.array([1, 2], np.int32))
+    options = schema.ReducerOptionsT()
+    options.keepDims = bool(operation.node.settings["keepdims"])
+    operation.add(name, [*operation.sources, axes], options)
+
+
+def _reshape(operation: Operation) -> None:
+    _add_reshape(operation, operation.sources[0], operation.output)
+
+
+def _add_reshape(operation: Operation, source: Tensor, output: Tensor) -> None:
+    """RESHAPE to the shape of the output, whatever the batch is."""
+    target = np.array((-1, *output.shape[1:]), np.int32)
+    options = schema.ReshapeOptionsT()
+    options.newShape = target
+    name = "shape" if output is operation.output else f"shape_{output.index}"
+    inputs = [source, operation.constant(name, target)]
+    operation.add("RESHAPE", inputs, options, output=output)
+
+
+def _pad(operation: Operation) -> None:
+    """PAD with the integer that stands for 0."""
+    rows, columns = operation.node.settings["margins"]
+    margins = np.array([(0, 0), rows, columns, (0, 0)], np.int32)
+    inputs = [*operation.sources, operation.constant("margins", margins)]
+    operation.add("PAD", inputs, schema.PadOptionsT())
+
+
+# Operators of one value.
+
+
+def _relu(operation: Operation) -> None:
+    """RELU or RELU6 that no operator before has taken in."""
+    operation.add(fused_activation(operation.node), operation.sources)
+
+
+def _leaky_relu(operation: Operation) -> None:
+    options = schema.LeakyReluOptionsT()
+    options.alpha = float(operation.node.settings["slope"])
+    operation.add("LEAKY_RELU", operation.sources, options)
+
+
+def _quantize(operation: Operation) -> None:
+    """Other integers for the same values."""
+    (source,) = operation.sources
+    if source.dtype == np.uint8 and operation.output.dtype == np.int16:
+        # There is no way from uint8 to int16 but by int8.
+        assert source.grid is not None
+        grid = Grid(source.grid.scale, source.grid.zero_point - 128, -128, 127)
+        name = f"{operation.node.name}/int8"
+        half_way = operation.file.tensor(name, source.shape, np.int8, grid)
+        _add_quantize(operation, source, half_way)
+        source = half_way
+    _add_quantize(operation, source, operation.output)
+
+
+def _add_quantize(operation: Operation, source: Tensor, output: Tensor) -> None:
+    operation.add("QUANTIZE", [source], schema.QuantizeOptionsT(), output=output)
+
+
+def _lookup(operation: Operation) -> None:
+    """Any function of one value: each of the 256 integers has its answer in a table.
+
+    Raises:
+      ExportError: the integers are int16.
+    """
+    (source,), node, file = operation.sources, operation.node, operation.file
+    if operation.network.is_wide:
+        raise ExportError(
+            f"layer {node.name} ({title(node)}) is read from a table of 256 values and "
+            "cannot have activations of 16 bits; take 8 or fewer"
+        )
+    assert source.grid is not None and operation.output.grid is not None
+    grid = Grid(source.grid.scale, source.grid.zero_point + 128, 0, 255)
+    unsigned = file.tensor(f"{node.name}/unsigned", source.shape, np.uint8, grid)
+    _add_quantize(operation, source, unsigned)
+    index = file.tensor(f"{node.name}/index", source.shape, np.int32)
+    options = schema.CastOptionsT()
+    options.inDataType, options.outDataType = TYPES[unsigned.dtype], TYPES[index.dtype]
+    operation.add("CAST", [unsigned], options, output=index)
+    values = _table(node, source.grid, operation.output.grid)
+    table = file.constant(f"{node.name}/table", values, operation.output.grid)
+    operation.add("GATHER", [table, index], schema.GatherOptionsT())
+
+
+def _table(node: Node, source: Grid, output: Grid) -> np.ndarray:
+    """What a node makes of each int8, from -128 on: int8 (256,)."""
+    inputs = source.scale * (np.arange(-128, 128) - source.zero_point)
+    column = tf.constant(inputs[:, None], tf.float32)
+    values = KINDS[node.kind].compute(node, [column], node.weights).numpy().ravel()
+    integers = np.rint(values / output.scale) + output.zero_point
+    return np.clip(integers, output.lowest, output.highest).astype(np.int8)
+
+
+_OPERATORS: dict[str, Callable[[Operation], None]] = {
+    "ADD": _add,
+    "AVERAGE_POOL_2D": _average_pool,
+    "CONCATENATION": _concatenation,
+    "CONV_2D": _conv,
+    "DEPTHWISE_CONV_2D": _depthwise_conv,
+    "FULLY_CONNECTED": _fully_connected,
+    "LEAKY_RELU": _leaky_relu,
+    "LOOKUP": _lookup,
+    "MAX_POOL_2D": _max_pool,
+    "MEAN": _mean,
+    "MUL": _mul,
+    "PAD": _pad,
+    "QUANTIZE": _quantize,
+    "REDUCE_MAX": _reduce_max,
+    "RELU": _relu,
+    "RESHAPE": _reshape,
+    "SUB": _sub,
+}

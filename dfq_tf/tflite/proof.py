@@ -1,0 +1,202 @@
+"""No file without proof: LiteRT runs it, and it computes what the network does."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import ExportError
+from dfq_tf.graph import layers, running
+from dfq_tf.graph.classifier import check_images
+from dfq_tf.graph.layers import KINDS
+from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.quantization.network import QuantizedNetwork, fake_quantized_kernel
+from dfq_tf.tflite import writer
+from dfq_tf.tflite.running import TFLiteClassifier, open_interpreter, stored_tensors
+
+# How far an output may be from the network's, in integer steps, and one layer from what
+# the network makes of the file's own integers: for int8, and for int16. Both round the
+# same numbers, and part where one lies between two integers. Of sound layers, the most
+# that was measured is 1, and 3 of a tanh of int16, which LiteRT reads from a table.
+_MOST_STEPS = {False: 3, True: 16}
+_MOST_STEPS_OF_A_LAYER = {False: 2, True: 4}
+
+# Images of each kind, and how many multiply-accumulates all of them may take.
+_MOST_IMAGES, _MOST_MACS = 16, 8 * 10**9
+# Layers are compared on the images whose outputs are the farthest apart.
+_WORST_IMAGES = 4
+
+# Operators whose output has the scale of their input: pixels stay pixels.
+_COPYING = ("MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "PAD", "RESHAPE")
+_INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
+
+
+def convert(network: QuantizedNetwork, images: np.ndarray | None = None) -> bytes:
+    """Writes a network as an integer-only TFLite model, and proves it.
+
+    The file takes raw pixels, uint8 (1, height, width, channels), and gives int8
+    logits (1, num_classes), int16 ones at A16. The normalisation of pixels is in the
+    input's scale and zero point, so that an app has nothing to compute.
+
+    Args:
+      network: from `post_training`, or back from its training.
+      images: uint8 (n, height, width, channels), of which some are run beside random
+        ones; None for random ones alone.
+
+    Returns:
+      The content of the file.
+
+    Raises:
+      ExportError: a layer cannot be written, LiteRT cannot run the file, or a layer
+        of it computes something else than the network.
+      ModelError: the images do not fit the network.
+    """
+    content = writer.write(network)
+    check_integer_only(content, _requantizing(network.graph))
+    _prove(network, content, _images(network, images))
+    return content
+
+
+def check_integer_only(content: bytes, requantized: Collection[str] = ()) -> None:
+    """Checks the file itself: every tensor integer, no float operator.
+
+    A QUANTIZE of pixels, as from the uint8 input to int8, is allowed.
+
+    Args:
+      content: of the file.
+      requantized: names of tensors that a QUANTIZE inside the graph may give.
+
+    Raises:
+      ExportError: naming the tensor or the operator that is not integer.
+    """
+    interpreter = open_interpreter(content, delegates=False)
+    names = {}
+    for tensor in interpreter.get_tensor_details():
+        names[tensor["index"]] = tensor["name"]
+        if tensor["dtype"] not in _INTEGERS:
+            raise ExportError(
+                f"tensor {tensor['name']} of the TFLite file is "
+                f"{np.dtype(tensor['dtype']).name}, not an integer"
+            )
+    pixels = {tensor["index"] for tensor in interpreter.get_input_details()}
+    for operator in interpreter._get_ops_details():
+        name, outputs = operator["op_name"], operator["outputs"]
+        if name == "QUANTIZE" and set(operator["inputs"]) <= pixels:
+            pixels.update(outputs)
+        elif name in _COPYING and operator["inputs"][0] in pixels:
+            pixels.update(outputs)
+        elif name == "QUANTIZE" and names[outputs[0]] in requantized:
+            continue
+        elif name in ("QUANTIZE", "DEQUANTIZE"):
+            raise ExportError(f"the TFLite file has a {name} inside its graph")
+
+
+def largest_difference(
+    network: QuantizedNetwork, tflite: TFLiteClassifier, images: np.ndarray
+) -> int:
+    """How far the file is from the network that it was made of.
+
+    Args:
+      network: by fake quantization.
+      tflite: the file.
+      images: uint8 (n, height, width, channels).
+
+    Returns:
+      The largest difference of any output, in integer steps of the output.
+    """
+    return int(_differences(network, tflite, images).max())
+
+
+def _differences(
+    network: QuantizedNetwork, tflite: TFLiteClassifier, images: np.ndarray
+) -> np.ndarray:
+    """The largest difference for each image, in steps: (n,)."""
+    difference = np.abs(network.scores(images) - tflite.scores(images))
+    return np.round(difference.max(axis=-1) / tflite.output_scale)
+
+
+def _requantizing(graph: Graph) -> set[str]:
+    """The tensors that QUANTIZE may give, besides those of pixels."""
+    names = set()
+    for name, node in graph.nodes.items():
+        if node.kind == "requantize":
+            names |= {name, f"{name}/raw"}  # the second where it is cut off
+        elif KINDS[node.kind].operator == "LOOKUP":
+            names.add(f"{name}/unsigned")
+    return names
+
+
+def _images(network: QuantizedNetwork, given: np.ndarray | None) -> np.ndarray:
+    """Some of the given images, and random pixels; few where the network is large."""
+    nodes = network.graph.nodes.values()
+    macs = sum(KINDS[node.kind].macs(node) for node in nodes)
+    count = int(np.clip(_MOST_MACS // (2 * macs + 1), 1, _MOST_IMAGES))
+    shape = (count, *network.classifier.image_shape)
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    if given is None:
+        return pixels
+    check_images(given, shape[1:])
+    return np.concatenate([given[:count], pixels])
+
+
+def _prove(network: QuantizedNetwork, content: bytes, images: np.ndarray) -> None:
+    """Compares a file with its network.
+
+    Where the outputs are further apart than rounding takes them, each layer is
+    compared by itself: few bits or many layers may spread a rounding as well as a
+    fault.
+
+    Raises:
+      ExportError: naming the first layer that computes something else.
+    """
+    differences = _differences(network, TFLiteClassifier(content), images)
+    if differences.max() <= _MOST_STEPS[network.is_wide]:
+        return
+    worst = images[np.argsort(differences)[-_WORST_IMAGES:]]
+    for name, steps in layer_differences(network, content, worst).items():
+        if not steps <= _MOST_STEPS_OF_A_LAYER[network.is_wide]:  # NaN is no proof
+            node = network.graph.nodes[name]
+            raise ExportError(
+                f"the TFLite file is up to {differences.max():.0f} steps of its output "
+                f"away from the network that it was made of: layer {name} "
+                f"({layers.title(node)}) is the first to compute something else, by up "
+                f"to {steps:.0f} steps. Please report it with the model's summary"
+            )
+
+
+def layer_differences(
+    network: QuantizedNetwork, content: bytes, images: np.ndarray
+) -> dict[str, float]:
+    """How far each layer of a file is from the network's, fed with the same integers.
+
+    Args:
+      network: by fake quantization.
+      content: of its file.
+      images: uint8 (n, height, width, channels).
+
+    Returns:
+      Name of each node that the file stores, in order -> the largest difference of
+      its output, in steps.
+    """
+    stored = stored_tensors(content, images)
+    differences: dict[str, float] = {}
+
+    def kernel(node: Node, values: tf.Tensor) -> tf.Tensor:
+        high, bits = network.kernel_ranges[node.name], network.kernel_bits[node.name]
+        return fake_quantized_kernel(values, high, bits)
+
+    def output(node: Node, values: tf.Tensor) -> tf.Tensor:
+        tensor = stored.get(node.name)
+        if tensor is None:  # a ReLU takes it in
+            return values
+        values = network.rounded_output(node, values)
+        steps = np.abs(values.numpy() - tensor.values) / tensor.scale
+        differences[node.name] = float(np.round(steps.max()))
+        return tf.constant(tensor.values)  # what the layers behind are fed with
+
+    pixels = network.description.normalize(images.astype(np.float32))
+    last = network.graph.output
+    running.compute(
+        network.graph, tf.constant(pixels), [last], kernel=kernel, output=output
+    )
+    return differences

@@ -1,0 +1,212 @@
+"""LiteRT runs a TFLite file."""
+
+import dataclasses
+import statistics
+import time
+
+import numpy as np
+from ai_edge_litert import interpreter as litert
+from ai_edge_litert import schema_py_generated as schema
+
+from dfq_tf.compat import native_output_hidden
+from dfq_tf.errors import ExportError, ModelError
+from dfq_tf.graph.classifier import check_images
+from dfq_tf.tflite.flatbuffer import with_all_outputs
+
+
+class TFLiteClassifier:
+    """Runs a TFLite classifier on pixels.
+
+    Args:
+      content: of a TFLite file from one uint8 image to one row of integers.
+      num_threads: threads of the interpreter.
+
+    Raises:
+      ExportError: the file cannot be read, or takes or gives something else.
+    """
+
+    def __init__(self, content: bytes, num_threads: int = 1) -> None:
+        self._interpreter = open_interpreter(content, num_threads=num_threads)
+        inputs = self._interpreter.get_input_details()
+        outputs = self._interpreter.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise ExportError(
+                f"the file has {len(inputs)} inputs and {len(outputs)} outputs; it "
+                "must take one image and give one row of class scores"
+            )
+        (self._input,), (self._output,) = inputs, outputs
+        if self._input["dtype"] != np.uint8 or len(self._input["shape"]) != 4:
+            raise ExportError(
+                f"the file's input is {self._input['dtype'].__name__} "
+                f"{self._input['shape']}; it must be uint8 pixels, (1, height, width, "
+                "channels)"
+            )
+        if not self._output["quantization"][0]:
+            raise ExportError(
+                f"the file's output is {self._output['dtype'].__name__} without a "
+                "scale; it must be quantized integers"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        height, width, channels = (int(n) for n in self._input["shape"][1:])
+        return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs."""
+        return int(self._output["shape"][-1])
+
+    @property
+    def output_scale(self) -> float:
+        """What one integer step of the output is worth."""
+        return float(self._output["quantization"][0])
+
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces of the graph XNNPACK has taken over.
+
+        One is best: between two pieces, operators run in the slower built-in kernels.
+        """
+        operators = self._interpreter._get_ops_details()
+        return sum(operator["op_name"] == "DELEGATE" for operator in operators)
+
+    def latency(self, runs: int = 300) -> float:
+        """Median time of one image, in milliseconds, after a tenth as many to warm up.
+
+        Args:
+          runs: how often an image of zeros is run.
+        """
+        image = np.zeros((1, *self.image_shape), np.uint8)
+        self._interpreter.set_tensor(self._input["index"], image)
+        seconds = []
+        for _ in range(runs + runs // 10):
+            began = time.perf_counter()
+            self._interpreter.invoke()
+            seconds.append(time.perf_counter() - began)
+        return 1000 * statistics.median(seconds[runs // 10 :])
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """Logits of images.
+
+        Args:
+          images: uint8 (n, height, width, channels).
+
+        Returns:
+          float32 (n, num_classes), (integer output - zero point) * scale.
+
+        Raises:
+          ModelError: there is no image, or they are of another shape or type.
+        """
+        check_images(images, self.image_shape)
+        if images.dtype != np.uint8:
+            raise ModelError(
+                f"the images are {images.dtype}; a TFLite file takes uint8 pixels, "
+                "0 to 255"
+            )
+        interpreter = self._interpreter
+        outputs = []
+        for image in images:
+            interpreter.set_tensor(self._input["index"], image[None])
+            interpreter.invoke()
+            outputs.append(interpreter.get_tensor(self._output["index"])[0])
+        scale, zero_point = self._output["quantization"]
+        return (np.stack(outputs).astype(np.float32) - zero_point) * scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor of a file, for some images.
+
+    Attributes:
+      integers: (n, ...).
+      scale: what one step is worth.
+      zero_point: the integer that stands for 0.
+    """
+
+    integers: np.ndarray
+    scale: float
+    zero_point: int
+
+    @property
+    def values(self) -> np.ndarray:
+        """What the integers mean, float32 (n, ...)."""
+        return (self.integers.astype(np.float32) - self.zero_point) * self.scale
+
+
+def stored_tensors(content: bytes, images: np.ndarray) -> dict[str, Stored]:
+    """What each operator of a file writes, by the name of the tensor.
+
+    Args:
+      content: of a file that this project wrote.
+      images: uint8 (n, height, width, channels).
+
+    Raises:
+      ExportError: LiteRT cannot run the file.
+    """
+    interpreter = open_interpreter(with_all_outputs(content))
+    (image,) = interpreter.get_input_details()
+    outputs = interpreter.get_output_details()
+    integers: list[list[np.ndarray]] = [[] for _ in outputs]
+    for pixels in images:
+        interpreter.set_tensor(image["index"], pixels[None])
+        interpreter.invoke()
+        for found, output in zip(integers, outputs):
+            found.append(interpreter.get_tensor(output["index"])[0])
+    return {
+        output["name"]: Stored(np.stack(found), *output["quantization"])
+        for found, output in zip(integers, outputs)
+    }
+
+
+def kernel_types(content: bytes) -> dict[str, str]:
+    """Node -> the type in which a file of this project stores its kernel, 'int4'."""
+    names = {v: k.lower() for k, v in vars(schema.TensorType).items() if k.isupper()}
+    model = schema.Model.GetRootAs(content, 0)
+    subgraph = model.Subgraphs(0)
+    tensors = [subgraph.Tensors(i) for i in range(subgraph.TensorsLength())]
+    return {
+        tensor.Name().decode().removesuffix("/kernel"): names[tensor.Type()]
+        for tensor in tensors
+        if tensor.Name().decode().endswith("/kernel")
+    }
+
+
+def open_interpreter(
+    content: bytes,
+    *,
+    num_threads: int = 1,
+    delegates: bool = True,
+    keeps_tensors: bool = False,
+) -> litert.Interpreter:
+    """LiteRT's interpreter of a file, ready to run.
+
+    Args:
+      content: of the file.
+      num_threads: threads of the kernels.
+      delegates: whether XNNPACK may take operators over.
+      keeps_tensors: whether the tensors between layers can be read after a run; no
+        operator is taken over then.
+
+    Raises:
+      ExportError: LiteRT cannot read the file.
+    """
+    resolver = litert.OpResolverType
+    plain = keeps_tensors or not delegates
+    try:
+        with native_output_hidden():
+            interpreter = litert.Interpreter(
+                model_content=content,
+                num_threads=num_threads,
+                experimental_op_resolver_type=(
+                    resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                    if plain
+                    else resolver.AUTO
+                ),
+                experimental_preserve_all_tensors=keeps_tensors,
+            )
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"not a TFLite model that LiteRT can run: {error}") from error
+    return interpreter

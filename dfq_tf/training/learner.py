@@ -1,0 +1,146 @@
+"""A network that learns: a Keras model with the description of its input and output."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dfq_tf.compat import keras, tf, traced
+from dfq_tf.errors import ModelError
+from dfq_tf.files import replacing
+from dfq_tf.graph import running
+from dfq_tf.graph.classifier import in_batches
+from dfq_tf.graph.description import ModelDescription, description_path
+
+# Images per pass, and how many tensors as large as the largest may be alive in it.
+_MOST_IMAGES, _ALIVE = 250, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """A network that is trained, and how to feed and read it.
+
+    Attributes:
+      model: a functional or Sequential tf_keras model from normalised images,
+        (batch, height, width, channels), to (batch, num_classes). Training changes its
+        weights in place.
+      description: how pixels become its input, what its outputs are.
+    """
+
+    model: keras.Model
+    description: ModelDescription
+
+    def __post_init__(self) -> None:
+        """Raises ModelError or ConfigError if model and description do not fit."""
+        check_model(self.model)
+        self.description.check_fits(self.image_shape, self.num_classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return tuple(self.model.input_shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs."""
+        return self.model.output_shape[-1]
+
+    def scores(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """What the model's last layer gives for images, by its weights of now.
+
+        Args:
+          images: uint8 or float32 pixels in [0, 255], (n, height, width, channels).
+          batch_size: images per pass; None for 250, or as many as fit into memory.
+
+        Returns:
+          float32 (n, num_classes).
+
+        Raises:
+          ModelError: there is no image, or they are of another shape.
+        """
+        size = batch_size or self._images_per_pass
+        return in_batches(self._compiled, images, self.image_shape, size)
+
+    @functools.cached_property
+    def _images_per_pass(self) -> int:
+        size = running.FLOAT * largest_tensor(self._compiled)
+        return running.images_per_pass(_ALIVE * size, _MOST_IMAGES)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Scores of one batch of pixels, compiled once for all calls."""
+
+        def scores(pixels: tf.Tensor) -> tf.Tensor:
+            return self.model(self.description.normalize(pixels), training=False)
+
+        return traced(scores, tf.TensorSpec((None, *self.image_shape), tf.float32))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to `path` (.keras) and the description beside it."""
+        # The description goes in place first: whoever finds the model finds it too.
+        with replacing(path) as temporary:
+            self.model.save(temporary)
+            self.description.save(description_path(path))
+
+
+def num_values(model: keras.Model) -> int:
+    """Values in the outputs of all layers of a model, for one image.
+
+    A layer counts as often as it is called, and a model inside by its layers, once.
+    """
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            total += num_values(layer)
+            continue
+        for i in range(len(layer.inbound_nodes)):
+            for output in tf.nest.flatten(layer.get_output_at(i)):
+                total += math.prod(size or 1 for size in output.shape[1:])
+    return total
+
+
+def largest_tensor(function: Any) -> int:
+    """Values in the largest tensor of a compiled function, for one image.
+
+    Args:
+      function: from `compat.traced`, for batches of any size.
+    """
+    shapes = [
+        tensor.shape
+        for operation in function.graph.get_operations()
+        for tensor in operation.outputs
+    ]
+    return max(
+        math.prod(shape[1:])
+        for shape in shapes
+        if shape.rank and shape[0] is None and shape[1:].is_fully_defined()
+    )
+
+
+def check_model(model: Any) -> None:
+    """Raises ModelError unless a tf_keras model maps an image batch to rows of scores.
+
+    Of Keras 3, `importing.classifiers` makes a Classifier, which does not learn.
+    """
+    is_graph = isinstance(model, keras.Sequential) or getattr(
+        model, "_is_graph_network", False
+    )
+    if not isinstance(model, keras.Model) or not is_graph:
+        raise ModelError(
+            f"the model is a {type(model).__module__}.{type(model).__name__}; a "
+            "network that learns must be a functional or Sequential model of tf_keras "
+            "(Keras 2)"
+        )
+    inputs, outputs = model.inputs or [], model.outputs or []
+    shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
+    ranks = [len(shape) for shape in shapes]
+    if ranks != [4, 2] or any(None in shape[1:] for shape in shapes):
+        raise ModelError(
+            f"the model's inputs and outputs are {shapes}; it must be built, take one "
+            "image, (None, height, width, channels) with fixed sizes, and give "
+            "(None, num_classes)"
+        )

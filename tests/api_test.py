@@ -1,0 +1,695 @@
+import contextlib
+import csv
+import dataclasses
+import tempfile
+import warnings
+import zipfile
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from ai_edge_litert import schema_py_generated as schema
+
+from dfq_tf import api
+from dfq_tf.compat import keras, tf
+from dfq_tf.distillation import batch_size, generator, phases
+from dfq_tf.distillation.generator import generate
+from dfq_tf.distillation.teacher import observe
+from dfq_tf.errors import ConfigError, ModelError, UnsupportedLayerError
+from dfq_tf.graph.classifier import agreement
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import student as quantized_student
+from dfq_tf.quantization.post_training import post_training
+from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, recipe
+from dfq_tf.tflite import proof
+from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.training.learner import Learner
+from dfq_tf.with_data.accuracy import accuracy
+from tests import digits, helpers
+
+layers = keras.layers
+
+CONFIG = DistillationConfig(batch_size=64, noise_dim=32, warm_up_steps=30, rounds=15)
+CALIBRATION = CalibrationConfig(calibration_images=128)
+# Enough to see whether something was done.
+TINY = DistillationConfig(batch_size=16, noise_dim=8, warm_up_steps=3, rounds=3)
+TINY_CALIBRATION = CalibrationConfig(calibration_images=32, bias_correction=False)
+ALL_4_BITS = BitWidths(
+    num_bits_weight=4, num_bits_first=4, num_bits_last=4, num_bits_depthwise=4
+)
+
+
+def quantize(teacher, **kwargs):
+    settings = dict(
+        config=CONFIG, calibration=CALIBRATION, precision="float32", show_progress=False
+    )
+    return api.quantize(teacher, **{**settings, **kwargs})
+
+
+def tiny(teacher, **kwargs):
+    settings = dict(config=TINY, calibration=TINY_CALIBRATION)
+    with helpers.eagerly():
+        return quantize(teacher, **{**settings, **kwargs})
+
+
+def variables_of(network, name):
+    """Weights and ranges of a node of a quantized network."""
+    values = dict(network.graph.nodes[name].weights)
+    if name in network.kernel_ranges:
+        values["kernel_max"] = network.kernel_ranges[name]
+    if name in network.ranges:
+        values["output_min"], values["output_max"] = network.ranges[name]
+    return values
+
+
+def weights_of(classifier):
+    """All weights of a graph."""
+    nodes = classifier.graph.nodes.values()
+    return [weight for node in nodes for weight in node.weights.values()]
+
+
+def kernel_types(content):
+    """Name of each kernel in a file -> its type, read from the flatbuffer."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    return {
+        tensor.name.decode(): tensor.type
+        for tensor in model.subgraphs[0].tensors
+        if tensor.name.decode().endswith("/kernel")
+    }
+
+
+def assert_no_training():
+    def refuse(*args, **kwargs):
+        raise AssertionError("a step was taken")
+
+    names = ("warm_up_step", "generator_step", "student_step")
+    return mock.patch.multiple(phases.steps, **{name: refuse for name in names})
+
+
+class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.teacher = digits.teacher()
+        cls.test = digits.split("test")
+        cls.scores = cls.teacher.scores(cls.test.images)
+
+    @parameterized.parameters("df_q", "df_qat_kd")
+    def test_file_answers_as_the_teacher_which_stays_as_it_was(self, method):
+        self.assertGreater(accuracy(self.scores, self.test.labels), 0.9)
+        before = helpers.copies(weights_of(self.teacher))
+        result = quantize(self.teacher, method=method)
+        tflite = TFLiteClassifier(result.tflite)
+        scores = tflite.scores(self.test.images)
+        self.assertGreaterEqual(agreement(self.scores, scores), 0.9)
+        self.assertLessEqual(
+            proof.largest_difference(result.network, tflite, self.test.images), 3
+        )
+        proof.check_integer_only(result.tflite)
+        self.assertTrue(helpers.all_equal(weights_of(self.teacher), before))
+        images = generate(result.generators, CONFIG, 64, seed=3)
+        self.assertEqual(images.shape, (64, 8, 8, 1))
+        self.assertGreater(images.std(), 10)
+        measured = {"distillation_loss", "agreement"} if method != "df_q" else set()
+        self.assertContainsSubset(measured, result.measurements)
+        self.assertEqual(bool(result.measurements), method == "df_qat_kd")
+
+    def test_4_bit_weights_lie_in_the_file_as_int4(self):
+        result = quantize(
+            self.teacher, method="df_q", widths=BitWidths(num_bits_weight=4)
+        )
+        proof.check_integer_only(result.tflite)
+        int4, int8 = schema.TensorType.INT4, schema.TensorType.INT8
+        # First and last layer have 8 bits unless they are given fewer.
+        self.assertEqual(
+            kernel_types(result.tflite),
+            {"conv1/kernel": int8, "conv2/kernel": int4, "logits/kernel": int8},
+        )
+        tflite = TFLiteClassifier(result.tflite)
+        self.assertLessEqual(
+            proof.largest_difference(result.network, tflite, self.test.images), 3
+        )
+        scores = tflite.scores(self.test.images)
+        self.assertGreaterEqual(agreement(self.scores, scores), 0.8)
+
+    @pytest.mark.long
+    def test_seed_decides_every_byte_and_a_finished_run_is_not_repeated(self):
+        folder = self.get_temp_dir()
+        first = tiny(self.teacher, seed=1, directory=folder)
+        same = tiny(self.teacher, seed=1)
+        other = tiny(self.teacher, seed=2)
+        self.assertNotEqual(first.tflite, other.tflite)
+        with assert_no_training():
+            again = tiny(self.teacher, seed=1, directory=folder)
+        self.assertNotEmpty(first.measurements)
+        self.assertEqual(
+            again.measurements.keys(),
+            {"held_out_agreement_before", "held_out_agreement_after"},
+        )
+        images = self.test.images[:50]
+        for result in (same, again):
+            self.assertAllEqual(
+                result.network.scores(images), first.network.scores(images)
+            )
+            self.assertEqual(result.tflite, first.tflite)
+
+    @parameterized.parameters(
+        (dict(method="magic"), r"method is 'magic'; it must be one of \['df_q'"),
+        (dict(seed=-1), "seed is -1; it must be at least 0"),
+        (dict(precision="float8"), "precision is 'float8'; it must be one of"),
+    )
+    def test_bad_settings_are_named_before_any_work(self, settings, message):
+        with assert_no_training(), self.assertRaisesRegex(ConfigError, message):
+            quantize(self.teacher, **settings)
+
+    def test_unsupported_layer_is_named_before_any_work(self):
+        image = layers.Input((8, 8, 1))
+        x = layers.Conv2D(4, 3, activation="elu", name="odd")(image)
+        x = layers.BatchNormalization()(x)
+        model = keras.Model(image, layers.Dense(10)(layers.Flatten()(x)))
+        with (
+            assert_no_training(),
+            self.assertRaisesRegex(UnsupportedLayerError, "layer odd .*elu"),
+        ):
+            quantize(Learner(model, digits.DESCRIPTION))
+
+    def test_student_is_a_keras_model_that_answers_as_the_network(self):
+        result = tiny(self.teacher, method="df_q")
+        images = self.test.images[:50]
+        learner = Learner(result.student, result.network.description)
+        self.assertIs(result.student, learner.model)
+        scores = result.network.scores(images)
+        self.assertAllEqual(learner.scores(images), scores)
+        path = helpers.new_folder() / "df_q.keras"
+        quantized_student.save(result.network, path)
+        loaded = api.load_quantized(path)
+        self.assertAllEqual(loaded.scores(images), scores)
+        self.assertEqual(proof.convert(loaded), result.tflite)
+
+    def test_file_of_an_earlier_version_is_told(self):
+        network = tiny(self.teacher, method="df_q").network
+        path = helpers.new_folder() / "df_q.keras"
+        quantized_student.save(network, path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        config = parts["config.json"].replace(b"NodeQuantizeConfig", b"LayerConfig")
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, part in {**parts, "config.json": config}.items():
+                archive.writestr(name, part)
+        with self.assertRaisesRegex(
+            ModelError,
+            "If an earlier version of the project wrote it, quantize .*again",
+        ):
+            api.load_quantized(path)
+        with self.assertRaisesRegex(ModelError, "^there is no model file"):
+            api.load_quantized(path.with_name("absent.keras"))
+
+    def test_float_file_is_no_quantized_network(self):
+        path = helpers.new_folder() / "float.keras"
+        digits.learner().save(path)
+        with self.assertRaisesRegex(ModelError, "the student is a float model"):
+            api.load_quantized(path)
+
+
+@pytest.mark.long
+class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
+    """Settings of the calibration, one at a time, behind one finished warm-up."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.teacher = digits.teacher()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.plain = cls.quantized()
+
+    @classmethod
+    def quantized(cls, widths=ALL_4_BITS, **changes):
+        return tiny(
+            cls.teacher,
+            method="df_q",
+            calibration=dataclasses.replace(TINY_CALIBRATION, **changes),
+            widths=widths,
+            directory=cls.folder,
+        )
+
+    def float_means(self, images):
+        """Mean of each channel of the two BNs, and of each logit, in the teacher."""
+        model = digits.learner().model
+        names = ("bn1", "bn2", "logits")
+        observed = keras.Model(model.input, [model.get_layer(n).output for n in names])
+        inputs = (images.astype(np.float32) - 120) / 64
+        return [self.channel_means(o) for o in observed(inputs, training=False)]
+
+    def student_means(self, network, images):
+        outputs = network.outputs(images, ["conv1", "conv2", "logits"])
+        return [self.channel_means(o) for o in outputs]
+
+    @staticmethod
+    def channel_means(output):
+        return np.asarray(output, np.float64).mean(axis=tuple(range(output.ndim - 1)))
+
+    def test_bias_correction_gives_the_means_of_the_float_network(self):
+        corrected = self.quantized(bias_correction=True)
+        # The images that the student was calibrated on: the same draw.
+        images = generate(corrected.generators, TINY, 32, seed=0)
+        expected = self.float_means(images)
+        plain = self.student_means(self.plain.network, images)
+        means = self.student_means(corrected.network, images)
+        for before, after, goal in zip(plain, means, expected):
+            # Biases end on the steps of int32, and logits on those of int8.
+            self.assertAllClose(after, goal, rtol=0, atol=0.02 * np.ptp(goal))
+            self.assertGreater(
+                np.abs(before - goal).mean(), 4 * np.abs(after - goal).mean()
+            )
+
+    def test_equalize_balances_neighbours(self):
+        student = self.quantized(equalize=True).network
+        first, second = (variables_of(student, f"conv{i}")["kernel"] for i in (1, 2))
+        written = np.abs(first).max(axis=(0, 1, 2))
+        read = np.abs(second).max(axis=(0, 1, 3))
+        alive = np.minimum(written, read) > 1e-6
+        self.assertGreater(alive.sum(), 8)
+        self.assertAllClose(written[alive], read[alive], rtol=1e-3)
+        plain = variables_of(self.plain.network, "conv1")["kernel"]
+        self.assertGreater(np.ptp(plain / first), 0.1)
+
+    def test_weight_range_is_the_largest_magnitude_or_less(self):
+        least_squares = variables_of(self.plain.network, "conv2")
+        student = self.quantized(weight_range="min_max").network
+        extremes = variables_of(student, "conv2")
+        largest = np.abs(extremes["kernel"]).max(axis=(0, 1, 2))
+        self.assertAllClose(extremes["kernel_max"], largest, rtol=1e-6)
+        self.assertLess(np.mean(least_squares["kernel_max"] / largest), 0.95)
+
+    def test_activation_range_is_the_extreme_or_less(self):
+        result = self.quantized(activation_range="min_max", weight_range="min_max")
+        images = generate(result.generators, TINY, 32, seed=0)
+        model = digits.learner().model
+        observed = keras.Model(model.input, model.get_layer("relu1").output)
+        output = observed((images.astype(np.float32) - 120) / 64, training=False)
+        high = variables_of(result.network, "relu1")["output_max"]
+        self.assertAllClose(high, np.max(output), rtol=1e-4)
+        cut = self.quantized(activation_range="percentile", activation_percentile=90.0)
+        percentile = variables_of(cut.network, "relu1")["output_max"]
+        self.assertAllClose(percentile, np.percentile(output, 90), rtol=0.02)
+
+    def test_ranges_are_those_of_so_many_images(self):
+        result = self.quantized(activation_range="min_max", calibration_images=3)
+        images = generate(result.generators, TINY, 3, seed=0)
+        model = digits.learner().model
+        observed = keras.Model(model.input, model.get_layer("relu1").output)
+        output = observed((images.astype(np.float32) - 120) / 64, training=False)
+        high = variables_of(result.network, "relu1")["output_max"]
+        self.assertAllClose(high, np.max(output), rtol=1e-4)
+
+
+def small_student(seed=3, shape=(8, 8, 1), classes=10):
+    """A network that has learnt nothing, narrower than the teacher."""
+    keras.utils.set_random_seed(seed)
+    image = x = layers.Input(shape)
+    for filters, strides in ((8, 1), (16, 2)):
+        x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    x = layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
+    names = digits.DESCRIPTION.class_names[:classes]
+    description = dataclasses.replace(digits.DESCRIPTION, class_names=names)
+    return Learner(keras.Model(image, x), description)
+
+
+class BatchSizeTest(tf.test.TestCase):
+    """Where it is auto, the entrances find it, and all that is inside has it."""
+
+    def setUp(self):
+        super().setUp()
+        self.seen = set()
+        self.enter_context(helpers.eagerly())
+        for module, name in (
+            (phases, "warm_up"),
+            (phases, "distill"),
+            (generator, "generate"),
+            (api, "generate"),
+        ):
+            self._watch(module, name)
+        self.config = dataclasses.replace(
+            recipe("bank", bank_images=50, rounds=1, student_steps=1),
+            noise_dim=8,
+            warm_up_steps=1,
+        )
+        self.teacher = helpers.small_classifier()
+        # Of a teacher and generator as large as this, four images and some more.
+        each = batch_size.step_bytes_per_image(self.teacher, self.teacher, self.config)
+        self.enter_context(mock.patch.object(batch_size, "STEP_MEMORY", 5 * each))
+
+    def _watch(self, module, name):
+        function = getattr(module, name)
+
+        def watched(*args, **kwargs):
+            values = [getattr(v, "settings", v) for v in (*args, *kwargs.values())]
+            sizes = [v.batch_size for v in values if isinstance(v, DistillationConfig)]
+            self.assertLen(sizes, 1)
+            self.seen.add((name, *sizes))
+            return function(*args, **kwargs)
+
+        self.enter_context(mock.patch.object(module, name, watched))
+
+    @pytest.mark.long
+    def test_distillation(self):
+        student = helpers.small_learner(seed=1)
+        api.distill(self.teacher, student, config=self.config, show_progress=False)
+        self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
+
+    def test_quantization(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one step makes nobody agree more
+            api.quantize(
+                self.teacher,
+                config=self.config,
+                calibration=TINY_CALIBRATION,
+                show_progress=False,
+            )
+        self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
+
+    def test_training_takes_no_auto(self):
+        observed = observe(self.teacher)
+        with self.assertRaisesRegex(ConfigError, "batch_size is 0, auto, where a"):
+            phases.warm_up(observed, [], helpers.context(self.config))
+
+
+class DistillTest(tf.test.TestCase, parameterized.TestCase):
+    """Into a smaller network, from random weights."""
+
+    FAST = recipe(
+        "bank",
+        batch_size=64,
+        noise_dim=32,
+        warm_up_steps=30,
+        rounds=60,
+        bank_images=4000,
+        adversarial_ramp_steps=20,
+    )
+    TINY = dataclasses.replace(FAST, batch_size=16, warm_up_steps=2, rounds=2)
+
+    def distill(self, student=None, **kwargs):
+        settings = dict(config=self.TINY, precision="float32", show_progress=False)
+        settings |= kwargs
+        is_short = settings["config"].rounds <= self.TINY.rounds
+        with helpers.eagerly() if is_short else contextlib.nullcontext():
+            return api.distill(digits.teacher(), student or small_student(), **settings)
+
+    @pytest.mark.long
+    def test_student_learns_the_digits_and_its_file_too(self):
+        teacher, student = digits.teacher(), small_student()
+        before = [
+            helpers.copies(w) for w in (weights_of(teacher), student.model.weights)
+        ]
+        test = digits.split("test")
+        start = accuracy(student.scores(test.images), test.labels)
+        self.assertLess(start, 0.3)
+        result = self.distill(student, config=self.FAST)
+        learnt = accuracy(result.student.scores(test.images), test.labels)
+        self.assertGreater(learnt, 0.65)
+        after = [weights_of(teacher), student.model.weights]
+        for one, other in zip(before, after):
+            self.assertTrue(helpers.all_equal(one, other))
+        self.assertEqual(
+            [layer.name for layer in result.student.model.layers],
+            [layer.name for layer in student.model.layers],
+        )
+        # It is that network that is quantized, and not the teacher.
+        quantized = quantize(teacher, network=result.student, method="df_q")
+        self.assertLess(len(quantized.tflite), len(quantize(teacher).tflite))
+        tflite = TFLiteClassifier(quantized.tflite)
+        same = agreement(result.student.scores(test.images), tflite.scores(test.images))
+        self.assertGreater(same, 0.9)
+
+    @pytest.mark.long
+    def test_quantized_network_learns_from_the_teacher(self):
+        # Training on its own answers would leave it as ignorant as it is.
+        teacher, network = digits.teacher(), as_classifier(small_student())
+        images = digits.split("test").images
+        answers = teacher.scores(images)
+
+        def agreement_of(method):
+            config = dataclasses.replace(
+                self.FAST,
+                rounds=200,
+                student_optimizer="adam",
+                student_learning_rate=0.003,
+            )
+            result = quantize(teacher, network=network, method=method, config=config)
+            scores = TFLiteClassifier(result.tflite).scores(images)
+            return agreement(answers, scores)
+
+        self.assertGreater(agreement_of("df_qat_kd"), agreement_of("df_q") + 0.15)
+
+    @parameterized.parameters("float32", "bfloat16")
+    @pytest.mark.long
+    def test_student_is_float32_whatever_it_was_trained_in(self, precision):
+        student = self.distill(precision=precision).student
+        for layer in student.model.layers:
+            self.assertEqual(layer.compute_dtype, "float32")
+
+    @pytest.mark.long
+    def test_seed_decides_and_a_finished_run_is_not_repeated(self):
+        folder = self.get_temp_dir()
+        first = self.distill(seed=1, directory=folder)
+        same, other = self.distill(seed=1), self.distill(seed=2)
+        weights = first.student.model.weights
+        self.assertTrue(helpers.all_equal(weights, same.student.model.weights))
+        self.assertFalse(helpers.all_equal(weights, other.student.model.weights))
+        with mock.patch.object(phases.steps, "answered_step") as step:
+            again = self.distill(seed=1, directory=folder)
+        step.assert_not_called()
+        self.assertTrue(helpers.all_equal(weights, again.student.model.weights))
+
+    def test_curve_has_agreement_and_what_the_caller_measures(self):
+        folder = self.get_temp_dir()
+        images = digits.split("test").images[:20]
+        seen = []
+
+        def evaluate(student):
+            seen.append(student.scores(images).mean())
+            return {"mean": seen[-1]}
+
+        self.distill(directory=folder, evaluate=evaluate)
+        with open(f"{folder}/distillation_curve.csv") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([row["step"] for row in rows], ["0", "1", "2"])
+        for row, value in zip(rows, seen):
+            self.assertBetween(float(row["agreement_on_generated_images"]), 0, 1)
+            self.assertAllClose(float(row["mean"]), value, rtol=1e-3)
+        self.assertLen(set(seen), 3)
+
+    def test_student_that_agrees_best_is_kept(self):
+        config = dataclasses.replace(self.TINY, num_students=3)
+        trained = []
+        distill = phases.distill
+
+        def watched(warmed, students, *args, **kwargs):
+            trained.extend(students)
+            return distill(warmed, students, *args, **kwargs)
+
+        with mock.patch.object(phases, "distill", watched):
+            result = self.distill(config=config)
+        self.assertLen(result.agreements, 3)
+        best = trained[int(np.argmax(result.agreements))]
+        others = [each for each in trained if each is not best]
+        weights = result.student.model.weights
+        self.assertTrue(helpers.all_equal(weights, best.model.weights))
+        for other in others:
+            self.assertFalse(helpers.all_equal(weights, other.model.weights))
+        # Each agreement is of its own student, on images that all see.
+        images = generate(result.generators, config, 50, seed=9)
+        self.assertLen({each.scores(images).tobytes() for each in trained}, 3)
+
+    @parameterized.parameters(
+        (
+            dict(shape=(8, 8, 3)),
+            r"image shape is \(8, 8, 3\), the teacher's \(8, 8, 1\)",
+        ),
+        (dict(classes=9), "number of classes is 9, the teacher's 10"),
+    )
+    def test_student_for_other_images_or_classes_is_refused(self, changes, message):
+        student = small_student(**changes)
+        with self.assertRaisesRegex(ConfigError, f"^the student's {message}; "):
+            self.distill(student)
+        with self.assertRaisesRegex(ConfigError, f"^the student's {message}; "):
+            self.distill(student.model)
+        with self.assertRaisesRegex(ConfigError, f"^the student's {message}; "):
+            tiny(digits.teacher(), network=student)
+
+    @parameterized.parameters(
+        ("softmax", "softmax"), ("logits", "softmax"), ("softmax", "logits")
+    )
+    def test_student_that_gives_no_logits_is_refused(self, said, given):
+        student = small_student()
+        model = student.model
+        if given == "softmax":
+            outputs = keras.layers.Softmax()(model.output)
+            model = keras.Model(model.input, outputs)
+        description = dataclasses.replace(student.description, output=said)
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^the student's description says {said}, .* gives {given}; .*'logits'",
+        ):
+            self.distill(Learner(model, description))
+
+    @parameterized.parameters(
+        (layers.Softmax(), "softmax"),
+        (layers.Activation("softmax"), "softmax"),
+        (layers.Dense(10, "sigmoid", name="last"), "sigmoid"),
+        (tf.nn.softmax, "softmax"),
+        (lambda x: keras.Sequential([layers.Softmax()])(x), "softmax"),
+    )
+    def test_model_that_gives_no_logits_is_refused(self, last, given):
+        model = small_student().model
+        with self.assertRaisesRegex(
+            ConfigError, f"^the student's last layer gives {given}; a student learns"
+        ):
+            self.distill(keras.Model(model.input, last(model.output)))
+
+    def test_keras_model_is_fed_as_the_teacher_is(self):
+        student = small_student()
+        one, other = self.distill(student), self.distill(student.model)
+        description = digits.teacher().description
+        self.assertEqual(other.student.description, description)
+        weights = one.student.model.weights
+        self.assertTrue(helpers.all_equal(weights, other.student.model.weights))
+
+    def test_what_is_no_functional_model_is_refused(self):
+        with self.assertRaisesRegex(ModelError, "the model is a builtins.str"):
+            self.distill("student.keras")
+
+    def test_classes_in_another_order_are_refused(self):
+        student = small_student()
+        names = tuple(reversed(student.description.class_names))
+        description = dataclasses.replace(student.description, class_names=names)
+        with self.assertRaisesRegex(ConfigError, "^the student's class names is"):
+            self.distill(dataclasses.replace(student, description=description))
+
+
+class StagesTest(tf.test.TestCase, parameterized.TestCase):
+    """`prepare`, `post_training` and `trained`."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        stack = contextlib.ExitStack()
+        cls.addClassCleanup(stack.close)
+        stack.enter_context(helpers.eagerly())
+        cls.context = helpers.context(TINY, seed=1)
+        teacher = digits.teacher()
+        cls.prepared = api.prepare(teacher, teacher, TINY_CALIBRATION, cls.context)
+        cls.generators = cls.prepared.warmed.generators
+        cls.before = helpers.copies(cls.generators[0].weights)
+        cls.first, cls.first_generator = cls.trained(BitWidths())
+        cls.other, _ = cls.trained(ALL_4_BITS)
+
+    @classmethod
+    def network(cls, widths):
+        prepared = cls.prepared
+        return post_training(
+            prepared.network, prepared.images, widths, TINY_CALIBRATION
+        )
+
+    @classmethod
+    def trained(cls, widths, directory=None, evaluate=None):
+        context = helpers.context(TINY, seed=1, directory=directory)
+        network, (trained,), _ = api.trained(
+            cls.prepared, cls.network(widths), context, evaluate
+        )
+        return network, trained
+
+    def test_images_are_drawn_from_the_generator(self):
+        expected = generate(self.generators, TINY, 32, seed=1)
+        self.assertAllEqual(self.prepared.images, expected)
+        self.assertEqual(self.prepared.images.dtype, np.uint8)
+
+    def test_students_of_one_preparation_do_not_touch_each_other(self):
+        second, second_generator = self.trained(BitWidths())
+        weights = [weights_of(each.classifier) for each in (second, self.first)]
+        self.assertTrue(helpers.all_equal(*weights))
+        self.assertTrue(
+            helpers.all_equal(second_generator.weights, self.first_generator.weights)
+        )
+        self.assertTrue(helpers.all_equal(self.generators[0].weights, self.before))
+
+    def test_student_and_a_copy_of_the_generator_are_trained(self):
+        networks = (self.first, self.network(BitWidths()))
+        weights = [weights_of(each.classifier) for each in networks]
+        self.assertFalse(helpers.all_equal(*weights))
+        self.assertFalse(helpers.all_equal(self.first_generator.weights, self.before))
+
+    def test_stages_one_by_one_give_what_quantize_gives(self):
+        whole = tiny(digits.teacher(), seed=1)
+        self.assertEqual(whole.tflite, proof.convert(self.first))
+        self.assertTrue(
+            helpers.all_equal(whole.generators[0].weights, self.first_generator.weights)
+        )
+
+    def test_held_out_images_are_others(self):
+        expected = generate(self.generators, TINY, 1000, seed=2)
+        self.assertAllEqual(self.prepared.held_out, expected)
+        scores = digits.teacher().scores(expected)
+        self.assertAllClose(self.prepared.answers, scores, atol=1e-5)
+
+    @parameterized.parameters(1e-5, 0.5)
+    def test_training_that_harms_is_noticed(self, learning_rate):
+        network = self.network(BitWidths())
+        config = dataclasses.replace(TINY, student_learning_rate=learning_rate)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trained, _, measured = api.trained(
+                self.prepared, network, helpers.context(config, seed=1)
+            )
+        before, after = (
+            agreement(each.scores(self.prepared.held_out), self.prepared.answers)
+            for each in (network, trained)
+        )
+        self.assertEqual(measured["held_out_agreement_before"], before)
+        self.assertEqual(measured["held_out_agreement_after"], after)
+        messages = [str(w.message) for w in caught if "agree less" in str(w.message)]
+        self.assertEqual(bool(messages), after < before - 0.02)
+        self.assertEqual(bool(messages), learning_rate == 0.5)
+        for message in messages:
+            self.assertRegex(
+                message, rf"{100 * before:.1f} % before it, {100 * after:.1f} %"
+            )
+
+    def test_evaluations_make_a_curve_and_change_nothing(self):
+        folder = self.get_temp_dir()
+        images = digits.split("test").images[:50]
+        answers = []
+
+        def evaluate(student):
+            answers.append(student.scores(images))
+            return {"mean": answers[-1].mean()}
+
+        network, _ = self.trained(BitWidths(), folder, evaluate)
+        with open(f"{folder}/df_qat_kd_curve.csv") as file:
+            table = list(csv.DictReader(file))
+        self.assertEqual([row["step"] for row in table], ["0", "1", "2", "3"])
+        for row, scores in zip(table, answers):
+            self.assertAllClose(float(row["mean"]), scores.mean(), rtol=1e-4)
+        # Measured before the first step, and after the last.
+        self.assertAllEqual(answers[0], self.network(BitWidths()).scores(images))
+        self.assertNotAllEqual(answers[-1], answers[-2])
+        weights = [weights_of(each.classifier) for each in (network, self.first)]
+        self.assertTrue(helpers.all_equal(*weights))
+
+    def test_biases_are_whole_steps_of_input_times_kernel(self):
+        for network in (self.network(ALL_4_BITS), self.other):
+            first, second = (variables_of(network, f"conv{i}") for i in (1, 2))
+            relu = variables_of(network, "relu1")
+            input_scales = (1 / 64, (relu["output_max"] - relu["output_min"]) / 255)
+            for scale, variables in zip(input_scales, (first, second)):
+                steps = variables["bias"] / (scale * variables["kernel_max"] / 7)
+                self.assertAllClose(steps, np.round(steps), rtol=0, atol=2e-3)
+                self.assertGreater(np.abs(steps).max(), 3)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,147 @@
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import models
+from dfq_tf.compat import keras, tf
+from dfq_tf.errors import ConfigError
+from dfq_tf.training import copies
+from tests import helpers
+
+layers = keras.layers
+
+
+class HasFastBfloat16Test(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.named_parameters(
+        ("amd", "vendor_id : AuthenticAMD\nflags : fpu avx512_bf16 sse2\n", True),
+        ("intel", "vendor_id : GenuineIntel\nflags : fpu avx512_bf16 sse2\n", False),
+        ("old_amd", "vendor_id : AuthenticAMD\nflags : fpu avx2 sse2\n", False),
+        ("amx", "flags\t\t: fpu amx_tile amx_bf16\n", True),
+        ("neither", "flags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
+        ("part_of_a_word", "flags\t\t: fpu xavx512_bf16 amx_bf16x\n", False),
+        ("nothing", "", False),
+    )
+    def test_is_told_by_the_flags_of_the_processor(self, cpuinfo, expected):
+        with mock.patch.object(tf.config, "list_physical_devices", return_value=[]):
+            self.assertEqual(copies.has_fast_bfloat16(cpuinfo), expected)
+
+    @parameterized.parameters(((7, 5), False), ((8, 0), True), ((9, 0), True))
+    def test_gpu_decides_where_there_is_one(self, capability, expected):
+        with (
+            mock.patch.object(tf.config, "list_physical_devices", return_value=[0]),
+            mock.patch.object(
+                tf.config.experimental,
+                "get_device_details",
+                return_value={"compute_capability": capability},
+            ),
+        ):
+            self.assertEqual(copies.has_fast_bfloat16("amx_bf16"), expected)
+            self.assertEqual(copies.has_fast_bfloat16(""), expected)
+
+
+class ResolvePrecisionTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters((True, "bfloat16"), (False, "float32"))
+    def test_auto_takes_what_is_fast(self, is_fast, expected):
+        with mock.patch.object(copies, "has_fast_bfloat16", return_value=is_fast):
+            self.assertEqual(copies.resolve_precision("auto"), expected)
+            self.assertEqual(copies.resolve_precision("float32"), "float32")
+            self.assertEqual(copies.resolve_precision("bfloat16"), "bfloat16")
+
+    def test_unknown_precision_names_the_choices(self):
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"precision is 'half'; it must be one of \['auto', 'float32', 'bfloat16'\]",
+        ):
+            copies.resolve_precision("half")
+
+
+class WithPrecisionTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.model = helpers.small_learner().model
+        self.inputs = helpers.random_inputs(self.model)
+
+    def test_float32_gives_equal_outputs(self):
+        copy = copies.with_precision(self.model, "float32")
+        self.assertAllEqual(copy(self.inputs), self.model(self.inputs))
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_copy_has_float32_variables_of_its_own(self, name):
+        before = helpers.copies(self.model.weights)
+        copy = copies.with_precision(self.model, name)
+        self.assertTrue(helpers.all_equal(copy.weights, before))
+        for variable in copy.weights:
+            self.assertEqual(variable.dtype, tf.float32)
+            variable.assign(tf.ones_like(variable) * 7)
+        self.assertTrue(helpers.all_equal(self.model.weights, before))
+
+    def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(self):
+        copy = copies.with_precision(self.model, "bfloat16")
+        self.assertEqual(copy.get_layer("conv1").compute_dtype, "bfloat16")
+        self.assertEqual(copy.get_layer("bn2").compute_dtype, "bfloat16")
+        self.assertEqual(copy.get_layer("logits").compute_dtype, "float32")
+        output = copy(self.inputs)
+        self.assertEqual(output.dtype, tf.float32)
+        expected = self.model(self.inputs).numpy()
+        self.assertAllClose(output, expected, atol=0.05 * np.abs(expected).max())
+        self.assertNotAllEqual(output, expected)
+
+    def test_further_outputs_are_bfloat16(self):
+        outputs = [self.model.output, self.model.get_layer("bn1").output]
+        several = keras.Model(self.model.input, outputs)
+        copy = copies.with_precision(several, "bfloat16")
+        logits, between = copy(self.inputs)
+        self.assertEqual(logits.dtype, tf.float32)
+        self.assertEqual(between.dtype, tf.bfloat16)
+
+    def test_model_given_is_unchanged(self):
+        copies.with_precision(self.model, "bfloat16")
+        for layer in self.model.layers:
+            self.assertEqual(layer.compute_dtype, "float32")
+
+    def test_sequential_models_are_copied_too(self):
+        model = keras.Sequential(
+            [layers.Input((8, 8, 1)), layers.Conv2D(2, 3), layers.Flatten()]
+        )
+        copy = copies.with_precision(model, "bfloat16")
+        inputs = helpers.random_inputs(model)
+        self.assertEqual(copy(inputs).dtype, tf.float32)
+        self.assertAllClose(copy(inputs), model(inputs), atol=0.05)
+
+
+class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("wrn_10_1", "mobilenet_v1_25", "vgg_11")
+    def test_seed_decides_every_kernel(self, name):
+        model = models.build_model(name, (32, 32, 3), 10)
+        one, same, other = (copies.randomized(model, seed) for seed in (1, 1, 2))
+        self.assertTrue(helpers.all_equal(one.weights, same.weights))
+        for each in (model, other):
+            for variable, another in zip(one.weights, each.weights):
+                if "kernel" in variable.name:
+                    self.assertNotAllEqual(variable, another, msg=variable.name)
+                    # Drawn from the same distribution.
+                    ratio = np.std(variable) / np.std(another)
+                    self.assertBetween(ratio, 0.6, 1.7)
+                else:
+                    self.assertAllEqual(variable, another)
+
+    def test_layers_of_one_shape_differ(self):
+        model = copies.randomized(models.build_model("wrn_16_1", (8, 8, 1), 3), 0)
+        kernels = [w.numpy() for w in model.weights if w.shape == (3, 3, 16, 16)]
+        self.assertGreater(len(kernels), 2)
+        self.assertLen({kernel.tobytes() for kernel in kernels}, len(kernels))
+
+    def test_network_itself_and_the_random_state_stay(self):
+        model = models.build_model("wrn_10_1", (8, 8, 1), 3)
+        before = helpers.copies(model.weights)
+        tf.random.set_seed(5)
+        expected = tf.random.normal((3,))
+        tf.random.set_seed(5)
+        copies.randomized(model, 1)
+        self.assertAllEqual(tf.random.normal((3,)), expected)
+        self.assertTrue(helpers.all_equal(model.weights, before))
+
+
+if __name__ == "__main__":
+    tf.test.main()

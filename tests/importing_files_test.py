@@ -1,0 +1,132 @@
+"""Which files are opened, and that no code in them is run unless it is allowed."""
+
+import json
+import sys
+import zipfile
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import ModelError
+from dfq_tf.importing import files
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import post_training, student
+from tests import helpers
+
+K = keras3()
+LIBRARIES = {"keras2": keras, "keras3": K}
+
+
+def network(library, *links):
+    layers = library.layers
+    image = x = layers.Input((8, 8, 3))
+    for link in links:
+        x = link(x)
+    x = layers.Flatten()(x)
+    return library.Model(image, layers.Dense(4, "softmax", name="last")(x))
+
+
+class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = helpers.new_folder()
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_model_is_that_of_its_own_library(self, library, suffix):
+        library = LIBRARIES[library]
+        model = network(library, library.layers.Conv2D(4, 3, activation="relu6"))
+        model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        loaded = files.read_model(path)
+        self.assertIsInstance(loaded, library.Model)
+        self.assertTrue(helpers.all_equal(loaded.get_weights(), model.get_weights()))
+
+    def test_archive_may_be_called_h5_and_hdf5_keras(self):
+        model = network(keras)
+        model.save(self.folder / "a.keras")
+        model.save(self.folder / "b.h5")
+        (self.folder / "a.keras").rename(self.folder / "c.h5")
+        (self.folder / "b.h5").rename(self.folder / "d.keras")
+        for name in ("c.h5", "d.keras"):
+            with self.assertRaisesRegex(ModelError, "its content is .*rename it"):
+                files.read_model(self.folder / name)
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_lambda_is_run_only_if_it_is_allowed(self, library, suffix):
+        library = LIBRARIES[library]
+        half = library.layers.Lambda(lambda x: (x - 100.0) / 50.0, name="half")
+        model = network(library, half)
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        with self.assertRaisesRegex(ModelError, r"Python code \(half, a Lambda layer"):
+            as_classifier(path)
+        classifier = as_classifier(path, allow_code=True)
+        self.assertAllClose(classifier.description.input_mean, [100.0])
+        self.assertAllClose(classifier.description.input_scale, [1 / 50])
+
+    @parameterized.product(library=list(LIBRARIES), as_function=(False, True))
+    def test_module_that_a_file_names_is_not_imported(self, library, as_function):
+        library = LIBRARIES[library]
+        path = self.folder / "model.keras"
+        network(library, library.layers.Conv2D(4, 3, name="conv")).save(path)
+        (self.folder / "dfq_tf_trap.py").write_text("class Conv2D: pass\n\nrelu = 1\n")
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        config = json.loads(members["config.json"])
+        conv = config["config"]["layers"][1]
+        trap = dict(module="dfq_tf_trap", registered_name=None)
+        if as_function:
+            trap |= dict(class_name="function", config="relu")
+            conv["config"]["activation"] = trap
+        else:
+            conv.update(trap)
+        members["config.json"] = json.dumps(config).encode()
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        sys.path.insert(0, str(self.folder))
+        try:
+            with self.assertRaisesRegex(
+                ModelError, r"names dfq_tf_trap.(Conv2D|function)[^.]*, which is not"
+            ):
+                files.read_model(path)
+        finally:
+            sys.path.remove(str(self.folder))
+        self.assertNotIn("dfq_tf_trap", sys.modules)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_applications_of_keras_may_be_read(self, library):
+        # Their layers are many, and each must be among those that are known.
+        library = LIBRARIES[library]
+        makers = library.applications
+        for make in (makers.MobileNetV3Small, makers.EfficientNetB0):
+            model = make(weights=None, input_shape=(32, 32, 3), classes=3)
+            config = json.loads(model.to_json())
+            files._check_config(self.folder, config, False)
+
+    def test_model_of_models_is_looked_through(self):
+        inner = network(K, K.layers.Lambda(lambda x: 2 * x, name="inside"))
+        image = K.layers.Input((8, 8, 3))
+        path = self.folder / "model.keras"
+        K.Model(image, inner(image)).save(path)
+        with self.assertRaisesRegex(ModelError, r"Python code \(inside"):
+            files.read_model(path)
+
+    def test_quantized_student_is_read_and_is_no_classifier(self):
+        images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
+        network = post_training.post_training(
+            post_training.float_network(helpers.small_classifier()), images
+        )
+        path = self.folder / "student.keras"
+        student.save(network, path)
+        loaded = files.read_model(path)
+        expected = student.build(network)(pixels := images.astype(np.float32))
+        self.assertAllEqual(loaded(pixels), expected)
+        with self.assertRaisesRegex(ModelError, "dfq_tf.load_quantized"):
+            as_classifier(path)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,473 @@
+"""Each layer and function of Keras 2 and 3, held against Keras itself."""
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.graph import rewriting, running
+from dfq_tf.importing.reading import outputs_of, read_layers
+from tests import helpers
+
+K = keras3()
+L, ops = K.layers, K.ops
+LIBRARIES = {"keras2": keras, "keras3": K}
+SHAPE = (9, 8, 3)
+
+
+def chain(*links, library=K, shape=SHAPE):
+    """A functional model of layers and functions, one behind the other."""
+    image = x = library.layers.Input(shape)
+    for link in links:
+        x = link(x)
+    return library.Model(image, x)
+
+
+def twice(library, shared):
+    """A layer or model inside, called twice with the same weights."""
+    image = library.layers.Input(SHAPE)
+    x = shared(shared(image))
+    return library.Model(image, library.layers.Add()([x, image]))
+
+
+def branches(library):
+    layers = library.layers
+    image = layers.Input(SHAPE)
+    parts = [layers.Conv2D(4, 3, padding="same")(image) for _ in range(3)]
+    x = layers.Add()(parts)
+    x = layers.Multiply()([x, layers.Subtract()(parts[:2]), parts[2]])
+    y = layers.Dense(4)(layers.GlobalAveragePooling2D(name="g")(x))
+    x = layers.Multiply()([y, x])  # a vector meets each pixel
+    return library.Model(image, layers.Concatenate()([x, image]))
+
+
+def concatenated():
+    image = L.Input(SHAPE)
+    x = L.Conv2D(4, 3, padding="same")(image)
+    return K.Model(image, ops.concatenate([x, image], axis=-1))
+
+
+def small(library):
+    layers = library.layers
+    return library.Sequential(
+        [layers.Input(SHAPE), layers.Conv2D(3, 3, padding="same"), layers.ReLU()]
+    )
+
+
+def nested(library):
+    layers = library.layers
+    wrapped = library.Sequential(
+        [layers.Input(SHAPE), small(library), layers.BatchNormalization()]
+    )
+    return chain(wrapped, layers.Flatten(), layers.Dense(4), library=library)
+
+
+VECTOR = np.array([1.0, -2.0, 3.0], np.float32)
+# Links of a chain, of either library's layers.
+CHAINS = {
+    "conv": lambda L: [L.Conv2D(4, 3, 2, padding="same", activation="relu")],
+    "conv_dilated_grouped": lambda L: [
+        L.Conv2D(6, (3, 2), dilation_rate=2, groups=3, use_bias=False)
+    ],
+    "depthwise": lambda L: [
+        L.DepthwiseConv2D(3, 2, padding="same", depth_multiplier=2)
+    ],
+    "depthwise_dilated": lambda L: [
+        L.DepthwiseConv2D((3, 2), dilation_rate=(2, 3), use_bias=False)
+    ],
+    "separable": lambda L: [L.SeparableConv2D(5, 3, activation="relu")],
+    "separable_strided": lambda L: [
+        L.SeparableConv2D(5, 3, 2, "same", depth_multiplier=2, use_bias=False)
+    ],
+    "bn": lambda L: [L.BatchNormalization(epsilon=0.01)],
+    "bn_without_scale": lambda L: [L.BatchNormalization(scale=False)],
+    "bn_without_center": lambda L: [L.BatchNormalization(center=False)],
+    "bn_of_vectors": lambda L: [L.Flatten(), L.BatchNormalization(axis=1)],
+    "dense_of_pixels": lambda L: [L.Dense(4)],
+    "dense": lambda L: [L.Flatten(), L.Dense(4, activation="softmax")],
+    "relu": lambda L: [L.ReLU(), L.ReLU(0.5)],
+    "relu_of_a_slope": lambda L: [L.ReLU(negative_slope=0.1)],
+    "leaky": lambda L: [L.LeakyReLU(0.3)],
+    "activation_objects": lambda L: [
+        L.Conv2D(4, 3, activation=L.LeakyReLU(0.1)),
+        L.SeparableConv2D(4, 1, activation=L.ReLU(0.7)),
+        L.Dense(4, activation=L.ReLU(negative_slope=0.3)),
+    ],
+    "softmax": lambda L: [L.Flatten(), L.Softmax()],
+    "softmax_of_an_axis": lambda L: [L.Flatten(), L.Softmax(axis=1)],
+    "pooling": lambda L: [
+        L.MaxPooling2D(3, 2, padding="same"),
+        L.AveragePooling2D(2, 1),
+    ],
+    "pooling_same": lambda L: [L.AveragePooling2D((3, 2), padding="same")],
+    "global_average": lambda L: [L.GlobalAveragePooling2D()],
+    "global_average_kept": lambda L: [L.GlobalAveragePooling2D(keepdims=True)],
+    "global_max": lambda L: [L.GlobalMaxPooling2D()],
+    "padding": lambda L: [L.ZeroPadding2D(((0, 1), (2, 3)))],
+    "reshape": lambda L: [L.Reshape((-1, 12))],
+    "dropped": lambda L: [
+        L.RandomFlip(),
+        L.RandomRotation(0.1),
+        L.RandomZoom(0.1),
+        L.RandomContrast(0.1),
+        L.RandomTranslation(0.1, 0.1),
+        L.GaussianNoise(1.0),
+        L.Dropout(0.5),
+        L.SpatialDropout2D(0.5),
+        L.Activation("linear"),
+    ],
+    "normalization": lambda L: [
+        L.Normalization(mean=[1.0, 2.0, 3.0], variance=[4.0, 5.0, 6.0])
+    ],
+    "normalization_inverted": lambda L: [
+        L.Normalization(mean=2.0, variance=5.0, axis=None, invert=True)
+    ],
+    "rescaling": lambda L: [L.Rescaling([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])],
+    "resizing_to_the_same": lambda L: [L.Resizing(9, 8)],
+    "sigmoid_of_a_flatten": lambda L: [L.Dense(2), L.Flatten(), L.Dense(3, "sigmoid")],
+    **{
+        f"activation_{name}": lambda L, name=name: [
+            L.Activation(name),
+            L.Conv2D(4, 3, activation=name),
+            L.Dense(3, name),
+        ]
+        for name in (
+            "relu relu6 sigmoid tanh silu swish hard_sigmoid leaky_relu linear"
+        ).split()
+    },
+}
+# Models of either library.
+MODELS = {
+    "branches": branches,
+    "nested": nested,
+    "nested_twice": lambda library: twice(library, small(library)),
+    "layer_twice": lambda library: twice(
+        library, library.layers.Conv2D(3, 3, padding="same")
+    ),
+    "sequential": lambda library: library.Sequential(
+        [
+            library.layers.Input(SHAPE),
+            library.layers.Conv2D(4, 3),
+            library.layers.Flatten(),
+            library.layers.Dense(3),
+        ]
+    ),
+    **{
+        name: lambda library, links=links: chain(
+            *links(library.layers), library=library
+        )
+        for name, links in CHAINS.items()
+    },
+}
+# Models of functions of Keras 3. Those of TensorFlow are in importing_test.
+FUNCTIONS = {
+    "concatenated": concatenated,
+    "dropped": lambda: chain(
+        L.Identity(), lambda x: L.Dropout(0.5)(x, training=True), ops.relu
+    ),
+    "constants": lambda: chain(
+        lambda x: x / 127.5 - 1,
+        lambda x: 2 - x,
+        lambda x: x * VECTOR + VECTOR,
+        lambda x: -x,
+        lambda x: ops.add(3.0, x),
+        lambda x: ops.subtract(x2=x, x1=0.5),
+    ),
+    "tensors": lambda: chain(lambda x: x * (x + x) - x),
+    "functions": lambda: chain(
+        ops.relu, ops.sigmoid, ops.tanh, ops.silu, ops.hard_sigmoid, ops.hard_silu
+    ),
+    "functions_by_name": lambda: chain(
+        lambda x: ops.tanh(x=x), lambda x: ops.leaky_relu(x=x, negative_slope=0.3)
+    ),
+    "cast": lambda: chain(lambda x: ops.cast(x, "float32")),
+    "channels": lambda: chain(
+        L.Conv2D(4, 3, padding="same"),
+        lambda x: x[:, :, :, 1:],
+        lambda x: ops.stack([x[..., i] for i in (1, 2, 0)], axis=-1),
+        lambda x: x[..., -2:],
+    ),
+    "orders_of_channels": lambda: chain(
+        L.Conv2D(3, 3),
+        lambda x: x[..., ::-1],
+        lambda x: ops.stack([x[..., i] for i in (1, 2, 0)], axis=-1),
+        L.Conv2D(4, 3),
+    ),
+    "order_of_channels": lambda: chain(
+        lambda x: ops.stack([x[..., i] for i in (2, 0, 1)], axis=3),
+        lambda x: x * VECTOR,
+        lambda x: L.Concatenate()(
+            [
+                L.Conv2D(4, 3, padding="same")(x),
+                L.Conv2D(3, 2, use_bias=False)(L.ZeroPadding2D(((0, 1), (1, 0)))(x)),
+            ]
+        ),
+    ),
+    "clip": lambda: chain(lambda x: ops.clip(x, 0.0, 0.75), ops.relu6),
+    "mean": lambda: chain(lambda x: ops.mean(x, axis=(1, 2))),
+    "mean_kept": lambda: chain(lambda x: ops.mean(x, axis=[-3, -2], keepdims=True)),
+    "max": lambda: chain(lambda x: ops.max(x, axis=(1, 2))),
+    "reshaped_by_function": lambda: chain(
+        lambda x: ops.reshape(x, (-1, 216)), ops.softmax
+    ),
+    **{
+        f"activation_{name}": lambda name=name: chain(
+            L.Activation(name), L.Conv2D(4, 3, activation=name), L.Dense(3, name)
+        )
+        for name in ("hard_silu", "hard_swish")
+    },
+}
+
+
+def read(model):
+    """The graph of a model whose layers can all be read."""
+    reading = read_layers(model)
+    if reading.problems:
+        raise UnsupportedLayerError.of(reading.problems)
+    return reading.graph
+
+
+def computed(graph, images, names=None):
+    return running.compute(graph, tf.constant(images), names or [graph.output])
+
+
+def kinds(graph):
+    return [node.kind for node in graph.nodes.values()]
+
+
+class OutputsTest(parameterized.TestCase, tf.test.TestCase):
+    def check_outputs(self, model):
+        rng = np.random.default_rng(1)
+        images = (2 * rng.normal(size=(5, *SHAPE))).astype(np.float32)
+        expected = outputs_of(model, images)
+        self.assertGreater(np.ptp(expected), 0)
+        graph = read(model)
+        self.assertAllClose(computed(graph, images)[0], expected, atol=1e-5)
+        for name, values in zip(graph.nodes, computed(graph, images, [*graph.nodes])):
+            self.assertEqual(graph.nodes[name].shape, tuple(values.shape[1:]), name)
+        # And so are those of the network without BN and the like.
+        folded = rewriting.fold(graph)
+        self.assertAllClose(computed(folded, images)[0], expected, atol=1e-4)
+
+    @parameterized.product(library=list(LIBRARIES), name=list(MODELS))
+    def test_outputs_are_those_of_keras(self, library, name):
+        model = MODELS[name](LIBRARIES[library])
+        if library == "keras3":
+            helpers.randomise_keras3(model)
+        else:
+            helpers.randomise(model)
+        self.check_outputs(model)
+
+    @parameterized.named_parameters(FUNCTIONS.items())
+    def test_outputs_of_functions_are_those_of_keras_3(self, make):
+        self.check_outputs(helpers.randomise_keras3(make()))
+
+
+class NodesTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(*LIBRARIES)
+    def test_activation_is_a_node_of_the_same_layer(self, library):
+        library = LIBRARIES[library]
+        layers = library.layers
+        graph = read(
+            chain(
+                layers.Conv2D(4, 3, activation="hard_sigmoid", name="conv"),
+                layers.Flatten(name="flat"),
+                layers.Dense(2, activation="softmax", name="last"),
+                library=library,
+            )
+        )
+        self.assertEqual(
+            list(graph.nodes)[1:],
+            [
+                "conv",
+                "conv_hard_sigmoid_affine",
+                "conv_hard_sigmoid",
+                "flat",
+                "last",
+                "last_softmax",
+            ],
+        )
+        self.assertEqual(
+            kinds(graph)[1:],
+            ["conv", "affine", "relu", "reshape", "dense", "softmax"],
+        )
+        owners = [node.layers for node in graph.nodes.values()][1:]
+        self.assertEqual(owners, [("conv",)] * 3 + [("flat",)] + [("last",)] * 2)
+
+    def test_name_of_an_activation_leaves_the_users_names_alone(self):
+        graph = read(
+            chain(
+                L.Conv2D(4, 3, activation="relu", name="conv"), L.ReLU(name="conv_relu")
+            )
+        )
+        self.assertEqual(list(graph.nodes)[1:], ["conv", "conv_relu_2", "conv_relu"])
+        self.assertEqual(graph.nodes["conv_relu"].layers, ("conv_relu",))
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_layers_that_do_nothing_are_no_nodes(self, library):
+        library = LIBRARIES[library]
+        links = CHAINS["dropped"](library.layers)
+        reading = read_layers(chain(*links, library=library))
+        self.assertEqual(kinds(reading.graph), ["image"])
+        self.assertLen(reading.layers, len(links) + 1)
+        self.assertEqual({layer.nodes for layer in reading.layers[1:]}, {()})
+
+    def test_stack_of_channels_stands_for_their_layers_too(self):
+        model = chain(
+            L.Conv2D(3, 3, name="conv"),
+            lambda x: ops.stack([x[..., i] for i in (2, 0, 1)], axis=-1),
+        )
+        reading = read_layers(model)
+        last = reading.graph.last
+        self.assertEqual((last.kind, last.inputs), ("channels", ("conv",)))
+        self.assertEqual(last.settings["order"], (2, 0, 1))
+        self.assertLen(last.layers, 4)
+        picks = [layer for layer in reading.layers if layer.kind == "GetItem"]
+        self.assertEqual([layer.nodes for layer in picks], [(last.name,)] * 3)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_settings_are_plain_values(self, library):
+        library = LIBRARIES[library]
+        for name in CHAINS:
+            for node in read(MODELS[name](library)).nodes.values():
+                for setting in node.settings.values():
+                    hash(setting)
+                    self.assertIn(
+                        type(setting), (int, float, str, bool, tuple, type(None))
+                    )
+
+    def test_float64_constants_are_kept(self):
+        graph = read(chain(lambda x: x * (1 / 3), L.Rescaling(1 / 255, 0.1)))
+        scales = [node.settings["scale"] for node in list(graph.nodes.values())[1:]]
+        self.assertEqual(scales, [1 / 3, 1 / 255])
+
+
+class RefusedTest(parameterized.TestCase, tf.test.TestCase):
+    def test_all_layers_that_are_not_known_are_named(self):
+        model = chain(
+            L.LayerNormalization(name="norm"),
+            L.Conv2D(3, 3, name="conv"),
+            L.UpSampling2D(name="bigger"),
+            ops.erf,
+        )
+        with self.assertRaises(UnsupportedLayerError) as caught:
+            read(model)
+        found = {problem.name: problem for problem in caught.exception.problems}
+        self.assertLen(found, 3)
+        self.assertEqual(found["norm"].kind, "LayerNormalization")
+        self.assertEqual(found["bigger"].kind, "UpSampling2D")
+        self.assertIn("erf", {name.split("_")[0] for name in found})
+        self.assertRegex(
+            str(caught.exception),
+            r"layer norm \(LayerNormalization\) cannot be quantized: Keras 3 layers of "
+            r"this class are not known here; layer bigger .*; layer erf",
+        )
+
+    @parameterized.parameters(
+        (lambda x: ops.mean(x, axis=-1), r"over the axes \[-1\] of \(9, 8, 3\)"),
+        (lambda x: 1 / x, "division by a tensor"),
+        (lambda x: x / 0.0, "it divides by 0"),
+        (
+            lambda x: x + np.ones((9, 8, 1), np.float32),
+            r"constant of shape \(9, 8, 1\)",
+        ),
+        (lambda x: x[:, 1:], r"it takes \(slice.* of \(9, 8, 3\); only channels"),
+        (lambda x: ops.relu(x[..., 0]), "reads one channel alone, get_item"),
+        (lambda x: ops.stack([x, x], axis=-1), "only a stack of channels of one image"),
+        (
+            lambda x: ops.stack([x[..., 0], (2 * x)[..., 0]], axis=-1),
+            "only a stack of channels of one image",
+        ),
+        (lambda x: ops.stack([x[..., 0]], axis=1), "only a stack of channels"),
+        (lambda x: ops.sort(x), "no integer form of this operation"),
+        (lambda x: ops.clip(x, -1.0, 1.0), "it clips to -1.0 .. 1.0"),
+        (lambda x: L.Activation("gelu")(x), "its activation is gelu"),
+        (lambda x: ops.cast(x, "int32"), "it casts to int32"),
+        (lambda x: x[..., None], r"it takes .*None.* of \(9, 8, 3\)"),
+        (lambda x: ops.softmax(x, axis=1), "it is over the axis 1; only the last"),
+        (
+            lambda x: ops.concatenate([x, np.ones((1, 9, 8, 3), "float32")], axis=0),
+            "one of its inputs is a constant",
+        ),
+        (lambda x: L.Resizing(4, 4)(x), r"it makes images of \(4, 4, 3\) of those of"),
+        (lambda x: L.Lambda(lambda y: y * y)(x), "Python function is not one scale"),
+    )
+    def test_reason_says_what_is_wrong(self, function, reason):
+        with self.assertRaisesRegex(UnsupportedLayerError, reason):
+            read(chain(function))
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        case=(
+            (lambda L: L.ReLU(0.0), "only a ReLU without slope and threshold"),
+            (lambda L: L.ReLU(threshold=0.5), "only a ReLU without slope"),
+            (lambda L: L.ReLU(6.0, negative_slope=0.1), "only a ReLU without slope"),
+            (lambda L: L.Softmax(axis=1), "it is over the axis 1; only the last"),
+            (lambda L: L.BatchNormalization(axis=1), "it has axis 1; only the last"),
+            (
+                lambda L: L.MaxPooling2D(data_format="channels_first"),
+                "its data_format is channels_first",
+            ),
+            (lambda L: L.Conv2D(4, 3, activation="gelu"), "its activation is gelu"),
+            (lambda L: L.Dense(4, activation="elu"), "its activation is elu"),
+            (lambda L: L.Activation("softplus"), "its activation is softplus"),
+            (lambda L: L.UpSampling2D(), "here"),
+            (
+                lambda L: L.Lambda(lambda x: x * x, output_shape=SHAPE),
+                "its Python function is not one scale and one offset",
+            ),
+        ),
+    )
+    def test_layer_that_cannot_be_is_an_unknown_node(self, library, case):
+        library = LIBRARIES[library]
+        make, reason = case
+        layer = make(library.layers)
+        reading = read_layers(
+            chain(layer, library.layers.GlobalAveragePooling2D(), library=library)
+        )
+        ((name, kind, said),) = reading.problems
+        self.assertEqual((name, kind), (layer.name, type(layer).__name__))
+        self.assertRegex(said, reason)
+        self.assertEqual(
+            kinds(reading.graph), ["image", "unknown", "global_average_pool"]
+        )
+        self.assertEqual(reading.graph.nodes[name].settings["reason"], said)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_class_of_the_users_own_is_not_taken_for_its_namesake(self, library):
+        layers = LIBRARIES[library].layers
+
+        class Conv2D(layers.Conv2D):
+            def call(self, inputs):
+                return 2 * super().call(inputs)
+
+        with self.assertRaisesRegex(UnsupportedLayerError, "a class of your own"):
+            read(chain(Conv2D(4, 3), library=LIBRARIES[library]))
+
+    def test_integer_weights_are_refused(self):
+        model = chain(L.Dense(4, name="dense"))
+        model.quantize("int8")
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, "layer dense .*weights are int8; give a float"
+        ):
+            read(model)
+
+    def test_affine_lambda_is_affine(self):
+        model = chain(L.Lambda(lambda x: (x - VECTOR) / 127.5))
+        graph = read(model)
+        self.assertEqual(kinds(graph)[1:], ["affine"])
+        images = np.random.default_rng(0).uniform(0, 255, (2, *SHAPE))
+        images = images.astype(np.float32)
+        self.assertAllClose(computed(graph, images)[0], model(images), atol=1e-5)
+
+    def test_half_precision_becomes_float32(self):
+        conv = L.Conv2D(4, 3, dtype="bfloat16")
+        graph = read(chain(conv))
+        weights = graph.last.weights
+        self.assertEqual({w.dtype for w in weights.values()}, {np.dtype("float32")})
+        kernel = ops.convert_to_numpy(conv.kernel).astype(np.float32)
+        self.assertAllEqual(weights["kernel"], kernel)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,515 @@
+import dataclasses
+import functools
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.distillation import batch_size, phases, steps
+from dfq_tf.distillation import generator as generators_module
+from dfq_tf.distillation.generator import (
+    SAMPLE,
+    build_generator,
+    generate,
+    make_generators,
+    sample_noise,
+)
+from dfq_tf.distillation.phases import WarmedUp
+from dfq_tf.distillation.teacher import observe
+from dfq_tf.errors import TrainingError
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.layers import resized
+from dfq_tf.settings import DistillationConfig
+from dfq_tf.training import loop
+from tests import helpers
+
+_CONFIG = DistillationConfig(
+    batch_size=4,
+    noise_dim=3,
+    warm_up_steps=6,
+    rounds=4,
+    generator_steps=1,
+    student_steps=2,
+    student_learning_rate=0.01,
+)
+
+
+def _small_teacher():
+    """For smaller images than those of a model that is read."""
+    teacher = helpers.small_classifier((8, 8, 1))
+    graph = resized(teacher.graph, (4, 4, 1))
+    return Classifier(graph, teacher.description)
+
+
+def _small_generators(config, precision="float32"):
+    small = functools.partial(build_generator, channels=8)
+    context = helpers.context(config, seed=1, precision=precision)
+    with mock.patch.object(generators_module, "build_generator", small):
+        return make_generators((4, 4, 1), context)
+
+
+class _Runs:
+    """Fresh networks with the same weights each time."""
+
+    def __init__(self, precision="float32"):
+        teacher = _small_teacher()
+        self.teacher = observe(teacher, precision)
+        (self.generator,) = _small_generators(_CONFIG, precision)
+        self.student = helpers.small_learner((4, 4, 1), seed=5)
+
+    @property
+    def weights(self):
+        return [*self.generator.weights, *self.student.model.weights]
+
+    def warm_up(self, directory=None, config=_CONFIG, seed=2):
+        context = helpers.context(config, seed=seed, directory=directory)
+        return phases.warm_up(self.teacher, [self.generator], context)
+
+    def distill(self, directory=None, config=_CONFIG, seed=2, **kwargs):
+        context = helpers.context(config, seed=seed, directory=directory)
+        warmed = WarmedUp(self.teacher, [self.generator])
+        return phases.distill(warmed, [self.student], context, **kwargs)
+
+
+def _weights_of(teacher):
+    return tf.nest.flatten(teacher.weights)
+
+
+def _interrupting(interrupted_at):
+    """A loop that saves at every other step, and is interrupted at one."""
+
+    def run_loop(name, step, *args, **kwargs):
+        def interrupted(index):
+            if index == interrupted_at:
+                raise KeyboardInterrupt
+            return step(index)
+
+        return loop.run_loop(
+            name, interrupted, *args, measure_every=2, save_seconds=0, **kwargs
+        )
+
+    return mock.patch.object(phases, "run_loop", run_loop)
+
+
+class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("float32", "bfloat16")
+    def test_decreases_the_auxiliary_loss(self, precision):
+        runs = _Runs(precision)
+        noise_seed = tf.constant([9, 9])
+
+        def auxiliary_loss():
+            copy = keras.models.clone_model(runs.generator)
+            copy.set_weights(runs.generator.get_weights())
+            optimizer = keras.optimizers.SGD(0.0)
+            optimizer.build(copy.trainable_variables)
+            state = steps.State(runs.teacher, [copy], [optimizer])
+            step = steps.warm_up_step(state, _CONFIG, noise_seed)
+            return step.measurements["auxiliary_loss"]
+
+        before = auxiliary_loss()
+        last = runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=30))
+        self.assertLess(auxiliary_loss(), 0.7 * before)
+        self.assertLess(last["auxiliary_loss"], before)
+
+    def test_seed_decides_the_result(self):
+        runs = [_Runs() for _ in range(3)]
+        for run, seed in zip(runs, (2, 2, 3)):
+            run.warm_up(seed=seed)
+        self.assertTrue(helpers.all_equal(runs[0].weights, runs[1].weights))
+        self.assertFalse(helpers.all_equal(runs[0].weights, runs[2].weights))
+
+    def test_leaves_the_teacher_bit_for_bit(self):
+        runs = _Runs()
+        before = helpers.copies(_weights_of(runs.teacher))
+        runs.warm_up()
+        self.assertTrue(helpers.all_equal(_weights_of(runs.teacher), before))
+
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole = _Runs()
+        whole.warm_up()
+        directory = self.get_temp_dir()
+        interrupted = _Runs()
+        with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+            interrupted.warm_up(directory)
+        self.assertFalse(helpers.all_equal(interrupted.weights, whole.weights))
+        continued = _Runs()
+        continued.warm_up(directory)
+        self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    def test_finished_run_is_not_repeated(self):
+        directory = self.get_temp_dir()
+        first = _Runs()
+        first.warm_up(directory)
+        second = _Runs()
+        with mock.patch.object(steps, "warm_up_step") as step:
+            self.assertEqual(second.warm_up(directory), {})
+        step.assert_not_called()
+        self.assertTrue(helpers.all_equal(second.weights, first.weights))
+
+    def test_zero_steps_leave_the_generator_as_it_is(self):
+        runs = _Runs()
+        before = helpers.copies(runs.weights)
+        runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=0))
+        self.assertTrue(helpers.all_equal(runs.weights, before))
+
+    def test_loss_that_is_not_finite_is_named(self):
+        runs = _Runs()
+        means = [mean * np.nan for mean in runs.teacher.means]
+        runs.teacher = dataclasses.replace(runs.teacher, means=means)
+        # At the first step: after it, the generator and all its terms are bad.
+        with self.assertRaisesRegex(
+            TrainingError, "warm_up: auxiliary_loss, bn_statistics_loss is not finite"
+        ):
+            runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=1))
+
+
+class DistillTest(parameterized.TestCase, tf.test.TestCase):
+    def test_takes_the_steps_of_each_round_on_noise_of_their_own(self):
+        taken = []
+
+        def recording(name):
+            def step(state, config, seed_and_step):
+                tf.py_function(
+                    lambda s: taken.append((name, *map(int, s))), [seed_and_step], []
+                )
+                measured = {name: tf.constant(0.0)}
+                if name == "student":
+                    return measured
+                return steps.GeneratorStep(measured, tf.zeros(()), tf.zeros(()))
+
+            return step
+
+        with (
+            mock.patch.object(steps, "generator_step", recording("generator")),
+            mock.patch.object(steps, "student_step", recording("student")),
+        ):
+            _Runs().distill(config=dataclasses.replace(_CONFIG, rounds=2))
+        self.assertEqual(
+            taken,
+            [
+                ("generator", 2, 0),
+                ("student", 2, 0),
+                ("student", 2, 1),
+                ("generator", 2, 1),
+                ("student", 2, 2),
+                ("student", 2, 3),
+            ],
+        )
+
+    def test_student_learns_to_answer_as_the_teacher(self):
+        runs = _Runs()
+        config = dataclasses.replace(
+            _CONFIG,
+            batch_size=16,
+            rounds=40,
+            generator_steps=0,
+            student_learning_rate=0.05,
+        )
+        images = generate([runs.generator], config, 64, seed=3)
+        teacher = _small_teacher().scores(images)
+
+        def disagreement():
+            difference = tf.nn.softmax(runs.student.scores(images))
+            return np.abs(difference - tf.nn.softmax(teacher)).mean()
+
+        before = disagreement()
+        runs.distill(config=config)
+        self.assertLess(disagreement(), 0.7 * before)
+
+    def test_leaves_the_teacher_and_trains_both_others(self):
+        runs = _Runs()
+        teacher = helpers.copies(_weights_of(runs.teacher))
+        generator = helpers.copies(runs.generator.trainable_variables)
+        student = helpers.copies(runs.student.model.trainable_variables)
+        last = runs.distill()
+        self.assertTrue(helpers.all_equal(_weights_of(runs.teacher), teacher))
+        for before, after in (
+            (generator, runs.generator.trainable_variables),
+            (student, runs.student.model.trainable_variables),
+        ):
+            self.assertFalse(helpers.all_equal(before, after))
+        self.assertContainsSubset({"generator_loss", "distillation_loss"}, last)
+
+    def test_no_generator_steps_leave_the_generator(self):
+        runs = _Runs()
+        generator = helpers.copies(runs.generator.trainable_variables)
+        runs.distill(config=dataclasses.replace(_CONFIG, generator_steps=0))
+        self.assertTrue(
+            helpers.all_equal(runs.generator.trainable_variables, generator)
+        )
+
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole = _Runs()
+        whole.distill()
+        directory = self.get_temp_dir()
+        interrupted = _Runs()
+        with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+            interrupted.distill(directory)
+        self.assertFalse(helpers.all_equal(interrupted.weights, whole.weights))
+        continued = _Runs()
+        continued.distill(directory)
+        self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    def test_finished_run_is_not_repeated(self):
+        directory = self.get_temp_dir()
+        first = _Runs()
+        first.distill(directory)
+        second = _Runs()
+        self.assertEqual(second.distill(directory), {})
+        self.assertTrue(helpers.all_equal(second.weights, first.weights))
+
+    def test_evaluations_make_a_curve_of_about_ten_points(self):
+        directory = self.get_temp_dir()
+        runs = _Runs()
+        config = dataclasses.replace(_CONFIG, rounds=23, generator_steps=0)
+        kernel = runs.student.model.trainable_variables[0]
+        values = []
+
+        def evaluate():
+            values.append(float(kernel[0, 0, 0, 0]))
+            return {"kernel": values[-1]}
+
+        runs.distill(directory, config, evaluate=evaluate)
+        with open(f"{directory}/distillation_curve.csv") as file:
+            header, *rows = file.read().splitlines()
+        self.assertEqual(header, "step,minutes,kernel")
+        steps_of, _, measured = np.loadtxt(rows, delimiter=",").T
+        self.assertAllEqual(steps_of, [*range(0, 23, 2), 23])
+        self.assertAllClose(measured, values, rtol=1e-4)
+        # The student is measured as it is: it moves on.
+        self.assertLen(set(values), len(values))
+        self.assertEqual(values[-1], float(kernel[0, 0, 0, 0]))
+        blind = _Runs()
+        blind.distill(config=config)
+        self.assertTrue(helpers.all_equal(blind.weights, runs.weights))
+
+
+class SeveralTest(tf.test.TestCase):
+    """Two generators, two students, and a bank."""
+
+    config = dataclasses.replace(
+        _CONFIG, num_generators=2, rounds=4, generator_steps=2, bank_images=20
+    )
+
+    def _networks(self):
+        teacher = _small_teacher()
+        generators = _small_generators(self.config)
+        students = [helpers.small_learner((4, 4, 1), seed=i) for i in (5, 6)]
+        return WarmedUp(observe(teacher), generators), students
+
+    def _models(self, networks):
+        warmed, students = networks
+        return [*warmed.generators, *(student.model for student in students)]
+
+    def _weights(self, networks):
+        return [w for model in self._models(networks) for w in model.weights]
+
+    def _distill(self, networks, directory=None):
+        context = helpers.context(self.config, seed=2, directory=directory)
+        return phases.distill(*networks, context)
+
+    def test_generators_differ(self):
+        first, second = self._networks()[0].generators
+        self.assertFalse(helpers.all_equal(first.weights, second.weights))
+
+    def test_all_of_them_are_trained(self):
+        networks, before = self._networks(), self._networks()
+        self._distill(networks)
+        for model, other in zip(self._models(networks), self._models(before)):
+            self.assertFalse(
+                helpers.all_equal(model.trainable_variables, other.trainable_variables)
+            )
+
+    def _made_and_seen(self, networks, config, bank=None):
+        """What generator steps give, and what student steps are given."""
+        made, seen = [], []
+        generator_step, answered_step = steps.generator_step, steps.answered_step
+
+        def watched_generator_step(*args):
+            result = generator_step(*args)
+            tf.py_function(lambda *x: made.append([*map(np.array, x)]), result[1:], [])
+            return result
+
+        def watched_answered_step(state, config, images, logits, seed):
+            tf.py_function(
+                lambda *x: seen.append([*map(np.array, x)]), [images, logits], []
+            )
+            return answered_step(state, config, images, logits, seed)
+
+        with (
+            mock.patch.object(steps, "generator_step", watched_generator_step),
+            mock.patch.object(steps, "answered_step", watched_answered_step),
+            mock.patch.object(steps, "student_step") as fresh,
+        ):
+            phases.distill(*networks, helpers.context(config, seed=2), bank=bank)
+        fresh.assert_not_called()
+        return made, seen
+
+    def test_shared_images_are_those_of_the_round_in_turn(self):
+        config = dataclasses.replace(
+            self.config, bank_images=0, share_images=True, rounds=2, student_steps=5
+        )
+        made, seen = self._made_and_seen(self._networks(), config)
+        self.assertLen(made, 4)
+        self.assertLen(seen, 10)
+        for i, batch in enumerate(seen):
+            # Two generator steps of 2 x 4 images, so four batches, then again.
+            images = made[2 * (i // 5) + i % 5 % 2]
+            start = (0, 0, 1, 1, 0)[i % 5]
+            for drawn, all_of_them in zip(batch, images):
+                self.assertAllEqual(drawn, all_of_them[start::2])
+
+    def test_a_bank_holds_no_more_than_fits_into_memory(self):
+        student = helpers.small_learner((6, 5, 3), num_classes=4)
+        config = dataclasses.replace(self.config, bank_images=10)
+        # Each image has 90 bytes, and four answers of four bytes.
+        for budget, expected in ((106 * 7 + 105, 7), (10**6, 10)):
+            with mock.patch.object(batch_size, "BANK_MEMORY", budget):
+                bank = phases.make_bank(student, config, seed=2)
+            bank.add(np.zeros((20, 6, 5, 3), np.uint8), np.zeros((20, 4), np.float32))
+            self.assertLen(bank, expected)
+        # Those of the recipe, at the sizes that results are published for.
+        bank = phases.make_bank(
+            helpers.small_classifier((64, 64, 3), num_classes=200),
+            dataclasses.replace(self.config, bank_images=40_000),
+            seed=2,
+        )
+        self.assertEqual(bank._images.shape[0], 40_000)
+
+    def test_a_bank_keeps_the_images_of_the_warm_up(self):
+        config = dataclasses.replace(self.config, warm_up_steps=3, bank_images=1000)
+        folder = self.get_temp_dir()
+
+        def warmed_up(directory):
+            warmed, students = self._networks()
+            bank = phases.make_bank(students[0], config, seed=2)
+            context = helpers.context(config, seed=2, directory=directory)
+            phases.warm_up(warmed.teacher, warmed.generators, context, bank)
+            return (warmed, students), bank
+
+        networks, bank = warmed_up(folder)
+        self.assertLen(bank, 3 * 8)
+        # A run that finds it finished has the same bank.
+        self.assertEqual(warmed_up(folder)[1].serialize(), bank.serialize())
+        old = {image.tobytes() for image in bank.draw(1000, 0)[0]}
+        made, seen = self._made_and_seen(networks, config, bank)
+        new = {image.tobytes() for images, _ in made for image in images}
+        drawn = {image.tobytes() for images, _ in seen for image in images}
+        self.assertContainsSubset(drawn, old | new)
+        self.assertNotEmpty(drawn & old)
+        self.assertNotEmpty(drawn & new)
+
+    def test_students_train_on_the_images_of_generator_steps(self):
+        made, seen = self._made_and_seen(self._networks(), self.config)
+        self.assertLen(made, 8)
+        self.assertLen(seen, 8)
+        for i, (images, logits) in enumerate(seen):
+            # Two generator steps a round, of 8 images; the bank holds 20.
+            past = made[: 2 * (i // 2 + 1)]
+            known = {
+                (image.tobytes(), answer.tobytes())
+                for each in zip(*(np.concatenate(x)[-20:] for x in zip(*past)))
+                for image, answer in [each]
+            }
+            drawn = {(x.tobytes(), y.tobytes()) for x, y in zip(images, logits)}
+            self.assertLen(images, 4)
+            self.assertContainsSubset(drawn, known)
+
+    @pytest.mark.long
+    def test_interrupted_run_continues_to_the_same_weights(self):
+        whole, directory = self._networks(), self.get_temp_dir()
+        self._distill(whole)
+        interrupted = self._networks()
+        with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+            self._distill(interrupted, directory)
+        continued = self._networks()
+        self._distill(continued, directory)
+        self.assertTrue(
+            helpers.all_equal(self._weights(continued), self._weights(whole))
+        )
+        self.assertFalse(
+            helpers.all_equal(self._weights(interrupted), self._weights(whole))
+        )
+
+    def test_a_batch_of_images_has_some_of_each_generator(self):
+        generators = self._networks()[0].generators
+        both = generate(generators, self.config, 4, seed=1)
+        noise = sample_noise(self.config, tf.constant([1, 0]), SAMPLE)
+        for i, generator in enumerate(generators):
+            pixels = generator(noise[2 * i : 2 * i + 2], training=True)
+            half = both[2 * i : 2 * i + 2]
+            self.assertAllClose(half.astype(float), pixels, rtol=0, atol=0.501)
+
+
+class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
+    def _displacements(self, num_steps, **settings):
+        """How far each step moves a weight whose gradient is 1 throughout."""
+        config = dataclasses.replace(
+            _CONFIG,
+            rounds=5,
+            student_steps=2,
+            student_learning_rate=0.1,
+            **settings,
+        )
+        return helpers.displacements(
+            lambda model: phases.student_optimizer(model, config), num_steps
+        )
+
+    def test_sgd_decays_to_0_over_all_student_steps(self):
+        # 5 rounds of 2 steps.
+        cosine = 0.05 * (1 + np.cos(np.pi * np.arange(12).clip(max=10) / 10))
+        moved = self._displacements(12, student_optimizer="sgd", student_momentum=0.0)
+        self.assertAllClose(moved, cosine, atol=1e-6)
+
+    def test_sgd_has_nesterov_momentum(self):
+        moved = self._displacements(2, student_optimizer="sgd", student_momentum=0.5)
+        first, second = 0.1, 0.05 * (1 + np.cos(np.pi / 10))
+        velocity = 0.5 * first + second
+        self.assertAllClose(
+            moved, [0.5 * first + first, 0.5 * velocity + second], rtol=1e-5
+        )
+
+    def test_adam_moves_by_the_learning_rate_whatever_the_gradient(self):
+        cosine = 0.05 * (1 + np.cos(np.pi * np.arange(12).clip(max=10) / 10))
+        moved = self._displacements(12, student_optimizer="adam")
+        self.assertAllClose(moved, cosine, atol=1e-5)
+
+    @parameterized.parameters("adam", "sgd")
+    def test_is_built_so_that_steps_are_traced_once_and_a_checkpoint_restores(
+        self, name
+    ):
+        config = dataclasses.replace(_CONFIG, student_optimizer=name)
+        image = keras.layers.Input((1,))
+        models = [
+            keras.Model(image, keras.layers.Dense(1, use_bias=False)(image))
+            for _ in range(2)
+        ]
+        traces = []
+
+        def new(model):
+            optimizer = phases.student_optimizer(model, config)
+            (weight,) = model.trainable_variables
+
+            @tf.function
+            def step(gradient):
+                traces.append(name)
+                optimizer.apply_gradients([(gradient * tf.ones_like(weight), weight)])
+
+            return step, tf.train.Checkpoint(model=model, optimizer=optimizer)
+
+        (step, checkpoint), (other_step, other) = map(new, models)
+        for gradient in (1.0, 3.0):
+            step(tf.constant(gradient))
+        path = checkpoint.save(f"{self.get_temp_dir()}/{name}")
+        step(tf.constant(0.5))
+        self.assertLen(traces, 1)
+
+        other.restore(path).assert_consumed()
+        other_step(tf.constant(0.5))
+        self.assertAllEqual(models[0].get_weights()[0], models[1].get_weights()[0])
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,347 @@
+import dataclasses
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+from ai_edge_litert import interpreter as litert
+
+from dfq_tf.compat import keras, tf
+from dfq_tf.errors import ExportError
+from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.graph.layers import KINDS
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import BitWidths
+from dfq_tf.tflite import proof, writer
+from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.training.learner import Learner
+from tests import helpers, networks
+
+layers = keras.layers
+
+# Network and file round the same numbers, one in float32, one in integers; where a
+# number lies just between two integers they may part, and later layers spread that.
+# Measured on these images: 0 steps, but for the networks below.
+MAX_STEPS = 1
+# Ten layers (measured: 2 in 1 % of the outputs), and a leaky ReLU, whose slope XNNPACK
+# holds in 8 bits (1 to 2). An average, which the file rounds and the network does not,
+# is the third (2), and the products behind sigmoids the fourth (2); XNNPACK rescales
+# what is to be concatenated by factors of 8 bits, too (3, and 0.61 on average).
+MAX_STEPS_OF = dict.fromkeys(
+    ("wrn_10_1", "bn_first", "densenet_like", "padded_pooling", "mobilenet_v3_like"), 3
+)
+# The one step of int16 is 1/256 of that of int8.
+MAX_STEPS_INT16 = 8
+
+
+def network_of(classifier, widths=BitWidths()):
+    images = networks.images(classifier.image_shape, 64, seed=1)
+    return post_training(float_network(classifier), images, widths)
+
+
+def steps_apart(network, tflite):
+    """Differences of all outputs on 200 images, in integer steps of the output."""
+    images = networks.images(network.classifier.image_shape, 200, seed=2)
+    difference = np.abs(network.scores(images) - tflite.scores(images))
+    return np.round(difference / tflite.output_scale)
+
+
+def model_of(image, x):
+    x = layers.Dense(networks.NUM_CLASSES)(layers.Flatten()(x))
+    model = keras.Model(image, x)
+    networks.randomize(model, 0)
+    return model
+
+
+def classifier_of(image, x):
+    return described(model_of(image, x))
+
+
+def described(model):
+    description = ModelDescription((120.0,), (1 / 64,), "logits", tuple("abcde"))
+    return as_classifier(Learner(model, description))
+
+
+def details_of(content):
+    interpreter = litert.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (image,) = interpreter.get_input_details()
+    (output,) = interpreter.get_output_details()
+    return image, output, interpreter.get_tensor_details()
+
+
+def operators_of(content):
+    """Name, inputs and outputs of each operator."""
+    interpreter = litert.Interpreter(
+        model_content=content,
+        experimental_op_resolver_type=(
+            litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        ),
+    )
+    return [
+        (operator["op_name"], operator["inputs"], operator["outputs"])
+        for operator in interpreter._get_ops_details()
+    ]
+
+
+class ConvertTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(*networks.NETWORKS)
+    def test_file_is_integer_and_agrees_with_the_network(self, name):
+        network = network_of(networks.build(name))
+        content = proof.convert(network)
+        image, output, tensors = details_of(content)
+        self.assertEqual(image["dtype"], np.uint8)
+        self.assertAllEqual(image["shape"], (1, *network.classifier.image_shape))
+        # (pixel - 120) / 64 is what the description says.
+        self.assertEqual(image["quantization"], (1 / 64, 120))
+        self.assertEqual(output["dtype"], np.int8)
+        self.assertAllEqual(output["shape"], (1, networks.NUM_CLASSES))
+        for tensor in tensors:
+            self.assertEqual(np.dtype(tensor["dtype"]).kind in "iu", True, tensor)
+        steps = steps_apart(network, TFLiteClassifier(content))
+        self.assertLessEqual(steps.max(), MAX_STEPS_OF.get(name, MAX_STEPS))
+        self.assertLess(steps.mean(), 0.7 if name in MAX_STEPS_OF else 0.01)
+
+    def test_sixteen_bit_activations_give_sixteen_bit_logits(self):
+        network = network_of(networks.build("resnet_like"), BitWidths(8, 16))
+        content = proof.convert(network)
+        image, output, tensors = details_of(content)
+        self.assertEqual(image["dtype"], np.uint8)
+        self.assertEqual(image["quantization"], (1 / 64, 120))
+        self.assertEqual(output["dtype"], np.int16)
+        (scale,) = output["quantization_parameters"]["scales"]
+        steps = steps_apart(network, TFLiteClassifier(content))
+        self.assertLessEqual(steps.max(), MAX_STEPS_INT16)
+        # The same logits as with 8 bits, on a finer grid.
+        coarse = network_of(networks.build("resnet_like"))
+        _, output, _ = details_of(proof.convert(coarse))
+        self.assertLess(scale, output["quantization"][0] / 100)
+
+    @parameterized.parameters(
+        dict(input_mean=(125.3,), input_scale=(1 / 50,)),
+        dict(input_mean=(123.7, 116.3, 103.5), input_scale=(0.017, 0.0175, 0.02)),
+    )
+    def test_other_normalisations_happen_inside_the_file(self, **fields):
+        small = helpers.small_classifier()
+        description = dataclasses.replace(small.description, **fields)
+        network = network_of(Classifier(small.graph, description))
+        content = proof.convert(network)
+        image, _, _ = details_of(content)
+        self.assertEqual(image["quantization"], (1.0, 0))
+        steps = steps_apart(network, TFLiteClassifier(content))
+        self.assertLessEqual(steps.max(), MAX_STEPS)
+
+    @parameterized.parameters(False, True)
+    def test_kernels_have_the_scales_of_the_network(self, per_channel):
+        widths = BitWidths(per_channel=per_channel)
+        network = network_of(helpers.small_classifier(), widths)
+        content = proof.convert(network)
+        _, _, tensors = details_of(content)
+        (scales,) = (
+            tensor["quantization_parameters"]["scales"]
+            for tensor in tensors
+            if tuple(tensor["shape"]) == (6, 3, 3, 3)
+        )
+        largest = np.atleast_1d(network.kernel_ranges["conv1"])
+        self.assertLen(largest, 6 if per_channel else 1)
+        self.assertAllClose(scales, largest / 127)
+        steps = steps_apart(network, TFLiteClassifier(content))
+        self.assertLessEqual(steps.max(), MAX_STEPS)
+
+    @parameterized.parameters(
+        (BitWidths(), MAX_STEPS),
+        (BitWidths(per_channel=False), MAX_STEPS),
+        (BitWidths(8, 16), MAX_STEPS_INT16),
+    )
+    def test_channel_whose_kernel_vanished_keeps_its_bias(self, widths, limit):
+        # Weight decay shrinks the kernels of dead channels to almost nothing. In
+        # steps of their tiny scale the bias would not fit into 32 bits.
+        keras.utils.set_random_seed(0)
+        image = x = layers.Input((8, 8, 3))
+        for name in ("first", "second"):
+            x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization(name=name)(x))
+        model = model_of(image, x)
+        for name in ("first", "second"):
+            batch_norm = model.get_layer(name)
+            gamma, beta, *rest = batch_norm.get_weights()
+            gamma[:3] = 1e-6, 1e-9, 1e-12
+            beta[:3] = 1.0
+            batch_norm.set_weights([gamma, beta, *rest])
+        network = network_of(described(model), widths)
+        tflite = TFLiteClassifier(proof.convert(network))
+        self.assertLessEqual(steps_apart(network, tflite).max(), limit)
+
+    @parameterized.parameters(layers.MaxPooling2D, layers.AveragePooling2D)
+    def test_relu_behind_a_pooling(self, pooling):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(8, 3, padding="same")(image)
+        network = network_of(classifier_of(image, layers.ReLU()(pooling()(x))))
+        tflite = TFLiteClassifier(proof.convert(network))
+        # The network does not round averages, the file does.
+        limit = MAX_STEPS if pooling is layers.MaxPooling2D else 3
+        self.assertLessEqual(steps_apart(network, tflite).max(), limit)
+
+    def test_images_may_be_given(self):
+        network = network_of(networks.build("padded_pooling"))
+        images = networks.images(network.classifier.image_shape, 3, seed=3)
+        self.assertEqual(proof.convert(network, images), proof.convert(network))
+
+
+class ProofTest(tf.test.TestCase, parameterized.TestCase):
+    """Files that do something else than their network."""
+
+    def damaged(self, network, name, factor, role="kernel"):
+        """The file of a network one of whose layers has other weights."""
+        weight = network.graph.nodes[name].weights[role]
+        return writer.write(network.with_weights({name: {role: factor * weight}}))
+
+    @parameterized.product(
+        name=("conv1", "conv2", "logits"),
+        widths=(BitWidths(), BitWidths(4, 4, True, 4, 4, 4), BitWidths(8, 16)),
+    )
+    def test_names_the_first_layer_that_computes_something_else(self, name, widths):
+        network = network_of(helpers.small_classifier(), widths)
+        content = self.damaged(network, name, -1.0)
+        stored = {"conv1": "relu1", "conv2": "relu2"}.get(name, name)
+        kind = "dense" if name == "logits" else "relu"
+        with (
+            mock.patch.object(writer, "write", lambda network: content),
+            self.assertRaisesRegex(
+                ExportError,
+                r"up to \d+ steps of its output away from the network that it was made "
+                rf"of: layer {stored} \({kind}\) is the first to compute something "
+                r"else, by up to \d+ steps",
+            ),
+        ):
+            proof.convert(network)
+
+    def test_names_the_layer_by_its_difference(self):
+        network = network_of(helpers.small_classifier())
+        grid = network.grid("relu1")
+        shifted = network.graph.nodes["conv1"].weights["bias"] + 40 * grid.scale[0]
+        content = writer.write(network.with_weights({"conv1": {"bias": shifted}}))
+        images = networks.images((8, 8, 3), 4)
+        differences = proof.layer_differences(network, content, images)
+        self.assertEqual(
+            list(differences), ["pixels", "relu1", "relu2", "pool", "logits"]
+        )
+        self.assertBetween(differences.pop("relu1"), 39, 41)
+        self.assertLessEqual(max(differences.values()), 1)
+
+    @parameterized.parameters("mobilenet_v3_like", "densenet_like", "bn_first")
+    def test_roundings_that_a_network_spreads_are_no_fault(self, name):
+        # With 4 bits, one value that falls on the other side moves all behind it.
+        network = network_of(networks.build(name), BitWidths(4, 4, True, 4, 4, 4))
+        content = proof.convert(network)
+        images = networks.images(network.classifier.image_shape, 50, seed=2)
+        tflite = TFLiteClassifier(content)
+        self.assertGreater(proof.largest_difference(network, tflite, images), 3)
+        differences = proof.layer_differences(network, content, images[:8])
+        self.assertLessEqual(max(differences.values()), 1)
+
+    @parameterized.parameters(
+        (100, 10, 10 + 16), (10**9, 10, 3 + 3), (10**12, 3, 1 + 1)
+    )
+    def test_large_networks_are_run_on_few_images(self, macs, given, most):
+        network = network_of(helpers.small_classifier())
+        dense = dataclasses.replace(KINDS["dense"], macs=lambda node: macs)
+        images = networks.images((8, 8, 3), given)
+        with mock.patch.dict(KINDS, {"dense": dense}):
+            run = proof._images(network, images)
+        self.assertLen(run, most)
+        self.assertEqual(run.dtype, np.uint8)
+        self.assertAllEqual(run[0], images[0])
+
+
+class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters("float", "dynamic range")
+    def test_names_the_float_tensor(self, kind):
+        converter = tf.lite.TFLiteConverter.from_keras_model(
+            networks.learner("padded_pooling").model
+        )
+        if kind == "dynamic range":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        with self.assertRaisesRegex(
+            ExportError, r"tensor \S.* of the TFLite file is float32, not an integer"
+        ):
+            proof.check_integer_only(converter.convert())
+
+    def test_refuses_a_dequantization(self):
+        @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 1), tf.float32)])
+        def half_float(x):
+            x = tf.quantization.fake_quant_with_min_max_args(x, -1.0, 1.0)
+            return tf.math.sin(tf.nn.max_pool2d(x, 2, 2, "VALID"))
+
+        with self.assertRaisesRegex(ExportError, "float32, not an integer"):
+            proof.check_integer_only(_converted(half_float))
+
+    def test_names_a_requantization_inside(self):
+        @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 1), tf.float32)])
+        def two_ranges(x):
+            x = tf.quantization.fake_quant_with_min_max_args(x, -1.0, 1.0)
+            x = tf.quantization.fake_quant_with_min_max_args(x + x, -2.0, 2.0)
+            x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+            return tf.quantization.fake_quant_with_min_max_args(x, -3.0, 3.0)
+
+        content = _converted(two_ranges)
+        _, _, tensors = details_of(content)
+        self.assertNotIn(np.float32, [t["dtype"] for t in tensors])
+        with self.assertRaisesRegex(ExportError, "has a QUANTIZE inside its graph"):
+            proof.check_integer_only(content)
+
+    @parameterized.parameters("concatenated", "pooled", "int16")
+    def test_pixels_may_be_requantized(self, kind):
+        keras.utils.set_random_seed(0)
+        image = pixels = layers.Input((8, 8, 3))
+        widths = BitWidths(8, 16) if kind == "int16" else BitWidths()
+        if kind == "pooled":
+            pixels = layers.MaxPooling2D()(image)
+        x = layers.Conv2D(4, 3, padding="same")(pixels)
+        if kind != "int16":
+            x = layers.Concatenate()([pixels, x])
+        content = proof.convert(network_of(classifier_of(image, x), widths))
+        names = [name for name, _, _ in operators_of(content)]
+        self.assertEqual(names.count("QUANTIZE"), 2)
+        proof.check_integer_only(content)
+
+    @parameterized.parameters(b"", b"not a model", b"\0" * 1000)
+    def test_refuses_garbage(self, content):
+        with self.assertRaisesRegex(ExportError, "not a TFLite model that LiteRT"):
+            proof.check_integer_only(content)
+        with self.assertRaisesRegex(ExportError, "not a TFLite model that LiteRT"):
+            TFLiteClassifier(content)
+
+
+class LargestDifferenceTest(tf.test.TestCase):
+    def test_counts_steps_of_the_output(self):
+        network = network_of(networks.build("padded_pooling"))
+        tflite = TFLiteClassifier(proof.convert(network))
+        images = networks.images(tflite.image_shape, 3)
+        limit = MAX_STEPS_OF["padded_pooling"]
+        self.assertLessEqual(proof.largest_difference(network, tflite, images), limit)
+        scale, name = tflite.output_scale, network.graph.output
+        bias = network.graph.nodes[name].weights["bias"]
+        moved = bias + 10 * scale * np.eye(networks.NUM_CLASSES)[1]
+        network = network.with_weights({name: {"bias": moved}})
+        apart = np.abs(network.scores(images) - tflite.scores(images)).max() / scale
+        self.assertGreater(apart, 3)
+        self.assertEqual(
+            proof.largest_difference(network, tflite, images), round(float(apart))
+        )
+
+
+def _converted(function):
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()]
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+if __name__ == "__main__":
+    tf.test.main()

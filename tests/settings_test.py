@@ -1,0 +1,305 @@
+import dataclasses
+import math
+
+from absl.testing import parameterized
+
+from dfq_tf import settings
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError
+
+_CLASSES = (
+    settings.TeacherConfig,
+    settings.RunConfig,
+    settings.BitWidths,
+    settings.CalibrationConfig,
+    settings.DistillationConfig,
+)
+
+
+def _fields_with(limit):
+    for cls in _CLASSES:
+        for field in dataclasses.fields(cls):
+            if field.metadata[limit] is not None:
+                yield f"{cls.__name__}_{field.name}", cls, field
+
+
+def _just_beyond(field, limit, sign):
+    """The nearest value outside a limit: one off for integers, a little for floats."""
+    if isinstance(field.default, int):
+        return limit + sign
+    return math.nextafter(float(limit), sign * math.inf)
+
+
+class SettingsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(*_CLASSES)
+    def test_every_number_has_a_limit_and_every_field_a_help(self, cls):
+        for field in dataclasses.fields(cls):
+            self.assertTrue(field.metadata["help"].endswith("."), field.name)
+            limits = [
+                field.metadata[k] for k in ("minimum", "maximum", "above", "choices")
+            ]
+            if not isinstance(field.default, bool):
+                self.assertTrue(any(v is not None for v in limits), field.name)
+
+    @parameterized.named_parameters(_fields_with("minimum"))
+    def test_minimum_is_allowed_and_less_is_refused(self, cls, field):
+        limit = field.metadata["minimum"]
+        kept = cls(**{field.name: type(field.default)(limit)})
+        self.assertEqual(getattr(kept, field.name), limit)
+        # Where 0 stands for auto, what is refused lies beyond it.
+        rest = ", or 0 for auto" if field.metadata["auto"] else ""
+        beyond = -1 if field.metadata["auto"] else _just_beyond(field, limit, -1)
+        with self.assertRaisesRegex(
+            ConfigError, f"^{field.name} is .*; it must be at least {limit}{rest}$"
+        ):
+            cls(**{field.name: beyond})
+
+    @parameterized.named_parameters(_fields_with("maximum"))
+    def test_maximum_is_allowed_and_more_is_refused(self, cls, field):
+        limit = field.metadata["maximum"]
+        kept = cls(**{field.name: type(field.default)(limit)})
+        self.assertEqual(getattr(kept, field.name), limit)
+        with self.assertRaisesRegex(
+            ConfigError, f"^{field.name} is .*; it must be at most {limit}$"
+        ):
+            cls(**{field.name: _just_beyond(field, limit, 1)})
+
+    @parameterized.named_parameters(_fields_with("above"))
+    def test_open_limit_itself_is_refused(self, cls, field):
+        limit = field.metadata["above"]
+        smallest = _just_beyond(field, limit, 1)
+        self.assertEqual(getattr(cls(**{field.name: smallest}), field.name), smallest)
+        for value in (limit, limit - 1):
+            with self.assertRaisesRegex(
+                ConfigError, f"^{field.name} is {value}; it must be above {limit}$"
+            ):
+                cls(**{field.name: value})
+
+    @parameterized.named_parameters(_fields_with("choices"))
+    def test_each_choice_is_allowed_and_any_other_refused(self, cls, field):
+        for choice in field.metadata["choices"]:
+            kept = cls(**{field.name: choice})
+            self.assertEqual(getattr(kept, field.name), choice)
+        with self.assertRaisesRegex(
+            ConfigError, rf"^{field.name} is 'other'; it must be one of \['"
+        ):
+            cls(**{field.name: "other"})
+
+    @parameterized.parameters(math.nan, math.inf, -math.inf)
+    def test_numbers_that_are_not_finite_are_refused(self, value):
+        for cls in _CLASSES:
+            for field in dataclasses.fields(cls):
+                if isinstance(field.default, float):
+                    with self.assertRaisesRegex(
+                        ConfigError, f"^{field.name} is .*; it must be a finite number"
+                    ):
+                        cls(**{field.name: value})
+
+    @parameterized.parameters(
+        (settings.BitWidths, "num_bits_weight", 2, 8),
+        (settings.BitWidths, "num_bits_activation", 4, 16),
+        (settings.BitWidths, "num_bits_first", 2, 8),
+        (settings.BitWidths, "num_bits_last", 2, 8),
+        (settings.BitWidths, "num_bits_depthwise", 2, 8),
+        (settings.CalibrationConfig, "calibration_images", 1, None),
+        (settings.CalibrationConfig, "activation_percentile", None, 100),
+    )
+    def test_numbers_of_quantization_have_these_limits(self, cls, name, low, high):
+        for limit, sign in ((low, -1), (high, 1)):
+            if limit is not None:
+                self.assertEqual(getattr(cls(**{name: limit}), name), limit)
+                with self.assertRaisesRegex(ConfigError, f"{name} is {limit + sign};"):
+                    cls(**{name: limit + sign})
+
+    def test_a_percentile_is_more_than_half(self):
+        # Half the values below the upper end and half above the lower: no range.
+        kept = settings.CalibrationConfig(activation_percentile=50.5)
+        self.assertEqual(kept.activation_percentile, 50.5)
+        with self.assertRaisesRegex(
+            ConfigError, "activation_percentile is 50; it must be above 50"
+        ):
+            settings.CalibrationConfig(activation_percentile=50)
+
+    def test_weights_have_no_percentile(self):
+        for method in ("min_max", "percentile", "mse"):
+            kept = settings.CalibrationConfig(activation_range=method)
+            self.assertEqual(kept.activation_range, method)
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"weight_range is 'percentile'; it must be one of \['min_max', 'mse'\]",
+        ):
+            settings.CalibrationConfig(weight_range="percentile")
+
+    def test_unknown_precision_names_the_choices(self):
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"precision is 'float16'; it must be one of "
+            r"\['auto', 'float32', 'bfloat16'\]",
+        ):
+            settings.RunConfig(precision="float16")
+
+    @parameterized.parameters(*_CLASSES)
+    def test_settings_are_frozen(self, cls):
+        name = dataclasses.fields(cls)[0].name
+        with self.assertRaisesRegex(dataclasses.FrozenInstanceError, name):
+            setattr(cls(), name, 1)
+
+    def test_unknown_method_names_the_choices(self):
+        limits = {"choices": settings.METHODS}
+        for method in settings.METHODS:
+            self.assertIsNone(settings.check_value("method", method, limits))
+        with self.assertRaisesRegex(
+            ConfigError, r"method is 'qat'; it must be one of \['df_q', 'df_qat_kd'\]"
+        ):
+            settings.check_value("method", "qat", limits)
+
+
+class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(*range(9, 16))
+    def test_activations_that_no_file_can_hold_are_refused(self, num_bits):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^num_bits_activation is {num_bits}; TFLite stores activations in 8 or 16 "
+            "bits, so it must be 4 to 8, or 16$",
+        ):
+            settings.BitWidths(num_bits_activation=num_bits)
+
+    @parameterized.parameters(4, 5, 6, 7, 8, 16)
+    def test_other_activations_are_allowed(self, num_bits):
+        widths = settings.BitWidths(num_bits_activation=num_bits)
+        self.assertEqual(widths.num_bits_activation, num_bits)
+
+    @parameterized.parameters(((8, 8), "W8A8"), ((4, 16), "W4A16"), ((2, 5), "W2A5"))
+    def test_name_tells_weights_and_activations(self, bits, name):
+        self.assertEqual(settings.BitWidths(*bits).name, name)
+        others = dict(num_bits_first=3, num_bits_last=6, num_bits_depthwise=7)
+        self.assertEqual(settings.BitWidths(*bits, **others).name, name)
+
+
+class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        ("W4A8", 4, 8), ("w4a8", 4, 8), ("W2a16", 2, 16), (" W8A4\n", 8, 4)
+    )
+    def test_reads_weights_then_activations(self, name, weight, activation):
+        widths = settings.parse_widths(name)
+        self.assertEqual(widths.num_bits_weight, weight)
+        self.assertEqual(widths.num_bits_activation, activation)
+
+    def test_every_name_reads_as_what_it_names(self):
+        for weight in range(2, 9):
+            for activation in (4, 5, 6, 7, 8, 16):
+                widths = settings.BitWidths(weight, activation)
+                self.assertEqual(settings.parse_widths(widths.name), widths)
+
+    def test_keeps_all_other_settings(self):
+        others = dict(
+            per_channel=False, num_bits_first=3, num_bits_last=6, num_bits_depthwise=7
+        )
+        widths = settings.parse_widths("W4A16", settings.BitWidths(5, 6, **others))
+        self.assertEqual(widths, settings.BitWidths(4, 16, **others))
+
+    @parameterized.parameters(
+        "", "W4", "A8", "4/8", "48", "A8W4", "W4A", "WA", "W-4A8", "W4A8.0", "W4 A8"
+    )
+    def test_another_form_is_refused(self, name):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^widths is {name!r}; write the bits of weights and activations as W4A8$",
+        ):
+            settings.parse_widths(name)
+
+    @parameterized.parameters(
+        ("W1A8", "num_bits_weight is 1; it must be at least 2"),
+        ("W9A8", "num_bits_weight is 9; it must be at most 8"),
+        ("W4A3", "num_bits_activation is 3; it must be at least 4"),
+        ("W4A17", "num_bits_activation is 17; it must be at most 16"),
+        *(
+            (f"W4A{bits}", f"num_bits_activation is {bits}; TFLite stores")
+            for bits in range(9, 16)
+        ),
+    )
+    def test_a_width_out_of_its_limits_is_refused(self, name, message):
+        with self.assertRaisesRegex(ConfigError, f"^{message}"):
+            settings.parse_widths(name)
+
+
+class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        (
+            dict(num_generators=5, batch_size=4),
+            "num_generators is 5, more than the batch_size 4: a batch has an image of "
+            "each generator",
+        ),
+        (
+            dict(bank_images=10, generator_steps=0),
+            "bank_images is 10 and generator_steps is 0; the images are those of "
+            "generator steps",
+        ),
+        (
+            dict(share_images=True, generator_steps=0),
+            "share_images is True and generator_steps is 0; the images are those of "
+            "generator steps",
+        ),
+        (
+            dict(bank_images=10, share_images=True),
+            "bank_images is 10 and share_images is set; a student step takes its "
+            "images from one of them. Set bank_images to 0, or leave share_images out",
+        ),
+    )
+    def test_contradictions_are_refused(self, fields, message):
+        with self.assertRaisesRegex(ConfigError, f"^{message}$"):
+            settings.DistillationConfig(**fields)
+
+    def test_batch_size_alone_may_be_auto_and_is_by_default(self):
+        self.assertEqual(settings.AUTO, 0)
+        fields = [f for cls in _CLASSES for f in dataclasses.fields(cls)]
+        names = [field.name for field in fields if field.metadata["auto"]]
+        self.assertEqual(names, ["batch_size"])
+        for name in settings.RECIPES:
+            self.assertEqual(settings.recipe(name).batch_size, settings.AUTO)
+        self.assertEqual(settings.DistillationConfig().batch_size, settings.AUTO)
+        # There is nothing yet that the generators could be more than.
+        kept = settings.DistillationConfig(batch_size=settings.AUTO, num_generators=500)
+        self.assertEqual((kept.batch_size, kept.num_generators), (0, 500))
+
+    def test_paper_is_the_loop_of_choi_et_al(self):
+        paper = settings.recipe("paper")
+        self.assertEqual((paper.generator_steps, paper.student_steps), (1, 1))
+        # Every step on fresh noise, the losses as they are published.
+        self.assertEqual((paper.bank_images, paper.share_images), (0, False))
+        self.assertEqual(paper.temperature, 1.0)
+        self.assertEqual((paper.adversarial_ramp_steps, paper.alpha), (0, 1.0))
+        self.assertEqual(paper.noise_dim, 512)
+        self.assertEqual(paper.generator_learning_rate, 1e-3)
+        self.assertEqual(paper.student_optimizer, "sgd")
+        self.assertEqual(
+            (paper.student_learning_rate, paper.student_momentum), (0.1, 0.9)
+        )
+
+    def test_changes_take_the_place_of_the_recipes_settings(self):
+        for name in settings.RECIPES:
+            changed = settings.recipe(name, rounds=7, temperature=2.0)
+            expected = dataclasses.replace(
+                settings.recipe(name), rounds=7, temperature=2.0
+            )
+            self.assertEqual(changed, expected)
+
+    def test_unknown_recipe_is_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError, r"^recipe is 'soup'; it must be one of \['bank', 'paper'\]$"
+        ):
+            settings.recipe("soup")
+
+    def test_settings_of_a_phase_are_settings(self):
+        names = [
+            field.name for field in dataclasses.fields(settings.DistillationConfig)
+        ]
+        self.assertContainsSubset(settings.PHASE_SETTINGS, names)
+        self.assertContainsSubset(
+            {name for recipe in settings.RECIPES.values() for name in recipe},
+            settings.PHASE_SETTINGS,
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()
