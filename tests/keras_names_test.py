@@ -410,7 +410,7 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             ),
             (lambda L: L.Conv2D(4, 3, activation="gelu"), "its activation is gelu"),
             (lambda L: L.Dense(4, activation="elu"), "its activation is elu"),
-            (lambda L: L.Activation("softplus"), "its activation is softplus"),
+            (lambda L: L.Activation("softsign"), "its activation is softsign"),
             (lambda L: L.UpSampling2D(), "here"),
             (
                 lambda L: L.Lambda(lambda x: x * x, output_shape=SHAPE),

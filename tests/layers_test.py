@@ -321,6 +321,7 @@ CASES: dict[str, Case] = {
         settings={"slope": 0.2},
     ),
     "sigmoid": case(lambda x: 1 / (1 + np.exp(-x)), lambda: K.Activation("sigmoid")),
+    "softplus": case(lambda x: np.log1p(np.exp(x)), lambda: K.Activation("softplus")),
     "tanh": case(np.tanh, lambda: K.Activation("tanh")),
     "softmax": case(softmax, K.Softmax),
     "softmax/of_vectors": case(softmax, K.Softmax, shapes=[VECTOR]),

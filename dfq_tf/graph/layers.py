@@ -489,6 +489,10 @@ KINDS: dict[str, Kind] = {
         bounds=_curve_bounds(-1.0, 127 / 128),
         operator="TANH",
     ),
+    "softplus": Kind(
+        says="log(1 + exp(x))",
+        compute=_of_one(tf.math.softplus),
+    ),
     "softmax": Kind(
         says="exp(x) / sum exp(x), over the last axis",
         compute=_of_one(tf.nn.softmax),

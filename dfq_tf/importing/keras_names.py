@@ -28,6 +28,7 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "hard_silu": ("hard_silu", "hard_swish", "HardSilu"),
     "tanh": ("tanh", "Tanh", "math.tanh", "nn.tanh"),
     "softmax": ("softmax",),
+    "softplus": ("softplus", "Softplus", "nn.softplus", "math.softplus"),
 }
 # Other functions -> how they are called in Keras 3, with a capital, where arguments
 # may be attributes of the operation, and in TensorFlow. Operands come first.
