@@ -152,6 +152,7 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
             devices.make_strategy("all")
 
     @parameterized.parameters("distill", "train_teacher")
+    @pytest.mark.long
     def test_tool_ends_with_one_message(self, tool):
         folder = helpers.new_folder()
         process = subprocess.run(
@@ -175,8 +176,8 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class TwoDevicesTest(tf.test.TestCase):
-    def test_steps_of_two_devices_equal_those_of_one(self):
-        self.check("ReplicasTest", "BatchNormalizationTest", "StepTest.test_warm_up")
+    def test_replicas_of_two_devices(self):
+        self.check("ReplicasTest")
 
     @pytest.mark.long
     def test_two_devices_equal_one(self):
