@@ -120,6 +120,24 @@ def quantize(
     config = with_batch_size(config, teacher, network, strategy)
     precision = resolve_precision(precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
+    _check_quantizes(method, teacher, network, widths, config)
+    prepared = prepare(teacher, network, calibration, context)
+    quantized = post_training(prepared.network, prepared.images, widths, calibration)
+    generators, found = prepared.warmed.generators, dict[str, float]()
+    if method == "df_qat_kd":
+        quantized, generators, found = trained(prepared, quantized, context)
+    content = convert(quantized, prepared.held_out)
+    return Quantized(quantized, content, generators, found)
+
+
+def _check_quantizes(
+    method: str,
+    teacher: Classifier,
+    network: Classifier,
+    widths: BitWidths,
+    config: DistillationConfig,
+) -> None:
+    """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method == "df_qat_kd":
         check_trains(teacher)
     if config.num_students != 1:
@@ -128,13 +146,6 @@ def quantize(
             "several students are for distill"
         )
     check_widths(network.graph, widths)
-    prepared = prepare(teacher, network, calibration, context)
-    quantized = post_training(prepared.network, prepared.images, widths, calibration)
-    generators, found = prepared.warmed.generators, dict[str, float]()
-    if method == "df_qat_kd":
-        quantized, generators, found = trained(prepared, quantized, context)
-    content = convert(quantized, prepared.held_out)
-    return Quantized(quantized, content, generators, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,8 +292,7 @@ def distill(
       strategy: as in `quantize`.
       directory: as in `quantize`.
       evaluate: measures the first student now and then, beside its agreement with the
-        teacher, for `distillation_curve.csv` in the directory; nothing is chosen by
-        it.
+        teacher, for `distillation_curve.csv` in `directory`; nothing is chosen by it.
       show_progress: as in `quantize`.
 
     Raises:
@@ -290,11 +300,7 @@ def distill(
         the student does not give logits.
       TrainingError: as in `quantize`.
     """
-    if evaluate is not None and directory is None:
-        raise ConfigError(
-            "evaluate is given and directory is None; its measurements go to "
-            "distillation_curve.csv in the directory. Name one, or leave evaluate out"
-        )
+    _check_curve_has_a_place(evaluate is not None, directory)
     teacher = as_classifier(teacher)
     learner = _learner(student, teacher)
     check_trains(teacher)
@@ -317,6 +323,16 @@ def distill(
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)
     return Distilled(result, agreements, warmed.generators, found)
+
+
+def _check_curve_has_a_place(
+    is_measured: bool, directory: str | os.PathLike[str] | None
+) -> None:
+    if is_measured and directory is None:
+        raise ConfigError(
+            "evaluate is given and directory is None; its measurements go to "
+            "distillation_curve.csv in the directory. Name one, or leave evaluate out"
+        )
 
 
 def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:

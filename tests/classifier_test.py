@@ -217,7 +217,8 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         networks.learner("vgg_like").save(path)
         loaded = load_classifier(path, input_mean=7, input_scale=0.5)
         self.assertEqual(loaded.description.input_mean, (7.0,))
-        self.assertEqual(loaded.description.class_names, ("0", "1", "2", "3", "4"))
+        names = tuple(f"class {i}" for i in range(5))  # nothing else is given
+        self.assertEqual(loaded.description.class_names, names)
 
     def test_description_of_another_model(self):
         path = self.folder / "model.keras"

@@ -348,7 +348,7 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
     def test_description_of_a_learner_decides(self, output):
         model = model_of(keras, head=None if output == "logits" else output)
         description = ModelDescription((100.0,), (0.02,), output, tuple("abcd"))
-        classifier = as_classifier(Learner(model, description), input_mean=3)
+        classifier = as_classifier(Learner(model, description))
         self.assertEqual(classifier.description, description)
         expected = answers(model, (pixels() - 100.0) * 0.02)
         self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)

@@ -3,6 +3,7 @@
 Only the tools read FLAGS; the package takes plain arguments.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -78,6 +79,9 @@ _AWAY = {
     "num_bits_activation",
 }
 
+# Exit code, as shells give it to a program that SIGPIPE has ended.
+_READER_GONE = 128 + 13
+
 # What RunConfig has for tools that train nothing, or on one device alone.
 ONE_DEVICE = ("seed", "precision")
 
@@ -105,6 +109,23 @@ class _AutoSerializer(flags.ArgumentSerializer):
         return "auto" if value == AUTO else str(value)
 
 
+class _TextParser(flags.ArgumentParser):
+    """Reads a text; ~ at its beginning is the home folder, which no shell fills in."""
+
+    def parse(self, argument: Any) -> str:
+        """The text as it is meant."""
+        return os.path.expanduser(argument)
+
+    def flag_type(self) -> str:
+        """What absl calls the kind of value."""
+        return "string"
+
+
+def _define_text(name: str, default: Any, help: str) -> None:
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE(_TextParser(), name, default, help, serializer=serializer)
+
+
 def _define_count_or_auto(name: str, default: Any, help: str) -> None:
     flags.DEFINE(_CountOrAuto(), name, default, help, serializer=_AutoSerializer())
 
@@ -113,7 +134,7 @@ _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
+    str: _define_text,
     list: flags.DEFINE_list,
     _CountOrAuto: _define_count_or_auto,
 }
@@ -408,7 +429,8 @@ def run(
 ) -> None:
     """Runs a tool: parses the flags, calls `main`, and turns our errors into exits.
 
-    Exit codes: 0 done, 1 the work failed, 2 a flag is wrong, 130 interrupted.
+    Exit codes: 0 done, 1 the work failed, 2 a flag is wrong, 130 interrupted, 141 who
+    read the output has gone.
 
     Args:
       main: the work.
@@ -419,7 +441,8 @@ def run(
     def parse(argv: list[str]) -> list[str]:
         asked = {"--help", "-h", "-help", "--helpfull"}.intersection(argv[1:])
         if asked:
-            print(_help(description, is_full="--helpfull" in asked))
+            with _ends_with_its_reader():
+                print(_help(description, is_full="--helpfull" in asked))
             sys.exit(0)
         try:
             rest = FLAGS(argv)
@@ -438,16 +461,47 @@ def run(
     def run_main(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-        try:
-            main()
-            if "distribute" in FLAGS:
-                agreed(True)  # the others would miss a worker that ends before them
-        except DfqError as error:
-            _fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            _fail("interrupted; give the same command again to continue", 130)
+        with _ends_with_its_reader():
+            _run(main)
 
     app.run(run_main, flags_parser=parse)
+
+
+def _run(main: Callable[[], None]) -> None:
+    """Calls `main`, and turns errors that a user can mend into exits."""
+    try:
+        main()
+        if "distribute" in FLAGS:
+            agreed(True)  # the others would miss a worker that ends before them
+    except DfqError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _fail(
+            f"a file cannot be read or written: {error}. When that is mended, the same "
+            "command continues",
+            1,
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted; give the same command again to continue", 130)
+
+
+@contextlib.contextmanager
+def _ends_with_its_reader() -> Iterator[None]:
+    """Ends the program quietly when nobody reads its output any more, as with `head`.
+
+    What the block prints is written at its end, where that may be told.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_READER_GONE)
 
 
 def _fail(message: str, exit_code: int) -> None:

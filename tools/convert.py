@@ -5,6 +5,7 @@
 Writes the file, by default beside the student, and labels.txt beside the file.
 """
 
+import os
 import pathlib
 import sys
 
@@ -42,6 +43,16 @@ def convert_network(
     return content
 
 
+def _check_folder(path: pathlib.Path) -> None:
+    """Raises ConfigError if the TFLite file cannot be written where it is to be."""
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"tflite is {str(path)!r}, but {folder} cannot be written; name a file in "
+            "another folder with --tflite"
+        )
+
+
 def main() -> None:
     """Converts and reports."""
     if not FLAGS.student:
@@ -55,6 +66,7 @@ def main() -> None:
             f"tflite is {str(path)!r}, which exists; name another file with --tflite, "
             "or delete it"
         )
+    _check_folder(path)
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(
         path.with_suffix(".convert"), replaces=FLAGS.workdir is None

@@ -71,7 +71,9 @@ def define_quantization_flags() -> None:
 
 def qat_config() -> DistillationConfig:
     """The settings of warm-up and quantization-aware training, from the flags."""
-    return common.config_from_flags(DistillationConfig, _PREFIX, PHASE_SETTINGS)
+    config = common.config_from_flags(DistillationConfig, _PREFIX, PHASE_SETTINGS)
+    # Several students are for the distillation into another network.
+    return dataclasses.replace(config, num_students=1)
 
 
 def define_widths_flag() -> None:

@@ -211,8 +211,8 @@ def check_student(teacher: Classifier | None, dataset: datasets.Dataset | None) 
         without it.
     """
     if not FLAGS.student:
-        for name in distill.distillation_flags():
-            if FLAGS[name].value is not None:
+        for name in ("recipe", *distill.distillation_flags()):
+            if FLAGS[name].value != FLAGS[name].default:
                 raise ConfigError(
                     f"{name} is {FLAGS[name].value}, but there is no student: it "
                     "belongs to the distillation into another network, which --student "
