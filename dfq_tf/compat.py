@@ -86,7 +86,7 @@ with native_output_hidden():
 
     # Asked for first, so that `tf.keras` stays what it is for the rest of the program:
     # tfmot sets the variable that would turn it to Keras 2.
-    tf.keras.version()
+    _ = tf.keras.layers
     with _variable_kept("TF_USE_LEGACY_KERAS"):
         import tensorflow_model_optimization as tfmot
         import tf_keras as keras
