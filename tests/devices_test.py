@@ -176,8 +176,8 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class TwoDevicesTest(tf.test.TestCase):
-    def test_replicas_of_two_devices(self):
-        self.check("ReplicasTest")
+    def test_replicas_and_a_step_of_two_devices_equal_one(self):
+        self.check("ReplicasTest", "StepTest.test_warm_up")
 
     @pytest.mark.long
     def test_two_devices_equal_one(self):

@@ -35,6 +35,13 @@ class DistillationLossTest(tf.test.TestCase):
         loss = losses.distillation_loss(teacher, student)
         self.assertAllClose(loss, expected, rtol=1e-5)
 
+    def test_temperature_divides_the_logits_and_its_square_multiplies(self):
+        teacher, student = _logits((6, 5), 1), _logits((6, 5), 2)
+        p, q = (_softmax(x.astype(np.float64) / 4) for x in (teacher, student))
+        expected = 16 * np.mean([np.sum(a * np.log(a / b)) for a, b in zip(p, q)])
+        loss = losses.distillation_loss(teacher, student, temperature=4.0)
+        self.assertAllClose(loss, expected, rtol=1e-5)
+
     def test_is_finite_where_the_teacher_is_certain(self):
         teacher = np.array([[200.0, -200.0]], np.float32)
         student = np.array([[0.0, 0.0]], np.float32)
