@@ -5,10 +5,12 @@ Or first, with `distill`, into a smaller network, and that one quantized.
 
 import dataclasses
 import functools
+import hashlib
+import itertools
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,8 @@ from dfq_tf.training.learner import Learner, check_model
 # How much less a student may agree with the teacher after its training: two standard
 # errors, and some more.
 _TOLERATED_LOSS = 0.02
+# What the curve of a distillation calls the students' agreement with the teacher.
+_AGREEMENT = "agreement_on_generated_images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +162,7 @@ class Prepared:
       images: calibration images drawn from the generators, uint8.
       held_out: other images drawn from them, which train and calibrate nothing.
       answers: the teacher's scores for those.
+      calibration: as it was given.
     """
 
     warmed: WarmedUp
@@ -165,6 +170,7 @@ class Prepared:
     images: np.ndarray
     held_out: np.ndarray
     answers: np.ndarray
+    calibration: CalibrationConfig
 
 
 def prepare(
@@ -192,7 +198,8 @@ def prepare(
     made, config, seed = warmed.generators, context.settings, context.seed
     images = generate(made, config, calibration.calibration_images, seed)
     others = held_out(made, config, seed)
-    return Prepared(warmed, rewritten, images, others, teacher.scores(others))
+    answers = teacher.scores(others)
+    return Prepared(warmed, rewritten, images, others, answers, calibration)
 
 
 def trained(
@@ -227,6 +234,7 @@ def trained(
         [learner],
         context,
         name="df_qat_kd",
+        identity=_identity(prepared, network),
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
     result = quantized_student.trained(network, learner.model)
@@ -243,6 +251,29 @@ def trained(
         )
     found = {"held_out_agreement_before": before, "held_out_agreement_after": after}
     return result, generators, {**measurements, **found}
+
+
+def _identity(prepared: Prepared, network: QuantizedNetwork) -> dict[str, str]:
+    """What the training of a quantized network hangs on, see `loop.run_loop`.
+
+    Nothing that is computed of images is in it: a rounding would make another run of
+    it.
+    """
+    settings = dataclasses.asdict(prepared.calibration)
+    per_channel = any(np.ndim(each) for each in network.kernel_ranges.values())
+    return {
+        "network": prepared.network.graph.digest(),
+        "bits of activations": _runs(network.bits.values()),
+        "bits of kernels": _runs(network.kernel_bits.values()),
+        "per_channel": str(per_channel),
+        **{name: str(value) for name, value in settings.items()},
+    }
+
+
+def _runs(values: Iterable[int]) -> str:
+    """Such as '8, 4 x 18, 8'."""
+    counted = [(value, len(list(run))) for value, run in itertools.groupby(values)]
+    return ", ".join(f"{v} x {n}" if n > 1 else f"{v}" for v, n in counted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +315,7 @@ def distill(
       teacher: as in `quantize`; it is not changed.
       student: a tf_keras model for the same images and classes, which gives logits; it
         is fed as the teacher is, unless it is a Learner, which says that itself.
-        Students start from its weights, the second and further ones from random ones;
-        it is not changed.
+        Students start from its weights, further ones from random ones.
       config: see `settings.recipe`.
       seed: as in `quantize`.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
@@ -296,8 +326,7 @@ def distill(
       show_progress: as in `quantize`.
 
     Raises:
-      ConfigError: a setting is out of its limits, teacher and student do not fit, or
-        the student does not give logits.
+      ConfigError: a setting is out of its limits, or teacher and student do not fit.
       TrainingError: as in `quantize`.
     """
     _check_curve_has_a_place(evaluate is not None, directory)
@@ -315,10 +344,12 @@ def distill(
 
     def measured() -> dict[str, float]:
         same = agreement(students[0].scores(images), answers)
-        more = evaluate(students[0]) if evaluate else {}
-        return {"agreement_on_generated_images": same, **more}
+        return {_AGREEMENT: same, **(evaluate(students[0]) if evaluate else {})}
 
-    found = phases.distill(warmed, students, context, bank=bank, evaluate=measured)
+    identity = {"student": _structure(learner.model)}
+    found = phases.distill(
+        warmed, students, context, identity=identity, bank=bank, evaluate=measured
+    )
     agreements = [agreement(each.scores(images), answers) for each in students]
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)
@@ -360,6 +391,15 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
             f"without softmax or sigmoid{advice}"
         )
     return student
+
+
+def _structure(model: keras.Model) -> str:
+    """A digest of a tf_keras model's layers, but for their names and weights."""
+    layers = [
+        (type(layer).__name__, [tuple(weight.shape) for weight in layer.weights])
+        for layer in model.layers
+    ]
+    return hashlib.sha256(repr(layers).encode()).hexdigest()
 
 
 def _head_activation(model: keras.Model) -> str:

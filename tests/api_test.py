@@ -16,7 +16,12 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import batch_size, generator, phases
 from dfq_tf.distillation.generator import generate
 from dfq_tf.distillation.teacher import observe
-from dfq_tf.errors import ConfigError, ModelError, UnsupportedLayerError
+from dfq_tf.errors import (
+    ConfigError,
+    ModelError,
+    TrainingError,
+    UnsupportedLayerError,
+)
 from dfq_tf.graph.classifier import agreement
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization import student as quantized_student
@@ -158,6 +163,10 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         (dict(method="magic"), r"method is 'magic'; it must be one of \['df_q'"),
         (dict(seed=-1), "seed is -1; it must be at least 0"),
         (dict(precision="float8"), "precision is 'float8'; it must be one of"),
+        (
+            dict(config=dataclasses.replace(TINY, num_students=3)),
+            "num_students is 3, but one network is quantized; .* for distill",
+        ),
     )
     def test_bad_settings_are_named_before_any_work(self, settings, message):
         with assert_no_training(), self.assertRaisesRegex(ConfigError, message):
@@ -213,6 +222,64 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
 
 
 @pytest.mark.long
+class DirectoryTest(tf.test.TestCase, parameterized.TestCase):
+    """A directory belongs to the run that filled it."""
+
+    CONFIG = DistillationConfig(batch_size=8, noise_dim=8, warm_up_steps=1, rounds=1)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = helpers.new_folder()
+        cls.teacher = helpers.small_classifier((8, 8, 1), seed=1)
+        cls.first = cls.quantize()
+
+    @classmethod
+    def quantize(cls, teacher=None, **changes):
+        settings = dict(config=cls.CONFIG, directory=cls.folder)
+        return tiny(teacher or cls.teacher, **{**settings, **changes})
+
+    def refused(self, difference, *args, **changes):
+        with (
+            assert_no_training(),
+            self.assertRaisesRegex(
+                TrainingError,
+                r"has the checkpoints of another run\. Name another directory .* What "
+                rf"differs:\n  {difference}\Z",
+            ),
+        ):
+            self.quantize(*args, **changes)
+
+    def test_another_teacher_is_refused(self):
+        other = helpers.small_classifier((8, 8, 1), seed=2)
+        difference = r"teacher: [0-9a-f]{64}, fed .* -> [0-9a-f]{64}, fed .*"
+        self.refused(difference, other, method="df_q")
+
+    @parameterized.parameters(
+        (dict(seed=3), "seed: 0 -> 3"),
+        (dict(widths=ALL_4_BITS), "bits of kernels: 8 x 3 -> 4 x 3"),
+        (dict(widths=BitWidths(8, 6)), "bits of activations: 8 x 5 -> 8, 6 x 3, 8"),
+        (dict(widths=BitWidths(per_channel=False)), "per_channel: True -> False"),
+        (
+            dict(calibration=dataclasses.replace(TINY_CALIBRATION, equalize=True)),
+            "network: .* -> .*\n  equalize: False -> True",
+        ),
+        (dict(config=dataclasses.replace(CONFIG, rounds=2)), "rounds: 1 -> 2"),
+    )
+    def test_other_settings_are_refused(self, changes, difference):
+        self.refused(difference, **changes)
+
+    def test_another_network_is_refused(self):
+        student = helpers.small_classifier((8, 8, 1), seed=3)
+        self.refused("network: .* -> .*", network=student)
+
+    def test_the_same_once_more_takes_what_is_there(self):
+        with assert_no_training():
+            again = self.quantize()
+            self.quantize(method="df_q", widths=ALL_4_BITS)
+        self.assertEqual(again.tflite, self.first.tflite)
+
+
 class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
     """Settings of the calibration, one at a time, behind one finished warm-up."""
 
@@ -482,6 +549,21 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
             self.assertBetween(float(row["agreement_on_generated_images"]), 0, 1)
             self.assertAllClose(float(row["mean"]), value, rtol=1e-3)
         self.assertLen(set(seen), 3)
+
+    def test_measurements_without_a_place_for_them_are_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError,
+            "evaluate is given and directory is None; .* Name one, or leave",
+        ):
+            self.distill(evaluate=lambda student: {})
+
+    def test_bank_of_another_size_is_not_taken(self):
+        config = dataclasses.replace(self.TINY, bank_images=64)
+        folder = self.get_temp_dir()
+        self.distill(directory=folder, config=config)
+        config = dataclasses.replace(self.TINY, bank_images=32)
+        with self.assertRaisesRegex(TrainingError, r"\n  bank_images: 64 -> 32\Z"):
+            self.distill(directory=folder, config=config)
 
     def test_student_that_agrees_best_is_kept(self):
         config = dataclasses.replace(self.TINY, num_students=3)

@@ -219,6 +219,24 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(loaded.description.input_mean, (7.0,))
         names = tuple(f"class {i}" for i in range(5))  # nothing else is given
         self.assertEqual(loaded.description.class_names, names)
+        loaded = load_classifier(path, class_names="vwxyz")
+        self.assertEqual(loaded.description.class_names, tuple("vwxyz"))
+        self.assertEqual(loaded.description.input_mean, (120.0,))
+        for half in (dict(input_scale=0.5), dict(input_mean=7)):
+            with self.assertRaisesRegex(ConfigError, "give both or neither"):
+                load_classifier(path, **half)
+
+    def test_architecture_of_keras_is_no_description(self):
+        path = self.folder / "model.h5"
+        model = networks.learner("vgg_like").model
+        model.save(path)
+        path.with_suffix(".json").write_text(model.to_json())
+        with self.assertRaisesRegex(ConfigError, "input_mean and input_scale are not"):
+            load_classifier(path)
+        loaded = load_classifier(path, input_mean=120, input_scale=1 / 64)
+        images = networks.images(loaded.image_shape, 3)
+        expected = networks.build("vgg_like").scores(images)
+        self.assertAllClose(loaded.scores(images), expected, atol=1e-4)
 
     def test_description_of_another_model(self):
         path = self.folder / "model.keras"

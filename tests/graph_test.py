@@ -61,6 +61,29 @@ class GraphTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"node {named}"):
             Graph(nodes, nodes[-1].name)
 
+    def test_digest_is_of_what_it_computes(self):
+        def network(*, factor=1.0, name="curve", kind="tanh", slope=0.1, swapped=False):
+            kernel = np.ones((2, 3)) * factor
+            weights = {"kernel": kernel, "bias": np.zeros(3)}
+            dense = layers.node("dense", "dense", [IMAGE], weights=weights)
+            leaky = node("leaky_relu", "leaky", dense, slope=slope)
+            curve = node(kind, name, dense)
+            inputs = (curve, leaky) if swapped else (leaky, curve)
+            end = node("subtract", "end", *inputs)
+            return Graph([IMAGE, dense, leaky, curve, end], "end").digest()
+
+        self.assertEqual(network(), network())
+        self.assertEqual(network(name="other"), network())
+        changes = (
+            dict(factor=np.nextafter(np.float32(1), np.float32(2))),
+            dict(kind="sigmoid"),
+            dict(slope=0.2),
+            dict(swapped=True),
+        )
+        self.assertLen({network(), *(network(**change) for change in changes)}, 5)
+        ends = [Graph(diamond().nodes.values(), name).digest() for name in ("both",)]
+        self.assertNotIn(diamond().digest(), ends)
+
     def test_nothing_can_be_changed(self):
         graph = diamond()
         with self.assertRaises(TypeError):

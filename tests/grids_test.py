@@ -1,12 +1,14 @@
 import dataclasses
 import itertools
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.errors import UnsupportedLayerError
 from dfq_tf.graph import running
-from dfq_tf.graph.layers import KINDS, Exactly, NoFurther
+from dfq_tf.graph.layers import KINDS, Exactly, Kind, NoFurther
 from dfq_tf.graph.nodes import Graph
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization import grids
@@ -188,6 +190,41 @@ class MeasuredTest(tf.test.TestCase, parameterized.TestCase):
             grids.measured(sketch.graph()),
             ["pixels", "a", "b", "both", "again", "mean"],
         )
+
+
+class CheckWidthsTest(tf.test.TestCase, parameterized.TestCase):
+    def pooled(self, side, kind="global_average_pool", **settings):
+        sketch = Sketch((side, 256, 1))
+        sketch("max_pool", "moved", size=(1, 1), strides=(1, 1))
+        sketch(kind, "mean", **settings)
+        return sketch.graph()
+
+    @parameterized.parameters(
+        ("global_average_pool", {}),
+        ("average_pool", dict(size=(257, 256), strides=(1, 1))),
+    )
+    def test_sums_of_16_bits_must_fit_into_32(self, kind, settings):
+        # 256 * 256 * 32767 is below 2 ** 31, 257 * 256 * 32767 is not.
+        large, small = self.pooled(257, kind, **settings), self.pooled(256)
+        grids.check_widths(small, BitWidths(8, 16))
+        grids.check_widths(large, BitWidths(8, 8))
+        with self.assertRaisesRegex(
+            UnsupportedLayerError,
+            rf"layer my mean \({kind}\) .* averages 65,792 values of 16 bits, .*A8",
+        ) as caught:
+            grids.check_widths(large, BitWidths(8, 16))
+        self.assertLen(caught.exception.problems, 1)
+
+    def test_a_table_has_no_16_bits(self):
+        kind = Kind(says="x", compute=lambda node, inputs, weights: inputs[0])
+        with mock.patch.dict(KINDS, {"odd": kind}):
+            sketch = Sketch()
+            sketch("odd", "curve")
+            grids.check_widths(sketch.graph(), BitWidths())
+            with self.assertRaisesRegex(
+                UnsupportedLayerError, "my curve .odd. .* table of 256 values"
+            ):
+                grids.check_widths(sketch.graph(), BitWidths(8, 16))
 
 
 class SharesGridTest(tf.test.TestCase, parameterized.TestCase):

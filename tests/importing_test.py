@@ -1,6 +1,8 @@
 """From a model of any kind to a classifier that answers as it does."""
 
 import pathlib
+import re
+import warnings
 
 import numpy as np
 from absl.testing import parameterized
@@ -151,10 +153,23 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
     def test_what_the_user_says_comes_before_the_models_own(self, library):
         library = LIBRARIES[library]
         model = model_of(library, library.layers.Rescaling(2.0, offset=1.0))
-        classifier = as_classifier(model, input_mean=100, input_scale=[0.1])
+        with self.assertWarnsRegex(
+            UserWarning,
+            r"input_mean \(100.0,\) and input_scale \(0.1,\) are given, and the model "
+            "has preprocessing of its own, .*: both apply",
+        ):
+            classifier = as_classifier(model, input_mean=100, input_scale=[0.1])
         self.assertAllClose(classifier.description.input_scale, [0.2])
         expected = answers(model, (pixels() - 100.0) * 0.1)
         self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+
+    def test_no_warning_where_pixels_go_through_one_of_them(self):
+        rescaled = model_of(keras, keras.layers.Rescaling(1 / 255))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            as_classifier(rescaled)
+            as_classifier(rescaled, input_mean=0, input_scale=1)
+            as_classifier(model_of(keras), input_mean=3, input_scale=0.1)
 
     @parameterized.parameters(*LIBRARIES)
     def test_scale_below_zero_stays_in_the_network(self, library):
@@ -343,6 +358,22 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
     def test_classifier_is_given_back(self):
         classifier = helpers.small_classifier()
         self.assertIs(as_classifier(classifier), classifier)
+
+    @parameterized.parameters(
+        dict(input_mean=0.0),
+        dict(input_scale=1 / 255),
+        dict(output="softmax"),
+        dict(class_names=tuple("abcd")),
+        dict(image_size=(8, 8)),
+    )
+    def test_classifier_says_all_itself(self, **said):
+        ((name, value),) = said.items()
+        expected = rf"{name} is .*{re.escape(repr(value))}, but the model is"
+        with self.assertRaisesRegex(ConfigError, f"{expected} a Classifier, which"):
+            as_classifier(helpers.small_classifier(), **said)
+        if name != "image_size":
+            with self.assertRaisesRegex(ConfigError, f"{expected} one with a descript"):
+                as_classifier(helpers.small_learner(), **said)
 
     @parameterized.parameters("logits", "softmax")
     def test_description_of_a_learner_decides(self, output):

@@ -1,6 +1,7 @@
 import glob
 import itertools
 import os
+import pathlib
 from unittest import mock
 
 import numpy as np
@@ -199,6 +200,77 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         ):
             _run(task, 15, self.directory)
         self.assertEqual(task.seen, [])
+
+    def test_checkpoint_of_another_run_is_refused(self):
+        _run(_Task(), 12, self.directory, identity={"teacher": "a", "seed": "1"})
+        for identity, difference in (
+            ({"teacher": "b", "seed": "1"}, "  teacher: a -> b"),
+            ({"seed": "1", "widths": "W4A8"}, r"  widths: \(not known\) -> W4A8"),
+        ):
+            task = _Task()
+            with self.assertRaisesRegex(
+                TrainingError,
+                "^task: .*checkpoints/task has the checkpoints of another run. .*"
+                f"--workdir.*, or delete that folder. What differs:\n{difference}$",
+            ):
+                _run(task, 15, self.directory, identity=identity)
+            self.assertEqual(task.seen, [])
+        # What a run does not hang on does not matter to it.
+        for identity in ({"seed": "1"}, None):
+            task = _Task()
+            _run(task, 12, self.directory, identity=identity)
+            self.assertEqual(task.seen, [])
+        with self.assertRaisesRegex(TrainingError, "teacher: a -> c$"):
+            _run(_Task(), 15, self.directory, identity={"teacher": "c"})
+
+    def test_run_without_checkpoints_leaves_the_folder_to_another(self):
+        def step(index):
+            raise KeyboardInterrupt
+
+        with self.assertRaises(KeyboardInterrupt):
+            _run(_Task(), 3, self.directory, step, identity={"teacher": "a"})
+        task = _Task()
+        _run(task, 3, self.directory, identity={"teacher": "b"})
+        self.assertEqual(task.seen, [0, 1, 2])
+        with self.assertRaisesRegex(TrainingError, "teacher: b -> a$"):
+            _run(_Task(), 3, self.directory, identity={"teacher": "a"})
+
+    @parameterized.parameters(
+        tf.errors.ResourceExhaustedError(
+            None, None, "{{function_node x}} a; No space left [Op:SaveV2]\nMore"
+        ),
+        OSError("a; No space left"),
+    )
+    def test_full_disk_is_one_message_and_leaves_no_half_checkpoint(self, error):
+        save = tf.train.CheckpointManager.save
+
+        def full(manager, checkpoint_number):
+            if checkpoint_number < 10:
+                return save(manager, checkpoint_number=checkpoint_number)
+            folder = pathlib.Path(manager.directory)
+            (folder / "ckpt-10_temp").mkdir()
+            for name in ("ckpt-10_temp/part", "ckpt-10.index", "checkpoint.tmp01"):
+                (folder / name).write_bytes(b"half")
+            raise error
+
+        settings = dict(measure_every=5, save_seconds=0)
+        with (
+            mock.patch.object(tf.train.CheckpointManager, "save", full),
+            self.assertRaisesRegex(
+                TrainingError,
+                "^task: .* cannot be written at step 10: a; No space left; the last "
+                "good checkpoint is .*ckpt-5. Make room .* same command .*folder$",
+            ),
+        ):
+            _run(_Task(), 20, self.directory, **settings)
+        names = os.listdir(os.path.join(self.directory, "checkpoints", "task"))
+        self.assertEqual(
+            {name.split(".")[0] for name in names}, {"checkpoint", "ckpt-5"}
+        )
+        self.assertLen(names, 3)
+        task = _Task()
+        _run(task, 12, self.directory, **settings)
+        self.assertEqual(task.seen, list(range(5, 12)))
 
     def test_names_keep_runs_apart(self):
         task = _Task()

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import functools
 from unittest import mock
@@ -284,6 +285,67 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
         blind = _Runs()
         blind.distill(config=config)
         self.assertTrue(helpers.all_equal(blind.weights, runs.weights))
+
+
+class IdentityTest(parameterized.TestCase, tf.test.TestCase):
+    """What a checkpoint must have in common with the run that continues it."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.runs = _Runs()
+
+    def identity(self, phase, teacher=None, **changes):
+        runs = self.runs
+        if teacher is not None:
+            runs = copy.copy(runs)
+            runs.teacher = teacher
+        with mock.patch.object(phases, "run_loop") as run_loop:
+            getattr(runs, phase)(**changes)
+        return run_loop.call_args.kwargs["identity"]
+
+    def changed(self, phase, **changes):
+        """The names of what differs."""
+        before, after = self.identity(phase), self.identity(phase, **changes)
+        return {key for key in after if before[key] != after[key]}
+
+    @parameterized.parameters("warm_up", "distill")
+    def test_teacher_and_seed_count(self, phase):
+        graph = self.runs.teacher.graph
+        bias = graph.last.weights["bias"] + np.float32(1e-3)
+        other = graph.with_weights({graph.output: {"bias": bias}})
+        teacher = dataclasses.replace(self.runs.teacher, graph=other)
+        self.assertEqual(self.changed(phase, teacher=teacher), {"teacher"})
+        description = dataclasses.replace(self.runs.teacher.description, input_mean=[7])
+        teacher = dataclasses.replace(self.runs.teacher, description=description)
+        self.assertEqual(self.changed(phase, teacher=teacher), {"teacher"})
+        self.assertEqual(self.changed(phase, seed=5), {"seed"})
+
+    @parameterized.parameters(
+        ("generator_learning_rate", 0.5, True),
+        ("warm_up_steps", 7, True),
+        ("batch_size", 8, True),
+        ("rounds", 9, False),
+        ("student_learning_rate", 0.5, False),
+        ("bank_images", 8, False),
+        ("alpha", 0.5, False),
+    )
+    def test_settings_of_the_phase_count(self, name, value, is_of_warm_up):
+        config = dataclasses.replace(_CONFIG, **{name: value})
+        expected = {name} if is_of_warm_up else set()
+        self.assertEqual(self.changed("warm_up", config=config), expected)
+        self.assertEqual(self.changed("distill", config=config), {name})
+
+    def test_what_the_caller_knows_counts(self):
+        self.assertEqual(self.identity("distill", identity={"a": "b"})["a"], "b")
+
+    def test_names_of_the_classes_do_not_count(self):
+        names = tuple("wxyz")
+        description = dataclasses.replace(
+            self.runs.teacher.description, class_names=names
+        )
+        teacher = dataclasses.replace(self.runs.teacher, description=description)
+        self.assertEmpty(self.changed("distill", teacher=teacher))
 
 
 class SeveralTest(tf.test.TestCase):

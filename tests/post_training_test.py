@@ -562,6 +562,20 @@ class PostTrainingTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(bias, np.full(6, 1e9))
         self.assertAllInRange(bias / found.bias_scale("conv"), 2**20, 2**30)
 
+    def test_images_of_another_shape_are_refused(self):
+        network = post_training.float_network(conv_dense())
+        with self.assertRaisesRegex(ModelError, r"images are \(8, 9, 3\) each"):
+            post_training.post_training(network, np.zeros((2, 8, 9, 3), np.uint8))
+
+    def test_widths_that_a_layer_cannot_have_are_refused(self):
+        sketch = Sketch((512, 512, 1), pixels=False)
+        sketch("global_average_pool", "pool")
+        sketch.dense("logits")
+        network = post_training.float_network(sketch.classifier())
+        images = np.zeros((1, 512, 512, 1), np.uint8)
+        with self.assertRaisesRegex(UnsupportedLayerError, "layer my pool .*averages"):
+            post_training.post_training(network, images, BitWidths(8, 16))
+
     def test_images_that_say_nothing_are_refused(self):
         network = post_training.float_network(conv_dense())
         images = np.full((5, 8, 8, 3), 7, np.uint8)

@@ -7,7 +7,7 @@ from ai_edge_litert import interpreter as litert
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ExportError
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.layers import KINDS
 from dfq_tf.importing.classifiers import as_classifier
@@ -17,6 +17,7 @@ from dfq_tf.tflite import proof, writer
 from dfq_tf.tflite.running import TFLiteClassifier
 from dfq_tf.training.learner import Learner
 from tests import helpers, networks
+from tests.graphs import Sketch
 
 layers = keras.layers
 
@@ -61,6 +62,32 @@ def classifier_of(image, x):
 def described(model):
     description = ModelDescription((120.0,), (1 / 64,), "logits", tuple("abcde"))
     return as_classifier(Learner(model, description))
+
+
+def wide(image, activation=None):
+    """A convolution whose outputs go far."""
+    initializer = keras.initializers.RandomNormal(stddev=1.0)
+    return layers.Conv2D(
+        6, 3, padding="same", activation=activation, kernel_initializer=initializer
+    )(image)
+
+
+# What demands a range, and what moves its integers to where a ReLU's meet them; or both
+# branches.
+MEETING = {
+    "top_pooled": lambda x: layers.MaxPooling2D()(layers.ReLU(1.0)(x)),
+    "top_padded_and_averaged": lambda x: layers.AveragePooling2D()(
+        layers.ZeroPadding2D(1)(layers.ReLU(2.0)(x))
+    ),
+    "tanh_pooled": lambda x: layers.MaxPooling2D()(layers.Activation("tanh")(x)),
+    "sigmoid_flattened": lambda x: layers.Flatten()(layers.Activation("sigmoid")(x)),
+    "hard_sigmoid_reshaped": lambda x: layers.Reshape((4, 8, 12))(
+        layers.Activation("hard_sigmoid")(x)
+    ),
+    "two_tops": lambda x: [
+        layers.MaxPooling2D()(layers.ReLU(top)(x)) for top in (1.0, 3.0)
+    ],
+}
 
 
 def details_of(content):
@@ -183,6 +210,68 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         # The network does not round averages, the file does.
         limit = MAX_STEPS if pooling is layers.MaxPooling2D else 3
         self.assertLessEqual(steps_apart(network, tflite).max(), limit)
+
+    @parameterized.parameters(*MEETING)
+    def test_what_meets_with_grids_of_its_own(self, name):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((8, 8, 3))
+        branches = MEETING[name](wide(image))
+        if not isinstance(branches, list):
+            branches = [branches, layers.MaxPooling2D()(wide(image, "relu"))]
+        if branches[0].shape[1:] != branches[1].shape[1:]:
+            branches = [layers.Flatten()(branch) for branch in branches]
+        classifier = classifier_of(image, layers.Concatenate()(branches))
+        network = network_of(classifier)
+        images = networks.images((8, 8, 3), 200, seed=2)
+        tflite = TFLiteClassifier(proof.convert(network, images))
+        scores = tflite.scores(images)
+        # XNNPACK rescales what is to be concatenated by factors of 8 bits.
+        steps = np.round((scores - network.scores(images)) / tflite.output_scale)
+        self.assertLessEqual(np.abs(steps).max(), 3)
+        self.assertGreater(agreement(scores, classifier.scores(images)), 0.85)
+
+    @parameterized.parameters("tanh", "relu", "sigmoid")
+    def test_ends_of_the_network(self, head):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((8, 8, 3))
+        x = layers.GlobalAveragePooling2D()(wide(image, "relu"))
+        model = keras.Model(image, layers.Dense(4, head)(x))
+        output = "sigmoid" if head == "sigmoid" else "logits"
+        fed = ModelDescription((120.0,), (1 / 64,), output, tuple("abcd"))
+        classifier = as_classifier(Learner(model, fed))
+        network = network_of(classifier)
+        images = networks.images((8, 8, 3), 200, seed=2)
+        tflite = TFLiteClassifier(proof.convert(network, images))
+        scores, steps = tflite.scores(images), steps_apart(network, tflite)
+        self.assertLessEqual(steps.max(), MAX_STEPS)
+        if head == "sigmoid":  # the file gives logits
+            scores = 1 / (1 + np.exp(-scores))
+        expected = classifier.scores(images)
+        self.assertLess(np.abs(scores - expected).max(), 0.05 * np.ptp(expected))
+
+    def test_averages_of_16_bits_up_to_what_their_sum_holds(self):
+        sketch = Sketch((256, 256, 1))
+        sketch.conv("conv", size=1, outputs=2)
+        sketch("global_average_pool", "mean")
+        sketch.dense("logits", outputs=3)
+        network = sketch.classifier()
+        images = np.full((2, 256, 256, 1), 255, np.uint8)
+        images[1] = 0  # all pixels the highest, or the lowest
+        quantized = post_training(network, images, BitWidths(8, 16))
+        tflite = TFLiteClassifier(proof.convert(quantized, images))
+        scores = tflite.scores(images)
+        self.assertGreater(np.abs(scores).max(), 0.1)
+        self.assertAllClose(scores, network.scores(images), atol=0.01)
+
+    def test_average_over_the_whole_image_has_a_scale_of_its_own(self):
+        keras.utils.set_random_seed(0)
+        image = layers.Input((8, 8, 3))
+        x = layers.AveragePooling2D(8)(wide(image, "relu"))
+        network = network_of(classifier_of(image, x))
+        content = proof.convert(network)
+        self.assertIn("MEAN", [name for name, *_ in operators_of(content)])
+        tflite = TFLiteClassifier(content)
+        self.assertLessEqual(steps_apart(network, tflite).max(), MAX_STEPS)
 
     def test_images_may_be_given(self):
         network = network_of(networks.build("padded_pooling"))

@@ -114,7 +114,12 @@ def quantize_network(
     if common.is_made(path, description_path(path)):
         return api.load_quantized(path), None
     run, strategy = common.config_from_flags(RunConfig), common.strategy()
-    config = with_batch_size(qat_config(), teacher, network, strategy)
+    config = qat_config()
+    if network is not None and config.batch_size == AUTO:
+        # The distillation's, with which the generators have been warmed up.
+        distilled = workdir.metrics()["student_training"]
+        config = dataclasses.replace(config, batch_size=distilled["batch_size"])
+    config = with_batch_size(config, teacher, network, strategy)
     began = time.monotonic()
     result = api.quantize(
         teacher,

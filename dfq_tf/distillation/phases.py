@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from dfq_tf.compat import keras, tf
@@ -13,12 +13,20 @@ from dfq_tf.distillation.generator import make_generators
 from dfq_tf.distillation.teacher import ObservedTeacher, observe
 from dfq_tf.graph import running
 from dfq_tf.graph.classifier import Classifier
-from dfq_tf.settings import DistillationConfig
+from dfq_tf.settings import PHASE_SETTINGS, DistillationConfig
 from dfq_tf.training import devices, optimizers
 from dfq_tf.training.devices import Copies, check_batch, everywhere
 from dfq_tf.training.learner import Learner
 from dfq_tf.training.loop import Evaluate, run_loop
 from dfq_tf.training.replicas import replica_slice
+
+# The settings on which the generators' warm-up hangs: those that all phases share, but
+# for the weight of the auxiliary loss, which is alone there.
+_WARM_UP_SETTINGS = {field.name for field in dataclasses.fields(DistillationConfig)} - {
+    *PHASE_SETTINGS,
+    "num_students",
+    "alpha",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +101,7 @@ def warm_up(
             bank.add(made.images.numpy(), made.teacher_logits.numpy())
         return made.measurements
 
+    others = set() if bank is None else {"bank_images"}
     measurements = run_loop(
         "warm_up",
         one_step,
@@ -101,6 +110,7 @@ def warm_up(
             bank, generator=state.generators, optimizer=state.generator_optimizers
         ),
         context,
+        identity=_identity(teacher, context, _WARM_UP_SETTINGS | others),
     )
     copies.write_back()
     return measurements
@@ -112,6 +122,7 @@ def distill(
     context: Context[DistillationConfig],
     *,
     name: str = "distillation",
+    identity: Mapping[str, str] | None = None,
     bank: ImageBank | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, float]:
@@ -127,9 +138,9 @@ def distill(
       context: its settings have the rounds, batch size, learning rates, weights of the
         terms.
       name: of the phase, see `run_loop`.
+      identity: what else the phase hangs on, see `run_loop`.
       bank: what the warm-up filled; by default a new one, if the settings want one.
-      evaluate: measures the students now and then, see `run_loop`; nothing is chosen
-        by it.
+      evaluate: measures the students now and then, see `run_loop`.
 
     Returns:
       The last measurements; empty if an earlier run had finished.
@@ -159,6 +170,7 @@ def distill(
             student_optimizer=state.student_optimizers,
         ),
         context,
+        identity={**_identity(warmed.teacher, context), **(identity or {})},
         evaluate=copies.up_to_date(evaluate),
         evaluate_every=max(1, config.rounds // 10),
     )
@@ -304,6 +316,27 @@ def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
     return optimizers.sgd(
         model, config.student_learning_rate, num_steps, config.student_momentum
     )
+
+
+def _identity(
+    teacher: ObservedTeacher,
+    context: Context[DistillationConfig],
+    names: Collection[str] | None = None,
+) -> dict[str, str]:
+    """What a phase hangs on, see `run_loop`; of the settings, by default all."""
+    description = teacher.description
+    feeding = f"{description.input_mean}, {description.input_scale}"
+    values = dataclasses.asdict(context.settings)
+    return {
+        "teacher": f"{teacher.graph.digest()}, fed with {feeding}",
+        "seed": str(context.seed),
+        "precision": context.precision,
+        **{
+            name: str(value)
+            for name, value in values.items()
+            if names is None or name in names
+        },
+    }
 
 
 def _trackables(bank: ImageBank | None, **groups: Sequence[Any]) -> dict[str, Any]:

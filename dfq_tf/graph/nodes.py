@@ -6,6 +6,7 @@ is in it. `layers.node` makes nodes, `running.compute` runs a graph.
 """
 
 import dataclasses
+import hashlib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -103,6 +104,20 @@ class Graph:
     def last(self) -> Node:
         """The node that gives the network's output."""
         return self.nodes[self.output]
+
+    def digest(self) -> str:
+        """SHA-256 of what the graph computes, in hexadecimal: names do not count."""
+        numbers = {name: i for i, name in enumerate(self.nodes)}
+        contents = hashlib.sha256()
+        for node in self.nodes.values():
+            inputs = [numbers[name] for name in node.inputs]
+            settings = sorted(node.settings.items())
+            contents.update(repr((node.kind, inputs, node.shape, settings)).encode())
+            for role, weight in sorted(node.weights.items()):
+                contents.update(f"{role}{weight.shape}{weight.dtype}".encode())
+                contents.update(weight.tobytes())
+        contents.update(f"{numbers[self.output]}".encode())
+        return contents.hexdigest()
 
     def consumers(self, name: str) -> Sequence[Node]:
         """The nodes that read the output of `name`, each once, in order."""

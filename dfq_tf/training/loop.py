@@ -4,11 +4,15 @@ What a step does is the caller's business. The loop owns the counter, the progre
 bar, the TensorBoard scalars, the checkpoints, and the check that all stays finite.
 """
 
+import contextlib
+import json
 import os
 import pathlib
+import re
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,18 @@ from dfq_tf.training.devices import names_lost_workers, of_all_workers
 Step = Callable[[int], Mapping[str, tf.Tensor]]
 Evaluate = Callable[[], Mapping[str, float]]
 
+# What a directory that cannot be written makes Python and TensorFlow raise. What they
+# raise if a worker is lost is not among them.
+_UNWRITABLE = (
+    OSError,
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnknownError,
+)
+# The file beside the checkpoints that says whose they are.
+_IDENTITY = "identity.json"
 # Checkpoints of each run. With two, workers that were stopped while they saved have
 # one in common.
 _KEPT = 2
@@ -35,6 +51,7 @@ def run_loop(
     trackables: Mapping[str, Any],
     context: Context,
     *,
+    identity: Mapping[str, str] | None = None,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 50,
     measure_every: int = 10,
@@ -50,6 +67,9 @@ def run_loop(
       context: its directory keeps checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`). The workers of its strategy, each with a directory of its
         own, save and restore at the same steps.
+      identity: what the run hangs on, name -> value. It is kept beside the checkpoints;
+        those of a run with another value of one of them are refused. None looks at
+        nothing.
       evaluate: called before the first step, every `evaluate_every` steps and at the
         end; its measurements go to `NAME_curve.csv`, beside the minutes that the steps
         took, and to TensorBoard. Not called without a directory.
@@ -63,12 +83,13 @@ def run_loop(
     Raises:
       TrainingError: a measurement or a weight is not finite. The last good
         checkpoint is kept. Or the workers have no checkpoint in common, or it is of
-        other networks or optimizers; or a worker was lost.
+        other networks, optimizers or settings; or a worker was lost; or nothing can be
+        written, as on a disk that is full.
     """
     measurements: dict[str, float] = {}
     with (
         names_lost_workers(context.strategy),
-        _Progress(name, num_steps, trackables, context, evaluate) as progress,
+        _Progress(name, num_steps, trackables, context, identity, evaluate) as progress,
     ):
         for index in range(progress.first, num_steps):
             if index % evaluate_every == 0:
@@ -97,6 +118,7 @@ class _Progress:
         num_steps: int,
         trackables: Mapping[str, Any],
         context: Context,
+        identity: Mapping[str, str] | None,
         evaluate: Evaluate | None,
     ) -> None:
         self._name, self._trackables, self._context = name, trackables, context
@@ -105,7 +127,7 @@ class _Progress:
         self._manager = self._writer = self._evaluate = None
         if context.directory is not None:
             self._evaluate = evaluate  # without, there is nowhere to put it
-            self._open(pathlib.Path(context.directory))
+            self._open(pathlib.Path(context.directory), identity or {})
         self.first = int(self._done.numpy())
         self._curve = _Curve(name, context.directory, self.first, self._writer)
         self._saved_at = time.monotonic()
@@ -120,21 +142,23 @@ class _Progress:
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
-    def _open(self, directory: pathlib.Path) -> None:
+    def _open(self, directory: pathlib.Path, identity: Mapping[str, str]) -> None:
         """Restores the newest checkpoint, and opens the file of the scalars."""
         checkpoint = tf.train.Checkpoint(
             steps_done=self._done, seconds_in_steps=self._seconds, **self._trackables
         )
         folder = directory / "checkpoints" / self._name
-        self._manager = tf.train.CheckpointManager(
-            checkpoint, str(folder), max_to_keep=_KEPT
-        )
-        newest = _newest_checkpoint(self._name, self._manager, self._context.strategy)
+        manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=_KEPT)
+        self._manager = manager
+        with self._writing():
+            _claim(self._name, folder, bool(manager.checkpoints), identity)
+        newest = _newest_checkpoint(self._name, manager, self._context.strategy)
         if newest:
             _restore(self._name, checkpoint, newest)
-        self._writer = tf.summary.create_file_writer(
-            str(directory / "tensorboard" / self._name)
-        )
+        with self._writing():
+            self._writer = tf.summary.create_file_writer(
+                str(directory / "tensorboard" / self._name)
+            )
 
     def __enter__(self) -> "_Progress":
         return self
@@ -142,7 +166,8 @@ class _Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
         if self._writer is not None:
-            self._writer.close()
+            with self._writing():
+                self._writer.close()
 
     @property
     def _steps(self) -> int:
@@ -151,7 +176,9 @@ class _Progress:
     def evaluate(self) -> None:
         """Adds a row to the curve, if there is one."""
         if self._evaluate is not None:
-            self._curve.add(self._steps, float(self._seconds), self._evaluate())
+            values = self._evaluate()
+            with self._writing():
+                self._curve.add(self._steps, float(self._seconds), values)
 
     def take(self, step: Step, index: int) -> dict[str, float]:
         """Takes a step, and returns its measurements, which must be finite."""
@@ -173,7 +200,7 @@ class _Progress:
             {k: f"{v:.4g}" for k, v in measurements.items()}, refresh=False
         )
         if self._writer is not None:
-            with self._writer.as_default(step=self._steps):
+            with self._writing(), self._writer.as_default(step=self._steps):
                 for key, value in measurements.items():
                     tf.summary.scalar(key, value)
 
@@ -190,17 +217,86 @@ class _Progress:
                     if not np.isfinite(variable.numpy()).all():
                         raise self._not_finite(f"the weight {variable.name} of {key}")
         if self._manager is not None:
-            self._manager.save(checkpoint_number=self._steps)
+            with self._writing():
+                _save(self._manager, self._steps)
         self._saved_at = time.monotonic()
 
     def _not_finite(self, what: str) -> TrainingError:
-        latest = self._manager.latest_checkpoint if self._manager is not None else None
-        kept = f"the last good checkpoint is {latest}"
         return TrainingError(
-            f"{self._name}: {what} is not finite at step {self._steps}; "
-            f"{kept if latest else 'nothing was saved'}. Lower the learning rate, or "
-            "use --precision=float32"
+            f"{self._name}: {what} is not finite at step {self._steps}; {self._kept}. "
+            "Lower the learning rate, or use --precision=float32"
         )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises TrainingError if what the block writes cannot be written."""
+        try:
+            yield
+        except _UNWRITABLE as error:
+            # TensorFlow puts its operations around the reason.
+            reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).splitlines()[0])
+            raise TrainingError(
+                f"{self._name}: {self._context.directory} cannot be written at step "
+                f"{self._steps}: {reason}; {self._kept}. Make room there, and give the "
+                "same command again to continue; or name another folder"
+            ) from error
+
+    @property
+    def _kept(self) -> str:
+        latest = self._manager.latest_checkpoint if self._manager is not None else None
+        return (
+            f"the last good checkpoint is {latest}" if latest else "nothing was saved"
+        )
+
+
+def _claim(
+    name: str, folder: pathlib.Path, has_checkpoints: bool, identity: Mapping[str, str]
+) -> None:
+    """Writes down whose checkpoints there will be; refuses those of another run.
+
+    Args:
+      name: of the run.
+      folder: of its checkpoints.
+      has_checkpoints: whether there are some.
+      identity: of the run, see `run_loop`. What else the run before had written down
+        does not matter to this one.
+
+    Raises:
+      TrainingError: there are checkpoints of another run.
+    """
+    path = folder / _IDENTITY
+    if not has_checkpoints:
+        if identity:
+            write_text(path, json.dumps(dict(identity), indent=2) + "\n")
+        return
+    before = json.loads(read_text(path)) if path.is_file() else {}
+    changes = [
+        f"  {key}: {before.get(key, '(not known)')} -> {value}"
+        for key, value in identity.items()
+        if before.get(key) != value
+    ]
+    if changes:
+        raise TrainingError(
+            f"{name}: {folder} has the checkpoints of another run. Name another "
+            "directory (--workdir), or delete that folder. What differs:\n"
+            + "\n".join(changes)
+        )
+
+
+def _save(manager: Any, steps_done: int) -> None:
+    """Saves a checkpoint; if that fails, nothing of it is left behind."""
+    folder = pathlib.Path(manager.directory)
+    try:
+        manager.save(checkpoint_number=steps_done)
+    except BaseException:
+        name = f"ckpt-{steps_done}"
+        state = tf.train.get_checkpoint_state(folder)
+        known = state.all_model_checkpoint_paths if state else ()
+        if name not in (pathlib.PurePath(path).name for path in known):
+            for path in [*folder.glob(f"{name}.*"), *folder.glob("checkpoint.tmp*")]:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(folder / f"{name}_temp", ignore_errors=True)
+        raise
 
 
 def _newest_checkpoint(

@@ -1,0 +1,84 @@
+"""What all tools share: how they end, and what their flags take."""
+
+import errno
+import os
+import sys
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from tools import common
+
+
+class EndTest(parameterized.TestCase):
+    @parameterized.parameters("", "a line\n")
+    def test_reader_that_has_gone_ends_the_tool_quietly(self, text):
+        # As `inspect_model.py ... | head`, which closes its end.
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as stream:
+            with mock.patch.object(sys, "stdout", stream):
+                with self.assertRaises(SystemExit) as end:
+                    with common._ends_with_its_reader():
+                        print("what is buffered")
+                        sys.stdout.flush() if text else None
+                        print(text)
+            # What is left goes nowhere, without an error.
+            stream.write("more")
+        self.assertEqual(end.exception.code, 141)
+
+    def test_reader_that_is_there_reads_all(self):
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "w") as stream, os.fdopen(reading) as reader:
+            with mock.patch.object(sys, "stdout", stream):
+                with common._ends_with_its_reader():
+                    print("all")
+            self.assertEqual(reader.readline(), "all\n")
+
+    def test_exit_code_of_an_error_stays(self):
+        with self.assertRaises(SystemExit) as end:
+            with common._ends_with_its_reader():
+                sys.exit(2)
+        self.assertEqual(end.exception.code, 2)
+
+    def test_disk_that_is_full_is_one_message(self):
+        def main():
+            raise OSError(errno.ENOSPC, "No space left on device", "run/df_q.keras")
+
+        with mock.patch("builtins.print") as printed:
+            with self.assertRaises(SystemExit) as end:
+                common._run(main)
+        self.assertEqual(end.exception.code, 1)
+        ((message,), _) = printed.call_args
+        self.assertRegex(message, r"^error: .* No space left .*'run/df_q.keras'\. When")
+        self.assertNotIn("\n", message)
+
+
+class TextFlagTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("~/run", "/home/me/run"),
+        ("~", "/home/me"),
+        ("runs/~x", "runs/~x"),
+        ("wrn_16_1", "wrn_16_1"),
+    )
+    def test_a_path_may_begin_at_home(self, given, expected):
+        values = flags.FlagValues()
+        with (
+            mock.patch.object(flags, "DEFINE", _define_in(values)),
+            mock.patch.dict(common._groups, clear=True),
+            mock.patch.dict(os.environ, HOME="/home/me"),
+        ):
+            common.define("Run", "place", str, "runs/run", "Folder.")
+            values(["tool", f"--place={given}"])
+        self.assertEqual(values.place, expected)
+        self.assertEqual(values["place"].default, "runs/run")
+
+
+def _define_in(values):
+    define = flags.DEFINE
+    return lambda *args, **kwargs: define(*args, flag_values=values, **kwargs)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,75 @@
+"""tools/convert.py where its student, or its folder, is not as it should be."""
+
+from unittest import mock
+
+from dfq_tf.compat import tf
+from dfq_tf.files import read_text
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.quantization import student
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.tflite.running import TFLiteClassifier
+from tests import networks
+from tests.helpers import new_folder
+from tests.tool_runner import run_in_process
+
+
+class ConvertTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = new_folder()
+        cls.path = cls.folder / "df_q.keras"
+        teacher = networks.build("padded_pooling")
+        images = networks.images(teacher.image_shape, 16)
+        student.save(post_training(float_network(teacher), images), cls.path)
+
+    def convert(self, *flags):
+        return run_in_process("convert", f"--student={self.path}", *flags)
+
+    def refused(self, message, *flags):
+        before = sorted(self.folder.iterdir())
+        process = self.convert(*flags)
+        self.assertRegex(process.stderr, rf"\Aerror: [^\n]*{message}[^\n]*\n\Z")
+        self.assertEqual(sorted(self.folder.iterdir()), before)
+        return process.returncode
+
+    def test_folder_that_cannot_be_written_needs_another_file(self):
+        # No permission holds root back.
+        with mock.patch("os.access", return_value=False):
+            for flags in ((), ("--workdir=/tmp/other",)):
+                message = "df_q.tflite', but .* cannot be written; .* with --tflite"
+                self.assertEqual(self.refused(message, *flags), 2)
+        in_the_way = self.path / "a.tflite"
+        message = "df_q.keras cannot be written; name a file in another folder with"
+        self.assertEqual(self.refused(message, f"--tflite={in_the_way}"), 2)
+
+    def test_student_without_its_description_says_whence_to_get_it(self):
+        description = self.path.with_suffix(".json")
+        content = description.read_bytes()
+        description.unlink()
+        try:
+            code = self.refused(
+                "no description .*df_q.json, which was written together"
+            )
+        finally:
+            description.write_bytes(content)
+        self.assertEqual(code, 1)
+
+    def test_file_may_be_elsewhere_and_labels_are_utf_8(self):
+        json = self.path.with_suffix(".json")
+        description = ModelDescription.load(json)
+        names = ("žába", *description.class_names[1:])
+        fed = (description.input_mean, description.input_scale)
+        ModelDescription(*fed, "logits", names).save(json)
+        tflite = new_folder() / "new" / "a.tflite"
+        process = self.convert(f"--tflite={tflite}")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertEqual(
+            TFLiteClassifier(tflite.read_bytes()).num_classes, networks.NUM_CLASSES
+        )
+        labels = read_text(tflite.with_name("labels.txt")).splitlines()
+        self.assertEqual(tuple(labels), names)
+
+
+if __name__ == "__main__":
+    tf.test.main()
