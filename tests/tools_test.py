@@ -559,6 +559,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         (
             "run",
             2,
+            ["--teacher=wrn_10_1", "--dataset=digits", "--recipe=paper"],
+            "recipe is paper, but there is no student",
+        ),
+        (
+            "run",
+            2,
             ["--teacher=wrn_10_1", "--dataset=digits", "--student=wrn_11_1"],
             "wrn_11_1|depth",
         ),
