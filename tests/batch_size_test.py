@@ -53,17 +53,6 @@ class SizesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(running.num_values(graph), 5 * 8 * 8 * 3)
         self.assertEqual(num_values(model), 5 * 8 * 8 * 3)
 
-    @parameterized.parameters(
-        (1000, 10, 1, 10),
-        (99, 10, 1, 9),
-        (9, 10, 1, 1),
-        (9, 10, 2, 2),
-        (0, 10, 1, 1),
-    )
-    def test_a_pass_takes_what_there_is_room_for(self, size, most, least, expected):
-        with mock.patch.object(running, "PASS_MEMORY", size):
-            self.assertEqual(running.images_per_pass(10, most, least), expected)
-
 
 class StepTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(generators=(1, 3), students=(1, 2))

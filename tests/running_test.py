@@ -240,6 +240,17 @@ class SizesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(running.num_values(graph), sum(each))
         self.assertEqual(running.largest_output(graph), 6 * 6 * 3)
 
+    def test_nodes_behind_what_is_wanted_are_not_computed(self):
+        image = layers.image("image", (6, 6, 3))
+        relu = layers.node("relu", "relu", [image])
+        # Raises where it is computed.
+        bad = layers.unknown("bad", [relu], (6, 6, 3), "Lambda", "it is not known")
+        graph = Graph([image, relu, bad], "bad")
+        images = tf.constant(np.full((1, 6, 6, 3), -1.0), tf.float32)
+        self.assertAllEqual(running.compute(graph, images, ["relu"])[0], 0 * images)
+        with self.assertRaisesRegex(ValueError, "bad cannot be computed"):
+            running.compute(graph, images, ["bad"])
+
     def test_sizes_that_may_be_any_count_as_one(self):
         image = layers.image("image", (None, None, 3))
         graph = Graph([image, layers.node("relu", "relu", [image])], "relu")

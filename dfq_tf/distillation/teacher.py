@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.graph import layers, running
+from dfq_tf.graph import running
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.nodes import Graph, Node, unique_name
+from dfq_tf.graph.layers import KINDS
+from dfq_tf.graph.nodes import Graph
 from dfq_tf.graph.rewriting import logits_graph
 from dfq_tf.training import devices
 
@@ -45,19 +46,13 @@ class ObservedTeacher:
         """
         with tf.name_scope("teacher"):
             images = tf.cast(self.description.normalize(pixels), self.precision)
-            logits, *inputs = running.compute(
-                self.graph,
-                images,
-                [self.graph.output, *self.bn_inputs],
-                weights=self.weights,
-                output=self._widened,
-            )
-        return logits, inputs
-
-    def _widened(self, node: Node, values: tf.Tensor) -> tf.Tensor:
-        """What the last node reads, in float32: nothing else reads it."""
-        is_read = node.name in self.graph.last.inputs
-        return tf.cast(values, tf.float32) if is_read else values
+            last = self.graph.last
+            wanted = [*last.inputs, *self.bn_inputs]
+            found = running.compute(self.graph, images, wanted, weights=self.weights)
+            count = len(last.inputs)
+            read = [tf.cast(values, tf.float32) for values in found[:count]]
+            logits = KINDS[last.kind].compute(last, read, self.weights[last.name])
+        return logits, found[count:]
 
 
 def observe(
@@ -82,7 +77,7 @@ def observe(
             "statistics of the training data, only the entropies of its answers",
             stacklevel=2,
         )
-    graph = _of_first_worker(_with_wide_end(graph), strategy)
+    graph = _of_first_worker(graph, strategy)
     with devices.scope(strategy):
         weights = running.frozen_weights(graph, precision)
         weights[graph.output] = {
@@ -98,17 +93,6 @@ def observe(
         [tf.constant(node.weights["mean"]) for node in norms],
         [tf.constant(node.weights["variance"]) for node in norms],
     )
-
-
-def _with_wide_end(graph: Graph) -> Graph:
-    """Puts a node that does nothing between the last one and each that it reads."""
-    last, taken, widened = graph.last, set(graph.nodes), []
-    for source in graph.sources(last):
-        name = unique_name(taken, f"{source.name}_widened")
-        taken.add(name)
-        widened.append(layers.node("requantize", name, [source]))
-    behind = last.reading(*(node.name for node in widened))
-    return graph.replaced({last.name: [*widened, behind]})
 
 
 def _of_first_worker(graph: Graph, strategy: tf.distribute.Strategy | None) -> Graph:

@@ -82,10 +82,7 @@ class Graph:
             seen.add(node.name)
         if output not in seen:
             raise ValueError(f"the output {output} is none of {seen}")
-        needed = {given[0].name, output}
-        for node in reversed(given):
-            if node.name in needed:
-                needed.update(node.inputs)
+        needed = {given[0].name, *leading_to(given, [output])}
         self.nodes: Mapping[str, Node] = types.MappingProxyType(
             {node.name: node for node in given if node.name in needed}
         )
@@ -176,6 +173,20 @@ class Graph:
         """
         changed = {n: [self.nodes[n].with_weights(**w)] for n, w in weights.items()}
         return self.replaced(changed)
+
+
+def leading_to(nodes: Sequence[Node], names: Iterable[str]) -> set[str]:
+    """Names of the nodes on which the outputs of some nodes hang, themselves too.
+
+    Args:
+      nodes: each behind what it reads.
+      names: of nodes.
+    """
+    needed = set(names)
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return needed
 
 
 def unique_name(taken: Iterable[str], name: str) -> str:

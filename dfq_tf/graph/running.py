@@ -6,7 +6,7 @@ from typing import Any
 
 from dfq_tf.compat import tf
 from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.graph.nodes import Graph, Node, leading_to
 
 FLOAT = 4  # bytes of a value
 
@@ -32,7 +32,7 @@ def compute(
     kernel: Hook = keep,
     output: Hook = keep,
 ) -> list[tf.Tensor]:
-    """Outputs of some nodes, for images.
+    """Outputs of some nodes, for images; what they do not hang on is not computed.
 
     Args:
       graph: the network.
@@ -47,11 +47,15 @@ def compute(
     Returns:
       One tensor for each of `wanted`.
     """
-    last_use = {name: name for name in graph.nodes}
-    for node in graph.nodes.values():
+    nodes = list(graph.nodes.values())
+    needed = leading_to(nodes, wanted)
+    nodes = [node for node in nodes[1:] if node.name in needed]
+    last_use: dict[str, str] = {}
+    for node in nodes:
         last_use.update(dict.fromkeys(node.inputs, node.name))
     outputs: dict[str, Any] = {graph.image.name: images}
-    for name, node in list(graph.nodes.items())[1:]:
+    for node in nodes:
+        name = node.name
         own = dict(node.weights if weights is None else weights[name])
         if "kernel" in own:
             own["kernel"] = kernel(node, own["kernel"])

@@ -73,21 +73,21 @@ _KNOWN_VALUES = frozenset(
 _KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
     Abs Conv Einsum Elu Exp ExpandDims Gelu Log LogSoftmax Matmul Maximum Minimum
-    Moveaxis Pad Power Rsqrt Selu Softplus Softsign Split Sqrt Square Squeeze Sum
-    Swapaxes Transpose
+    Moveaxis Pad Power Rsqrt Selu Softsign Split Sqrt Square Squeeze Sum Swapaxes
+    Transpose
     """.split()
 )
 _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
     compat.v1.shape expand_dims math.abs math.exp math.maximum math.minimum math.pow
-    math.reduce_sum math.rsqrt math.sqrt math.square nn.elu nn.gelu nn.selu nn.softplus
-    pad shape split squeeze stack transpose
+    math.reduce_sum math.rsqrt math.sqrt math.square nn.elu nn.gelu nn.selu pad shape
+    split squeeze stack transpose
     """.split()
 )
 _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
     """
     celu elu exponential gelu glu hard_shrink hard_tanh log_sigmoid log_softmax mish
-    selu soft_shrink softplus softsign sparse_plus sparsemax squareplus tanh_shrink
+    selu soft_shrink softsign sparse_plus sparsemax squareplus tanh_shrink
     threshold
     """.split()
 )

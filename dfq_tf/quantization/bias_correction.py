@@ -15,7 +15,7 @@ from dfq_tf.graph import running
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import KINDS, has_kernel
 from dfq_tf.graph.nodes import Graph, Node
-from dfq_tf.quantization.network import QuantizedNetwork, fake_quantized_kernel
+from dfq_tf.quantization.network import QuantizedNetwork
 
 _BATCH_SIZE = 128
 # All images go through a layer before the next: these bound the memory they take, the
@@ -60,11 +60,7 @@ def with_corrected_biases(
         sources = list(zip(*(outputs[source] for source in node.inputs)))
         weights: dict[str, Any] = dict(node.weights)
         if has_kernel(node):
-            weights["kernel"] = fake_quantized_kernel(
-                weights["kernel"],
-                network.kernel_ranges[name],
-                network.kernel_bits[name],
-            )
+            weights["kernel"] = network.rounded_kernel(node, weights["kernel"])
         outputs[name] = _run(network, node, sources, weights)
         if "bias" in weights:
             shift = means[name] - _channel_means(outputs[name])

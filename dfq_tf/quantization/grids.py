@@ -90,7 +90,6 @@ def is_taken_in(graph: Graph, name: str) -> bool:
         KINDS[graph.nodes[name].kind].takes_in_relu
         and len(consumers) == 1
         and consumers[0].kind == "relu"
-        and name != graph.output
     )
 
 

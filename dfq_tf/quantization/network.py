@@ -121,7 +121,7 @@ class QuantizedNetwork:
     def kernel_integers(self, name: str) -> tuple[np.ndarray, Grid]:
         """A kernel in integers, int8 in the layout of `graph.layers`, and its grid."""
         node, grid = self.graph.nodes[name], self.kernel_grid(name)
-        values = np.asarray(self._rounded_kernel(node, node.weights["kernel"]))
+        values = np.asarray(self.rounded_kernel(node, node.weights["kernel"]))
         integers = np.rint(by_output(node, values) / grid.scale)
         return integers.astype(np.int8).reshape(values.shape), grid
 
@@ -221,11 +221,12 @@ class QuantizedNetwork:
             self.description.normalize(pixels),
             names,
             weights=weights,
-            kernel=self._rounded_kernel,
+            kernel=self.rounded_kernel,
             output=self.rounded_output,
         )
 
-    def _rounded_kernel(self, node: Node, kernel: Any) -> Any:
+    def rounded_kernel(self, node: Node, kernel: Any) -> Any:
+        """A kernel of the node on its grid, float32."""
         high = self.kernel_ranges[node.name]
         return fake_quantized_kernel(kernel, high, self.kernel_bits[node.name])
 

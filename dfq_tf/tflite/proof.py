@@ -10,7 +10,7 @@ from dfq_tf.graph import layers, running
 from dfq_tf.graph.classifier import check_images
 from dfq_tf.graph.layers import KINDS
 from dfq_tf.graph.nodes import Graph, Node
-from dfq_tf.quantization.network import QuantizedNetwork, fake_quantized_kernel
+from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.tflite import writer
 from dfq_tf.tflite.running import TFLiteClassifier, open_interpreter, stored_tensors
 
@@ -181,10 +181,6 @@ def layer_differences(
     stored = stored_tensors(content, images)
     differences: dict[str, float] = {}
 
-    def kernel(node: Node, values: tf.Tensor) -> tf.Tensor:
-        high, bits = network.kernel_ranges[node.name], network.kernel_bits[node.name]
-        return fake_quantized_kernel(values, high, bits)
-
     def output(node: Node, values: tf.Tensor) -> tf.Tensor:
         tensor = stored.get(node.name)
         if tensor is None:  # a ReLU takes it in
@@ -195,8 +191,11 @@ def layer_differences(
         return tf.constant(tensor.values)  # what the layers behind are fed with
 
     pixels = network.description.normalize(images.astype(np.float32))
-    last = network.graph.output
     running.compute(
-        network.graph, tf.constant(pixels), [last], kernel=kernel, output=output
+        network.graph,
+        tf.constant(pixels),
+        [network.graph.output],
+        kernel=network.rounded_kernel,
+        output=output,
     )
     return differences
