@@ -18,11 +18,10 @@ from dfq_tf.errors import (
     TrainingError,
     UnsupportedLayerError,
 )
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.importing.classifiers import as_classifier, load_classifier
+from dfq_tf.graph import Classifier, ModelDescription
+from dfq_tf.importing import as_classifier, load_classifier
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, recipe
-from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.tflite import TFLiteClassifier
 
 __version__ = "0.1.0"
 

@@ -17,19 +17,25 @@ import numpy as np
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import phases
-from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import generate, held_out
-from dfq_tf.distillation.phases import WarmedUp, make_bank, warmed_up
+from dfq_tf.distillation import (
+    WarmedUp,
+    generate,
+    held_out,
+    make_bank,
+    phases,
+    warmed_up,
+    with_batch_size,
+)
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph.classifier import Classifier, agreement
-from dfq_tf.graph.description import description_beside, description_path
-from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.importing.files import read_model
+from dfq_tf.graph import Classifier, agreement, description_beside, description_path
+from dfq_tf.importing import as_classifier, read_model
+from dfq_tf.quantization import (
+    QuantizedNetwork,
+    check_widths,
+    float_network,
+)
 from dfq_tf.quantization import student as quantized_student
-from dfq_tf.quantization.grids import check_widths
-from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import (
     METHODS,
     BitWidths,
@@ -38,9 +44,14 @@ from dfq_tf.settings import (
     check_value,
     recipe,
 )
-from dfq_tf.tflite.proof import convert
-from dfq_tf.training.copies import randomized, resolve_precision, with_precision
-from dfq_tf.training.learner import Learner, check_model
+from dfq_tf.tflite import convert
+from dfq_tf.training import (
+    Learner,
+    check_model,
+    randomized,
+    resolve_precision,
+    with_precision,
+)
 
 # How much less a student may agree with the teacher after its training: two standard
 # errors, and some more.

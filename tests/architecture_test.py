@@ -55,31 +55,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "dfq_tf": {"api", "graph", "importing", "tflite"},
 }
-# Room -> the modules of it that other rooms may import.
+# Room -> its modules that other rooms import by name. All else comes through the room's
+# `__init__`, which lists what the room is for.
 DOORS: dict[str, set[str]] = {
-    "distillation": {"batch_size", "generator", "phases", "steps", "teacher"},
-    "graph": {
-        "classifier",
-        "description",
-        "equalization",
-        "layers",
-        "nodes",
-        "rewriting",
-        "running",
-    },
-    "importing": {"classifiers", "files", "preprocessing", "reading"},
-    "quantization": {"grids", "network", "post_training", "student"},
-    "tflite": {"proof", "running", "writer"},
-    "training": {
-        "augmentation",
-        "copies",
-        "devices",
-        "learner",
-        "loop",
-        "optimizers",
-        "replicas",
-    },
+    "distillation": {"phases", "steps"},
+    "graph": {"layers", "rewriting", "running"},
+    "importing": {"classifiers"},
+    "quantization": {"grids", "post_training", "student"},
+    "tflite": {"proof", "writer"},
+    "training": {"devices", "learner", "optimizers"},
 }
+# Imports of one room by another, besides those of the ground.
+MOST_THROUGH_WALLS = 100
 LONGEST_FUNCTION = 60
 RULES = ("py_library", "py_binary", "py_test")
 
@@ -272,6 +259,9 @@ class RoomsTest(parameterized.TestCase):
             if name:
                 self.assertIn(name, DOORS[room], f"{module} imports {imported}")
 
+    def test_few_imports_go_through_walls(self):
+        self.assertLessEqual(len(through_walls()), MOST_THROUGH_WALLS)
+
     def test_every_door_is_used(self):
         used = {imported for _, imported in through_walls()}
         used |= {i for m in of_package("tools") for i in project_imports(m)}
@@ -322,10 +312,8 @@ class ImportDirectionsTest(parameterized.TestCase):
         )
 
     def test_losses_know_tensors_only(self):
-        self.assertEqual(
-            project_imports("dfq_tf.distillation.losses"),
-            {"dfq_tf.compat", "dfq_tf.training.replicas"},
-        )
+        found = imports_package("dfq_tf.distillation.losses", "dfq_tf")
+        self.assertEqual(found, ["dfq_tf.compat.tf", "dfq_tf.training.replica_mean"])
         replicas = project_imports("dfq_tf.training.replicas")
         self.assertEqual(replicas, {"dfq_tf.compat"})
 

@@ -25,20 +25,12 @@ import numpy as np
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import make_generators
-from dfq_tf.distillation.teacher import observe
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.quantization import student
-from dfq_tf.quantization.calibration import calibrate
-from dfq_tf.quantization.post_training import float_network, with_ranges
+from dfq_tf.distillation import make_generators, observe, phases, steps, with_batch_size
+from dfq_tf.graph import Classifier, ModelDescription
+from dfq_tf.importing import as_classifier
+from dfq_tf.quantization import calibrate, float_network, student, with_ranges
 from dfq_tf.settings import BitWidths, DistillationConfig, RunConfig
-from dfq_tf.training import optimizers
-from dfq_tf.training.copies import resolve_precision, with_precision
-from dfq_tf.training.learner import Learner
+from dfq_tf.training import Learner, optimizers, resolve_precision, with_precision
 from tools import common
 
 FLAGS = common.FLAGS

@@ -23,8 +23,8 @@ from dfq_tf.compat import tf
 from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
-from dfq_tf.graph.description import description_path
-from dfq_tf.importing.files import MODEL_SUFFIXES
+from dfq_tf.graph import description_path
+from dfq_tf.importing import MODEL_SUFFIXES
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
@@ -33,8 +33,7 @@ from dfq_tf.settings import (
     TeacherConfig,
     check_value,
 )
-from dfq_tf.training import devices
-from dfq_tf.training.copies import resolve_precision
+from dfq_tf.training import devices, resolve_precision
 from dfq_tf.with_data import datasets
 
 FLAGS = flags.FLAGS

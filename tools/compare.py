@@ -24,11 +24,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api
-from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import replacing, write_bytes, write_text
-from dfq_tf.graph.classifier import Classifier, agreement
-from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.graph import Classifier, agreement
+from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
@@ -39,9 +39,8 @@ from dfq_tf.settings import (
     check_value,
     parse_widths,
 )
-from dfq_tf.tflite import proof
-from dfq_tf.tflite.running import TFLiteClassifier
-from dfq_tf.training.learner import Learner
+from dfq_tf.tflite import TFLiteClassifier, proof
+from dfq_tf.training import Learner
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
 from tools import common, quantize, teacher_flags

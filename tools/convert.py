@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from dfq_tf import api
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
-from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.tflite import proof
 from tools import common
 

@@ -18,12 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import generate
+from dfq_tf.distillation import generate, with_batch_size
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import description_path
-from dfq_tf.importing.classifiers import as_classifier, load_classifier
+from dfq_tf.graph import Classifier, description_path
+from dfq_tf.importing import as_classifier, load_classifier
 from dfq_tf.reports import pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -34,8 +32,7 @@ from dfq_tf.settings import (
     RunConfig,
     recipe,
 )
-from dfq_tf.training.devices import check_batch
-from dfq_tf.training.learner import Learner
+from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
 from tools import common, quantize, teacher_flags

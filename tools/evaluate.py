@@ -14,11 +14,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.graph.classifier import Classifier, agreement
-from dfq_tf.graph.description import description_beside
-from dfq_tf.importing.classifiers import load_classifier
-from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.graph import Classifier, agreement, description_beside
+from dfq_tf.importing import load_classifier
+from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data.accuracy import accuracy
 from tools import common, teacher_flags
 

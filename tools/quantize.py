@@ -17,16 +17,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api
-from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import held_out
+from dfq_tf.distillation import held_out, with_batch_size
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
-from dfq_tf.graph.classifier import Classifier, agreement
-from dfq_tf.graph.description import description_path
-from dfq_tf.quantization import student
-from dfq_tf.quantization.grids import check_widths
-from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.post_training import float_network
+from dfq_tf.graph import Classifier, agreement, description_path
+from dfq_tf.quantization import QuantizedNetwork, check_widths, float_network, student
 from dfq_tf.reports import pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -40,7 +35,7 @@ from dfq_tf.settings import (
     check_value,
     parse_widths,
 )
-from dfq_tf.training.devices import check_batch
+from dfq_tf.training import check_batch
 from tools import common, teacher_flags
 
 FLAGS = common.FLAGS

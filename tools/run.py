@@ -22,16 +22,14 @@ import numpy as np
 
 from dfq_tf import api, models
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph.classifier import Classifier, agreement
-from dfq_tf.importing.files import MODEL_SUFFIXES
-from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.post_training import float_network
+from dfq_tf.graph import Classifier, agreement
+from dfq_tf.importing import MODEL_SUFFIXES
+from dfq_tf.quantization import QuantizedNetwork, float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import CalibrationConfig, TeacherConfig
-from dfq_tf.tflite import proof
-from dfq_tf.tflite.running import TFLiteClassifier
-from dfq_tf.training.devices import check_batch
+from dfq_tf.tflite import TFLiteClassifier, proof
+from dfq_tf.training import check_batch
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
 from tools import common, convert, distill, quantize, teacher_flags, train_teacher

@@ -5,11 +5,10 @@ from typing import Any
 
 from dfq_tf.errors import ConfigError, DataError
 from dfq_tf.files import read_text
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import OUTPUTS
-from dfq_tf.importing.classifiers import load_classifier
+from dfq_tf.graph import OUTPUTS, Classifier
+from dfq_tf.importing import load_classifier
 from dfq_tf.settings import check_value
-from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data import datasets
 from tools import common
 

@@ -13,13 +13,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import models
 from dfq_tf.compat import keras
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.importing.classifiers import as_classifier, load_classifier
+from dfq_tf.graph import Classifier, ModelDescription
+from dfq_tf.importing import as_classifier, load_classifier
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import TeacherConfig
-from dfq_tf.training.devices import check_batch
-from dfq_tf.training.learner import Learner
+from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
 from dfq_tf.with_data.supervised import train_teacher

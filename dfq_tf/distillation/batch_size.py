@@ -10,12 +10,9 @@ import warnings
 
 from dfq_tf.compat import tf
 from dfq_tf.distillation.generator import build_generator
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph import Classifier, running
 from dfq_tf.settings import AUTO, DistillationConfig
-from dfq_tf.training import learner
-from dfq_tf.training.devices import round_batch
-from dfq_tf.training.learner import Learner
+from dfq_tf.training import Learner, learner, round_batch
 
 # What one training step may take, in bytes. The program itself, its data and what the
 # allocator keeps come on top: one to two GiB.

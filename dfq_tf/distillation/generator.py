@@ -11,8 +11,7 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError
 from dfq_tf.settings import DistillationConfig
-from dfq_tf.training.copies import with_precision
-from dfq_tf.training.replicas import replica_slice
+from dfq_tf.training import replica_slice, with_precision
 
 layers = keras.layers
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfq_tf.compat import tf
-from dfq_tf.training.replicas import replica_mean
+from dfq_tf.training import replica_mean
 
 # Keeps the logarithm of a variance finite where all values are the same.
 _TINY = 1e-10

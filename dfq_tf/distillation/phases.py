@@ -11,14 +11,19 @@ from dfq_tf.distillation import batch_size, steps
 from dfq_tf.distillation.bank import ImageBank
 from dfq_tf.distillation.generator import make_generators
 from dfq_tf.distillation.teacher import ObservedTeacher, observe
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier
+from dfq_tf.graph import Classifier, running
 from dfq_tf.settings import PHASE_SETTINGS, DistillationConfig
-from dfq_tf.training import devices, optimizers
-from dfq_tf.training.devices import Copies, check_batch, everywhere
-from dfq_tf.training.learner import Learner
-from dfq_tf.training.loop import Evaluate, run_loop
-from dfq_tf.training.replicas import replica_slice
+from dfq_tf.training import (
+    Copies,
+    Evaluate,
+    Learner,
+    check_batch,
+    devices,
+    everywhere,
+    optimizers,
+    replica_slice,
+    run_loop,
+)
 
 # The settings on which the generators' warm-up hangs: those that all phases share, but
 # for the weight of the auxiliary loss, which is alone there.

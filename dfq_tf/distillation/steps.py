@@ -21,10 +21,14 @@ from dfq_tf.distillation.generator import (
 )
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.settings import DistillationConfig
-from dfq_tf.training.augmentation import augment_pixels
-from dfq_tf.training.learner import Learner
-from dfq_tf.training.optimizers import descend
-from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
+from dfq_tf.training import (
+    Learner,
+    augment_pixels,
+    descend,
+    replica_concat,
+    replica_mean,
+    replica_slice,
+)
 
 Measurements = dict[str, tf.Tensor]
 

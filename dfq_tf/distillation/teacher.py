@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph
-from dfq_tf.graph.rewriting import logits_graph
+from dfq_tf.graph import (
+    KINDS,
+    Classifier,
+    Graph,
+    ModelDescription,
+    logits_graph,
+    running,
+)
 from dfq_tf.training import devices
 
 

@@ -1,1 +1,50 @@
 """The representation of a network, the rewrites of it, and what a classifier is."""
+
+from dfq_tf.graph.classifier import Classifier, agreement, check_images, in_batches
+from dfq_tf.graph.description import (
+    OUTPUTS,
+    ModelDescription,
+    description_beside,
+    description_path,
+)
+from dfq_tf.graph.equalization import equalize
+from dfq_tf.graph.layers import (
+    KINDS,
+    Bounds,
+    Exactly,
+    NoFurther,
+    by_output,
+    concatenation_axis,
+    has_kernel,
+    title,
+)
+from dfq_tf.graph.nodes import Graph, Node, Shape, frozen, unique_name
+from dfq_tf.graph.rewriting import head_activation, logits_graph, two_class_logits
+
+__all__ = [
+    "Bounds",
+    "Classifier",
+    "Exactly",
+    "Graph",
+    "KINDS",
+    "ModelDescription",
+    "NoFurther",
+    "Node",
+    "OUTPUTS",
+    "Shape",
+    "agreement",
+    "by_output",
+    "check_images",
+    "concatenation_axis",
+    "description_beside",
+    "description_path",
+    "equalize",
+    "frozen",
+    "has_kernel",
+    "head_activation",
+    "in_batches",
+    "logits_graph",
+    "title",
+    "two_class_logits",
+    "unique_name",
+]

@@ -15,10 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfq_tf.errors import ConfigError, LayerProblem, ModelError, UnsupportedLayerError
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription, description_beside
-from dfq_tf.graph.nodes import Graph, Shape
-from dfq_tf.graph.rewriting import head_activation, logits_graph, two_class_logits
+from dfq_tf.graph import (
+    Classifier,
+    Graph,
+    ModelDescription,
+    Shape,
+    description_beside,
+    head_activation,
+    logits_graph,
+    two_class_logits,
+)
 from dfq_tf.importing import preprocessing
 from dfq_tf.importing.files import read_model
 from dfq_tf.importing.preprocessing import Preprocessing, take_preprocessing

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_tf.graph.nodes import Node, frozen
+from dfq_tf.graph import Node, frozen
 from dfq_tf.importing import operations, preprocessing
 from dfq_tf.importing.operations import Found, Maker, Unknown
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.graph import layers
-from dfq_tf.graph.nodes import Node, Shape, unique_name
+from dfq_tf.graph import Node, Shape, layers, unique_name
 
 # Slope and offset of max(0, min(1, slope * x + offset)): Keras 3's hard sigmoid, which
 # is relu6(x + 3) / 6, and that of Keras 2, which has another slope.

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.graph import layers
-from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.graph import Graph, Node, layers
 from dfq_tf.importing.operations import Found, Maker, Unknown, affine
 
 # How far a Lambda layer may be from an affine function, as a share of its values.

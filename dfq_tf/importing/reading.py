@@ -14,8 +14,7 @@ import numpy as np
 
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import LayerProblem
-from dfq_tf.graph import layers
-from dfq_tf.graph.nodes import Graph, Node, Shape, unique_name
+from dfq_tf.graph import Graph, Node, Shape, layers, unique_name
 from dfq_tf.importing import keras_names, operations
 from dfq_tf.importing.operations import Found, Maker, Unknown
 

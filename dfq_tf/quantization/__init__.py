@@ -1,1 +1,20 @@
-"""From a float network to a fake-quantized one, for any functional Keras model."""
+"""A float network becomes integers: ranges, grids, quantized network, student."""
+
+from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.quantization.grids import Grid, check_widths
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.post_training import (
+    float_network,
+    with_pixels,
+    with_ranges,
+)
+
+__all__ = [
+    "Grid",
+    "QuantizedNetwork",
+    "calibrate",
+    "check_widths",
+    "float_network",
+    "with_pixels",
+    "with_ranges",
+]

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf, traced
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.layers import KINDS, has_kernel
-from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.graph import KINDS, Classifier, Graph, Node, has_kernel, running
 from dfq_tf.quantization.network import QuantizedNetwork
 
 _BATCH_SIZE = 128

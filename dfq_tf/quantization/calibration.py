@@ -6,10 +6,7 @@ import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import TrainingError
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.layers import Exactly, NoFurther
-from dfq_tf.graph.nodes import Graph
+from dfq_tf.graph import Classifier, Exactly, Graph, NoFurther, running
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.ranges import (
     SMALLEST_RANGE,

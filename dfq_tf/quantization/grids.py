@@ -10,9 +10,7 @@ import math
 import numpy as np
 
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import layers
-from dfq_tf.graph.layers import KINDS, Bounds, Exactly
-from dfq_tf.graph.nodes import Graph, Node, unique_name
+from dfq_tf.graph import KINDS, Bounds, Exactly, Graph, Node, layers, unique_name
 from dfq_tf.settings import BitWidths
 
 LARGEST_INT8 = 127

@@ -9,11 +9,18 @@ import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier, in_batches
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.layers import KINDS, Exactly, NoFurther, by_output
-from dfq_tf.graph.nodes import Graph, Node
+from dfq_tf.graph import (
+    KINDS,
+    Classifier,
+    Exactly,
+    Graph,
+    ModelDescription,
+    Node,
+    NoFurther,
+    by_output,
+    in_batches,
+    running,
+)
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.grids import Grid
 from dfq_tf.quantization.ranges import SMALLEST_RANGE, Range

@@ -4,11 +4,16 @@ import dataclasses
 
 import numpy as np
 
-from dfq_tf.graph import layers, rewriting
-from dfq_tf.graph.classifier import Classifier, check_images
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.equalization import equalize
-from dfq_tf.graph.nodes import Graph, unique_name
+from dfq_tf.graph import (
+    Classifier,
+    Graph,
+    ModelDescription,
+    check_images,
+    equalize,
+    layers,
+    rewriting,
+    unique_name,
+)
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.bias_correction import with_corrected_biases
 from dfq_tf.quantization.calibration import calibrate, fitted_ranges

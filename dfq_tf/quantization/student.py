@@ -14,11 +14,16 @@ import numpy as np
 from dfq_tf.compat import keras, tf, tfmot
 from dfq_tf.errors import ModelError
 from dfq_tf.files import replacing
-from dfq_tf.graph import layers
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription, description_path
-from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph, Node, frozen
+from dfq_tf.graph import (
+    KINDS,
+    Classifier,
+    Graph,
+    ModelDescription,
+    Node,
+    description_path,
+    frozen,
+    layers,
+)
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.quantizers import NodeQuantizeConfig
 

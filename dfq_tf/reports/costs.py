@@ -12,17 +12,11 @@ from typing import Any
 
 from dfq_tf.compat import tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import make_generators
-from dfq_tf.distillation.teacher import observe
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.quantization import grids, student
-from dfq_tf.quantization.post_training import float_network, with_ranges
+from dfq_tf.distillation import make_generators, observe, phases, steps, with_batch_size
+from dfq_tf.graph import Classifier
+from dfq_tf.quantization import float_network, grids, student, with_ranges
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
-from dfq_tf.training import optimizers
-from dfq_tf.training.copies import resolve_precision
-from dfq_tf.training.learner import Learner
+from dfq_tf.training import Learner, optimizers, resolve_precision
 
 # Images of the steps that are timed, fewer of large ones: what a step takes besides its
 # images, which a multiple of it would count too often, tells less there.

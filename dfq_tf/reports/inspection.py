@@ -10,18 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import rewriting
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.description import ModelDescription
-from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph, Node
-from dfq_tf.importing import classifiers
-from dfq_tf.importing.preprocessing import Preprocessing
-from dfq_tf.importing.reading import LayerRead
-from dfq_tf.quantization import grids
-from dfq_tf.quantization.post_training import with_pixels
-from dfq_tf.tflite import writer
-from dfq_tf.tflite.writer import Outline
+from dfq_tf.graph import KINDS, Classifier, Graph, ModelDescription, Node, rewriting
+from dfq_tf.importing import LayerRead, Preprocessing, classifiers
+from dfq_tf.quantization import grids, with_pixels
+from dfq_tf.tflite import Outline, writer
 
 
 @dataclasses.dataclass(frozen=True)

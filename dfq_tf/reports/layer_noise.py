@@ -21,12 +21,9 @@ import numpy as np
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
 from dfq_tf.files import replacing, write_text
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph
+from dfq_tf.graph import KINDS, Classifier, Graph, running
 from dfq_tf.quantization import grids
-from dfq_tf.tflite.running import kernel_types, open_interpreter
+from dfq_tf.tflite import kernel_types, open_interpreter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from dfq_tf.quantization.grids import Grid
+from dfq_tf.quantization import Grid
 
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 

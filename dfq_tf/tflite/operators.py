@@ -13,9 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
-from dfq_tf.graph.layers import KINDS, concatenation_axis, title
-from dfq_tf.graph.nodes import Graph, Node
-from dfq_tf.quantization.grids import Grid
+from dfq_tf.graph import KINDS, Graph, Node, concatenation_axis, title
+from dfq_tf.quantization import Grid
 from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
 
 # Weights of so few bits go two to a byte.

@@ -6,11 +6,8 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import layers, running
-from dfq_tf.graph.classifier import check_images
-from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph, Node
-from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.graph import KINDS, Graph, Node, check_images, running, title
+from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.tflite import writer
 from dfq_tf.tflite.running import TFLiteClassifier, open_interpreter, stored_tensors
 
@@ -159,7 +156,7 @@ def _prove(network: QuantizedNetwork, content: bytes, images: np.ndarray) -> Non
             raise ExportError(
                 f"the TFLite file is up to {differences.max():.0f} steps of its output "
                 f"away from the network that it was made of: layer {name} "
-                f"({layers.title(node)}) is the first to compute something else, by up "
+                f"({title(node)}) is the first to compute something else, by up "
                 f"to {steps:.0f} steps. Please report it with the model's summary"
             )
 

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import native_output_hidden
 from dfq_tf.errors import ExportError, ModelError
-from dfq_tf.graph.classifier import check_images
+from dfq_tf.graph import check_images
 from dfq_tf.tflite.flatbuffer import with_all_outputs
 
 

@@ -14,12 +14,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import layers
-from dfq_tf.graph.layers import KINDS
-from dfq_tf.graph.nodes import Graph, Node, frozen
-from dfq_tf.quantization import grids
-from dfq_tf.quantization.grids import Grid
-from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.graph import KINDS, Graph, Node, by_output, frozen, title
+from dfq_tf.quantization import Grid, QuantizedNetwork, grids
 from dfq_tf.tflite import operators
 from dfq_tf.tflite.flatbuffer import File, Tensor
 from dfq_tf.tflite.operators import Integers, Operation
@@ -125,7 +121,7 @@ class _Blank:
     def bias_scale(self, name: str) -> np.ndarray:
         """Ones."""
         node = self.graph.nodes[name]
-        return np.ones(layers.by_output(node, node.weights["kernel"]).shape[-1])
+        return np.ones(by_output(node, node.weights["kernel"]).shape[-1])
 
 
 class _Writer:
@@ -160,7 +156,7 @@ class _Writer:
         reason = KINDS[node.kind].refuses(node)
         if reason:
             raise ExportError(
-                f"layer {node.name} ({layers.title(node)}) cannot be written: {reason}"
+                f"layer {node.name} ({title(node)}) cannot be written: {reason}"
             )
         last, activation = node, "NONE"
         if grids.is_taken_in(self._graph, node.name):
@@ -200,7 +196,7 @@ class _Writer:
             assert source.grid is not None
             if not output.grid.same_as(source.grid):
                 raise ExportError(
-                    f"layer {node.name} ({layers.title(node)}) has another grid than "
+                    f"layer {node.name} ({title(node)}) has another grid than "
                     f"{name}, which it reads, and its operator cannot rescale"
                 )
 

@@ -1,1 +1,29 @@
 """What any training needs: loop, optimizers, devices."""
+
+from dfq_tf.training.augmentation import augment, augment_pixels
+from dfq_tf.training.copies import randomized, resolve_precision, with_precision
+from dfq_tf.training.devices import Copies, check_batch, everywhere, round_batch
+from dfq_tf.training.learner import Learner, check_model
+from dfq_tf.training.loop import Evaluate, run_loop
+from dfq_tf.training.optimizers import descend
+from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
+
+__all__ = [
+    "Copies",
+    "Evaluate",
+    "Learner",
+    "augment",
+    "augment_pixels",
+    "check_batch",
+    "check_model",
+    "descend",
+    "everywhere",
+    "randomized",
+    "replica_concat",
+    "replica_mean",
+    "replica_slice",
+    "resolve_precision",
+    "round_batch",
+    "run_loop",
+    "with_precision",
+]

@@ -12,9 +12,7 @@ import numpy as np
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.errors import ModelError
 from dfq_tf.files import replacing
-from dfq_tf.graph import running
-from dfq_tf.graph.classifier import in_batches
-from dfq_tf.graph.description import ModelDescription, description_path
+from dfq_tf.graph import ModelDescription, description_path, in_batches, running
 
 # Images per pass, and how many tensors as large as the largest may be alive in it.
 _MOST_IMAGES, _ALIVE = 250, 4

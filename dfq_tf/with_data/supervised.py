@@ -9,13 +9,19 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError
 from dfq_tf.settings import TeacherConfig
-from dfq_tf.training import devices, optimizers
-from dfq_tf.training.augmentation import augment
-from dfq_tf.training.copies import with_precision
-from dfq_tf.training.devices import Copies, check_batch, everywhere
-from dfq_tf.training.learner import Learner
-from dfq_tf.training.loop import run_loop
-from dfq_tf.training.replicas import replica_mean, replica_slice
+from dfq_tf.training import (
+    Copies,
+    Learner,
+    augment,
+    check_batch,
+    devices,
+    everywhere,
+    optimizers,
+    replica_mean,
+    replica_slice,
+    run_loop,
+    with_precision,
+)
 from dfq_tf.with_data.progressive_resizing import of_any_size, resize, resized_shape
 
 

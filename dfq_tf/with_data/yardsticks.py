@@ -12,17 +12,13 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import phases, steps
-from dfq_tf.distillation.teacher import observe
+from dfq_tf.distillation import observe, phases, steps
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph.classifier import Classifier
-from dfq_tf.quantization import student
-from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.graph import Classifier
+from dfq_tf.quantization import QuantizedNetwork, float_network, student
+from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
-from dfq_tf.training.augmentation import augment_pixels
-from dfq_tf.training.learner import Learner
-from dfq_tf.training.loop import run_loop
+from dfq_tf.training import Learner, augment_pixels, run_loop
 from dfq_tf.with_data.supervised import Order, supervised_step
 
 
