@@ -6,9 +6,8 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 from dfq_tf.graph import running
 from dfq_tf.graph.classifier import agreement
-from dfq_tf.quantization import bias_correction
+from dfq_tf.quantization import bias_correction, float_network, with_ranges
 from dfq_tf.quantization.calibration import calibrate
-from dfq_tf.quantization.post_training import float_network, with_ranges
 from dfq_tf.settings import BitWidths
 from tests import digits, helpers, networks
 from tests.graphs import Sketch

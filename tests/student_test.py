@@ -11,8 +11,7 @@ from dfq_tf.graph import layers, running
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.layers import has_kernel
 from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.quantization import grids, student
-from dfq_tf.quantization.post_training import float_network, with_ranges
+from dfq_tf.quantization import float_network, grids, student, with_ranges
 from dfq_tf.quantization.student import GraphLayer
 from dfq_tf.settings import BitWidths
 from tests import graphs, helpers, networks

@@ -32,10 +32,9 @@ from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.layers import KINDS, Kind, has_kernel
 from dfq_tf.importing.reading import read_layers
-from dfq_tf.quantization import grids
+from dfq_tf.quantization import float_network, grids, with_ranges
 from dfq_tf.quantization.calibration import calibrate
 from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.post_training import float_network, with_ranges
 from dfq_tf.settings import BitWidths, CalibrationConfig
 from dfq_tf.tflite import flatbuffer, proof, running, writer
 from tests import networks

@@ -1,12 +1,12 @@
 """A float network becomes integers: ranges, grids, quantized network, student."""
 
-from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.quantization.calibration import calibrate, with_ranges
+from dfq_tf.quantization.choosing import sqnr, without_margins
 from dfq_tf.quantization.grids import Grid, check_widths
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.post_training import (
     float_network,
     with_pixels,
-    with_ranges,
 )
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "calibrate",
     "check_widths",
     "float_network",
+    "sqnr",
     "with_pixels",
     "with_ranges",
+    "without_margins",
 ]

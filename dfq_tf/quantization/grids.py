@@ -77,6 +77,8 @@ def as_int16(grid: Grid) -> Grid:
 
 # Which outputs there are, and who shares a grid.
 
+_GLOBAL_POOLS = ("global_average_pool", "global_max_pool")
+
 
 def is_taken_in(graph: Graph, name: str) -> bool:
     """Whether the ReLU behind a node is in the node's operator.
@@ -150,6 +152,20 @@ def measured(graph: Graph) -> list[str]:
         if not is_taken_in(graph, name)
         and (KINDS[node.kind].grid == "own" or len(node.inputs) > 1)
     ]
+
+
+def pooled(graph: Graph) -> set[str]:
+    """Names of the global pools, and of the nodes behind them that have one position.
+
+    A gate's product with the whole map, as of squeeze-and-excite, is none of them.
+    """
+    found: set[str] = set()
+    for name, node in graph.nodes.items():
+        is_behind = any(source in found for source in node.inputs)
+        has_one_position = all(size == 1 for size in node.shape[:-1])
+        if node.kind in _GLOBAL_POOLS or (is_behind and has_one_position):
+            found.add(name)
+    return found
 
 
 def bounds_of(graph: Graph, names: list[str], num_bits: int) -> Bounds:

@@ -15,13 +15,14 @@ from dfq_tf.graph import (
     unique_name,
 )
 from dfq_tf.quantization import grids
-from dfq_tf.quantization.bias_correction import with_corrected_biases
-from dfq_tf.quantization.calibration import calibrate, fitted_ranges
+from dfq_tf.quantization.choosing import chosen
 from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.ranges import Range, kernel_magnitudes
+from dfq_tf.quantization.ranges import Range
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
 _MAX_PIXEL = 255.0
+# Of the images, so many calibrate nothing: by them is chosen.
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.25, 256
 
 
 def float_network(
@@ -117,39 +118,6 @@ def post_training(
     """
     check_images(images, network.image_shape)
     grids.check_widths(network.graph, widths)
-    ranges = calibrate(network, images, widths, config)
-    quantized = with_ranges(network, ranges, widths, config.weight_range)
-    if config.bias_correction:
-        quantized = with_corrected_biases(quantized, images)
-    return quantized.with_room_for_biases().with_rounded_biases()
-
-
-def with_ranges(
-    network: Classifier,
-    ranges: dict[str, Range],
-    widths: BitWidths,
-    weight_range: str = "mse",
-) -> QuantizedNetwork:
-    """A quantized network with given ranges of its outputs.
-
-    Args:
-      network: from `float_network`.
-      ranges: of each of `grids.measured`.
-      widths: bits of weights and activations.
-      weight_range: 'min_max' or 'mse', see `ranges.kernel_magnitudes`.
-    """
-    graph = network.graph
-    bits = grids.activation_bits(graph, widths)
-    kernel_bits = grids.kernel_bits(graph, widths)
-    magnitudes = {
-        name: kernel_magnitudes(
-            layers.by_output(graph.nodes[name], graph.nodes[name].weights["kernel"]),
-            num_bits,
-            per_channel=widths.per_channel,
-            method=weight_range,
-        )
-        for name, num_bits in kernel_bits.items()
-    }
-    fitted = fitted_ranges(graph, ranges, bits)
-    quantized = QuantizedNetwork(network, bits, fitted, kernel_bits, magnitudes)
-    return quantized.with_room_for_biases()
+    count = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(images)))
+    held_out, images = images[:count], images[count:]
+    return chosen(network, images, held_out, widths, config)

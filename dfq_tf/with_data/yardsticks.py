@@ -15,7 +15,12 @@ from dfq_tf.context import Context
 from dfq_tf.distillation import observe, phases, steps
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier
-from dfq_tf.quantization import QuantizedNetwork, float_network, student
+from dfq_tf.quantization import (
+    QuantizedNetwork,
+    float_network,
+    student,
+    without_margins,
+)
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
 from dfq_tf.training import Learner, augment_pixels, run_loop
@@ -35,8 +40,10 @@ def quantize_with_data(
       images: real images, uint8 (n, height, width, channels); the first
         `config.calibration_images` of them are used.
       widths: bits of weights and activations.
-      config: how ranges are found.
+      config: how ranges are found; without margins, which stand for what generated
+        images lack.
     """
+    config = without_margins(config)
     network = float_network(teacher, config)
     return post_training(network, images[: config.calibration_images], widths, config)
 
