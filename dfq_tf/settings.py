@@ -272,7 +272,10 @@ class DistillationConfig(Checked):
     )
     noise_dim: int = setting(512, "Length of a noise vector.", minimum=1)
     warm_up_steps: int = setting(
-        300, "Steps that train the generator alone, on the auxiliary loss.", minimum=0
+        100, "Steps that train the generator alone, on the auxiliary loss.", minimum=0
+    )
+    warm_up_batch_size: int = setting(
+        32, "Generated images per such step, or batch_size if it is less.", minimum=1
     )
     num_generators: int = setting(
         1,
@@ -397,7 +400,12 @@ PHASE_SETTINGS = (
 # with the settings of its public re-implementation, which has batches of 256. `bank`
 # keeps past images, on which most steps run (Fang et al. 2022, "Up to 100x Faster
 # Data-free Knowledge Distillation").
-_FROM_SCRATCH = dict(student_optimizer="sgd", student_learning_rate=0.1)
+_FROM_SCRATCH = dict(
+    warm_up_steps=300,
+    warm_up_batch_size=128,
+    student_optimizer="sgd",
+    student_learning_rate=0.1,
+)
 RECIPES: dict[str, dict[str, Any]] = {
     "bank": dict(
         _FROM_SCRATCH,

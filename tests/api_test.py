@@ -453,6 +453,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         batch_size=64,
         noise_dim=32,
         warm_up_steps=30,
+        warm_up_batch_size=64,
         rounds=60,
         bank_images=4000,
         adversarial_ramp_steps=20,

@@ -28,9 +28,12 @@ def case(name):
 
 
 def calibrated(network, images, method="mse", bits=8, percentile=99.0, **kwargs):
-    """The ranges of a float network's outputs."""
+    """The ranges of a float network's outputs, without margins."""
     config = CalibrationConfig(
-        activation_range=method, activation_percentile=percentile
+        activation_range=method,
+        activation_percentile=percentile,
+        pooled_margin=1.0,
+        logits_margin=1.0,
     )
     return calibration.calibrate(network, images, BitWidths(8, bits), config, **kwargs)
 
@@ -149,7 +152,8 @@ class CalibrateTest(tf.test.TestCase, parameterized.TestCase):
     def test_least_squared_error_at_eight_bits_is_the_default(self):
         _, network = case("vgg_like")
         images = networks.images(network.image_shape, 32)
-        ranges = calibration.calibrate(network, images)
+        config = CalibrationConfig(pooled_margin=1.0, logits_margin=1.0)
+        ranges = calibration.calibrate(network, images, config=config)
         self.assertEqual(ranges, calibrated(network, images, "mse", 8))
         self.assertNotEqual(ranges, calibrated(network, images, "min_max", 8))
 
@@ -265,20 +269,26 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         _, network = case("resnet_like")
         images = networks.images(network.image_shape, 140, seed=1)
         each = 4 * sum(np.prod(n.shape) for n in network.graph.nodes.values())
-        observe, sizes, ranges = calibration.observe, [], []
+        sizes, ranges = [], []
+        traced = calibration.traced
 
-        def spy(network, images, batch_size, with_counts):
-            sizes.append(batch_size)
-            return observe(network, images, batch_size, with_counts)
+        def spy(*arguments):
+            compiled = traced(*arguments)
+
+            def call(pixels):
+                sizes.append(len(pixels))
+                return compiled(pixels)
+
+            return call
 
         # Never one: images of a pass are compared with each other.
         for budget in (2**32, 20 * each, 1):
             with (
                 mock.patch.object(running, "PASS_MEMORY", budget),
-                mock.patch.object(calibration, "observe", spy),
+                mock.patch.object(calibration, "traced", spy),
             ):
                 ranges.append(calibrated(network, images))
-        self.assertEqual(sizes, [128, 20, 2])
+        self.assertEqual(sizes, 2 * [128, 12] + 14 * [20] + 140 * [2])
         for other in ranges[1:]:
             for name, (low, high) in ranges[0].items():
                 self.assertAllClose(other[name], (low, high), rtol=1e-3, atol=1e-3)

@@ -10,9 +10,9 @@ from dfq_tf.graph import layers
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import by_output, has_kernel
 from dfq_tf.graph.nodes import Graph
-from dfq_tf.quantization import grids, post_training
+from dfq_tf.quantization import choosing, grids, post_training
 from dfq_tf.quantization.bias_correction import with_corrected_biases
-from dfq_tf.quantization.calibration import calibrate
+from dfq_tf.quantization.calibration import calibrate, with_ranges
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.settings import BitWidths, CalibrationConfig
 from tests import graphs, helpers, networks
@@ -322,7 +322,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(num_bits=(2, 4, 8), per_channel=(False, True))
     def test_kernel_equals_numpy(self, num_bits, per_channel):
         teacher = conv_dense()
-        network = post_training.with_ranges(
+        network = with_ranges(
             post_training.float_network(teacher),
             RANGES,
             all_bits(num_bits, per_channel=per_channel),
@@ -340,7 +340,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(1, 2)
     def test_depthwise_kernel_has_a_range_per_output(self, multiplier):
         classifier, kernel = depthwise(multiplier)
-        network = post_training.with_ranges(
+        network = with_ranges(
             classifier, ones(classifier.graph), BitWidths(), "min_max"
         )
         self.assertEqual(network.kernel_ranges["depth"].shape, (3 * multiplier,))
@@ -354,7 +354,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
     def test_weight_ranges_have_the_least_squared_error(self, num_bits):
         teacher = conv_dense()
         kernel, _ = folded(teacher)
-        network = post_training.with_ranges(
+        network = with_ranges(
             post_training.float_network(teacher), RANGES, all_bits(num_bits), "mse"
         )
         errors = np.square(kernel_of(network, "conv") - kernel).sum(axis=(0, 1, 2))
@@ -366,18 +366,16 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(1, 2)
     def test_least_squared_error_of_a_depthwise_kernel(self, multiplier):
         classifier, kernel = depthwise(multiplier)
-        network = post_training.with_ranges(
-            classifier, ones(classifier.graph), all_bits(3), "mse"
-        )
+        network = with_ranges(classifier, ones(classifier.graph), all_bits(3), "mse")
         errors = np.square(kernel_of(network, "depth") - kernel).sum(axis=(0, 1))
         least = least_squared_errors(kernel.reshape(3, 3, -1), 3)
         self.assertAllInRange(errors.ravel() / least, 0.9, 1.05)
 
     def test_weight_ranges_have_the_least_squared_error_by_default(self):
         network = post_training.float_network(conv_dense())
-        default = post_training.with_ranges(network, RANGES, all_bits(3))
-        least = post_training.with_ranges(network, RANGES, all_bits(3), "mse")
-        extremes = post_training.with_ranges(network, RANGES, all_bits(3), "min_max")
+        default = with_ranges(network, RANGES, all_bits(3))
+        least = with_ranges(network, RANGES, all_bits(3), "mse")
+        extremes = with_ranges(network, RANGES, all_bits(3), "min_max")
         kernel = kernel_of(default, "conv")
         self.assertAllEqual(kernel, kernel_of(least, "conv"))
         self.assertNotAllClose(kernel, kernel_of(extremes, "conv"), atol=1e-2)
@@ -392,9 +390,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
             num_bits_depthwise=3,
         )
         classifier = post_training.float_network(networks.build("mobilenet_like"))
-        network = post_training.with_ranges(
-            classifier, ones(classifier.graph), widths, weight_range
-        )
+        network = with_ranges(classifier, ones(classifier.graph), widths, weight_range)
         kernels = [n for n in classifier.graph.nodes.values() if has_kernel(n)]
         first, *inner, last = kernels
         self.assertLen(inner, 5)
@@ -412,7 +408,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
             self.assertEqual(np.gcd.reduce(integers.ravel()), 1)
 
     def test_outputs_have_the_bits_and_ranges_of_their_grids(self):
-        network = post_training.with_ranges(
+        network = with_ranges(
             post_training.float_network(conv_dense()),
             {**RANGES, "relu": (-0.5, 1.0), "logits": (1.0, 2.0)},
             BitWidths(num_bits_activation=5),
@@ -428,7 +424,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
         gamma = teacher.graph.nodes["bn"].weights["gamma"]
         gamma = np.where(np.arange(6) == 2, 0.0, gamma)
         graph = teacher.graph.with_weights({"bn": {"gamma": gamma}})
-        network = post_training.with_ranges(
+        network = with_ranges(
             post_training.float_network(dataclasses.replace(teacher, graph=graph)),
             RANGES,
             BitWidths(),
@@ -447,9 +443,7 @@ class WithRangesTest(tf.test.TestCase, parameterized.TestCase):
         classifier = sketch.classifier()
         for per_channel in (True, False):
             widths = BitWidths(per_channel=per_channel)
-            network = post_training.with_ranges(
-                classifier, ones(classifier.graph), widths
-            )
+            network = with_ranges(classifier, ones(classifier.graph), widths)
             integers, grid = network.kernel_integers("conv")
             self.assertAllEqual(integers, np.zeros((3, 3, 3, 4), np.int8))
             self.assertAllEqual(grid.scale, np.full_like(grid.scale, 1 / 127))
@@ -465,12 +459,17 @@ class PostTrainingTest(tf.test.TestCase, parameterized.TestCase):
             activation_range="percentile",
             activation_percentile=95.0,
             weight_range=weight_range,
+            pooled_margin=1.0,
+            logits_margin=1.0,
             bias_correction=corrected,
         )
-        found = post_training.post_training(network, images, widths, config)
+        with mock.patch.object(choosing, "LEAST_GAIN", -np.inf):
+            found = post_training.post_training(network, images, widths, config)
         self.assertIsInstance(found, QuantizedNetwork)
+        if corrected:
+            images = images[10:]  # a quarter says whether the correction pays
         ranges = calibrate(network, images, widths, config)
-        expected = post_training.with_ranges(network, ranges, widths, weight_range)
+        expected = with_ranges(network, ranges, widths, weight_range)
         if corrected:
             expected = with_corrected_biases(expected, images)
         expected = expected.with_rounded_biases()
@@ -553,11 +552,11 @@ class PostTrainingTest(tf.test.TestCase, parameterized.TestCase):
         network = post_training.float_network(conv_dense())
         large = {"conv": {"bias": np.full(6, 1e9)}}
         with mock.patch.object(
-            post_training,
+            choosing,
             "with_corrected_biases",
             lambda network, images: network.with_weights(large),
         ):
-            found = post_training.post_training(network, graphs.noise((8, 8, 3), 20))
+            found = post_training.post_training(network, graphs.noise((8, 8, 3), 3))
         bias = found.graph.nodes["conv"].weights["bias"]
         self.assertAllClose(bias, np.full(6, 1e9))
         self.assertAllInRange(bias / found.bias_scale("conv"), 2**20, 2**30)
@@ -579,7 +578,7 @@ class PostTrainingTest(tf.test.TestCase, parameterized.TestCase):
     def test_images_that_say_nothing_are_refused(self):
         network = post_training.float_network(conv_dense())
         images = np.full((5, 8, 8, 3), 7, np.uint8)
-        with self.assertRaisesRegex(TrainingError, "^the 5 calibration images are all"):
+        with self.assertRaisesRegex(TrainingError, "^the 4 calibration images are all"):
             post_training.post_training(network, images)
 
 

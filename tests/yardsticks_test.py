@@ -122,7 +122,9 @@ class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
     def test_range_methods_and_widths_reach_the_student(self):
         teacher = digits.teacher()
         default = network_of(teacher, ALL_4_BITS)
-        config = CalibrationConfig(calibration_images=64, bias_correction=False)
+        config = CalibrationConfig(
+            calibration_images=64, activation_range="mse", bias_correction=False
+        )
         least_squares = network_of(teacher, ALL_4_BITS, config)
         for first, second in zip(
             self._upper_ends(least_squares), self._upper_ends(default)

@@ -10,7 +10,7 @@ import warnings
 
 from dfq_tf.compat import tf
 from dfq_tf.distillation.generator import build_generator
-from dfq_tf.graph import Classifier, running
+from dfq_tf.graph import FLOAT, Classifier, num_values
 from dfq_tf.settings import AUTO, DistillationConfig
 from dfq_tf.training import Learner, learner, round_batch
 
@@ -45,13 +45,13 @@ def step_bytes_per_image(
     generator = learner.num_values(build_generator(1, teacher.image_shape))
     networks = _num_values(teacher) + config.num_students * 2 * _num_values(network)
     values = config.num_generators * (generator + _KEPT * networks)
-    return math.ceil(running.FLOAT * values)
+    return math.ceil(FLOAT * values)
 
 
 def _num_values(network: Classifier | Learner) -> int:
     if isinstance(network, Learner):
         return learner.num_values(network.model)
-    return running.num_values(network.graph)
+    return num_values(network.graph)
 
 
 def with_batch_size(

@@ -11,7 +11,7 @@ from dfq_tf.distillation import batch_size, steps
 from dfq_tf.distillation.bank import ImageBank
 from dfq_tf.distillation.generator import make_generators
 from dfq_tf.distillation.teacher import ObservedTeacher, observe
-from dfq_tf.graph import Classifier, running
+from dfq_tf.graph import FLOAT, Classifier
 from dfq_tf.settings import PHASE_SETTINGS, DistillationConfig
 from dfq_tf.training import (
     Copies,
@@ -22,6 +22,7 @@ from dfq_tf.training import (
     everywhere,
     optimizers,
     replica_slice,
+    round_batch,
     run_loop,
 )
 
@@ -80,7 +81,7 @@ def warm_up(
     Args:
       teacher: frozen, on the context's devices.
       generators: from `make_generators`.
-      context: its settings have the steps, batch size, weights of the terms.
+      context: its settings have the steps, their batch size, weights of the terms.
       bank: takes the images of all steps, with the teacher's answers.
 
     Returns:
@@ -92,6 +93,7 @@ def warm_up(
     """
     config = context.settings
     check_batch(context.strategy, config.batch_size, config.num_generators)
+    config = dataclasses.replace(config, batch_size=warm_up_batch(context))
     copies = Copies(context.strategy)
     state = _state(copies, context, teacher, generators, config.warm_up_steps)
 
@@ -119,6 +121,13 @@ def warm_up(
     )
     copies.write_back()
     return measurements
+
+
+def warm_up_batch(context: Context[DistillationConfig]) -> int:
+    """Generated images per warm-up step, which all devices can share."""
+    config = context.settings
+    size = min(config.warm_up_batch_size, config.batch_size)
+    return round_batch(context.strategy, size, config.num_generators)
 
 
 def distill(
@@ -271,7 +280,7 @@ def make_bank(
     if not config.bank_images:
         return None
     shape, classes = network.image_shape, network.num_classes
-    image_bytes = math.prod(shape) + running.FLOAT * classes
+    image_bytes = math.prod(shape) + FLOAT * classes
     most = batch_size.BANK_MEMORY // image_bytes
     return ImageBank(min(config.bank_images, most), shape, classes, seed)
 

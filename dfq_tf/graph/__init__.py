@@ -20,8 +20,12 @@ from dfq_tf.graph.layers import (
 )
 from dfq_tf.graph.nodes import Graph, Node, Shape, frozen, unique_name
 from dfq_tf.graph.rewriting import head_activation, logits_graph, two_class_logits
+from dfq_tf.graph.running import FLOAT, images_per_pass, num_values
 
 __all__ = [
+    "FLOAT",
+    "images_per_pass",
+    "num_values",
     "Bounds",
     "Classifier",
     "Exactly",

@@ -6,7 +6,7 @@ import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import TrainingError
-from dfq_tf.graph import Classifier, Exactly, Graph, NoFurther, layers, running
+from dfq_tf.graph import Classifier, Exactly, Graph, NoFurther, by_output, running
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.ranges import (
@@ -93,6 +93,7 @@ def with_margins(
     The generator follows what BatchNormalization has stored. Behind the last of it,
     from a global pool to the logits, nothing holds it: measured on eight networks, real
     logits reach 1.4 to 5 times as far, hidden layers hardly further (docs/results.md).
+    No range goes past the top of a ReLU.
 
     Args:
       graph: of `post_training.float_network`.
@@ -108,6 +109,9 @@ def with_margins(
             low, high = low - more, high + more
         elif name in pooled:
             low, high = config.pooled_margin * low, config.pooled_margin * high
+        top = graph.nodes[name].settings.get("top")
+        if top is not None:
+            high = min(high, top)
         result[name] = (low, high)
     return result
 
@@ -131,7 +135,7 @@ def with_ranges(
     kernel_bits = grids.kernel_bits(graph, widths)
     magnitudes = {
         name: kernel_magnitudes(
-            layers.by_output(graph.nodes[name], graph.nodes[name].weights["kernel"]),
+            by_output(graph.nodes[name], graph.nodes[name].weights["kernel"]),
             num_bits,
             per_channel=widths.per_channel,
             method=weight_range,

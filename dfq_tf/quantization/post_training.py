@@ -21,8 +21,6 @@ from dfq_tf.quantization.ranges import Range
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
 _MAX_PIXEL = 255.0
-# Of the images, so many calibrate nothing: by them is chosen.
-_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.25, 256
 
 
 def float_network(
@@ -118,6 +116,4 @@ def post_training(
     """
     check_images(images, network.image_shape)
     grids.check_widths(network.graph, widths)
-    count = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(images)))
-    held_out, images = images[:count], images[count:]
-    return chosen(network, images, held_out, widths, config)
+    return chosen(network, images, widths, config)

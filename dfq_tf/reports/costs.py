@@ -95,8 +95,11 @@ def measure(
         + config.student_steps * students.seconds
     )
     # A calibration image passes networks about as often as one of the warm-up.
+    warm_up_images = config.warm_up_steps * phases.warm_up_batch(
+        dataclasses.replace(context, settings=config)
+    )
     df_q = warm_up.compile_seconds + warm_up.seconds * (
-        times * config.warm_up_steps + calibration.calibration_images / batch
+        (warm_up_images + calibration.calibration_images) / batch
     )
     training_seconds = times * config.rounds * per_step
     compile_seconds = generator.compile_seconds + students.compile_seconds

@@ -12,7 +12,13 @@ import numpy as np
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.errors import ModelError
 from dfq_tf.files import replacing
-from dfq_tf.graph import ModelDescription, description_path, in_batches, running
+from dfq_tf.graph import (
+    FLOAT,
+    ModelDescription,
+    description_path,
+    images_per_pass,
+    in_batches,
+)
 
 # Images per pass, and how many tensors as large as the largest may be alive in it.
 _MOST_IMAGES, _ALIVE = 250, 4
@@ -65,8 +71,8 @@ class Learner:
 
     @functools.cached_property
     def _images_per_pass(self) -> int:
-        size = running.FLOAT * largest_tensor(self._compiled)
-        return running.images_per_pass(_ALIVE * size, _MOST_IMAGES)
+        size = FLOAT * largest_tensor(self._compiled)
+        return images_per_pass(_ALIVE * size, _MOST_IMAGES)
 
     @functools.cached_property
     def _compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
