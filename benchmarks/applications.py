@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("side", type=int)
     parser.add_argument("--alpha", type=float)
     parser.add_argument("--method", default="df_q")
-    parser.add_argument("--warm_up_steps", type=int, default=300)
+    parser.add_argument("--warm_up_steps", type=int, default=100)
     arguments = parser.parse_args()
     shape = (arguments.side, arguments.side, 3)
     settings = {} if arguments.alpha is None else {"alpha": arguments.alpha}

@@ -1,0 +1,77 @@
+"""How well DF-Q does on a network that has been published, and how long it takes.
+
+    python benchmarks/published.py model.keras images.npz --seed=0
+
+Prints one line: agreement with the float network, SQNR of the logits, how far the
+logits reach, seconds. All is measured on the archive's `images`, uint8 (n, height,
+width, channels), which calibration does not see. With `--yardstick`, these images give
+the ranges: what data would have brought.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import dfq_tf
+from dfq_tf.graph import agreement
+from dfq_tf.quantization import float_network, sqnr
+from dfq_tf.with_data.yardsticks import quantize_with_data
+
+
+def main() -> None:
+    """Measures one network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a file that Keras has saved")
+    parser.add_argument("images", help="an .npz archive with `images`")
+    parser.add_argument("--input_mean", type=float, nargs="+", default=None)
+    parser.add_argument("--input_scale", type=float, nargs="+", default=None)
+    parser.add_argument("--widths", default="W8A8")
+    parser.add_argument("--calibration_images", type=int, default=1024)
+    parser.add_argument("--most_images", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--yardstick", action="store_true")
+    arguments = parser.parse_args()
+    fed = {
+        name: getattr(arguments, name)
+        for name in ("input_mean", "input_scale")
+        if getattr(arguments, name) is not None
+    }
+    with np.load(arguments.images) as archive:
+        images = archive["images"][: arguments.most_images]
+    teacher = dfq_tf.load_classifier(arguments.model, **fed)
+    exact = float_network(teacher)
+    calibration = dfq_tf.CalibrationConfig(
+        calibration_images=arguments.calibration_images
+    )
+    began = time.monotonic()
+    widths = dfq_tf.settings.parse_widths(arguments.widths)
+    if arguments.yardstick:
+        network = quantize_with_data(teacher, images, widths, calibration)
+    else:
+        network = dfq_tf.quantize(
+            teacher,
+            method="df_q",
+            widths=widths,
+            calibration=calibration,
+            seed=arguments.seed,
+            show_progress=False,
+        ).network
+    seconds = time.monotonic() - began
+    scores, expected = network.scores(images), exact.scores(images)
+    if expected.shape[-1] == 1:  # one score: a class is above 0 or below
+        scores, expected = (np.pad(s, ((0, 0), (1, 0))) for s in (scores, expected))
+    print(
+        f"{pathlib.Path(arguments.model).stem} {arguments.widths}: "
+        f"agreement {100 * agreement(scores, expected):.1f} %, "
+        f"SQNR {sqnr(expected, scores):.1f} dB on {len(images)} images, "
+        f"logits to {np.abs(expected).max():.1f}, {seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
