@@ -322,6 +322,24 @@ CASES: dict[str, Case] = {
     ),
     "sigmoid": case(lambda x: 1 / (1 + np.exp(-x)), lambda: K.Activation("sigmoid")),
     "softplus": case(lambda x: np.log1p(np.exp(x)), lambda: K.Activation("softplus")),
+    "elu": case(lambda x, slope: np.where(x > 0, x, np.expm1(x)), lambda: K.ELU()),
+    "elu/slope": case(
+        lambda x, slope: np.where(x > 0, x, 0.3 * np.expm1(x)),
+        lambda: K.ELU(0.3),
+        settings={"slope": 0.3},
+    ),
+    "selu": case(
+        lambda x: 1.05070099 * np.where(x > 0, x, 1.67326324 * np.expm1(x)),
+        lambda: K.Activation("selu"),
+    ),
+    "gelu": case(
+        lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+        lambda: K.Activation("gelu"),
+    ),
+    "mish": case(
+        lambda x: x * np.tanh(np.log1p(np.exp(x))), lambda: K.Activation("mish")
+    ),
+    "exponential": case(np.exp, lambda: K.Activation("exponential")),
     "tanh": case(np.tanh, lambda: K.Activation("tanh")),
     "softmax": case(softmax, K.Softmax),
     "softmax/of_vectors": case(softmax, K.Softmax, shapes=[VECTOR]),

@@ -284,6 +284,11 @@ def _of_one(function: Callable[[Any], Any]) -> Callable[..., Any]:
     return lambda node, inputs, weights: function(inputs[0])
 
 
+def _elu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    slope = tf.cast(node.settings["slope"], inputs[0].dtype)
+    return tf.where(inputs[0] > 0, inputs[0], slope * tf.nn.elu(inputs[0]))
+
+
 def _tanh(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     # Otherwise TensorFlow's optimizer makes one operation of a convolution, batch
     # normalisation and tanh, which then has no kernel on CPUs.
@@ -492,6 +497,27 @@ KINDS: dict[str, Kind] = {
     "softplus": Kind(
         says="log(1 + exp(x))",
         compute=_of_one(tf.math.softplus),
+    ),
+    "elu": Kind(
+        says="x, and slope (exp(x) - 1) below 0",
+        compute=_elu,
+        settings={"slope": 1.0},
+    ),
+    "selu": Kind(
+        says="1.0507 x, and 1.7581 (exp(x) - 1) below 0 (Klambauer et al. 2017)",
+        compute=_of_one(tf.nn.selu),
+    ),
+    "gelu": Kind(
+        says="x times the share of a normal distribution that lies below x",
+        compute=_of_one(tf.nn.gelu),
+    ),
+    "mish": Kind(
+        says="x tanh(log(1 + exp(x)))",
+        compute=_of_one(lambda x: x * tf.tanh(tf.math.softplus(x))),
+    ),
+    "exponential": Kind(
+        says="exp(x)",
+        compute=_of_one(tf.exp),
     ),
     "softmax": Kind(
         says="exp(x) / sum exp(x), over the last axis",

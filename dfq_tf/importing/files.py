@@ -36,7 +36,7 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention Average
     AveragePooling1D AveragePooling3D Bidirectional CategoryEncoding Conv1D
     Conv1DTranspose Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D
-    Cropping2D Cropping3D DepthwiseConv1D Dot ELU EinsumDense Embedding GRU GRUCell
+    Cropping2D Cropping3D DepthwiseConv1D Dot EinsumDense Embedding GRU GRUCell
     GlobalAveragePooling1D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D
     GroupNormalization InputLayer LSTM LSTMCell LayerNormalization LocallyConnected1D
     LocallyConnected2D Masking MaxPooling1D MaxPooling3D Maximum Minimum
@@ -72,22 +72,22 @@ _KNOWN_VALUES = frozenset(
 # Operations of Keras 3 and functions of TensorFlow that a graph may call.
 _KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
-    Abs Conv Einsum Elu Exp ExpandDims Gelu Log LogSoftmax Matmul Maximum Minimum
-    Moveaxis Pad Power Rsqrt Selu Softsign Split Sqrt Square Squeeze Sum Swapaxes
+    Abs Conv Einsum Elu ExpandDims Gelu Log LogSoftmax Matmul Maximum Minimum
+    Moveaxis Pad Power Rsqrt Softsign Split Sqrt Square Squeeze Sum Swapaxes
     Transpose
     """.split()
 )
 _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
     compat.v1.shape expand_dims math.abs math.exp math.maximum math.minimum math.pow
-    math.reduce_sum math.rsqrt math.sqrt math.square nn.elu nn.gelu nn.selu pad shape
+    math.reduce_sum math.rsqrt math.sqrt math.square nn.elu nn.gelu pad shape
     split squeeze stack transpose
     """.split()
 )
 _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
     """
-    celu elu exponential gelu glu hard_shrink hard_tanh log_sigmoid log_softmax mish
-    selu soft_shrink softsign sparse_plus sparsemax squareplus tanh_shrink
+    celu glu hard_shrink hard_tanh log_sigmoid log_softmax
+    soft_shrink softsign sparse_plus sparsemax squareplus tanh_shrink
     threshold
     """.split()
 )

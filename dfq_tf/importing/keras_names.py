@@ -29,6 +29,11 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "tanh": ("tanh", "Tanh", "math.tanh", "nn.tanh"),
     "softmax": ("softmax",),
     "softplus": ("softplus", "Softplus", "nn.softplus", "math.softplus"),
+    "elu": ("elu",),
+    "selu": ("selu", "Selu", "nn.selu"),
+    "gelu": ("gelu",),
+    "mish": ("mish", "Mish"),
+    "exponential": ("exponential", "Exp", "exp", "math.exp"),
 }
 # Other functions -> how they are called in Keras 3, with a capital, where arguments
 # may be attributes of the operation, and in TensorFlow. Operands come first.
@@ -113,6 +118,7 @@ LAYERS: dict[str, LayerNames] = {
     "Conv2D": LayerNames("conv", {**_WINDOW, "groups": "groups"}, _KERNEL),
     "Dense": LayerNames("dense", weights=_KERNEL),
     "DepthwiseConv2D": LayerNames("depthwise_conv", _WINDOW, _KERNEL),
+    "ELU": LayerNames("elu", {"slope": "alpha"}),
     "Flatten": LayerNames("reshape", constant={"shape": (-1,)}),
     "GlobalAveragePooling2D": LayerNames("global_average_pool", _KEPT),
     "GlobalMaxPooling2D": LayerNames("global_max_pool", _KEPT),
@@ -309,7 +315,7 @@ def _add_separable(maker: Maker, found: Found) -> None:
 
 
 # Layers that may be an activation too, as objects.
-_ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "Softmax")
+_ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
 # Layers that the table does not tell whole.
 _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
