@@ -400,12 +400,7 @@ PHASE_SETTINGS = (
 # with the settings of its public re-implementation, which has batches of 256. `bank`
 # keeps past images, on which most steps run (Fang et al. 2022, "Up to 100x Faster
 # Data-free Knowledge Distillation").
-_FROM_SCRATCH = dict(
-    warm_up_steps=300,
-    warm_up_batch_size=128,
-    student_optimizer="sgd",
-    student_learning_rate=0.1,
-)
+_FROM_SCRATCH = dict(student_optimizer="sgd", student_learning_rate=0.1)
 RECIPES: dict[str, dict[str, Any]] = {
     "bank": dict(
         _FROM_SCRATCH,

@@ -214,7 +214,9 @@ class ProblemsTest(tf.test.TestCase):
         self.assertEqual(reasons["odd"], "its activation is softsign")
         self.assertRegex(reasons["rows"], "has axis 1")
         self.assertRegex(reasons["of_sequence"], r"input of shape \(64, 4\)")
-        self.assertEqual(rows["odd"].becomes, "NOT POSSIBLE: its activation is softsign")
+        self.assertEqual(
+            rows["odd"].becomes, "NOT POSSIBLE: its activation is softsign"
+        )
         self.assertEqual(rows["bn"].becomes, "in conv")
         self.assertEqual(rows["dense"].becomes, "FULLY_CONNECTED")
         self.assertIsNone(found.file_bytes)

@@ -211,11 +211,7 @@ def observe(
     Raises:
       TrainingError: an output is not finite, or the images say nothing.
     """
-    if len(images) > 1 and all(np.array_equal(i, images[0]) for i in images[1:]):
-        raise TrainingError(
-            f"the {len(images)} calibration images are all the same; ranges need "
-            "images that differ. If they were generated, warm up longer"
-        )
+    _check_images_differ(images)
     if batch_size is None:
         # All outputs are alive at a time. Two images, at least, can be compared.
         size = running.FLOAT * running.num_values(network.graph)
@@ -256,6 +252,15 @@ def observe(
         name: Histogram(float(low), float(high), count)
         for name, low, high, count in zip(names, lows, highs, counts)
     }
+
+
+def _check_images_differ(images: np.ndarray) -> None:
+    """Raises TrainingError if several images are all the same."""
+    if len(images) > 1 and all(np.array_equal(i, images[0]) for i in images[1:]):
+        raise TrainingError(
+            f"the {len(images)} calibration images are all the same; ranges need "
+            "images that differ. If they were generated, warm up longer"
+        )
 
 
 def _check_answers_differ(name: str, statistics: np.ndarray, num_images: int) -> None:
