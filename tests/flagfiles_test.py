@@ -71,7 +71,9 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
     def test_flags_of_the_papers_loop_give_it(self, path):
         (line,) = re.findall(r"(?m)^#   (--recipe=paper .*)$", path.read_text())
         flags.FLAGS(["run", f"--flagfile={path}", *line.split()])
-        self.assertEqual(distill.distillation_config(), recipe("paper", batch_size=256))
+        warm_up = {"warm_up_steps": 300, "warm_up_batch_size": 128}
+        expected = recipe("paper", batch_size=256, **warm_up)
+        self.assertEqual(distill.distillation_config(), expected)
 
     @flagsaver.flagsaver
     def test_networks_of_a_pair_are_built_and_trained(self):
