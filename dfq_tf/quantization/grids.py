@@ -133,6 +133,11 @@ def owners(graph: Graph) -> dict[str, str]:
     return owner
 
 
+def is_average(node: Node) -> bool:
+    """Whether a node's output is an average of integers, on their own grid."""
+    return node.kind == "average_pool"
+
+
 def groups(graph: Graph) -> dict[str, list[str]]:
     """Owner of a grid -> the nodes whose outputs have it, in order."""
     found: dict[str, list[str]] = {}
@@ -144,13 +149,14 @@ def groups(graph: Graph) -> dict[str, list[str]]:
 def measured(graph: Graph) -> list[str]:
     """Names of the nodes whose outputs are measured and quantized, the pixels first.
 
-    The rest are taken in, or have no other values than their one input.
+    The rest are taken in, or have no other values than their one input. An average
+    has others, and is rounded, though on its input's grid.
     """
     return [
         name
         for name, node in list(graph.nodes.items())[1:]
         if not is_taken_in(graph, name)
-        and (KINDS[node.kind].grid == "own" or len(node.inputs) > 1)
+        and (KINDS[node.kind].grid == "own" or len(node.inputs) > 1 or is_average(node))
     ]
 
 

@@ -35,6 +35,8 @@ _SMALLEST_KERNEL = 1e-4
 # Steps that a bias may have: of int32, and of the 48 bits that LiteRT takes beside
 # int16, with room for the products that are added to it.
 _MOST_BIAS_STEPS, _MOST_WIDE_BIAS_STEPS = 2**29, 2**45
+# By how much of a step an average is moved that lies just between two integers.
+_LITTLE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,10 +244,13 @@ class QuantizedNetwork:
         if node.name not in self.bits:
             return values
         low, high = self.ranges[node.name]
-        return fake_quantized_output(values, low, high, self.bits[node.name])
+        bits, is_average = self.bits[node.name], grids.is_average(node)
+        return fake_quantized_output(values, low, high, bits, is_average)
 
 
-def fake_quantized_output(values: Any, low: Any, high: Any, num_bits: int) -> Any:
+def fake_quantized_output(
+    values: Any, low: Any, high: Any, num_bits: int, is_average: bool = False
+) -> Any:
     """A tensor of any shape on a grid, see `grids.activation_grid`; float32.
 
     Args:
@@ -253,9 +258,20 @@ def fake_quantized_output(values: Any, low: Any, high: Any, num_bits: int) -> An
       low: the range's lower end, a number or a variable.
       high: the range's upper end.
       num_bits: 4 to 8, or 16, whose range is symmetric.
+      is_average: whether the values are averages of integers, many of which lie just
+        between two. LiteRT rounds those away from the integer 0, and this function
+        all others of them upwards.
     """
+    is_symmetric = grids.is_symmetric(num_bits)
+    if is_average:
+        largest = 2**num_bits - (2 if is_symmetric else 1)
+        scale = (high - low) / largest
+        zero = 0.0
+        if not is_symmetric:
+            zero = tf.floor(0.5 - low / scale) + (grids.LARGEST_INT8 - largest)
+        values += _LITTLE * scale * tf.sign(values / scale + zero)
     return tf.quantization.fake_quant_with_min_max_vars(
-        values, low, high, num_bits, narrow_range=grids.is_symmetric(num_bits)
+        values, low, high, num_bits, narrow_range=is_symmetric
     )
 
 

@@ -19,10 +19,12 @@ class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
 
     Args:
       num_bits: 4 to 8, or 16, whose range is symmetric.
+      is_average: see `network.fake_quantized_output`.
     """
 
-    def __init__(self, num_bits: int) -> None:
+    def __init__(self, num_bits: int, is_average: bool = False) -> None:
         self.num_bits = num_bits
+        self.is_average = is_average
 
     def build(
         self, tensor_shape: Any, name: str, layer: keras.layers.Layer
@@ -38,11 +40,11 @@ class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     ) -> tf.Tensor:
         """Fake-quantizes a tensor of any shape; `training` makes no difference."""
         low, high = weights["min"], weights["max"]
-        return fake_quantized_output(inputs, low, high, self.num_bits)
+        return fake_quantized_output(inputs, low, high, self.num_bits, self.is_average)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"num_bits": self.num_bits}
+        return {"num_bits": self.num_bits, "is_average": self.is_average}
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
@@ -84,14 +86,20 @@ class NodeQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
       kernel_bits: bits of the kernel, None for a node without one.
       kernel_ranges: outputs of the kernel, each with a range; 0 for one in all.
       bits: bits of the output, None if it is not quantized.
+      is_average: of the output, see `network.fake_quantized_output`.
     """
 
     def __init__(
-        self, kernel_bits: int | None, kernel_ranges: int, bits: int | None
+        self,
+        kernel_bits: int | None,
+        kernel_ranges: int,
+        bits: int | None,
+        is_average: bool = False,
     ) -> None:
         self.kernel_bits = kernel_bits
         self.kernel_ranges = kernel_ranges
         self.bits = bits
+        self.is_average = is_average
 
     def get_weights_and_quantizers(self, layer: keras.layers.Layer) -> list:
         """The kernel and its quantizer; tfmot calls this when it builds the wrapper."""
@@ -118,7 +126,9 @@ class NodeQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
 
     def get_output_quantizers(self, layer: keras.layers.Layer) -> list:
         """The output's quantizer, if it has one."""
-        return [] if self.bits is None else [ActivationQuantizer(self.bits)]
+        if self.bits is None:
+            return []
+        return [ActivationQuantizer(self.bits, self.is_average)]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -126,6 +136,7 @@ class NodeQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
             "kernel_bits": self.kernel_bits,
             "kernel_ranges": self.kernel_ranges,
             "bits": self.bits,
+            "is_average": self.is_average,
         }
 
 

@@ -24,6 +24,7 @@ from dfq_tf.graph import (
     frozen,
     layers,
 )
+from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.quantizers import NodeQuantizeConfig
 
@@ -136,7 +137,10 @@ def build(network: QuantizedNetwork) -> keras.Model:
         bits, kernel_bits = network.bits.get(name), network.kernel_bits.get(name)
         if bits is not None or kernel_bits is not None:
             num_ranges = int(ranges.size) if np.ndim(ranges) else 0
-            layer = _Wrapper(layer, NodeQuantizeConfig(kernel_bits, num_ranges, bits))
+            config = NodeQuantizeConfig(
+                kernel_bits, num_ranges, bits, grids.is_average(node)
+            )
+            layer = _Wrapper(layer, config)
         inputs = [tensors[source] for source in node.inputs]
         tensors[name] = layer(inputs if len(inputs) > 1 else inputs[0])
     model = keras.Model(image, tensors[graph.output], name="student")
