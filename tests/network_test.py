@@ -7,12 +7,15 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.graph import running
 from dfq_tf.graph.layers import KINDS, has_kernel
-from dfq_tf.quantization import grids
-from dfq_tf.quantization.network import QuantizedNetwork, fake_quantized_kernel
+from dfq_tf.quantization import grids, with_ranges
+from dfq_tf.quantization.network import (
+    QuantizedNetwork,
+    fake_quantized_kernel,
+    fake_quantized_output,
+)
 from dfq_tf.quantization.post_training import (
     float_network,
     post_training,
-    with_ranges,
 )
 from dfq_tf.settings import BitWidths, CalibrationConfig
 from tests import graphs, networks
@@ -722,6 +725,33 @@ class FieldsTest(tf.test.TestCase):
         kernels = [n.name for n in network.graph.nodes.values() if has_kernel(n)]
         self.assertEqual(list(network.kernel_ranges), kernels)
         self.assertEqual(list(network.bits), grids.measured(network.graph))
+
+
+class AverageTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters((8, -3.0, 5.0), (4, 0.0, 1.5), (5, -2.0, 0.0))
+    def test_halves_are_rounded_away_from_the_integer_0(self, bits, low, high):
+        grid = grids.activation_grid(low, high, bits)
+        first = np.arange(grid.lowest, grid.highest)
+        averages = first + 0.5
+        values = ((averages - grid.zero_point) * grid.scale[0]).astype(np.float32)
+        found = fake_quantized_output(values, low, high, bits, is_average=True)
+        integers = np.rint(found / grid.scale[0]) + grid.zero_point
+        self.assertAllEqual(integers, np.where(averages > 0, first + 1, first))
+
+    def test_halves_at_16_bits(self):
+        values = np.array([-2.5, -0.5, 0.5, 2.5], np.float32)
+        found = fake_quantized_output(values, -32767.0, 32767.0, 16, is_average=True)
+        self.assertAllEqual(found, [-3.0, -1.0, 1.0, 3.0])
+
+    def test_others_are_rounded_to_the_nearest(self):
+        values = np.linspace(-3, 5, 999, dtype=np.float32)
+        plain, average = (
+            fake_quantized_output(values, -3.0, 5.0, 8, is_average)
+            for is_average in (False, True)
+        )
+        steps = values / (8 / 255)
+        is_half = np.abs(np.abs(steps - np.rint(steps)) - 0.5) < 0.01
+        self.assertAllEqual(plain[~is_half], average[~is_half])
 
 
 if __name__ == "__main__":
