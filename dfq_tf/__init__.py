@@ -20,7 +20,13 @@ from dfq_tf.errors import (
 )
 from dfq_tf.graph import Classifier, ModelDescription
 from dfq_tf.importing import as_classifier, load_classifier
-from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, recipe
+from dfq_tf.settings import (
+    BitWidths,
+    CalibrationConfig,
+    DistillationConfig,
+    FileConfig,
+    recipe,
+)
 from dfq_tf.tflite import TFLiteClassifier
 
 __version__ = "0.1.0"
@@ -34,6 +40,7 @@ __all__ = [
     "Distilled",
     "DistillationConfig",
     "ExportError",
+    "FileConfig",
     "ModelDescription",
     "ModelError",
     "Quantized",

@@ -41,6 +41,7 @@ from dfq_tf.settings import (
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
+    FileConfig,
     check_value,
     recipe,
 )
@@ -66,7 +67,7 @@ class Quantized:
 
     Attributes:
       network: the quantized network.
-      tflite: the content of the `.tflite` file: uint8 pixels in, int8 logits out.
+      tflite: the content of the `.tflite` file.
       generators: make images that the teacher takes for its training data.
       measurements: of the training, empty for DF-Q: the agreement with the teacher on
         held-out generated images, before and after it, and the last losses, which a
@@ -92,6 +93,7 @@ def quantize(
     config: DistillationConfig = DistillationConfig(),
     calibration: CalibrationConfig = CalibrationConfig(),
     widths: BitWidths = BitWidths(),
+    file: FileConfig = FileConfig(),
     seed: int = 0,
     precision: str = "auto",
     strategy: tf.distribute.Strategy | None = None,
@@ -107,12 +109,12 @@ def quantize(
     Args:
       teacher: the trained classifier; or a model or file that says itself how it is
         fed, of which `as_classifier` makes one. It is not changed.
-      network: what is quantized: None for the teacher itself, or a network that has
-        learnt from it, as `distill` gives; it is not changed.
+      network: what is quantized, as `distill` gives it; None for the teacher itself.
       method: 'df_q', nothing trained but the generator, or 'df_qat_kd'.
       config: steps, batch size, learning rates, weights of the losses.
       calibration: how ranges are found, and what helps them.
       widths: bits of weights and activations.
+      file: what the file takes and gives, and what it says of itself.
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of teacher and generator.
       strategy: the devices that train, see `devices.make_strategy`; None for one.
@@ -126,10 +128,10 @@ def quantize(
       ModelError: the teacher is no image classifier, or its file cannot be read.
       UnsupportedLayerError: a layer has no integer form; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
-      ExportError: the file is not integer-only, or does not compute what the network
-        does.
+      ExportError: the file does not compute what the network does.
     """
     check_value("method", method, {"choices": METHODS})
+    file = _named(file, teacher if network is None else network)
     teacher = as_classifier(teacher)
     network = teacher if network is None else as_classifier(network)
     config = with_batch_size(config, teacher, network, strategy)
@@ -141,8 +143,15 @@ def quantize(
     generators, found = prepared.warmed.generators, dict[str, float]()
     if method == "df_qat_kd":
         quantized, generators, found = trained(prepared, quantized, context)
-    content = convert(quantized, prepared.held_out)
+    content = convert(quantized, prepared.held_out, file)
     return Quantized(quantized, content, generators, found)
+
+
+def _named(file: FileConfig, model: Any) -> FileConfig:
+    """What is asked of a file, with the name of the model's own where none is given."""
+    if file.model_name or not isinstance(model, (str, os.PathLike)):
+        return file
+    return dataclasses.replace(file, model_name=pathlib.Path(model).stem)
 
 
 def _check_quantizes(
@@ -385,6 +394,7 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
     """
     if isinstance(student, Learner):
         check_pair(teacher, student)
+        student = _with_probabilities_of(teacher, student)
         said = f"the student's description says {student.description.output}, its"
         advice = ", and say output='logits' in its description"
     else:
@@ -402,6 +412,15 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
             f"without softmax or sigmoid{advice}"
         )
     return student
+
+
+def _with_probabilities_of(teacher: Classifier, student: Learner) -> Learner:
+    """A student whose logits mean what the teacher's do, unless it says otherwise."""
+    said = student.description
+    if said.probabilities is None:
+        theirs = teacher.description.probabilities
+        said = dataclasses.replace(said, probabilities=theirs)
+    return Learner(student.model, said)
 
 
 def _structure(model: keras.Model) -> str:

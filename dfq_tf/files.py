@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from dfq_tf.errors import ConfigError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
@@ -29,6 +31,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file, in UTF-8 whatever the locale is, replacing it whole."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises ConfigError, naming the setting, if a text cannot be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} is {value!r}, which is no valid UTF-8 text; write it in UTF-8"
+        ) from error
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

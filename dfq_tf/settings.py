@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from dfq_tf.errors import ConfigError
+from dfq_tf.files import check_text
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker")
@@ -436,3 +437,45 @@ def recipe(name: str, **changes: Any) -> DistillationConfig:
 
 
 METHODS = ("df_q", "df_qat_kd")
+
+
+TARGETS = ("android", "micro", "ethos_u", "edge_tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileConfig(Checked):
+    """What a TFLite file takes and gives, and what it says of itself."""
+
+    file_output: str = setting(
+        "auto",
+        "What the file gives: probabilities, or the logits before them; auto gives "
+        "what the model gave. Where the model does not say, probabilities are the "
+        "softmax of its logits.",
+        choices=("auto", "probabilities", "logits"),
+    )
+    input_type: str = setting(
+        "uint8",
+        "What the file takes: pixels in uint8; pixel - 128 in int8; or float32, "
+        "normalised as the file's metadata say.",
+        choices=("uint8", "int8", "float32"),
+    )
+    output_type: str = setting(
+        "auto",
+        "Type of what the file gives; auto is uint8, and int16 where activations have "
+        "16 bits.",
+        choices=("auto", "uint8", "int8", "float32"),
+    )
+    target: str = setting("android", "What the file is for.", choices=TARGETS)
+    model_name: str = setting(
+        "", "Name in the file's metadata; by default that of the model's file."
+    )
+    model_description: str = setting("", "What the model does, in the metadata.")
+    model_version: str = setting("", "Version of the model, in the metadata.")
+    model_author: str = setting("", "Who made the model, in the metadata.")
+    model_license: str = setting("", "Licence of the model, in the metadata.")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value that is not allowed, or no text."""
+        super().__post_init__()
+        for name, value in vars(self).items():
+            check_text(name, value)

@@ -8,6 +8,7 @@ from ai_edge_litert import interpreter as litert
 
 from dfq_tf.compat import tf
 from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import FileConfig
 from dfq_tf.tflite.proof import convert
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import helpers, networks
@@ -32,11 +33,12 @@ def argb(images):
 
 def content_of(classifier):
     images = networks.images(classifier.image_shape, 64)
-    return convert(post_training(float_network(classifier), images))
+    network = post_training(float_network(classifier), images)
+    return convert(network, images, FileConfig("probabilities"))
 
 
 def run(content, buffer):
-    """The output's bytes for the bytes of one image, and what a step is worth."""
+    """The output's bytes for the bytes of one image, as Kotlin has them."""
     interpreter = litert.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     (image,), (output,) = (
@@ -48,7 +50,7 @@ def run(content, buffer):
     interpreter.set_tensor(image["index"], values)
     interpreter.invoke()
     raw = interpreter.get_tensor(output["index"]).tobytes()
-    return np.frombuffer(raw, np.int8), output["quantization"][0]
+    return np.frombuffer(raw, np.int8)
 
 
 class AndroidTest(tf.test.TestCase):
@@ -56,22 +58,20 @@ class AndroidTest(tf.test.TestCase):
         code, _ = kotlin()
         shifts = [int(s) for s in re.findall(r"put\(\(pixel shr (\d+)\)\.toByte", code)]
         self.assertLen(shifts, 3)
-        self.assertIn("exp((it - scores[best]) * scale)", code)
+        self.assertIn("output[0].map { it.toInt() and 255 }", code)
+        self.assertIn("scores[best] / 256f", code)
         classifier = helpers.small_classifier()
         content = content_of(classifier)
         images = networks.images(classifier.image_shape, 20, seed=3)
         expected = TFLiteClassifier(content).scores(images)
         self.assertGreater(len(set(expected.argmax(-1))), 1)
-        for pixels, logits in zip(argb(images), expected):
+        for pixels, row in zip(argb(images), expected):
             parts = np.stack([pixels >> shift for shift in shifts], axis=-1)
             buffer = parts.astype(np.int8).tobytes()  # toByte keeps the low 8 bits
-            scores, scale = run(content, buffer)
+            scores = run(content, buffer).astype(np.int32) & 255
             best = int(scores.argmax())
-            steps = scores.astype(np.int32) - scores[best]
-            probability = 1 / np.exp(steps * scale).sum()
-            self.assertEqual(best, logits.argmax())
-            powers = np.exp(logits - logits.max())
-            self.assertAllClose(probability, powers.max() / powers.sum(), atol=1e-6)
+            self.assertEqual(best, row.argmax())
+            self.assertEqual(scores[best] / 256, row.max())
 
     def test_gray_bytes_are_pixels_of_one_channel(self):
         _, code = kotlin()
@@ -84,7 +84,7 @@ class AndroidTest(tf.test.TestCase):
             channels = [pixels >> 16 & 255, pixels >> 8 & 255, pixels & 255]
             summed = sum(w * c for w, c in zip(weights, channels))
             buffer = (summed // sum(weights)).astype(np.int8).tobytes()
-            scores, _ = run(content, buffer)
+            scores = run(content, buffer).astype(np.int32) & 255
             self.assertEqual(scores.argmax(), best)
 
     def test_names_of_the_page_are_those_of_a_run(self):

@@ -62,7 +62,7 @@ DOORS: dict[str, set[str]] = {
     "graph": {"layers", "rewriting", "running"},
     "importing": {"classifiers"},
     "quantization": {"grids", "post_training", "student"},
-    "tflite": {"proof", "writer"},
+    "tflite": {"proof"},
     "training": {"devices", "learner", "optimizers"},
 }
 # Imports of one room by another, besides those of the ground.

@@ -60,7 +60,7 @@ class ConvertTest(tf.test.TestCase):
         description = ModelDescription.load(json)
         names = ("žába", *description.class_names[1:])
         fed = (description.input_mean, description.input_scale)
-        ModelDescription(*fed, "logits", names).save(json)
+        ModelDescription(*fed, "logits", names, "softmax").save(json)
         tflite = new_folder() / "new" / "a.tflite"
         process = self.convert(f"--tflite={tflite}")
         self.assertEqual(process.returncode, 0, process.stderr)

@@ -82,7 +82,7 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
                 "pool": "MAX_POOL_2D",
                 "separable": "1x1 DEPTHWISE_CONV_2D, CONV_2D",
                 "flat": "RESHAPE",
-                "dense": "FULLY_CONNECTED; softmax taken off",
+                "dense": "FULLY_CONNECTED, SOFTMAX, QUANTIZE",
             },
         )
 
@@ -114,7 +114,7 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
                 ("relu", "in add"),
                 ("pool", "MEAN"),
                 ("dense", "FULLY_CONNECTED"),
-                ("softmax", "taken off: the file gives logits"),
+                ("softmax", "SOFTMAX, QUANTIZE"),
             ],
         )
         conv = found.rows[3]
@@ -135,7 +135,7 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
                 "QUANTIZE, 1x1 DEPTHWISE_CONV_2D",
                 *["in image"] * 5,  # three slices, their stack, the means
                 "CONV_2D",
-                "RESHAPE",
+                "RESHAPE, QUANTIZE",
             ],
         )
 
@@ -218,7 +218,7 @@ class ProblemsTest(tf.test.TestCase):
             rows["odd"].becomes, "NOT POSSIBLE: its activation is softsign"
         )
         self.assertEqual(rows["bn"].becomes, "in conv")
-        self.assertEqual(rows["dense"].becomes, "FULLY_CONNECTED")
+        self.assertEqual(rows["dense"].becomes, "FULLY_CONNECTED, QUANTIZE")
         self.assertIsNone(found.file_bytes)
         self.assertIsNone(found.classifier)
         self.assertEqual(found.num_batch_normalizations, 3)

@@ -12,7 +12,7 @@ from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.layers import KINDS
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import BitWidths
+from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite import proof, writer
 from dfq_tf.tflite.running import TFLiteClassifier
 from dfq_tf.training.learner import Learner
@@ -32,6 +32,8 @@ MAX_STEPS = 1
 MAX_STEPS_OF = dict.fromkeys(
     ("wrn_10_1", "bn_first", "densenet_like", "padded_pooling", "mobilenet_v3_like"), 3
 )
+# What the network itself gives, whatever the model gave.
+LOGITS = FileConfig(file_output="logits")
 # The one step of int16 is 1/256 of that of int8.
 MAX_STEPS_INT16 = 8
 
@@ -116,13 +118,13 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(*networks.NETWORKS)
     def test_file_is_integer_and_agrees_with_the_network(self, name):
         network = network_of(networks.build(name))
-        content = proof.convert(network)
+        content = proof.convert(network, config=LOGITS)
         image, output, tensors = details_of(content)
         self.assertEqual(image["dtype"], np.uint8)
         self.assertAllEqual(image["shape"], (1, *network.classifier.image_shape))
         # (pixel - 120) / 64 is what the description says.
         self.assertEqual(image["quantization"], (1 / 64, 120))
-        self.assertEqual(output["dtype"], np.int8)
+        self.assertEqual(output["dtype"], np.uint8)
         self.assertAllEqual(output["shape"], (1, networks.NUM_CLASSES))
         for tensor in tensors:
             self.assertEqual(np.dtype(tensor["dtype"]).kind in "iu", True, tensor)
@@ -241,10 +243,10 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         classifier = as_classifier(Learner(model, fed))
         network = network_of(classifier)
         images = networks.images((8, 8, 3), 200, seed=2)
-        tflite = TFLiteClassifier(proof.convert(network, images))
+        tflite = TFLiteClassifier(proof.convert(network, images, LOGITS))
         scores, steps = tflite.scores(images), steps_apart(network, tflite)
         self.assertLessEqual(steps.max(), MAX_STEPS)
-        if head == "sigmoid":  # the file gives logits
+        if head == "sigmoid":
             scores = 1 / (1 + np.exp(-scores))
         expected = classifier.scores(images)
         self.assertLess(np.abs(scores - expected).max(), 0.05 * np.ptp(expected))
@@ -297,7 +299,7 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
         stored = {"conv1": "relu1", "conv2": "relu2"}.get(name, name)
         kind = "dense" if name == "logits" else "relu"
         with (
-            mock.patch.object(writer, "write", lambda network: content),
+            mock.patch.object(writer, "write", lambda *_: content),
             self.assertRaisesRegex(
                 ExportError,
                 r"up to \d+ steps of its output away from the network that it was made "
@@ -326,8 +328,7 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
         network = network_of(networks.build(name), BitWidths(4, 4, True, 4, 4, 4))
         content = proof.convert(network)
         images = networks.images(network.classifier.image_shape, 50, seed=2)
-        tflite = TFLiteClassifier(content)
-        self.assertGreater(proof.largest_difference(network, tflite, images), 3)
+        self.assertGreater(proof.largest_difference(network, content, images), 3)
         differences = proof.layer_differences(network, content, images[:8])
         self.assertLessEqual(max(differences.values()), 1)
 
@@ -391,7 +392,8 @@ class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
         x = layers.Conv2D(4, 3, padding="same")(pixels)
         if kind != "int16":
             x = layers.Concatenate()([pixels, x])
-        content = proof.convert(network_of(classifier_of(image, x), widths))
+        network = network_of(classifier_of(image, x), widths)
+        content = writer.write(network)
         names = [name for name, _, _ in operators_of(content)]
         self.assertEqual(names.count("QUANTIZE"), 2)
         proof.check_integer_only(content)
@@ -405,12 +407,13 @@ class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class LargestDifferenceTest(tf.test.TestCase):
-    def test_counts_steps_of_the_output(self):
+    def test_counts_steps_of_the_logits(self):
         network = network_of(networks.build("padded_pooling"))
-        tflite = TFLiteClassifier(proof.convert(network))
+        tflite = TFLiteClassifier(proof.convert(network, config=LOGITS))
+        content = proof.convert(network)  # gives probabilities
         images = networks.images(tflite.image_shape, 3)
         limit = MAX_STEPS_OF["padded_pooling"]
-        self.assertLessEqual(proof.largest_difference(network, tflite, images), limit)
+        self.assertLessEqual(proof.largest_difference(network, content, images), limit)
         scale, name = tflite.output_scale, network.graph.output
         bias = network.graph.nodes[name].weights["bias"]
         moved = bias + 10 * scale * np.eye(networks.NUM_CLASSES)[1]
@@ -418,7 +421,7 @@ class LargestDifferenceTest(tf.test.TestCase):
         apart = np.abs(network.scores(images) - tflite.scores(images)).max() / scale
         self.assertGreater(apart, 3)
         self.assertEqual(
-            proof.largest_difference(network, tflite, images), round(float(apart))
+            proof.largest_difference(network, content, images), round(float(apart))
         )
 
 

@@ -4,7 +4,7 @@ from absl.testing import parameterized
 from dfq_tf.compat import keras, tf
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization import post_training
-from dfq_tf.settings import CalibrationConfig, parse_widths
+from dfq_tf.settings import CalibrationConfig, FileConfig, parse_widths
 from dfq_tf.tflite import proof
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import random_networks
@@ -47,7 +47,8 @@ class RandomNetworksTest(tf.test.TestCase, parameterized.TestCase):
             parse_widths(widths),
             config,
         )
-        tflite = TFLiteClassifier(proof.convert(student))
+        logits = FileConfig(file_output="logits")
+        tflite = TFLiteClassifier(proof.convert(student, config=logits))
 
         images = random_networks.random_images(seed + OTHER_IMAGES, shape, IMAGES)
         answers = tflite.scores(images)

@@ -297,17 +297,15 @@ class NetworksTest(tf.test.TestCase, parameterized.TestCase):
         for layer, (kind, distance, limit) in layer_distances.items():
             self.assertLessEqual(distance, limit, f"{layer} ({kind})")
         if most_steps is not None:
-            tflite = running.TFLiteClassifier(content)
-            steps = proof.largest_difference(network, tflite, images)
+            steps = proof.largest_difference(network, content, images)
             self.assertLessEqual(steps, most_steps)
 
     @parameterized.parameters("mobilenet_like", "bn_first")
     def test_four_bit_depthwise_kernels_and_sixteen_bit_activations(self, name):
         network = network_named(name, BitWidths(4, 16, True, 4, 4, 4))
         content = writer.write(network)
-        tflite = running.TFLiteClassifier(content)
         images = networks.images(network.classifier.image_shape, 50, seed=2)
-        steps = proof.largest_difference(network, tflite, images)
+        steps = proof.largest_difference(network, content, images)
         self.assertLessEqual(steps, WIDTHS["W4A16"][1])
 
     @parameterized.parameters(
@@ -945,7 +943,7 @@ class LayersTest(tf.test.TestCase, parameterized.TestCase):
         images = networks.images((5, 5, 3), 50, seed=2)
         tflite = running.TFLiteClassifier(content)
         self.assertGreater(np.ptp(network.scores(images)), 50 * tflite.output_scale)
-        self.assertLessEqual(proof.largest_difference(network, tflite, images), 1)
+        self.assertLessEqual(proof.largest_difference(network, content, images), 1)
 
     def check(self, network):
         images = networks.images(network.classifier.image_shape, 12, seed=2)

@@ -12,7 +12,6 @@ from dfq_tf.graph.classifier import agreement
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
 from dfq_tf.tflite import proof
-from dfq_tf.tflite.running import TFLiteClassifier
 from dfq_tf.training import loop
 from dfq_tf.with_data import yardsticks
 from dfq_tf.with_data.accuracy import accuracy
@@ -195,8 +194,8 @@ class LearningTest(tf.test.TestCase):
         # The teacher stays, and the network is still one of integers.
         self.assertTrue(helpers.all_equal(weights_of(self.teacher), weights))
         self.assertAllEqual(network.scores(self.test.images), before)
-        tflite = TFLiteClassifier(proof.convert(trained))
-        difference = proof.largest_difference(trained, tflite, self.test.images)
+        content = proof.convert(trained)
+        difference = proof.largest_difference(trained, content, self.test.images)
         self.assertLessEqual(difference, 3)
 
     def test_qat_draws_nearer_to_the_labels(self):

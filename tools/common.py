@@ -29,6 +29,7 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
     DistillationConfig,
+    FileConfig,
     RunConfig,
     TeacherConfig,
     check_value,
@@ -56,6 +57,9 @@ _FIRST = {
     "rounds",
     "qat_rounds",
     "calibration_images",
+    "file_output",
+    "input_type",
+    "output_type",
 }
 # Settings without flags: nobody varies them, or another flag says the same (--widths).
 # They are arguments in Python.
@@ -221,6 +225,30 @@ def config_from_flags(
         # A contradiction between settings: the message is to name their flags.
         names = rf"\b({'|'.join(own)})\b"
         raise ConfigError(re.sub(names, rf"{prefix}\1", str(error))) from error
+
+
+def define_file_flags() -> None:
+    """Defines what a TFLite file takes and gives, and what it says of itself."""
+    define_config("TFLite file", FileConfig)
+
+
+def file_config(model_name: str) -> FileConfig:
+    """What the flags of `define_file_flags` say.
+
+    Args:
+      model_name: where --model_name does not say it.
+
+    Raises:
+      ConfigError: a flag is wrong.
+    """
+    config = config_from_flags(FileConfig)
+    for name, value in vars(config).items():
+        if len(value.splitlines()) > 1:
+            raise ConfigError(
+                f"{name} is {value!r}, more than one line; give one, which a flagfile "
+                "can hold"
+            )
+    return dataclasses.replace(config, model_name=config.model_name or model_name)
 
 
 def context(

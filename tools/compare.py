@@ -36,6 +36,7 @@ from dfq_tf.settings import (
     AUGMENTATIONS,
     BitWidths,
     CalibrationConfig,
+    FileConfig,
     check_value,
     parse_widths,
 )
@@ -129,7 +130,7 @@ class Comparison:
         began = time.monotonic()
         try:
             network = self._network(widths, method, folder)
-            content = proof.convert(network)
+            content = proof.convert(network, config=file_config())
             write_bytes(folder / f"{method}.tflite", content)
             minutes = (time.monotonic() - began) / 60
             if method in ("df_q", "df_qat_kd"):
@@ -208,7 +209,7 @@ class Comparison:
             "latency_ms": tflite.latency(),
             "pieces": tflite.num_pieces,
             "steps_to_student": proof.largest_difference(
-                network, tflite, self._images[:_COMPARED_IMAGES]
+                network, content, self._images[:_COMPARED_IMAGES]
             ),
             "worst_layer": f"{worst.name} ({worst.own_db:.1f} dB)",
         }
@@ -421,6 +422,11 @@ def _save(figure: Any, path: pathlib.Path) -> None:
     layer_noise.pyplot().close(figure)
 
 
+def file_config() -> FileConfig:
+    """What the flags say of the files, whose model has the name of the teacher's."""
+    return common.file_config(pathlib.Path(FLAGS.teacher).stem)
+
+
 def checked_columns(has_data: bool) -> list[str]:
     """The methods of --columns.
 
@@ -455,6 +461,7 @@ def main() -> None:
             f"compare_widths is {','.join(names)!r}; name each pair of widths once"
         )
     columns = checked_columns(bool(FLAGS.dataset))
+    file_config()
     check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
     quantize.check_settings(None, [])
     teacher, dataset = teacher_flags.teacher_and_dataset()
@@ -501,6 +508,7 @@ def define_flags() -> None:
     )
     quantize.define_generator_flags()
     quantize.define_quantization_flags()
+    common.define_file_flags()
     common.define_run_flags("runs/compare")
 
 

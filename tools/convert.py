@@ -15,20 +15,25 @@ from dfq_tf import api
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
-from dfq_tf.tflite import proof
+from dfq_tf.settings import FileConfig
+from dfq_tf.tflite import TFLiteClassifier, convert, labels_text
 from tools import common
 
 FLAGS = common.FLAGS
 
 
 def convert_network(
-    network: QuantizedNetwork, path: pathlib.Path, content: bytes | None = None
+    network: QuantizedNetwork,
+    path: pathlib.Path,
+    config: FileConfig,
+    content: bytes | None = None,
 ) -> bytes:
     """Writes `path` and, beside it, labels.txt with one class name per line.
 
     Args:
       network: the quantized network.
       path: of the TFLite file; an existing one is kept and read.
+      config: what the file takes and gives, and what it says of itself.
       content: of the file, if it has been made already.
 
     Returns:
@@ -36,9 +41,9 @@ def convert_network(
     """
     if path.exists():
         return path.read_bytes()
-    content = content or proof.convert(network)
-    names = network.description.class_names
-    write_text(path.with_name("labels.txt"), "".join(f"{name}\n" for name in names))
+    content = content or convert(network, config=config)
+    labels = labels_text(TFLiteClassifier(content).class_names)
+    write_text(path.with_name("labels.txt"), labels)
     write_bytes(path, content)
     return content
 
@@ -67,11 +72,12 @@ def main() -> None:
             "or delete it"
         )
     _check_folder(path)
+    config = common.file_config(path.stem)
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(
         path.with_suffix(".convert"), replaces=FLAGS.workdir is None
     )
-    content = convert_network(network, path)
+    content = convert_network(network, path, config)
     workdir.add_metrics(tflite=str(path), bytes=len(content))
     print(f"Wrote {path}, {len(content):,} bytes, and {path.with_name('labels.txt')}")
 
@@ -88,6 +94,7 @@ def define_flags() -> None:
         None,
         "TFLite file to write (default: the student's name with .tflite).",
     )
+    common.define_file_flags()
     common.define_run_flags(None, trains=False)
 
 

@@ -31,6 +31,7 @@ from dfq_tf.settings import (
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
+    FileConfig,
     RunConfig,
     check_value,
     parse_widths,
@@ -92,7 +93,11 @@ def widths_from_flags() -> BitWidths:
 
 
 def quantize_network(
-    teacher: Classifier, network: Classifier | None, method: str, workdir: Workdir
+    teacher: Classifier,
+    network: Classifier | None,
+    method: str,
+    workdir: Workdir,
+    file: FileConfig = FileConfig(),
 ) -> tuple[QuantizedNetwork, bytes | None]:
     """Makes the quantized network, or reads it if an earlier run made it.
 
@@ -101,6 +106,7 @@ def quantize_network(
       network: what is quantized, None for the teacher itself.
       method: one of METHODS.
       workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
+      file: what the TFLite file takes and gives.
 
     Returns:
       The network; and the content of its TFLite file, None where the network was read.
@@ -123,6 +129,7 @@ def quantize_network(
         config=config,
         calibration=common.config_from_flags(CalibrationConfig),
         widths=widths_from_flags(),
+        file=file,
         seed=run.seed,
         precision=run.precision,
         strategy=strategy,

@@ -27,7 +27,7 @@ from dfq_tf.importing import MODEL_SUFFIXES
 from dfq_tf.quantization import QuantizedNetwork, float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import CalibrationConfig, TeacherConfig
+from dfq_tf.settings import CalibrationConfig, FileConfig, TeacherConfig
 from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import check_batch
 from dfq_tf.with_data import datasets, yardsticks
@@ -144,6 +144,7 @@ def main() -> None:
             "quantize, run tools/distill.py"
         )
     widths = quantize.widths_from_flags()
+    file_config()
     teacher_config = common.config_from_flags(TeacherConfig)
     dataset = None
     if FLAGS.dataset:
@@ -182,6 +183,11 @@ def main() -> None:
         print(f"  {workdir.path / name}")
 
 
+def file_config() -> FileConfig:
+    """What the flags say of the files, whose model has the name of its network."""
+    return common.file_config(pathlib.Path(FLAGS.student or FLAGS.teacher or "").stem)
+
+
 def make_file(
     teacher: Classifier, network: Classifier | None, method: str, workdir: Workdir
 ) -> tuple[QuantizedNetwork, bytes]:
@@ -189,8 +195,11 @@ def make_file(
     began = time.monotonic()
     path = workdir.path / f"{method}.tflite"
     is_new = not path.exists()
-    quantized, content = quantize.quantize_network(teacher, network, method, workdir)
-    content = convert.convert_network(quantized, path, content)
+    file = file_config()
+    quantized, content = quantize.quantize_network(
+        teacher, network, method, workdir, file
+    )
+    content = convert.convert_network(quantized, path, file, content)
     if is_new:
         seconds = round(time.monotonic() - began, 1)
         workdir.add_metrics(**{f"{method}_seconds": seconds})
@@ -269,7 +278,7 @@ def measure(
             xnnpack_pieces=tflite.num_pieces,
             worst_layer=worst_layer(exact, content, workdir.path, method),
             largest_difference_in_steps=proof.largest_difference(
-                quantized, tflite, images[:_COMPARED_IMAGES]
+                quantized, content, images[:_COMPARED_IMAGES]
             ),
         )
     if FLAGS.yardstick:
@@ -355,6 +364,7 @@ def define_flags() -> None:
     distill.define_distillation_flags()
     quantize.define_quantization_flags()
     quantize.define_widths_flag()
+    common.define_file_flags()
     common.define_run_flags("runs/run")
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.files import read_text, write_text
+from dfq_tf.files import check_text, read_text, write_text
 
 OUTPUTS = ("logits", "softmax", "sigmoid")
+PROBABILITIES = ("softmax", "sigmoid", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,17 @@ class ModelDescription:
       output: 'logits', 'softmax' or 'sigmoid', what the model's last layer gives;
         sigmoid scores are of classes that do not exclude each other.
       class_names: one name per output, in the order of the outputs.
+      probabilities: what makes probabilities of the logits: 'softmax'; 'sigmoid', of
+        each by itself; 'score', the second of a softmax of two, for a model that gives
+        one score. None if that is not known. What the last layer gives, if it is not
+        logits, says it too.
     """
 
     input_mean: tuple[float, ...]
     input_scale: tuple[float, ...]
     output: str
     class_names: tuple[str, ...]
+    probabilities: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError if a value is out of range."""
@@ -54,6 +60,25 @@ class ModelDescription:
                 f"output is {self.output!r}; it must be one of {list(OUTPUTS)}"
             )
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        for name in self.class_names:
+            check_text("class_names", name)
+            if len(name.splitlines()) > 1:
+                raise ConfigError(
+                    f"class_names has {name!r}, which is more than one line; a file of "
+                    "labels has a line for each class"
+                )
+        self._add_probabilities()
+
+    def _add_probabilities(self) -> None:
+        """Of a model that gives probabilities, its output says which they are."""
+        if self.output != "logits" and self.probabilities is None:
+            object.__setattr__(self, "probabilities", self.output)
+        allowed = (None, *PROBABILITIES) if self.output == "logits" else (self.output,)
+        if self.probabilities not in allowed:
+            raise ConfigError(
+                f"probabilities is {self.probabilities!r} and output is "
+                f"{self.output!r}; it must be one of {list(allowed)}"
+            )
 
     def check_fits(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Raises ConfigError if a model of this shape cannot have this description.
@@ -74,6 +99,11 @@ class ModelDescription:
                 f"class_names has {len(self.class_names)} names for a model with "
                 f"{num_classes} outputs; give one name per output, in "
                 "--labels or in the description"
+            )
+        if self.probabilities == "score" and num_classes != 2:
+            raise ConfigError(
+                f"probabilities is 'score' for a model with {num_classes} outputs; one "
+                "score stands for two"
             )
 
     def normalize(self, pixels: Any) -> Any:

@@ -125,6 +125,7 @@ class Told(NamedTuple):
       is_added: whether the user says so in arguments.
       output: 'logits', 'softmax' or 'sigmoid', if somebody says so.
       class_names: one per class, if somebody says them.
+      probabilities: as in `ModelDescription`, if somebody says so.
     """
 
     model: Any
@@ -133,6 +134,7 @@ class Told(NamedTuple):
     is_added: bool
     output: str | None
     class_names: Sequence[str] | None
+    probabilities: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Network:
       feeding: what pixels go through before `graph`; None if nobody says.
       gives: 'logits', 'softmax' or 'sigmoid'.
       is_binary: whether it gives one score, for two classes.
+      probabilities: as in `ModelDescription`.
     """
 
     graph: Graph
@@ -176,6 +179,7 @@ class Network:
     feeding: Preprocessing | None
     gives: str
     is_binary: bool
+    probabilities: str | None
 
 
 def read(
@@ -215,10 +219,13 @@ def read(
     if said is not None:
         given = given or _given(said.input_mean, said.input_scale)
         output, class_names = output or said.output, class_names or said.class_names
+    probabilities = None if said is None else said.probabilities
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
     shape = _image_shape(own_shape, image_size)
-    told = Told(model, is_keras3(model), given, is_added, output, class_names)
+    told = Told(
+        model, is_keras3(model), given, is_added, output, class_names, probabilities
+    )
     found = read_layers(model, shape)
     kinds = {layer.kind for layer in found.layers}
     is_plain = (
@@ -245,7 +252,11 @@ def network(reading: ModelReading) -> Network:
             outputs,
         )
         feeding = given.then(own or Preprocessing())
-    return Network(graph, own, feeding, _output(reading, graph), outputs == 1)
+    gives, is_binary = _output(reading, graph), outputs == 1
+    probabilities = reading.told.probabilities
+    if gives != "logits":
+        probabilities = "score" if is_binary else gives
+    return Network(graph, own, feeding, gives, is_binary, probabilities)
 
 
 def classifier_of(reading: ModelReading) -> Classifier:
@@ -270,7 +281,15 @@ def classifier_of(reading: ModelReading) -> Classifier:
     if found.is_binary:
         graph = two_class_logits(graph)
     names = tuple(reading.told.class_names or map(str, range(_num_outputs(graph))))
-    result = Classifier(graph, described(feeding, gives, names))
+    if found.is_binary and len(names) == 1:
+        raise ConfigError(
+            f"class_names has one name, {names[0]!r}, but a model of one score has two "
+            "classes; name both, the one of low scores first, or none"
+        )
+    description = dataclasses.replace(
+        described(feeding, gives, names), probabilities=found.probabilities
+    )
+    result = Classifier(graph, description)
     _check_same(reading.told, result, found)
     return result
 

@@ -13,7 +13,7 @@ from dfq_tf.errors import UnsupportedLayerError
 from dfq_tf.graph import KINDS, Classifier, Graph, ModelDescription, Node, rewriting
 from dfq_tf.importing import LayerRead, Preprocessing, classifiers
 from dfq_tf.quantization import grids, with_pixels
-from dfq_tf.tflite import Outline, writer
+from dfq_tf.tflite import Outline, outline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +137,17 @@ def _follow(network: classifiers.Network, description: ModelDescription) -> "_Fo
             problems = {each.name: each.reason for each in error.problems}
     graph = rewriting.fold(graph)
     problems = {p.name: p.reason for p in rewriting.refused(graph)} | problems
-    names = ("",) * (graph.last.shape[-1] or 1)
-    fed = with_pixels(graph, dataclasses.replace(description, class_names=names))
+    description = dataclasses.replace(
+        description,
+        output="logits",
+        class_names=tuple(map(str, range(graph.last.shape[-1] or 1))),
+        probabilities=None if problems else network.probabilities,
+    )
+    fed = with_pixels(graph, description)
     graph = grids.separated(fed.graph)
     return _Followed(
         graph,
-        writer.outline(graph),
+        outline(graph, fed.description),
         problems,
         taken_off,
         # Otherwise an operator of its own does what the preprocessing did.
@@ -184,11 +189,8 @@ class _Followed:
             if self._layers(node)[0] == layer.name
             for operator in self.outline.operators[name]
         ]
-        end = self.taken_off
-        if end is not None and layer.name in end.layers:
-            if not operators:
-                return "taken off: the file gives logits"
-            return ", ".join(operators) + f"; {end.kind} taken off"
+        if layer.name == self._end():
+            operators += self.outline.behind
         if operators:
             return ", ".join(operators)
         nodes = [n for n in self.graph.nodes.values() if layer.name in n.layers]
@@ -197,6 +199,11 @@ class _Followed:
         if self.is_free and all(not node.inputs for node in nodes):
             return "input quantization"
         return "in " + ", ".join(dict.fromkeys(map(self._host, nodes)))
+
+    def _end(self) -> str:
+        """The layer that what stands behind the logits is told of."""
+        end = self.taken_off
+        return self._host(self.graph.last) if end is None else end.layers[0]
 
     def _layers(self, node: Node) -> Sequence[str]:
         """The layers that a node stands for; what feeds the network is the image's."""

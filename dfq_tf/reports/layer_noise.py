@@ -23,7 +23,7 @@ from dfq_tf.errors import ExportError
 from dfq_tf.files import replacing, write_text
 from dfq_tf.graph import KINDS, Classifier, Graph, running
 from dfq_tf.quantization import grids
-from dfq_tf.tflite import kernel_types, open_interpreter
+from dfq_tf.tflite import Feeding, dequantized, kernel_types, open_interpreter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,9 @@ def measure(
         batch = images[start : start + batch_size]
         stored = _stored_outputs(graph, content, batch)
         _check_stored(graph, names, stored)
-        inputs = network.description.normalize(tf.cast(batch, tf.float32))
-        exact = running.compute(graph, inputs, names)
+        inputs = network.description.normalize(batch.astype(np.float32))
+        stored[graph.image.name] = inputs  # in whatever type the file takes them
+        exact = running.compute(graph, tf.constant(inputs), names)
         for name, values in zip(names, exact):
             alone = _alone(graph, name, stored)
             powers[name] += [
@@ -210,11 +211,10 @@ def _stored_outputs(
         )
     tensors = [t for t in interpreter.get_tensor_details() if t["name"] in graph.nodes]
     values: dict[str, list[np.ndarray]] = {t["name"]: [] for t in tensors}
-    for pixels in images:
+    for pixels in Feeding(content, image).of(images):
         interpreter.set_tensor(image["index"], pixels[None])
         interpreter.invoke()
         for tensor in tensors:
-            scale, zero_point = tensor["quantization"]
-            integers = interpreter.get_tensor(tensor["index"])[0].astype(np.float32)
-            values[tensor["name"]].append((integers - zero_point) * scale)
+            kept = interpreter.get_tensor(tensor["index"])[0]
+            values[tensor["name"]].append(dequantized(kept, tensor))
     return {name: np.stack(each) for name, each in values.items()}

@@ -1,13 +1,24 @@
 """The TFLite file: writing, running and checking it."""
 
+from dfq_tf.tflite.metadata import labels_text
 from dfq_tf.tflite.proof import convert
-from dfq_tf.tflite.running import TFLiteClassifier, kernel_types, open_interpreter
-from dfq_tf.tflite.writer import Outline
+from dfq_tf.tflite.running import (
+    Feeding,
+    TFLiteClassifier,
+    dequantized,
+    kernel_types,
+    open_interpreter,
+)
+from dfq_tf.tflite.writer import Outline, outline
 
 __all__ = [
+    "Feeding",
     "Outline",
     "TFLiteClassifier",
     "convert",
+    "dequantized",
     "kernel_types",
+    "labels_text",
     "open_interpreter",
+    "outline",
 ]

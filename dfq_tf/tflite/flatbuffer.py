@@ -4,7 +4,7 @@ Nothing here knows a layer, nor what an operator computes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.quantization import Grid
 
-INPUT_NAME, OUTPUT_NAME = "image", "logits"
+INPUT_NAME = "image"
 
 _SCHEMA_VERSION = 3
 _BUFFER_ALIGNMENT = 16  # what the schema asks for
@@ -22,7 +22,7 @@ _LARGEST_OLD_CODE = _CODES["PLACEHOLDER_FOR_GREATER_OP_CODES"]
 # numpy type -> what the schema calls it.
 TYPES = {
     np.dtype(name): getattr(schema.TensorType, name.upper())
-    for name in ("uint8", "int8", "int16", "int32", "int64")
+    for name in ("uint8", "int8", "int16", "int32", "int64", "float32")
 }
 
 
@@ -94,10 +94,7 @@ class File:
         """
         data = packed_int4(values) if is_int4 else np.ascontiguousarray(values)
         added = self._added(name, values.shape, values.dtype, grid, axis, is_int4)
-        buffer = _AlignedBuffer()
-        buffer.data = data.tobytes()
-        self._subgraph.tensors[added.index].buffer = len(self._buffers)
-        self._buffers.append(buffer)
+        self._subgraph.tensors[added.index].buffer = self._buffer(data.tobytes())
         return added
 
     def rename(self, tensor: Tensor, name: str) -> None:
@@ -133,12 +130,20 @@ class File:
         self._subgraph.operators.append(operator)
         self._operators.append(name)
 
-    def finish(self, image: Tensor, output: Tensor) -> bytes:
+    def finish(
+        self,
+        image: Tensor,
+        output: Tensor,
+        output_name: str,
+        metadata: Mapping[str, bytes],
+    ) -> bytes:
         """The file's content.
 
         Args:
           image: the one input.
           output: the one output.
+          output_name: what the signature calls it.
+          metadata: name -> content of further buffers.
         """
         subgraph = self._subgraph
         subgraph.inputs, subgraph.outputs = [image.index], [output.index]
@@ -152,9 +157,22 @@ class File:
         signature = schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = "serving_default", 0
         signature.inputs = [_tensor_map(INPUT_NAME, image)]
-        signature.outputs = [_tensor_map(OUTPUT_NAME, output)]
+        signature.outputs = [_tensor_map(output_name, output)]
         model.signatureDefs = [signature]
+        model.metadata = [self._metadata(*each) for each in metadata.items()]
         return _packed(model)
+
+    def _metadata(self, name: str, content: bytes) -> Any:
+        metadata = schema.MetadataT()
+        metadata.name, metadata.buffer = name, self._buffer(content)
+        return metadata
+
+    def _buffer(self, content: bytes) -> int:
+        """Adds a buffer; its number."""
+        buffer = _AlignedBuffer()
+        buffer.data = content
+        self._buffers.append(buffer)
+        return len(self._buffers) - 1
 
     def _added(
         self,
@@ -208,8 +226,24 @@ def with_all_outputs(content: bytes) -> bytes:
       content: of a file of `File.finish`.
     """
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    (subgraph,) = model.subgraphs
-    subgraph.outputs = [i for each in subgraph.operators for i in each.outputs]
+    operators = model.subgraphs[0].operators
+    return _with_outputs(model, [i for each in operators for i in each.outputs])
+
+
+def with_output(content: bytes, name: str) -> bytes:
+    """A file that gives one of its tensors, in place of what it gives.
+
+    Args:
+      content: of a file of `File.finish`.
+      name: of the tensor.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    names = [tensor.name.decode() for tensor in model.subgraphs[0].tensors]
+    return _with_outputs(model, [names.index(name)])
+
+
+def _with_outputs(model: Any, outputs: Sequence[int]) -> bytes:
+    model.subgraphs[0].outputs = list(outputs)
     model.signatureDefs = None
     for i, old in enumerate(model.buffers):
         model.buffers[i] = _AlignedBuffer()

@@ -13,7 +13,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import KINDS, Graph, Node, concatenation_axis, title
+from dfq_tf.graph import (
+    KINDS,
+    Graph,
+    ModelDescription,
+    Node,
+    concatenation_axis,
+    title,
+)
 from dfq_tf.quantization import Grid
 from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
 
@@ -30,6 +37,7 @@ _VERSIONS = {
     "CONCATENATION": (2, 3),
     "CONV_2D": (3, 4),
     "DEPTHWISE_CONV_2D": (3, 5),
+    "DEQUANTIZE": (2, 3),
     "FULLY_CONNECTED": (10, 10),
     "GATHER": (2, 4),
     "LEAKY_RELU": (2, 2),
@@ -44,6 +52,8 @@ _VERSIONS = {
     "RELU": (2, 3),
     "RELU6": (2, 3),
     "RESHAPE": (1, 1),
+    "SOFTMAX": (2, 3),
+    "STRIDED_SLICE": (2, 4),
     "SUB": (2, 5),
     "TANH": (2, 3),
 }
@@ -63,6 +73,10 @@ class Integers(Protocol):
     @property
     def graph(self) -> Graph:
         """The network."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """How the network is fed and read."""
 
     @property
     def kernel_bits(self) -> Mapping[str, int]:
@@ -122,10 +136,21 @@ class Operation:
           options: of the schema.
           output: what it fills; by default the output of the node.
         """
-        is_int4 = any(tensor.num_bits == INT4_BITS for tensor in inputs)
-        versions = _INT4_VERSIONS if is_int4 else _VERSIONS
-        version = versions[name][self.network.is_wide]
+        version = version_of(name, inputs, self.network.is_wide)
         self.file.operator(name, version, inputs, output or self.output, options)
+
+
+def version_of(name: str, inputs: Sequence[Tensor], is_wide: bool) -> int:
+    """The version that an operator needs.
+
+    Args:
+      name: such as 'CONV_2D'.
+      inputs: its inputs.
+      is_wide: whether activations are int16.
+    """
+    is_int4 = any(tensor.num_bits == INT4_BITS for tensor in inputs)
+    versions = _INT4_VERSIONS if is_int4 else _VERSIONS
+    return versions[name][is_wide]
 
 
 def write(operation: Operation) -> None:

@@ -8,7 +8,10 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
 from dfq_tf.graph import KINDS, Graph, Node, check_images, running, title
 from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import writer
+from dfq_tf.tflite.ends import Ends, answers, ends_of
+from dfq_tf.tflite.flatbuffer import with_output
 from dfq_tf.tflite.running import TFLiteClassifier, open_interpreter, stored_tensors
 
 # How far an output may be from the network's, in integer steps, and one layer from what
@@ -17,6 +20,10 @@ from dfq_tf.tflite.running import TFLiteClassifier, open_interpreter, stored_ten
 # that was measured is 1, and 3 of a tanh of int16, which LiteRT reads from a table.
 _MOST_STEPS = {False: 3, True: 16}
 _MOST_STEPS_OF_A_LAYER = {False: 2, True: 4}
+
+# How far softmax and sigmoid may be from NumPy's, for int8, and for int16, for which
+# LiteRT reads them from tables. A change of type is exact.
+_MOST_STEPS_OF_AN_END = {"SOFTMAX": (1, 16), "LOGISTIC": (1, 16)}
 
 # Images of each kind, and how many multiply-accumulates all of them may take.
 _MOST_IMAGES, _MOST_MACS = 16, 8 * 10**9
@@ -28,33 +35,46 @@ _COPYING = ("MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "PAD", "RESHAPE")
 _INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
 
 
-def convert(network: QuantizedNetwork, images: np.ndarray | None = None) -> bytes:
-    """Writes a network as an integer-only TFLite model, and proves it.
+def convert(
+    network: QuantizedNetwork,
+    images: np.ndarray | None = None,
+    config: FileConfig = FileConfig(),
+) -> bytes:
+    """Writes a network as an integer TFLite model, and proves it.
 
-    The file takes raw pixels, uint8 (1, height, width, channels), and gives int8
-    logits (1, num_classes), int16 ones at A16. The normalisation of pixels is in the
-    input's scale and zero point, so that an app has nothing to compute.
+    By default the file takes raw pixels, uint8 (1, height, width, channels), and gives
+    what the model gave that the network was made of: probabilities or logits, uint8
+    (1, number of outputs), int16 at A16. The normalisation of pixels is in the input's
+    scale and zero point, so that an app has nothing to compute.
 
     Args:
       network: from `post_training`, or back from its training.
       images: uint8 (n, height, width, channels), of which some are run beside random
         ones; None for random ones alone.
+      config: what the file takes and gives, and what it says of itself.
 
     Returns:
       The content of the file.
 
     Raises:
       ExportError: a layer cannot be written, LiteRT cannot run the file, or a layer
-        of it computes something else than the network.
+        of it computes something else than the network, or its end something else of
+        the logits.
       ModelError: the images do not fit the network.
     """
-    content = writer.write(network)
-    check_integer_only(content, _requantizing(network.graph))
-    _prove(network, content, _images(network, images))
+    ends = ends_of(network, config)
+    content = writer.write(network, config)
+    check_integer_only(content, _requantizing(network.graph), ends)
+    images = _images(network, images)
+    logits = _logits(network, content, images)
+    _prove(network, content, images, logits)
+    _prove_ends(ends, content, images, logits)
     return content
 
 
-def check_integer_only(content: bytes, requantized: Collection[str] = ()) -> None:
+def check_integer_only(
+    content: bytes, requantized: Collection[str] = (), ends: Ends | None = None
+) -> None:
     """Checks the file itself: every tensor integer, no float operator.
 
     A QUANTIZE of pixels, as from the uint8 input to int8, is allowed.
@@ -62,21 +82,34 @@ def check_integer_only(content: bytes, requantized: Collection[str] = ()) -> Non
     Args:
       content: of the file.
       requantized: names of tensors that a QUANTIZE inside the graph may give.
+      ends: of the file, which may have a float input or output, and end in a QUANTIZE
+        or DEQUANTIZE, if these say so; None for none of it.
 
     Raises:
       ExportError: naming the tensor or the operator that is not integer.
     """
     interpreter = open_interpreter(content, delegates=False)
+    pixels = {tensor["index"] for tensor in interpreter.get_input_details()}
+    given = {tensor["index"] for tensor in interpreter.get_output_details()}
+    operators, floats = interpreter._get_ops_details(), set()
+    if ends is not None:
+        floats |= pixels if ends.input_type == np.float32 else set()
+        floats |= given if ends.output_type == np.float32 else set()
+        first = len(operators) - len(ends.steps)
+        if [o["op_name"] for o in operators[first:]] == [
+            s.operator for s in ends.steps
+        ]:
+            operators = operators[:first]
     names = {}
     for tensor in interpreter.get_tensor_details():
         names[tensor["index"]] = tensor["name"]
-        if tensor["dtype"] not in _INTEGERS:
+        is_end = tensor["index"] in floats and tensor["dtype"] == np.float32
+        if tensor["dtype"] not in _INTEGERS and not is_end:
             raise ExportError(
                 f"tensor {tensor['name']} of the TFLite file is "
                 f"{np.dtype(tensor['dtype']).name}, not an integer"
             )
-    pixels = {tensor["index"] for tensor in interpreter.get_input_details()}
-    for operator in interpreter._get_ops_details():
+    for operator in operators:
         name, outputs = operator["op_name"], operator["outputs"]
         if name == "QUANTIZE" and set(operator["inputs"]) <= pixels:
             pixels.update(outputs)
@@ -89,27 +122,36 @@ def check_integer_only(content: bytes, requantized: Collection[str] = ()) -> Non
 
 
 def largest_difference(
-    network: QuantizedNetwork, tflite: TFLiteClassifier, images: np.ndarray
+    network: QuantizedNetwork, content: bytes, images: np.ndarray
 ) -> int:
-    """How far the file is from the network that it was made of.
+    """How far a file is from the network that it was made of, in its logits.
 
     Args:
       network: by fake quantization.
-      tflite: the file.
+      content: of the file.
       images: uint8 (n, height, width, channels).
 
     Returns:
-      The largest difference of any output, in integer steps of the output.
+      The largest difference of any logit, in integer steps.
     """
-    return int(_differences(network, tflite, images).max())
+    logits = _logits(network, content, images)
+    return int(_differences(network, images, logits).max())
+
+
+def _logits(
+    network: QuantizedNetwork, content: bytes, images: np.ndarray
+) -> np.ndarray:
+    """The logits inside a file, whatever it gives: float32 (n, num_classes)."""
+    inside = TFLiteClassifier(with_output(content, network.graph.output))
+    return inside.scores(images)[:, -network.classifier.num_classes :]
 
 
 def _differences(
-    network: QuantizedNetwork, tflite: TFLiteClassifier, images: np.ndarray
+    network: QuantizedNetwork, images: np.ndarray, logits: np.ndarray
 ) -> np.ndarray:
-    """The largest difference for each image, in steps: (n,)."""
-    difference = np.abs(network.scores(images) - tflite.scores(images))
-    return np.round(difference.max(axis=-1) / tflite.output_scale)
+    """The largest difference of a file's logits for each image, in steps: (n,)."""
+    difference = np.abs(network.scores(images) - logits).max(axis=-1)
+    return np.round(difference / network.grid(network.graph.output).scale)
 
 
 def _requantizing(graph: Graph) -> set[str]:
@@ -136,7 +178,36 @@ def _images(network: QuantizedNetwork, given: np.ndarray | None) -> np.ndarray:
     return np.concatenate([given[:count], pixels])
 
 
-def _prove(network: QuantizedNetwork, content: bytes, images: np.ndarray) -> None:
+def _prove_ends(
+    ends: Ends, content: bytes, images: np.ndarray, logits: np.ndarray
+) -> None:
+    """Compares what a file gives with what its ends are to make of its logits.
+
+    Raises:
+      ExportError: it is something else.
+    """
+    most = 0
+    for operator, dtype, _ in ends.steps:
+        if operator in _MOST_STEPS_OF_AN_END:
+            most = _MOST_STEPS_OF_AN_END[operator][dtype == np.int16]
+        elif operator == "QUANTIZE" and dtype == np.int8:  # it rounds int16
+            most = 1
+    expected = answers(logits, ends)
+    scores = TFLiteClassifier(content).scores(images)[:, -expected.shape[-1] :]
+    (scale,) = ends.grid.scale
+    steps = np.round(np.abs(scores - expected).max() / scale)
+    if not steps <= most:
+        operators = ", ".join(step.operator for step in ends.steps)
+        raise ExportError(
+            f"the TFLite file gives {ends.output_name} up to {steps:.0f} steps away "
+            f"from what {operators} makes of its logits. Please report it with the "
+            "model's summary"
+        )
+
+
+def _prove(
+    network: QuantizedNetwork, content: bytes, images: np.ndarray, logits: np.ndarray
+) -> None:
     """Compares a file with its network.
 
     Where the outputs are further apart than rounding takes them, each layer is
@@ -146,7 +217,7 @@ def _prove(network: QuantizedNetwork, content: bytes, images: np.ndarray) -> Non
     Raises:
       ExportError: naming the first layer that computes something else.
     """
-    differences = _differences(network, TFLiteClassifier(content), images)
+    differences = _differences(network, images, logits)
     if differences.max() <= _MOST_STEPS[network.is_wide]:
         return
     worst = images[np.argsort(differences)[-_WORST_IMAGES:]]

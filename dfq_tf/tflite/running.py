@@ -3,6 +3,8 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import interpreter as litert
@@ -11,14 +13,18 @@ from ai_edge_litert import schema_py_generated as schema
 from dfq_tf.compat import native_output_hidden
 from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.graph import check_images
+from dfq_tf.tflite import metadata
+from dfq_tf.tflite.ends import pixels_as
 from dfq_tf.tflite.flatbuffer import with_all_outputs
+
+_INPUT_TYPES = (np.uint8, np.int8, np.float32)
 
 
 class TFLiteClassifier:
     """Runs a TFLite classifier on pixels.
 
     Args:
-      content: of a TFLite file from one uint8 image to one row of integers.
+      content: of a TFLite file from one image to one row of scores.
       num_threads: threads of the interpreter.
 
     Raises:
@@ -35,16 +41,12 @@ class TFLiteClassifier:
                 "must take one image and give one row of class scores"
             )
         (self._input,), (self._output,) = inputs, outputs
-        if self._input["dtype"] != np.uint8 or len(self._input["shape"]) != 4:
-            raise ExportError(
-                f"the file's input is {self._input['dtype'].__name__} "
-                f"{self._input['shape']}; it must be uint8 pixels, (1, height, width, "
-                "channels)"
-            )
-        if not self._output["quantization"][0]:
+        self._feeding = Feeding(content, self._input)
+        is_float = self._output["dtype"] == np.float32
+        if not is_float and not self._output["quantization"][0]:
             raise ExportError(
                 f"the file's output is {self._output['dtype'].__name__} without a "
-                "scale; it must be quantized integers"
+                "scale; it must be quantized integers, or float32"
             )
 
     @property
@@ -55,12 +57,17 @@ class TFLiteClassifier:
 
     @property
     def num_classes(self) -> int:
-        """The number of outputs."""
-        return int(self._output["shape"][-1])
+        """The number of outputs, or 2 where one score stands for two classes."""
+        return max(2, int(self._output["shape"][-1]))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each output; empty where the file does not say."""
+        return self._feeding.metadata.class_names
 
     @property
     def output_scale(self) -> float:
-        """What one integer step of the output is worth."""
+        """What one integer step of the output is worth; 0 of floats."""
         return float(self._output["quantization"][0])
 
     @property
@@ -78,7 +85,7 @@ class TFLiteClassifier:
         Args:
           runs: how often an image of zeros is run.
         """
-        image = np.zeros((1, *self.image_shape), np.uint8)
+        image = self._feeding.of(np.zeros((1, *self.image_shape), np.uint8))
         self._interpreter.set_tensor(self._input["index"], image)
         seconds = []
         for _ in range(runs + runs // 10):
@@ -88,13 +95,14 @@ class TFLiteClassifier:
         return 1000 * statistics.median(seconds[runs // 10 :])
 
     def scores(self, images: np.ndarray) -> np.ndarray:
-        """Logits of images.
+        """What the file gives for images.
 
         Args:
-          images: uint8 (n, height, width, channels).
+          images: uint8 (n, height, width, channels), whatever the file takes.
 
         Returns:
-          float32 (n, num_classes), (integer output - zero point) * scale.
+          float32 (n, num_classes): (integer output - zero point) * scale, or floats as
+          they come. Of a file of one score s, 1 - s and s.
 
         Raises:
           ModelError: there is no image, or they are of another shape or type.
@@ -107,12 +115,55 @@ class TFLiteClassifier:
             )
         interpreter = self._interpreter
         outputs = []
-        for image in images:
+        for image in self._feeding.of(images):
             interpreter.set_tensor(self._input["index"], image[None])
             interpreter.invoke()
             outputs.append(interpreter.get_tensor(self._output["index"])[0])
-        scale, zero_point = self._output["quantization"]
-        return (np.stack(outputs).astype(np.float32) - zero_point) * scale
+        scores = dequantized(np.stack(outputs), self._output)
+        if scores.shape[-1] == 1:
+            scores = np.concatenate([1 - scores, scores], axis=-1)
+        return scores
+
+
+class Feeding:
+    """What a file takes for pixels.
+
+    Args:
+      content: of the file.
+      image: LiteRT's details of its input.
+
+    Raises:
+      ExportError: the file takes no image, or one that nobody says how to make.
+    """
+
+    def __init__(self, content: bytes, image: Mapping[str, Any]) -> None:
+        said = metadata.read(content)
+        self._dtype = image["dtype"]
+        self.metadata = said or metadata.Metadata()
+        is_known = said is not None or self._dtype != np.float32
+        if self._dtype not in _INPUT_TYPES or len(image["shape"]) != 4 or not is_known:
+            raise ExportError(
+                f"the file's input is {self._dtype.__name__} {image['shape']}; it must "
+                "be uint8 pixels, (1, height, width, channels), or int8 ones, or "
+                "float32 ones with metadata that say how they are normalised"
+            )
+
+    def of(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels, uint8 (n, height, width, channels), as the file takes them."""
+        return pixels_as(pixels, self._dtype, self.metadata.mean, self.metadata.std)
+
+
+def dequantized(values: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
+    """What integers of a tensor mean, float32; floats as they are.
+
+    Args:
+      values: of the tensor.
+      tensor: LiteRT's details of it.
+    """
+    scale, zero_point = tensor["quantization"]
+    if values.dtype == np.float32:
+        return values
+    return (values.astype(np.float32) - zero_point) * scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +200,7 @@ def stored_tensors(content: bytes, images: np.ndarray) -> dict[str, Stored]:
     (image,) = interpreter.get_input_details()
     outputs = interpreter.get_output_details()
     integers: list[list[np.ndarray]] = [[] for _ in outputs]
-    for pixels in images:
+    for pixels in Feeding(content, image).of(images):
         interpreter.set_tensor(image["index"], pixels[None])
         interpreter.invoke()
         for found, output in zip(integers, outputs):

@@ -14,20 +14,35 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import KINDS, Graph, Node, by_output, frozen, title
+from dfq_tf.graph import (
+    KINDS,
+    Graph,
+    ModelDescription,
+    Node,
+    by_output,
+    frozen,
+    title,
+)
 from dfq_tf.quantization import Grid, QuantizedNetwork, grids
-from dfq_tf.tflite import operators
+from dfq_tf.settings import FileConfig
+from dfq_tf.tflite import metadata, operators
+from dfq_tf.tflite.ends import Ends, add_answers, ends_of, image_grid
 from dfq_tf.tflite.flatbuffer import File, Tensor
+from dfq_tf.tflite.metadata import Metadata
 from dfq_tf.tflite.operators import Integers, Operation
 
 _LOWEST_INT8, _HIGHEST_INT8 = -128, 127
+# How far scales may be apart that are the same: rounding to float32.
+_TOLERANCE = 1e-6
 
 
-def write(network: QuantizedNetwork) -> bytes:
-    """Writes a network as a TFLite file: uint8 pixels in, integer logits out.
+def write(network: QuantizedNetwork, config: FileConfig | None = None) -> bytes:
+    """Writes a network as a TFLite file.
 
     Args:
       network: from `post_training`, or back from its training.
+      config: what the file takes and gives, and what it says of itself; None for uint8
+        pixels in, the network's own integers for logits out, and no word.
 
     Returns:
       The content of the file.
@@ -35,13 +50,40 @@ def write(network: QuantizedNetwork) -> bytes:
     Raises:
       ExportError: a node cannot be written; it is named.
     """
-    writer = _Writer(network)
-    description = network.description
-    scale = np.array(description.input_scale[:1], np.float32)
-    writer.add_image(Grid(scale, round(description.input_mean[0]), 0, 255))
+    ends = ends_of(network, config)
+    writer = _Writer(network, ends)
+    writer.add_image(image_grid(network, ends.input_type))
     for node in network.graph.nodes.values():
         writer.add(node)
-    return writer.finish()
+    return writer.finish(None if config is None else _metadata(network, ends, config))
+
+
+def _metadata(network: QuantizedNetwork, ends: Ends, config: FileConfig) -> Metadata:
+    """What the file says of itself."""
+    description = network.description
+    mean, std = {
+        "uint8": (0.0, 1.0),
+        "int8": (128.0, 1.0),
+        "float32": (description.input_mean[0], 1 / description.input_scale[0]),
+    }[ends.input_type.name]
+    output_range = (0.0, 1.0) if ends.output_name == "probabilities" else None
+    if ends.output_type != np.float32:
+        limits = np.iinfo(ends.output_type)
+        output_range = float(limits.min), float(limits.max)
+    return Metadata(
+        name=config.model_name,
+        description=config.model_description,
+        version=config.model_version,
+        author=config.model_author,
+        license=config.model_license,
+        channels=network.classifier.image_shape[-1],
+        mean=(mean,),
+        std=(std,),
+        input_range=((0 - mean) / std, (255 - mean) / std),
+        output_name=ends.output_name,
+        output_range=output_range,
+        class_names=ends.class_names,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +95,25 @@ class Outline:
         'CONV_2D'; none where another node's operator has taken it in.
       taken_in: node -> the node whose operator has taken it in, as that of a
         convolution takes in a ReLU.
+      behind: the operators behind the logits, in order.
       num_bytes: size of the file.
     """
 
     operators: Mapping[str, tuple[str, ...]]
     taken_in: Mapping[str, str]
+    behind: tuple[str, ...]
     num_bytes: int
 
 
-def outline(graph: Graph) -> Outline:
+def outline(graph: Graph, description: ModelDescription) -> Outline:
     """Writes the file of a network at W8A8, with zeros for its integers.
 
     Args:
       graph: with pixels; a node that is refused is passed over.
+      description: says what the file gives.
     """
-    blank = _Blank(graph)
-    writer = _Writer(blank)
+    blank = _Blank(graph, description)
+    writer = _Writer(blank, ends_of(blank, FileConfig()))
     found: dict[str, tuple[str, ...]] = {}
     taken_in: dict[str, str] = {}
     writer.add_image(blank.grid(graph.image.name))
@@ -81,7 +126,10 @@ def outline(graph: Graph) -> Outline:
         found[name] = tuple(writer.file.operators[done:])
         others = set(writer.stored) - stored - {name}
         taken_in.update(dict.fromkeys(others, name))
-    return Outline(found, taken_in, len(writer.finish()))
+    done = len(writer.file.operators)
+    metadata = Metadata(class_names=description.class_names)
+    num_bytes = len(writer.finish(metadata))
+    return Outline(found, taken_in, tuple(writer.file.operators[done:]), num_bytes)
 
 
 class _Blank:
@@ -89,7 +137,8 @@ class _Blank:
 
     is_wide = False
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, description: ModelDescription) -> None:
+        self.description = description
         nodes = [
             dataclasses.replace(
                 node,
@@ -127,23 +176,40 @@ class _Blank:
 class _Writer:
     """Goes through the nodes of a network and writes them.
 
+    Args:
+      network: has the integers.
+      ends: what the file takes and gives.
+
     Attributes:
       file: what is written.
       stored: node -> the tensor of its output; none for one that is taken in.
     """
 
-    def __init__(self, network: Integers) -> None:
+    def __init__(self, network: Integers, ends: Ends) -> None:
         self.file = File()
         self.stored: dict[str, Tensor] = {}
+        self._ends = ends
         self._network = network
         self._graph = network.graph
         self._dtype = np.int16 if network.is_wide else np.int8
 
-    def add_image(self, grid: Grid) -> None:
-        """The uint8 input."""
-        image = self._graph.image
+    def add_image(self, grid: Grid | None) -> None:
+        """The input; what its integers mean, None for floats.
+
+        Where the network has the very integers of the input, it needs no operator.
+        """
+        image, pixels = self._graph.image, list(self._graph.nodes)[1]
+        own, dtype = self._network.grid(pixels), self._ends.input_type
+        is_own = (
+            dtype == self._dtype
+            and grid is not None
+            and own.zero_point == grid.zero_point
+            and np.allclose(own.scale, grid.scale, rtol=_TOLERANCE, atol=0)
+        )
+        name, grid = (pixels, own) if is_own else (image.name, grid)
         shape = (1, *(size or 1 for size in image.shape))
-        self.stored[image.name] = self.file.tensor(image.name, shape, np.uint8, grid)
+        tensor = self.file.tensor(name, shape, dtype, grid)
+        self.stored[image.name] = self.stored[name] = tensor
 
     def add(self, node: Node) -> None:
         """The operator of one node; none if another node has taken it in.
@@ -178,10 +244,17 @@ class _Writer:
         grid = self._network.grid(node.name)
         self.stored[node.name] = self._output(node, grid)
 
-    def finish(self) -> bytes:
-        """The file's content."""
-        image = self.stored[self._graph.image.name]
-        return self.file.finish(image, self.stored[self._graph.output])
+    def finish(self, said: Metadata | None) -> bytes:
+        """The file's content; what it says of itself, None for nothing."""
+        ends, image = self._ends, self.stored[self._graph.image.name]
+        logits = self.stored[self._graph.output]
+        output = add_answers(self.file, self._network, logits, ends)
+        if said is None:
+            return self.file.finish(image, output, ends.output_name, {})
+        buffers = {metadata.BUFFER_NAME: metadata.as_bytes(said)}
+        content = self.file.finish(image, output, ends.output_name, buffers)
+        labels = metadata.labels_text(said.class_names)
+        return metadata.with_files(content, {metadata.LABELS_FILE: labels})
 
     def _output(self, node: Node, grid: Grid) -> Tensor:
         shape = (1, *(size or 1 for size in node.shape))
