@@ -175,8 +175,8 @@ def functional_of_functions(layer):
 CASES = {
     # Files that are no models.
     "absent": (lambda folder: folder / "no.keras", FED, 1, "no model file .*no.keras"),
-    "other_format": (written(b"", "model.onnx"), FED, 1, "must end in .keras or .h5"),
-    "tflite": (written(b"TFL3", "model.tflite"), FED, 1, "must end in .keras or .h5"),
+    "other_format": (written(b"", "model.onnx"), FED, 1, "must end in .keras, .h5"),
+    "tflite": (written(b"TFL3", "model.tflite"), FED, 1, "must end in .keras, .h5"),
     "saved_model": (saved_model, FED, 1, "is a SavedModel: .*model.save"),
     "folder": (lambda folder: folder, FED, 1, "is a folder; name a model file"),
     "empty": (written(b""), FED, 1, "truncated, or of another format"),

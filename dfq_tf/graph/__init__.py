@@ -19,7 +19,12 @@ from dfq_tf.graph.layers import (
     title,
 )
 from dfq_tf.graph.nodes import Graph, Node, Shape, frozen, unique_name
-from dfq_tf.graph.rewriting import head_activation, logits_graph, two_class_logits
+from dfq_tf.graph.rewriting import (
+    activation_last,
+    head_activation,
+    logits_graph,
+    two_class_logits,
+)
 from dfq_tf.graph.running import FLOAT, images_per_pass, num_values
 
 __all__ = [
@@ -36,6 +41,7 @@ __all__ = [
     "Node",
     "OUTPUTS",
     "Shape",
+    "activation_last",
     "agreement",
     "by_output",
     "check_images",

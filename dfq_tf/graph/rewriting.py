@@ -99,6 +99,24 @@ def head_activation(graph: Graph) -> str:
     return kind if kind in ("softmax", "sigmoid") else "logits"
 
 
+def activation_last(graph: Graph) -> Graph:
+    """Takes a softmax or sigmoid behind the reshapes at the end of a network.
+
+    Args:
+      graph: gives one row of scores.
+    """
+    node = graph.last
+    while node.kind == "reshape":
+        (node,) = graph.sources(node)
+    is_known = node.kind == "sigmoid" or node.shape[-1:] == graph.last.shape
+    is_last = node.name == graph.output or len(graph.consumers(node.name)) > 1
+    if node.kind not in ("softmax", "sigmoid") or is_last or not is_known:
+        return graph
+    rest = graph.replaced({node.name: []}, {node.name: node.inputs[0]})
+    last = layers.node(node.kind, node.name, [rest.last], layers=node.layers)
+    return Graph([*rest.nodes.values(), last], last.name)
+
+
 def two_class_logits(graph: Graph) -> Graph:
     """Two logits in place of one: -z / 2 and z / 2, whose softmax is sigmoid(z).
 

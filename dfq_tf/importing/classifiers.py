@@ -20,6 +20,7 @@ from dfq_tf.graph import (
     Graph,
     ModelDescription,
     Shape,
+    activation_last,
     description_beside,
     head_activation,
     logits_graph,
@@ -244,6 +245,7 @@ def network(reading: ModelReading) -> Network:
       ConfigError: what the user says does not fit.
     """
     graph, own = take_preprocessing(reading.graph)
+    graph = activation_last(graph)
     given, outputs = reading.told.given, _num_outputs(graph)
     feeding = own
     if given is not None:
@@ -336,10 +338,10 @@ def _check_has_layers(model: Any) -> None:
             "be built, take one image and give one row of class scores"
         )
     shape, scores = tuple(inputs[0].shape), tuple(outputs[0].shape)
-    if len(shape) != 4 or shape[-1] is None:
+    if len(shape) not in (3, 4) or shape[-1] is None:
         raise ModelError(
             f"the model's input shape is {shape}; it must be "
-            "(None, height, width, channels) with fixed sizes"
+            "(None, height, width, channels) with fixed sizes, or (None, height, width)"
         )
     if len(scores) != 2 or not scores[-1]:
         raise ModelError(
@@ -357,7 +359,8 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
     """(height, width, channels) of the images.
 
     Args:
-      own: as the model says; height and width may be None.
+      own: as the model says; height and width may be None. Without channels, it has
+        one.
       image_size: as the user says.
     """
     if None in own[:2] and image_size is None:
@@ -377,12 +380,13 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             f"the model takes images of {size[0]} x {size[1]} pixels; both sides "
             f"must be {_SMALLEST_SIDE} to {_LARGEST_SIDE}"
         )
-    if own[2] not in _CHANNELS:
+    channels = own[2] if len(own) == 3 else 1
+    if channels not in _CHANNELS:
         raise ModelError(
-            f"the model takes images of {own[2]} channels; they must have "
+            f"the model takes images of {channels} channels; they must have "
             f"{', '.join(map(str, _CHANNELS[:-1]))} or {_CHANNELS[-1]}"
         )
-    return (*size, own[2])
+    return (*size, channels)
 
 
 def _output(reading: ModelReading, graph: Graph) -> str:

@@ -19,10 +19,11 @@ import h5py
 from dfq_tf.compat import keras, keras3, native_output_hidden, tfmot
 from dfq_tf.errors import ModelError
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
+from dfq_tf.importing.repairs import CONFIG, METADATA, WEIGHTS, repaired
 
-MODEL_SUFFIXES = (".keras", ".h5")
+# Names that models have. Their content says which format it is.
+MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 
-_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 # A file that unpacks to more is no model for a phone.
 _MOST_BYTES = 4 * 2**30
 _ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
@@ -114,35 +115,45 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
     path = pathlib.Path(path)
     _check_is_file(path)
     with path.open("rb") as file:
-        magic = file.read(8)
+        start = file.read(200)
+    is_archive = start.startswith(_ZIP_MAGIC)
     try:
-        is_archive = magic.startswith(_ZIP_MAGIC)
-        if is_archive or magic == _HDF5_MAGIC:
-            suffix = ".keras" if is_archive else ".h5"
-            if path.suffix != suffix:  # Keras goes by the name
-                raise ModelError(
-                    f"{path} has the name of another format: its content is that of a "
-                    f"{suffix} file; rename it"
-                )
         if is_archive:
             version = _check_archive(path, allow_code)
-        elif magic == _HDF5_MAGIC:
+        elif start.startswith(_HDF5_MAGIC):
             version = _check_hdf5_model(path, allow_code)
         else:
-            raise ModelError(
-                f"{path} cannot be read as a Keras model: it is neither a .keras "
-                "archive nor an HDF5 file, but truncated, or of another format. Save "
-                "the model again with model.save"
-            )
+            raise ModelError(f"{path} {_what_else(start)}")
     except (OSError, ValueError, KeyError, RecursionError, zipfile.BadZipFile) as error:
         raise _unreadable(path, error) from error
     load = _load_keras3 if version.startswith("3") else _load_keras2
     try:
-        with native_output_hidden():
-            return load(path, allow_code)
+        with native_output_hidden(), repaired(path, is_archive, version) as readable:
+            return load(readable, allow_code)
     # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _what_else(start: bytes) -> str:
+    """What a file is that holds no Keras model, and the way out."""
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "is a pointer that Git LFS left in place of the file; fetch the file with "
+            "git lfs pull, or download it"
+        )
+    if start[4:8] == b"TFL3":
+        return (
+            "is a TFLite file, which has no layers; give the Keras model that it was "
+            "made of"
+        )
+    if start.lstrip()[:1] == b"<":
+        return "is a web page; download the file that the page offers"
+    return (
+        "cannot be read as a Keras model: it is neither a .keras archive nor an HDF5 "
+        "file, but truncated, or of another format, such as ONNX. Save the model "
+        "again with model.save"
+    )
 
 
 def _check_is_file(path: pathlib.Path) -> None:
@@ -158,7 +169,7 @@ def _check_is_file(path: pathlib.Path) -> None:
     if path.suffix not in MODEL_SUFFIXES:
         raise ModelError(
             f"{path} is not a model file; its name must end in "
-            f"{' or '.join(MODEL_SUFFIXES)}"
+            f"{', '.join(MODEL_SUFFIXES)}"
         )
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
@@ -183,15 +194,15 @@ def _check_archive(path: pathlib.Path, allow_code: bool) -> str:
                 f"{path} unpacks to more than {_MOST_BYTES >> 30} GiB; it is damaged, "
                 "or made to fill the disk"
             )
-        missing = {_CONFIG, _METADATA, _WEIGHTS} - set(names)
+        missing = {CONFIG, METADATA, WEIGHTS} - set(names)
         if missing:
             raise ModelError(
                 f"{path} has no {', '.join(sorted(missing))}: it is no Keras model, or "
                 "damaged. Save it again with model.save"
             )
-        config = json.loads(archive.read(_CONFIG))
-        metadata = json.loads(archive.read(_METADATA))
-        weights = archive.read(_WEIGHTS)
+        config = json.loads(archive.read(CONFIG))
+        metadata = json.loads(archive.read(METADATA))
+        weights = archive.read(WEIGHTS)
     _check_config(path, config, allow_code)
     with h5py.File(io.BytesIO(weights), "r") as file:
         _check_links(path, file)

@@ -218,8 +218,7 @@ def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
         maker = Maker(name, nodes, calls)
         try:
             if _is_input(call.layer):
-                shape = image_shape or call.shape
-                made = [layers.image(name, shape, layers=(name,))]
+                made = _input(name, image_shape or call.shape, call.shape)
             else:
                 _add_nodes(maker, call, sources, dialect)
                 made = maker.nodes
@@ -242,6 +241,15 @@ def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
         for name, call in calls.items()
     ]
     return Reading(graph, sorted(found, key=lambda layer: layer.kind != "InputLayer"))
+
+
+def _input(name: str, image_shape: Shape, own: Shape) -> list[Node]:
+    """The image; and without its one channel, for a model that takes none."""
+    image = layers.image(name, image_shape, layers=(name,))
+    if len(own) != 2:
+        return [image]
+    settings = {"shape": image_shape[:2]}
+    return [image, layers.node("reshape", f"{name}_rows", [image], settings)]
 
 
 def _add_calls(

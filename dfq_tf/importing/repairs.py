@@ -1,0 +1,144 @@
+"""Files that Keras would refuse though all is there: repaired in a copy, then read.
+
+Which format a file has is in its content. Keras goes by its name; releases 2.12 to 2.15
+gave the groups of weights other names, those from Windows with backslashes; and layers
+that only train have had arguments that other releases do not know.
+"""
+
+import contextlib
+import inspect
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+
+from dfq_tf.compat import keras, keras3
+from dfq_tf.importing.keras_names import TRAINING_ONLY
+
+# Members of a `.keras` archive.
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+
+_OLD_GROUP, _GROUP = "_layer_checkpoint_dependencies", "layers"
+
+
+@contextlib.contextmanager
+def repaired(path: pathlib.Path, is_archive: bool, version: str) -> Iterator[Any]:
+    """The path of a file that Keras reads: the given one, or a copy for a while.
+
+    Args:
+      path: of a model file that has been looked through.
+      is_archive: whether it is a `.keras` archive; else it is HDF5.
+      version: of the Keras that wrote it.
+    """
+    suffix = ".keras" if is_archive else ".h5"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / f"model{suffix}"
+        if is_archive:
+            is_copied = _repair_archive(path, copy, version)
+        else:
+            is_copied = _repair_hdf5(path, copy, version)
+        if not is_copied and path.suffix != suffix:
+            shutil.copyfile(path, copy)
+            is_copied = True
+        yield copy if is_copied else path
+
+
+def _repair_archive(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
+    """Writes a repaired copy, if there is anything to repair."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members[CONFIG])
+    is_changed = _drop_unknown_arguments(config, version)
+    members[CONFIG] = json.dumps(config).encode()
+    weights = copy.with_name("weights.h5")
+    weights.write_bytes(members[WEIGHTS])
+    with h5py.File(weights, "r+") as file:
+        if any(name.replace("\\", "/").startswith(_OLD_GROUP) for name in file):
+            is_changed = True
+            _rename_groups(file)
+    members[WEIGHTS] = weights.read_bytes()
+    if is_changed:
+        with zipfile.ZipFile(copy, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    return is_changed
+
+
+def _repair_hdf5(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
+    """Writes a repaired copy, if there is anything to repair."""
+    with h5py.File(path, "r") as file:
+        config = json.loads(file.attrs["model_config"])
+    if not _drop_unknown_arguments(config, version):
+        return False
+    shutil.copyfile(path, copy)
+    with h5py.File(copy, "r+") as file:
+        file.attrs["model_config"] = json.dumps(config)
+    return True
+
+
+def _drop_unknown_arguments(config: Any, version: str) -> bool:
+    """Drops what this release does not know of layers that only train, in place.
+
+    Returns:
+      Whether anything was dropped.
+    """
+    library = keras3() if version.startswith("3") else keras
+    is_changed, todo = False, [config]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo.extend(value)
+        if not isinstance(value, dict):
+            continue
+        todo.extend(value.values())
+        kind, arguments = value.get("class_name"), value.get("config")
+        if kind in TRAINING_ONLY and isinstance(arguments, dict):
+            known = _arguments(getattr(library.layers, kind, None))
+            unknown = known and arguments.keys() - known
+            for name in unknown or ():
+                is_changed = True
+                del arguments[name]
+    return is_changed
+
+
+def _arguments(layer: Any) -> set[str]:
+    """What the constructors of a class of layers take; empty if there is none."""
+    classes = inspect.getmro(layer) if layer else ()
+    return {
+        name
+        for each in classes
+        if "__init__" in vars(each)
+        for name in inspect.signature(vars(each)["__init__"]).parameters
+    }
+
+
+def _rename_groups(group: Any) -> None:
+    """Gives the groups of layers, at any depth, the names that Keras looks for.
+
+    It looks for `layers/conv2d`, `layers/conv2d_1`, ... in the order of the layers of
+    each kind. Of the old names the order is right, but numbers may be left out.
+    """
+    for name in list(group):
+        if "\\" in name:
+            group.move(name, name.replace("\\", "/"))
+    if _OLD_GROUP in group:
+        group.move(_OLD_GROUP, _GROUP)
+        kinds: Mapping[str, list[tuple[int, str]]] = defaultdict(list)
+        for name in group[_GROUP]:
+            kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()  # type: ignore[union-attr]
+            kinds[kind].append((int(number or 0), name))
+        for kind, names in kinds.items():
+            for place, (_, name) in enumerate(sorted(names)):
+                wanted = f"{kind}_{place}" if place else kind
+                if wanted != name:
+                    group[_GROUP].move(name, wanted)
+    for child in group.values():
+        if isinstance(child, h5py.Group):
+            _rename_groups(child)

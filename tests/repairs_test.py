@@ -1,0 +1,200 @@
+import io
+import json
+import pathlib
+import shutil
+import zipfile
+
+import h5py
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import ModelError
+from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.importing.files import read_model
+from dfq_tf.importing.repairs import CONFIG, METADATA, WEIGHTS
+
+SHAPE = (8, 8, 3)
+
+
+def small(library=keras, first=()):
+    """A network with several layers of a kind, whose weights all differ."""
+    L = library.layers
+    model = library.Sequential(
+        [
+            L.Input(SHAPE),
+            *first,
+            L.Conv2D(4, 3, padding="same", name="b"),
+            L.BatchNormalization(name="norm"),
+            L.Conv2D(4, 3, padding="same", activation="relu", name="a"),
+            L.Conv2D(4, 3, padding="same", name="c"),
+            L.Flatten(),
+            L.Dense(5),
+            L.Dense(3),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.1, 1, w.shape) for w in model.get_weights()])
+    return model
+
+
+def images(count=4, shape=SHAPE):
+    return np.random.default_rng(1).normal(size=(count, *shape)).astype(np.float32)
+
+
+class RepairsTest(tf.test.TestCase, parameterized.TestCase):
+    def folder(self):
+        return pathlib.Path(self.get_temp_dir())
+
+    def assertReads(self, path, model, **kwargs):
+        found = read_model(path)
+        x = images()
+        self.assertAllClose(found(x), model(x), rtol=1e-6, atol=1e-6)
+        return found
+
+    def rewritten(self, path, change):
+        """The archive with its members changed: name -> content, in place."""
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        change(members)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    @parameterized.product(is_from_windows=(False, True), gap=(1, 2))
+    def test_groups_of_weights_with_the_names_of_old_releases(
+        self, is_from_windows, gap
+    ):
+        model, path = small(), self.folder() / "old.keras"
+        model.save(path)
+
+        def change(members):
+            new, old = io.BytesIO(members[WEIGHTS]), io.BytesIO()
+            with h5py.File(new, "r") as source, h5py.File(old, "w") as target:
+                for name in source["layers"]:
+                    kind, _, number = name.rpartition("_")
+                    if number.isdigit():  # of each kind, numbers may be left out
+                        kind = f"{kind}_{gap * int(number)}"
+                    else:
+                        kind = name
+                    parts = "_layer_checkpoint_dependencies", kind
+                    group = target.create_group(
+                        ("\\" if is_from_windows else "/").join(parts)
+                    )
+                    source.copy(f"layers/{name}/vars", group)
+            members[WEIGHTS] = old.getvalue()
+            members[METADATA] = json.dumps({"keras_version": "2.13.1"}).encode()
+
+        self.rewritten(path, change)
+        before = path.read_bytes()
+        self.assertReads(path, model)
+        self.assertEqual(path.read_bytes(), before)
+
+    @parameterized.parameters("keras2.keras", "keras2.h5", "keras3.keras")
+    def test_arguments_of_other_releases_of_layers_that_only_train(self, name):
+        library = keras3() if name.startswith("keras3") else keras
+        model = small(library, [library.layers.RandomRotation(0.1)])
+        path = self.folder() / name
+        model.save(path)
+
+        def changed(config):
+            for layer in config["config"]["layers"]:
+                if layer["class_name"] == "RandomRotation":
+                    layer["config"]["of_another_release"] = [0, 255]
+            return json.dumps(config)
+
+        def change(members):
+            members[CONFIG] = changed(json.loads(members[CONFIG])).encode()
+
+        if path.suffix == ".keras":
+            self.rewritten(path, change)
+        else:
+            with h5py.File(path, "r+") as file:
+                config = json.loads(file.attrs["model_config"])
+                file.attrs["model_config"] = changed(config)
+        found = self.assertReads(path, model)
+        kinds = [type(layer).__name__ for layer in found.layers]
+        self.assertIn("RandomRotation", kinds)
+
+    def test_an_unknown_argument_of_a_layer_that_computes_is_refused(self):
+        path = self.folder() / "model.keras"
+        small().save(path)
+
+        def change(members):
+            config = json.loads(members[CONFIG])
+            config["config"]["layers"][1]["config"]["of_another_release"] = 1
+            members[CONFIG] = json.dumps(config).encode()
+
+        self.rewritten(path, change)
+        with self.assertRaisesRegex(ModelError, "of_another_release"):
+            read_model(path)
+
+    @parameterized.parameters(
+        (".h5", ".keras"), (".h5", ".hdf5"), (".h5", ".model"), (".keras", ".h5")
+    )
+    def test_the_content_says_the_format(self, suffix, other):
+        model, folder = small(), self.folder()
+        model.save(folder / f"model{suffix}")
+        path = folder / f"other{other}"
+        shutil.move(folder / f"model{suffix}", path)
+        self.assertReads(path, model)
+        self.assertTrue(path.is_file())
+
+    @parameterized.parameters(
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"\x1c\0\0\0TFL3\0\0", "is a TFLite file"),
+        (b"\x08\x07\x12\x07pytorch", "such as ONNX"),
+    )
+    def test_what_else_a_file_is(self, content, message):
+        path = self.folder() / "model.keras"
+        path.write_bytes(content)
+        with self.assertRaisesRegex(ModelError, message):
+            read_model(path)
+
+
+class EndsTest(tf.test.TestCase, parameterized.TestCase):
+    """What is around the network: images without channels, softmax before reshapes."""
+
+    def assertScores(self, model, shape, **kwargs):
+        classifier = as_classifier(model, input_mean=0.0, input_scale=1.0, **kwargs)
+        x = np.abs(images(shape=shape)) * 20
+        given = x if len(model.inputs[0].shape) == 4 else x[..., 0]
+        expected = model(given).numpy()
+        scores = classifier.scores(x)
+        if classifier.description.output == "logits":
+            scores = tf.nn.softmax(scores)
+        self.assertAllClose(scores, expected, rtol=1e-5, atol=1e-6)
+        return classifier
+
+    @parameterized.product(library=(2, 3), is_flat=(False, True))
+    def test_images_without_channels(self, library, is_flat):
+        library = keras if library == 2 else keras3()
+        L = library.layers
+        head = [L.Flatten()]
+        if not is_flat:
+            head = [L.Reshape((8, 8, 1)), L.Conv2D(3, 3), L.Flatten()]
+        model = library.Sequential(
+            [L.Input((8, 8)), *head, L.Dense(4, activation="softmax")]
+        )
+        classifier = self.assertScores(model, (8, 8, 1))
+        self.assertEqual(classifier.image_shape, (8, 8, 1))
+
+    @parameterized.parameters(2, 3)
+    def test_softmax_before_a_reshape(self, library):
+        library = keras if library == 2 else keras3()
+        L = library.layers
+        model = library.Sequential(
+            [
+                L.Input(SHAPE),
+                L.Conv2D(4, 8),
+                L.Activation("softmax"),
+                L.Reshape((4,)),
+            ]
+        )
+        classifier = self.assertScores(model, SHAPE)
+        self.assertEqual(classifier.description.output, "softmax")
+
+
+if __name__ == "__main__":
+    tf.test.main()
