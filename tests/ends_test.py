@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
+from dfq_tf import api
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError, ExportError
 from dfq_tf.graph.classifier import Classifier
@@ -320,6 +321,18 @@ class KnownEndsTest(tf.test.TestCase, parameterized.TestCase):
         _, _, output = run(proof.convert(made, IMAGES), ())
         outputs = {"score": 1}.get(expected, max(2, units))
         self.assertAllEqual(output["shape"], (1, outputs))
+
+    def test_a_student_that_learns_from_it_has_its_end(self):
+        learner = helpers.small_learner(SHAPE)
+        softmax = keras.layers.Softmax()(learner.model.output)
+        model = keras.Model(learner.model.input, softmax)
+        teacher = helpers.classifier(model, "softmax")
+        for student_of in (learner, learner.model):
+            learnt = api._learner(student_of, teacher)
+            self.assertEqual(learnt.description.output, "logits")
+            self.assertEqual(learnt.description.probabilities, "softmax")
+        again = as_classifier(api._learner(learner, teacher))
+        self.assertEqual(again.description.probabilities, "softmax")
 
     def test_one_name_for_one_score_is_refused(self):
         image = keras.layers.Input(SHAPE)
