@@ -109,6 +109,21 @@ class ProbabilitiesTest(tf.test.TestCase, parameterized.TestCase):
             sums = integers.astype(int).sum(-1)
             self.assertLessEqual(np.abs(sums - scale).max(), CLASSES)
 
+    def test_sixteen_bits_of_many_classes(self):
+        # LiteRT's table takes unlikely classes for likelier than they are.
+        made = network("softmax", A16, num_classes=100)
+        dense = made.graph.last
+        kernel = 20 * dense.weights["kernel"]
+        loud = made.classifier.graph.with_weights({dense.name: {"kernel": kernel}})
+        classifier = dataclasses.replace(made.classifier, graph=loud)
+        made = post_training(classifier, IMAGES, A16)
+        for output_type, scale, most in (("auto", 2**15, 200), ("uint8", 256, 2)):
+            config = FileConfig(output_type=output_type)
+            integers, _, _ = run(proof.convert(made, IMAGES, config))
+            expected = scale * softmax(logits_of(made)[1])
+            self.assertGreater(np.ptp(expected), 0.9 * scale)
+            self.assertLess(np.abs(integers - expected).max(), most)
+
     def test_one_score_stays_one(self):
         made = network("score", num_classes=2, class_names=("0", "1"))
         content = proof.convert(made, IMAGES)
