@@ -7,7 +7,7 @@ from absl.testing import parameterized
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import BitWidths, CalibrationConfig
+from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig
 from dfq_tf.tflite.proof import convert
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import applications
@@ -47,7 +47,8 @@ class ApplicationsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertNotIn("batch_normalization", kinds)
 
         quantized = post_training(network, images, BitWidths(), CONFIG)
-        content = convert(quantized, images)  # checks that it is integer-only
+        logits = FileConfig(file_output="logits")
+        content = convert(quantized, images, logits)  # checks that it is integer-only
         tflite = TFLiteClassifier(content)
         self.assertEqual(tflite.image_shape, (SIDE, SIDE, 3))
         # A byte for each weight, and a little more.

@@ -2,11 +2,14 @@
 
 from unittest import mock
 
+import numpy as np
+
 from dfq_tf.compat import tf
 from dfq_tf.files import read_text
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.quantization import student
 from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.tflite import metadata
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import networks
 from tests.helpers import new_folder
@@ -54,6 +57,37 @@ class ConvertTest(tf.test.TestCase):
         finally:
             description.write_bytes(content)
         self.assertEqual(code, 1)
+
+    def test_flags_say_what_the_file_takes_gives_and_is(self):
+        tflite = new_folder() / "a.tflite"
+        flags = ("--input_type=int8", "--output_type=float32", "--model_version=1.2")
+        process = self.convert(f"--tflite={tflite}", *flags)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        content = tflite.read_bytes()
+        said = metadata.read(content)
+        self.assertEqual((said.name, said.version), ("a", "1.2"))
+        self.assertEqual(said.output_name, "probabilities")
+        self.assertEqual((said.mean, said.output_range), ((128.0,), (0.0, 1.0)))
+        scores = TFLiteClassifier(content).scores(networks.images((8, 8, 1), 3))
+        self.assertAllClose(scores.sum(-1), np.ones(3), atol=0.02)
+
+    def test_wrong_words_for_the_file_are_refused(self):
+        for flag, message in (
+            (
+                "--file_output=softmax",
+                r"file_output is 'softmax'; it must be one of \[",
+            ),
+            ("--output_type=int16", r"output_type is 'int16'; it must be one of \['au"),
+            (
+                "--model_license=a\nb",
+                r"model_license is 'a\\nb', more than one line; g",
+            ),
+            (
+                "--model_author=\udcff",
+                r"model_author is '\\udcff', which is no valid UTF",
+            ),
+        ):
+            self.assertEqual(self.refused(message, flag), 2)
 
     def test_file_may_be_elsewhere_and_labels_are_utf_8(self):
         json = self.path.with_suffix(".json")

@@ -142,6 +142,31 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(ConfigError, "input_scale has 3 values .* 4 input"):
             one_mean.check_fits((8, 8, 4), 2)
 
+    @parameterized.parameters("softmax", "sigmoid")
+    def test_what_a_model_gives_says_what_makes_probabilities(self, output):
+        said = dataclasses.replace(_DESCRIPTION, output=output, probabilities=None)
+        self.assertEqual(said.probabilities, output)
+        without_end = dataclasses.replace(said, output="logits")
+        self.assertEqual(without_end.probabilities, output)
+        with self.assertRaisesRegex(
+            ConfigError,
+            "probabilities is 'score' and output is '.*'; it must be one of",
+        ):
+            dataclasses.replace(said, probabilities="score")
+
+    def test_files_of_earlier_versions_do_not_say_what_makes_probabilities(self):
+        fields = dataclasses.asdict(_DESCRIPTION) | {"output": "logits"}
+        del fields["probabilities"]
+        self.path.write_text(json.dumps(fields))
+        self.assertIsNone(ModelDescription.load(self.path).probabilities)
+
+    def test_one_score_is_of_two_classes(self):
+        said = ModelDescription((0.0,), (1.0,), "logits", ("a", "b", "c"), "score")
+        with self.assertRaisesRegex(
+            ConfigError, "probabilities is 'score' for a model with 3 outputs"
+        ):
+            said.check_fits((8, 8, 3), 3)
+
     def test_wrong_number_of_class_names_is_refused(self):
         with self.assertRaisesRegex(
             ConfigError,

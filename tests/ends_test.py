@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
+from dfq_tf import api
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError, ExportError
 from dfq_tf.graph.classifier import Classifier
@@ -107,6 +108,21 @@ class ProbabilitiesTest(tf.test.TestCase, parameterized.TestCase):
         if end == "softmax":
             sums = integers.astype(int).sum(-1)
             self.assertLessEqual(np.abs(sums - scale).max(), CLASSES)
+
+    def test_sixteen_bits_of_many_classes(self):
+        # LiteRT's table takes unlikely classes for likelier than they are.
+        made = network("softmax", A16, num_classes=100)
+        dense = made.graph.last
+        kernel = 20 * dense.weights["kernel"]
+        loud = made.classifier.graph.with_weights({dense.name: {"kernel": kernel}})
+        classifier = dataclasses.replace(made.classifier, graph=loud)
+        made = post_training(classifier, IMAGES, A16)
+        for output_type, scale, most in (("auto", 2**15, 200), ("uint8", 256, 2)):
+            config = FileConfig(output_type=output_type)
+            integers, _, _ = run(proof.convert(made, IMAGES, config))
+            expected = scale * softmax(logits_of(made)[1])
+            self.assertGreater(np.ptp(expected), 0.9 * scale)
+            self.assertLess(np.abs(integers - expected).max(), most)
 
     def test_one_score_stays_one(self):
         made = network("score", num_classes=2, class_names=("0", "1"))
@@ -320,6 +336,18 @@ class KnownEndsTest(tf.test.TestCase, parameterized.TestCase):
         _, _, output = run(proof.convert(made, IMAGES), ())
         outputs = {"score": 1}.get(expected, max(2, units))
         self.assertAllEqual(output["shape"], (1, outputs))
+
+    def test_a_student_that_learns_from_it_has_its_end(self):
+        learner = helpers.small_learner(SHAPE)
+        softmax = keras.layers.Softmax()(learner.model.output)
+        model = keras.Model(learner.model.input, softmax)
+        teacher = helpers.classifier(model, "softmax")
+        for student_of in (learner, learner.model):
+            learnt = api._learner(student_of, teacher)
+            self.assertEqual(learnt.description.output, "logits")
+            self.assertEqual(learnt.description.probabilities, "softmax")
+        again = as_classifier(api._learner(learner, teacher))
+        self.assertEqual(again.description.probabilities, "softmax")
 
     def test_one_name_for_one_score_is_refused(self):
         image = keras.layers.Input(SHAPE)
