@@ -1,7 +1,7 @@
 """A float network becomes integers: ranges, grids, quantized network, student."""
 
 from dfq_tf.quantization.calibration import calibrate
-from dfq_tf.quantization.grids import Grid, check_widths
+from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.post_training import (
     float_network,
@@ -15,6 +15,7 @@ __all__ = [
     "calibrate",
     "check_widths",
     "float_network",
+    "is_taken_in",
     "with_pixels",
     "with_ranges",
 ]
