@@ -1,8 +1,11 @@
 """Targets: what they refuse before any work, and what is written for them."""
 
+from unittest import mock
+
 import numpy as np
 from absl.testing import parameterized
 
+from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
 from dfq_tf.quantization.post_training import float_network, post_training
@@ -12,6 +15,7 @@ from dfq_tf.tflite.proof import convert
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import networks
 from tests.graphs import Sketch
+from tests.tool_runner import run_in_process
 
 OTHERS = ("micro", "ethos_u", "edge_tpu")
 
@@ -107,6 +111,29 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, message):
             check(leaky(), target, **{setting: "float32"})
         check(leaky(), "micro", **{setting: "float32"})
+
+    def test_tools_say_so_before_any_work(self):
+        flags = "--dataset=digits", "--teacher=wrn_10_1", "--workdir=/nowhere/run"
+        process = run_in_process("run", *flags, "--widths=W4A8", "--target=ethos_u")
+        self.assertEqual(process.returncode, 2)
+        message = (
+            r"\Aerror: num_bits_weight is 4, and the target is ethos_u: [^\n]*\n\Z"
+        )
+        self.assertRegex(process.stderr, message)
+
+    def test_python_says_so_before_any_work(self):
+        sketch = Sketch(pixels=False)
+        sketch.conv("conv")
+        sketch("softplus", "soft")
+        sketch.flatten("flat")
+        sketch.dense("dense")
+        file = FileConfig(target="edge_tpu")
+        with mock.patch.object(api, "warmed_up") as work:
+            with self.assertRaisesRegex(UnsupportedLayerError, "my soft .* lacks"):
+                api.quantize(sketch.classifier(), method="df_q", file=file)
+            with self.assertRaisesRegex(ConfigError, "num_bits_weight is 4"):
+                api.quantize(leaky().classifier(), widths=BitWidths(4), file=file)
+        work.assert_not_called()
 
     def test_network_that_has_been_quantized_for_another_target(self):
         network = quantized("wrn_10_1", BitWidths(4, 16))
