@@ -1,11 +1,12 @@
-# Each target does all of its own set-up in .venv.
+# Each target does all of its own set-up in .venv, and what the clients need in another.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
 # All tests of a class run in one process, in the order that tests/conftest.py gives.
 SCOPES := --dist loadscope --no-loadscope-reorder
 
-.PHONY: quickstart test test-long lint clean
+.PHONY: quickstart test test-long clients lint clean
 
 # The whole path on scikit-learn's digits, offline.
 quickstart: $(INSTALLED)
@@ -18,20 +19,37 @@ test: lint
 test-long: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -n auto $(SCOPES) -m long tests
 
+# The files of the quickstart, and of a MobileNet, in the clients that apps are made of.
+# Not for every change: the clients are 730 MB, whose installation takes minutes.
+clients: $(INSTALLED) $(CLIENTS)/.installed runs/quickstart/df_qat_kd.tflite
+	$(VENV)/bin/python clients/make_files.py runs/quickstart runs/clients
+	$(CLIENTS)/bin/python clients/check.py runs/clients
+
+runs/quickstart/df_qat_kd.tflite:
+	$(MAKE) quickstart
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy dfq_tf tools
+	$(VENV)/bin/mypy dfq_tf tools clients/make_files.py clients/check.py
 
 $(INSTALLED): requirements.txt requirements-dev.txt
+	$(call install,$(VENV),requirements-dev.txt)
+
+$(CLIENTS)/.installed: requirements-clients.txt
+	$(call install,$(CLIENTS),requirements-clients.txt)
+
+# $(1): the environment, $(2): what is installed there.
+define install
 	@if command -v uv >/dev/null; then \
-	  uv venv --python "$(PYTHON)" --allow-existing $(VENV) && \
-	  uv pip install --python $(VENV)/bin/python -r requirements-dev.txt; \
+	  uv venv --python "$(PYTHON)" --allow-existing $(1) && \
+	  uv pip install --python $(1)/bin/python -r $(2); \
 	else \
-	  $(PYTHON) -m venv $(VENV) && \
-	  $(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt; \
+	  $(PYTHON) -m venv $(1) && \
+	  $(1)/bin/python -m pip install --quiet -r $(2); \
 	fi
-	@touch $(INSTALLED)
+	@touch $(1)/.installed
+endef
 
 clean:
-	rm -rf $(VENV) runs/quickstart
+	rm -rf $(VENV) $(CLIENTS) runs/quickstart runs/clients

@@ -45,7 +45,7 @@ from dfq_tf.settings import (
     check_value,
     recipe,
 )
-from dfq_tf.tflite import convert
+from dfq_tf.tflite import check_target, check_target_takes, convert
 from dfq_tf.training import (
     Learner,
     check_model,
@@ -126,7 +126,7 @@ def quantize(
       ConfigError: a setting is out of its limits, or teacher and network do not fit;
         or a model does not say how it is fed.
       ModelError: the teacher is no image classifier, or its file cannot be read.
-      UnsupportedLayerError: a layer has no integer form; it is named.
+      UnsupportedLayerError: a layer has no integer form for the target; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
       ExportError: the file does not compute what the network does.
     """
@@ -137,7 +137,7 @@ def quantize(
     config = with_batch_size(config, teacher, network, strategy)
     precision = resolve_precision(precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
-    _check_quantizes(method, teacher, network, widths, config)
+    _check_quantizes(method, teacher, network, widths, config, calibration, file)
     prepared = prepare(teacher, network, calibration, context)
     quantized = post_training(prepared.network, prepared.images, widths, calibration)
     generators, found = prepared.warmed.generators, dict[str, float]()
@@ -160,6 +160,8 @@ def _check_quantizes(
     network: Classifier,
     widths: BitWidths,
     config: DistillationConfig,
+    calibration: CalibrationConfig,
+    file: FileConfig,
 ) -> None:
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method == "df_qat_kd":
@@ -170,6 +172,9 @@ def _check_quantizes(
             "several students are for distill"
         )
     check_widths(network.graph, widths)
+    check_target_takes(file, widths)
+    if file.target != FileConfig().target:
+        check_target(float_network(network, calibration), widths, file)
 
 
 @dataclasses.dataclass(frozen=True)

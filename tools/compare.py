@@ -463,7 +463,7 @@ def main() -> None:
     columns = checked_columns(bool(FLAGS.dataset))
     file_config()
     check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
-    quantize.check_settings(None, [])
+    quantize.check_settings(None, [], *widths)
     teacher, dataset = teacher_flags.teacher_and_dataset()
     quantize.check_settings(teacher, [])
     # More rows may be asked for later: those that are there stay as they are.

@@ -36,6 +36,7 @@ from dfq_tf.settings import (
     check_value,
     parse_widths,
 )
+from dfq_tf.tflite import check_target, check_target_takes
 from dfq_tf.training import check_batch
 from tools import common, teacher_flags
 
@@ -180,13 +181,15 @@ def check_settings(
     Args:
       teacher: what is to be quantized; None where it is not read yet.
       methods: some of METHODS.
-      *widths: that all its layers must be able to have.
+      *widths: that all its layers must be able to have, in a file of --target.
     """
     for method in methods:
         check_value("method", method, {"choices": METHODS})
     common.config_from_flags(RunConfig)
-    config = qat_config()
+    config, file = qat_config(), common.config_from_flags(FileConfig)
     common.config_from_flags(CalibrationConfig)
+    for each in widths:
+        check_target_takes(file, each)
     strategy = common.strategy()
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
@@ -196,6 +199,7 @@ def check_settings(
         network = float_network(teacher)
         for each in widths:
             check_widths(network.graph, each)
+            check_target(network, each, file)
 
 
 def main() -> None:
@@ -203,7 +207,7 @@ def main() -> None:
     if not FLAGS.teacher:
         raise ConfigError("teacher is empty; name a model file with --teacher")
     widths = widths_from_flags()
-    check_settings(None, [FLAGS.method])
+    check_settings(None, [FLAGS.method], widths)
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir()

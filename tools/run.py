@@ -151,7 +151,7 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    quantize.check_settings(None, methods)
+    quantize.check_settings(None, methods, widths)
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:

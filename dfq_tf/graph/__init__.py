@@ -16,6 +16,7 @@ from dfq_tf.graph.layers import (
     by_output,
     concatenation_axis,
     has_kernel,
+    problem,
     title,
 )
 from dfq_tf.graph.nodes import Graph, Node, Shape, frozen, unique_name
@@ -54,6 +55,7 @@ __all__ = [
     "head_activation",
     "in_batches",
     "logits_graph",
+    "problem",
     "title",
     "two_class_logits",
     "unique_name",

@@ -2,12 +2,9 @@
 
 from dfq_tf.quantization.calibration import calibrate, with_ranges
 from dfq_tf.quantization.choosing import sqnr, without_margins
-from dfq_tf.quantization.grids import Grid, check_widths
+from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in
 from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.post_training import (
-    float_network,
-    with_pixels,
-)
+from dfq_tf.quantization.post_training import float_network, with_pixels
 
 __all__ = [
     "Grid",
@@ -15,6 +12,7 @@ __all__ = [
     "calibrate",
     "check_widths",
     "float_network",
+    "is_taken_in",
     "sqnr",
     "with_pixels",
     "with_ranges",

@@ -9,12 +9,15 @@ from dfq_tf.tflite.running import (
     kernel_types,
     open_interpreter,
 )
-from dfq_tf.tflite.writer import Outline, outline
+from dfq_tf.tflite.targets import check_target_takes
+from dfq_tf.tflite.writer import Outline, check_target, outline
 
 __all__ = [
     "Feeding",
     "Outline",
     "TFLiteClassifier",
+    "check_target_takes",
+    "check_target",
     "convert",
     "dequantized",
     "kernel_types",

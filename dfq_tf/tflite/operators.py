@@ -1,7 +1,7 @@
 """How each TFLite operator is written: its further inputs, options and version.
 
 Operators without options and constants need no entry in the table: LOGISTIC and TANH
-have none. LOOKUP is no operator of TFLite, but three of them.
+have none. LOOKUP and POINTWISE are no operators of TFLite, but several of them.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from dfq_tf.graph import (
     ModelDescription,
     Node,
     concatenation_axis,
+    frozen,
     title,
 )
 from dfq_tf.quantization import Grid
@@ -47,6 +48,7 @@ _VERSIONS = {
     "MEAN": (2, 3),
     "MUL": (2, 4),
     "PAD": (2, 3),
+    "PRELU": (1, 1),
     "QUANTIZE": (2, 2),
     "REDUCE_MAX": (2, 3),
     "RELU": (2, 3),
@@ -107,6 +109,7 @@ class Operation:
       sources: the tensors that it reads, in order.
       output: the tensor that it fills.
       activation: 'NONE', or what the operator ends in, 'RELU' or 'RELU6'.
+      instead: operator of the node's kind -> what is written in its place.
     """
 
     file: File
@@ -115,6 +118,7 @@ class Operation:
     sources: Sequence[Tensor]
     output: Tensor
     activation: str
+    instead: Mapping[str, str] = dataclasses.field(default_factory=frozen)
 
     def constant(self, name: str, values: np.ndarray) -> Tensor:
         """Adds a constant of plain numbers, named after the node."""
@@ -154,12 +158,13 @@ def version_of(name: str, inputs: Sequence[Tensor], is_wide: bool) -> int:
 
 
 def write(operation: Operation) -> None:
-    """Writes the operator of a node, as `KINDS` names it.
+    """Writes the operator of a node, as `KINDS` names it, or what stands in its place.
 
     Raises:
       ExportError: there is none for these integers.
     """
     name = KINDS[operation.node.kind].operator
+    name = operation.instead.get(name, name)
     if name in _OPERATORS:
         _OPERATORS[name](operation)
     else:
@@ -206,6 +211,36 @@ def _fully_connected(operation: Operation) -> None:
     options.fusedActivationFunction = _activation(operation.activation)
     options.keepNumDims = len(operation.node.shape) > 1
     _add_with_kernel(operation, "FULLY_CONNECTED", kernel, options)
+
+
+def _pointwise(operation: Operation) -> None:
+    """A dense layer as a 1x1 CONV_2D: all that run it take a scale for each output."""
+    (source,), output, node = operation.sources, operation.output, operation.node
+    integers, grid = operation.network.kernel_integers(node.name)
+    kernel = _kernel(operation, integers.T[:, None, None], grid, 0)
+    options = schema.Conv2DOptionsT()
+    options.padding = schema.Padding.VALID
+    options.strideH = options.strideW = 1
+    options.fusedActivationFunction = _activation(operation.activation)
+    if len(node.shape) > 1:
+        _add_with_kernel(operation, "CONV_2D", kernel, options)
+        return
+    pixel, answer = (
+        operation.file.tensor(
+            f"{node.name}/{name}", _as_pixel(each.shape), each.dtype, each.grid
+        )
+        for name, each in (("input", source), ("pixel", output))
+    )
+    _add_reshape(operation, source, pixel)
+    bias = _bias(operation, output.shape[-1])
+    operation.add("CONV_2D", [pixel, kernel, bias], options, output=answer)
+    _add_reshape(operation, answer, output)
+
+
+def _as_pixel(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a vector, with its batch, as that of an image of one pixel."""
+    batch, size = shape
+    return batch, 1, 1, size
 
 
 def _add_with_kernel(
@@ -377,6 +412,16 @@ def _leaky_relu(operation: Operation) -> None:
     operation.add("LEAKY_RELU", operation.sources, options)
 
 
+def _prelu(operation: Operation) -> None:
+    """A leaky ReLU as PRELU, with one slope for all channels."""
+    slope, shape = float(operation.node.settings["slope"]), operation.output.shape
+    grid = Grid(np.array([abs(slope) / 127 or 1], np.float32), 0, -127, 127)
+    slopes = np.full((1,) * (len(shape) - 2) + shape[-1:], 127 * np.sign(slope))
+    name = f"{operation.node.name}/slopes"
+    constant = operation.file.constant(name, slopes.astype(np.int8), grid)
+    operation.add("PRELU", [*operation.sources, constant])
+
+
 def _quantize(operation: Operation) -> None:
     """Other integers for the same values."""
     (source,) = operation.sources
@@ -442,6 +487,8 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "MEAN": _mean,
     "MUL": _mul,
     "PAD": _pad,
+    "POINTWISE": _pointwise,
+    "PRELU": _prelu,
     "QUANTIZE": _quantize,
     "REDUCE_MAX": _reduce_max,
     "RELU": _relu,

@@ -9,7 +9,7 @@ from dfq_tf.errors import ExportError
 from dfq_tf.graph import KINDS, Graph, Node, check_images, running, title
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
-from dfq_tf.tflite import writer
+from dfq_tf.tflite import targets, writer
 from dfq_tf.tflite.ends import Ends, answers, ends_of
 from dfq_tf.tflite.flatbuffer import with_output
 from dfq_tf.tflite.running import TFLiteClassifier, open_interpreter, stored_tensors
@@ -65,16 +65,28 @@ def convert(
       ExportError: a layer cannot be written, LiteRT cannot run the file, or a layer
         of it computes something else than the network, or its end something else of
         the logits.
+      UnsupportedLayerError: layers are not for the target; they are named.
       ModelError: the images do not fit the network.
     """
     ends = ends_of(network, config)
+    _check_fits(network, config)
     content = writer.write(network, config)
+    targets.check_file(config.target, content)
     check_integer_only(content, _requantizing(network.graph), ends)
     images = _images(network, images)
     logits = _logits(network, content, images)
     _prove(network, content, images, logits)
     _prove_ends(ends, content, images, logits)
     return content
+
+
+def _check_fits(network: QuantizedNetwork, config: FileConfig) -> None:
+    """Raises UnsupportedLayerError where a network is not for the file's target."""
+    if targets.TARGETS[config.target].versions is None:
+        return  # LiteRT, in which the proof runs, says it itself
+    found = writer.outline(network.graph, network.description, config)
+    bits = network.kernel_bits, network.bits
+    targets.check_layers(config.target, network.graph, found.operators, *bits)
 
 
 def check_integer_only(

@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from dfq_tf.errors import ExportError
 from dfq_tf.graph import (
     KINDS,
+    Classifier,
     Graph,
     ModelDescription,
     Node,
@@ -23,9 +24,9 @@ from dfq_tf.graph import (
     frozen,
     title,
 )
-from dfq_tf.quantization import Grid, QuantizedNetwork, grids
-from dfq_tf.settings import FileConfig
-from dfq_tf.tflite import metadata, operators
+from dfq_tf.quantization import Grid, QuantizedNetwork, is_taken_in
+from dfq_tf.settings import BitWidths, FileConfig
+from dfq_tf.tflite import metadata, operators, targets
 from dfq_tf.tflite.ends import Ends, add_answers, ends_of, image_grid
 from dfq_tf.tflite.flatbuffer import File, Tensor
 from dfq_tf.tflite.metadata import Metadata
@@ -51,7 +52,7 @@ def write(network: QuantizedNetwork, config: FileConfig | None = None) -> bytes:
       ExportError: a node cannot be written; it is named.
     """
     ends = ends_of(network, config)
-    writer = _Writer(network, ends)
+    writer = _Writer(network, ends, config or FileConfig())
     writer.add_image(image_grid(network, ends.input_type))
     for node in network.graph.nodes.values():
         writer.add(node)
@@ -105,15 +106,18 @@ class Outline:
     num_bytes: int
 
 
-def outline(graph: Graph, description: ModelDescription) -> Outline:
+def outline(
+    graph: Graph, description: ModelDescription, config: FileConfig = FileConfig()
+) -> Outline:
     """Writes the file of a network at W8A8, with zeros for its integers.
 
     Args:
       graph: with pixels; a node that is refused is passed over.
-      description: says what the file gives.
+      description: of the network.
+      config: what the file takes and gives, and what it is for.
     """
     blank = _Blank(graph, description)
-    writer = _Writer(blank, ends_of(blank, FileConfig()))
+    writer = _Writer(blank, ends_of(blank, config), config)
     found: dict[str, tuple[str, ...]] = {}
     taken_in: dict[str, str] = {}
     writer.add_image(blank.grid(graph.image.name))
@@ -130,6 +134,23 @@ def outline(graph: Graph, description: ModelDescription) -> Outline:
     metadata = Metadata(class_names=description.class_names)
     num_bytes = len(writer.finish(metadata))
     return Outline(found, taken_in, tuple(writer.file.operators[done:]), num_bytes)
+
+
+def check_target(network: Classifier, widths: BitWidths, config: FileConfig) -> None:
+    """Refuses, before any work, what no file for a target can have.
+
+    Args:
+      network: rewritten for integers, see `float_network`.
+      widths: bits of weights and activations.
+      config: what the file takes and gives, and what it is for.
+
+    Raises:
+      ConfigError: a width or a type; it says which ones the target takes.
+      UnsupportedLayerError: layers are not for the target; they are named.
+    """
+    targets.check_target_takes(config, widths)
+    found = outline(network.graph, network.description, config)
+    targets.check_layers(config.target, network.graph, found.operators)
 
 
 class _Blank:
@@ -179,19 +200,21 @@ class _Writer:
     Args:
       network: has the integers.
       ends: what the file takes and gives.
+      config: says what the file is for.
 
     Attributes:
       file: what is written.
       stored: node -> the tensor of its output; none for one that is taken in.
     """
 
-    def __init__(self, network: Integers, ends: Ends) -> None:
+    def __init__(self, network: Integers, ends: Ends, config: FileConfig) -> None:
         self.file = File()
         self.stored: dict[str, Tensor] = {}
         self._ends = ends
         self._network = network
         self._graph = network.graph
         self._dtype = np.int16 if network.is_wide else np.int8
+        self._instead = targets.TARGETS[config.target].instead
 
     def add_image(self, grid: Grid | None) -> None:
         """The input; what its integers mean, None for floats.
@@ -225,16 +248,17 @@ class _Writer:
                 f"layer {node.name} ({title(node)}) cannot be written: {reason}"
             )
         last, activation = node, "NONE"
-        if grids.is_taken_in(self._graph, node.name):
+        if is_taken_in(self._graph, node.name):
             (last,) = self._graph.consumers(node.name)
             activation = operators.fused_activation(last)
         grid = self._network.grid(last.name)
         output = self._output(last, grid)
         sources = [self.stored[name] for name in node.inputs]
         self._check_shared(node, sources, output)
-        operators.write(
-            Operation(self.file, self._network, node, sources, output, activation)
+        operation = Operation(
+            self.file, self._network, node, sources, output, activation, self._instead
         )
+        operators.write(operation)
         if self._may_be_below(last, grid):
             output = self._cut_off(output, last)
         self.stored[last.name] = output

@@ -1,0 +1,315 @@
+"""What files are written for: the operators, versions and widths of each target.
+
+TARGETS is the table, and says where each list is from. `make clients` runs the files of
+each target in its client, where there is one to run.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from ai_edge_litert import schema_py_generated as schema
+
+from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
+from dfq_tf.graph import Graph, Node, frozen, problem
+from dfq_tf.settings import BitWidths, FileConfig
+
+_NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
+
+_ALL_KERNELS = (2, 3, 4, 5, 6, 7, 8)
+# Weights of 4 bits and fewer are stored as int4, wider ones as int8.
+_INT8_KERNELS = (5, 6, 7, 8)
+_ALL_ACTIVATIONS = (4, 5, 6, 7, 8, 16)
+_INT8_ACTIVATIONS = (4, 5, 6, 7, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a file is written for.
+
+    Attributes:
+      says: what it is, for messages.
+      source: where its lists are from.
+      versions: operator -> the highest version that it has; None where it has all
+        that a file may hold.
+      kernel_bits: the widths of weights that it takes.
+      wide_kernel_bits: the same beside activations of 16 bits.
+      activation_bits: the widths of activations that it takes.
+      instead: operator of a kind of node -> what is written in its place, for the same
+        integers; see `operators`.
+      refuses: (node) -> what else it does not take, or None.
+      takes_floats: whether a file may take or give float32.
+    """
+
+    says: str
+    source: str
+    versions: Mapping[str, int] | None
+    kernel_bits: tuple[int, ...] = _ALL_KERNELS
+    wide_kernel_bits: tuple[int, ...] = _INT8_KERNELS
+    activation_bits: tuple[int, ...] = _ALL_ACTIVATIONS
+    instead: Mapping[str, str] = dataclasses.field(default_factory=frozen)
+    refuses: Callable[[Node], str | None] = lambda node: None
+    takes_floats: bool = True
+
+    def kernel_bits_beside(self, activation_bits: int) -> tuple[int, ...]:
+        """The widths of weights that it takes beside so wide activations."""
+        return self.wide_kernel_bits if activation_bits > 8 else self.kernel_bits
+
+
+# Of FULLY_CONNECTED, older kernels take the scales of all outputs for one. Where they
+# look at no version, or know none so new, a convolution does the same.
+_AS_CONVOLUTION = {"FULLY_CONNECTED": "POINTWISE"}
+
+
+def _ethos_u_refuses(node: Node) -> str | None:
+    """Vela's constraints on single layers, for the Ethos-U55 and U65."""
+    settings = node.settings
+    strides, padding = settings.get("strides", (1, 1)), settings.get("padding")
+    if node.kind == "average_pool" and padding == "same" and max(settings["size"]) > 8:
+        return f"Vela takes windows of 8 pixels a side there, not {settings['size']}"
+    is_plain = padding == "valid" and set(settings.get("dilation", (1, 1))) == {1}
+    if max(strides) > 3 and (node.kind == "depthwise_conv" or not is_plain):
+        return f"Vela takes strides up to 3 there, not {tuple(strides)}"
+    return None
+
+
+def _edge_tpu_refuses(node: Node) -> str | None:
+    """The Edge TPU's constraint on convolutions."""
+    dilation = node.settings.get("dilation", (1, 1))
+    if len(set(dilation)) > 1:
+        return f"the Edge TPU takes one dilation for both axes, not {tuple(dilation)}"
+    return None
+
+
+TARGETS: dict[str, Target] = {
+    "android": Target(
+        says="LiteRT",
+        source="ai-edge-litert 2.3.0, which runs each file before it is given",
+        versions=None,
+        wide_kernel_bits=_ALL_KERNELS,
+    ),
+    "micro": Target(
+        says="TFLite Micro",
+        source="tflite-micro, python/tflite_micro/python_ops_resolver.cc; it looks at "
+        "no version: these are of the types that its kernels have",
+        versions=frozen(
+            {
+                "ADD": 3,
+                "AVERAGE_POOL_2D": 3,
+                "CAST": 1,
+                "CONCATENATION": 3,
+                "CONV_2D": 7,
+                "DEPTHWISE_CONV_2D": 7,
+                "DEQUANTIZE": 3,
+                "GATHER": 2,
+                "LEAKY_RELU": 2,
+                "LOGISTIC": 3,
+                "MAXIMUM": 2,
+                "MAX_POOL_2D": 3,
+                "MEAN": 3,
+                "MUL": 4,
+                "PAD": 3,
+                "QUANTIZE": 2,
+                "REDUCE_MAX": 3,
+                "RELU": 3,
+                "RELU6": 3,
+                "RESHAPE": 1,
+                "SOFTMAX": 3,
+                "STRIDED_SLICE": 4,
+                "SUB": 5,
+                "TANH": 3,
+            }
+        ),
+        instead=frozen(_AS_CONVOLUTION),
+    ),
+    "ethos_u": Target(
+        says="Vela, for the Ethos-U",
+        source="ethos-u-vela 5.2.0, `vela --supported-ops-report`, Ethos-U55 and U65; "
+        "versions are those of their types",
+        versions=frozen(
+            {
+                "ADD": 3,
+                "AVERAGE_POOL_2D": 3,
+                "CONCATENATION": 3,
+                "CONV_2D": 4,
+                "DEPTHWISE_CONV_2D": 5,
+                "LEAKY_RELU": 2,
+                "LOGISTIC": 3,
+                "MAXIMUM": 2,
+                "MAX_POOL_2D": 3,
+                "MEAN": 3,
+                "MUL": 4,
+                "PAD": 3,
+                "QUANTIZE": 2,
+                "REDUCE_MAX": 3,
+                "RELU": 3,
+                "RELU6": 3,
+                "RESHAPE": 1,
+                "SOFTMAX": 3,
+                "STRIDED_SLICE": 4,
+                "SUB": 5,
+                "TANH": 3,
+            }
+        ),
+        kernel_bits=_INT8_KERNELS,
+        instead=frozen(_AS_CONVOLUTION),
+        refuses=_ethos_u_refuses,
+        takes_floats=False,
+    ),
+    "edge_tpu": Target(
+        says="the Edge TPU's compiler",
+        source="coral.ai/docs/edgetpu/models-intro, supported operations; versions as "
+        "TensorFlow 2.3 registers them: compiler 16.0 is older than those of "
+        "google-coral/edgetpu, issues 631 (CONV_2D 6) and 879 (QUANTIZE 3)",
+        versions=frozen(
+            {
+                "ADD": 2,
+                "AVERAGE_POOL_2D": 2,
+                "CONCATENATION": 2,
+                "CONV_2D": 3,
+                "DEPTHWISE_CONV_2D": 3,
+                "LOGISTIC": 2,
+                "MAXIMUM": 4,
+                "MAX_POOL_2D": 2,
+                "MEAN": 2,
+                "MUL": 3,
+                "PAD": 2,
+                "PRELU": 1,
+                "QUANTIZE": 2,
+                "REDUCE_MAX": 2,
+                "RELU": 2,
+                "RELU6": 2,
+                "RESHAPE": 1,
+                "SOFTMAX": 2,
+                "STRIDED_SLICE": 2,
+                "SUB": 3,
+                "TANH": 2,
+            }
+        ),
+        kernel_bits=_INT8_KERNELS,
+        activation_bits=_INT8_ACTIVATIONS,
+        instead=frozen({**_AS_CONVOLUTION, "LEAKY_RELU": "PRELU"}),
+        refuses=_edge_tpu_refuses,
+        takes_floats=False,
+    ),
+}
+
+
+def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
+    """Raises ConfigError for a width or a type that a target does not take.
+
+    Args:
+      file: what is asked for, the target among it.
+      widths: bits of weights and activations.
+    """
+    name, target = file.target, TARGETS[file.target]
+    for field in dataclasses.fields(widths):
+        setting, bits = field.name, getattr(widths, field.name)
+        if not setting.startswith("num_bits"):
+            continue
+        taken = target.kernel_bits_beside(widths.num_bits_activation)
+        if setting == "num_bits_activation":
+            taken = target.activation_bits
+        if bits not in taken:
+            raise ConfigError(
+                f"{setting} is {bits}, and the target is {name}: {target.says} takes "
+                f"{_spelled(taken)} bits there in a file of {widths.name}"
+            )
+    for setting in ("input_type", "output_type"):
+        if getattr(file, setting) == "float32" and not target.takes_floats:
+            raise ConfigError(
+                f"{setting} is 'float32', and the target is {name}: {target.says} "
+                "takes integers there, uint8 or int8"
+            )
+
+
+def check_layers(
+    name: str,
+    graph: Graph,
+    operators: Mapping[str, Sequence[str]],
+    kernel_bits: Mapping[str, int] = frozen(),
+    bits: Mapping[str, int] = frozen(),
+) -> None:
+    """Raises UnsupportedLayerError, naming all layers that a target does not take.
+
+    Args:
+      name: key of TARGETS.
+      graph: rewritten for integers.
+      operators: node -> its operators in a file for this target.
+      kernel_bits: node -> the bits of its kernel, where they are known.
+      bits: node -> the bits of its output, where they are known.
+    """
+    target = TARGETS[name]
+    kernels = target.kernel_bits_beside(max(bits.values(), default=8))
+    problems = []
+    for each, node in graph.nodes.items():
+        reason = (
+            _lacks(target, operators[each])
+            or _misfit(target, "weights", kernel_bits.get(each), kernels)
+            or _misfit(target, "outputs", bits.get(each), target.activation_bits)
+            or target.refuses(node)
+        )
+        if reason:
+            problems.append(problem(node, reason))
+    if problems:
+        advice = f"Take another target than {name}"
+        raise UnsupportedLayerError.of(problems, advice)
+
+
+def _lacks(target: Target, operators: Sequence[str]) -> str | None:
+    """Why a target cannot have a node with these operators, or None."""
+    if target.versions is None:
+        return None
+    missing = [each for each in operators if each not in target.versions]
+    if not missing:
+        return None
+    return f"it needs {' and '.join(missing)}, which {target.says} lacks"
+
+
+def _misfit(
+    target: Target, what: str, bits: int | None, taken: tuple[int, ...]
+) -> str | None:
+    """Why a target cannot have integers of so many bits, or None."""
+    if bits is None or bits in taken:
+        return None
+    return f"its {what} have {bits} bits, and {target.says} takes {_spelled(taken)}"
+
+
+def _spelled(bits: tuple[int, ...]) -> str:
+    """Such as '4 to 8, or 16'."""
+    narrow = [each for each in bits if each <= 8]
+    wide = ["or " + str(each) for each in bits if each > 8]
+    return ", ".join([f"{narrow[0]} to {narrow[-1]}", *wide])
+
+
+def check_file(name: str, content: bytes) -> None:
+    """Checks a written file against a target's list.
+
+    Args:
+      name: key of TARGETS.
+      content: of the file.
+
+    Raises:
+      ExportError: an operator that the target lacks, or a version that is too new.
+    """
+    target = TARGETS[name]
+    if target.versions is None:
+        return
+    for operator, version in operator_versions(content).items():
+        highest = target.versions.get(operator, 0)
+        if version > highest:
+            has = f"version {highest} at most" if highest else "no such operator"
+            raise ExportError(
+                f"the TFLite file has {operator} of version {version}, and "
+                f"{target.says} has {has}. Please report it"
+            )
+
+
+def operator_versions(content: bytes) -> dict[str, int]:
+    """Operator -> its highest version in a file."""
+    model = schema.Model.GetRootAs(content, 0)
+    found: dict[str, int] = {}
+    for i in range(model.OperatorCodesLength()):
+        code = model.OperatorCodes(i)
+        name = _NAMES[code.BuiltinCode()]
+        found[name] = max(code.Version(), found.get(name, 0))
+    return found

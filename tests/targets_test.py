@@ -1,0 +1,220 @@
+"""Targets: what they refuse before any work, and what is written for them."""
+
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import api
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import TARGETS, BitWidths, FileConfig
+from dfq_tf.tflite import check_target, targets
+from dfq_tf.tflite.proof import convert
+from dfq_tf.tflite.running import TFLiteClassifier
+from tests import networks
+from tests.graphs import Sketch
+from tests.tool_runner import run_in_process
+
+OTHERS = ("micro", "ethos_u", "edge_tpu")
+
+
+def check(sketch, target, widths=BitWidths(), **config):
+    """Checks a sketched network, as it is before any work."""
+    if len(sketch.nodes[sketch.last].shape) == 3:
+        sketch.flatten("ends_in_a_vector")
+    network = sketch.classifier()
+    check_target(network, widths, FileConfig(target=target, **config))
+
+
+def leaky():
+    sketch = Sketch()
+    sketch.conv("conv")
+    sketch("leaky_relu", "leaky", slope=0.2)
+    sketch.flatten("flat")
+    sketch.dense("dense")
+    return sketch
+
+
+class RefusedTest(tf.test.TestCase, parameterized.TestCase):
+    def test_each_target_of_the_settings_is_in_the_table(self):
+        self.assertSequenceEqual(TARGETS, tuple(targets.TARGETS))
+
+    @parameterized.parameters(
+        ("ethos_u", "Vela, for the Ethos-U", "num_bits_weight", 4, "5 to 8"),
+        ("ethos_u", "Vela, for the Ethos-U", "num_bits_first", 3, "5 to 8"),
+        ("ethos_u", "Vela, for the Ethos-U", "num_bits_last", 4, "5 to 8"),
+        ("ethos_u", "Vela, for the Ethos-U", "num_bits_depthwise", 2, "5 to 8"),
+        ("edge_tpu", "the Edge TPU's compiler", "num_bits_weight", 4, "5 to 8"),
+        ("edge_tpu", "the Edge TPU's compiler", "num_bits_activation", 16, "4 to 8"),
+    )
+    def test_width(self, target, says, setting, bits, taken):
+        with self.assertRaises(ConfigError) as caught:
+            check(leaky(), target, BitWidths(**{setting: bits}))
+        self.assertEqual(
+            str(caught.exception),
+            f"{setting} is {bits}, and the target is {target}: {says} takes {taken} "
+            f"bits there in a file of {BitWidths(**{setting: bits}).name}",
+        )
+
+    def test_four_bits_beside_sixteen(self):
+        message = "num_bits_weight is 4, .* TFLite Micro takes 5 to 8 .* of W4A16"
+        with self.assertRaisesRegex(ConfigError, message):
+            check(leaky(), "micro", BitWidths(4, 16))
+
+    def test_widths_that_are_taken(self):
+        for target in ("android", "micro"):
+            check(leaky(), target, BitWidths(2, 4))
+        check(leaky(), "android", BitWidths(4, 16))
+        for target in ("micro", "ethos_u"):
+            check(leaky(), target, BitWidths(5, 16))
+        check(leaky(), "edge_tpu", BitWidths(5, 4))
+
+    @parameterized.parameters("ethos_u", "edge_tpu")
+    def test_operator_with_the_name_of_the_layer(self, target):
+        sketch = Sketch()
+        sketch("softplus", "soft")
+        says = targets.TARGETS[target].says
+        message = (
+            r"layer my soft \(softplus\) cannot be quantized: it needs CAST and GATHER,"
+            rf" which {says} lacks\. Take another target than {target}"
+        )
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            check(sketch, target)
+        for other in ("android", "micro"):
+            check(sketch, other)
+
+    @parameterized.parameters(
+        ("ethos_u", "depthwise", dict(strides=(4, 4)), "strides up to 3 there, not"),
+        ("ethos_u", "conv", dict(strides=(4, 4)), "strides up to 3 there, not"),
+        ("edge_tpu", "conv", dict(dilation=(1, 2)), "one dilation for both axes, not"),
+    )
+    def test_window(self, target, kind, settings, message):
+        sketch = Sketch()
+        getattr(sketch, kind)("layer", **settings)
+        with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
+            check(sketch, target)
+
+    def test_padded_average_of_a_large_window(self):
+        sketch = Sketch((16, 16, 3))
+        sketch("average_pool", "pool", size=(9, 9), strides=(1, 1), padding="same")
+        with self.assertRaisesRegex(UnsupportedLayerError, "my pool .* windows of 8 "):
+            check(sketch, "ethos_u")
+        check(sketch, "edge_tpu")
+
+    @parameterized.product(
+        target=("ethos_u", "edge_tpu"), setting=("input_type", "output_type")
+    )
+    def test_floats(self, target, setting):
+        message = f"{setting} is 'float32', and the target is {target}: .* integers"
+        with self.assertRaisesRegex(ConfigError, message):
+            check(leaky(), target, **{setting: "float32"})
+        check(leaky(), "micro", **{setting: "float32"})
+
+    def test_tools_say_so_before_any_work(self):
+        flags = "--dataset=digits", "--teacher=wrn_10_1", "--workdir=/nowhere/run"
+        process = run_in_process("run", *flags, "--widths=W4A8", "--target=ethos_u")
+        self.assertEqual(process.returncode, 2)
+        message = (
+            r"\Aerror: num_bits_weight is 4, and the target is ethos_u: [^\n]*\n\Z"
+        )
+        self.assertRegex(process.stderr, message)
+
+    def test_python_says_so_before_any_work(self):
+        sketch = Sketch(pixels=False)
+        sketch.conv("conv")
+        sketch("softplus", "soft")
+        sketch.flatten("flat")
+        sketch.dense("dense")
+        file = FileConfig(target="edge_tpu")
+        with mock.patch.object(api, "warmed_up") as work:
+            with self.assertRaisesRegex(UnsupportedLayerError, "my soft .* lacks"):
+                api.quantize(sketch.classifier(), method="df_q", file=file)
+            with self.assertRaisesRegex(ConfigError, "num_bits_weight is 4"):
+                api.quantize(leaky().classifier(), widths=BitWidths(4), file=file)
+        work.assert_not_called()
+
+    def test_network_that_has_been_quantized_for_another_target(self):
+        network = quantized("wrn_10_1", BitWidths(4, 16))
+        message = r"its weights have 4 bits, and Vela, .* takes 5 to 8"
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            convert(network, config=LOGITS["ethos_u"])
+        message = r"its outputs have 16 bits, and the Edge TPU's compiler takes 4 to 8"
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            convert(network, config=LOGITS["edge_tpu"])
+
+    def test_file_with_an_operator_that_is_too_new(self):
+        network = quantized("bn_first")
+        content = convert(network)
+        message = r"LEAKY_RELU of version 2, and the Edge TPU's .* has no such operator"
+        with self.assertRaisesRegex(ExportError, message):
+            targets.check_file("edge_tpu", content)
+        newer = convert(quantized("bn_first", BitWidths(4)), config=LOGITS["micro"])
+        message = (
+            "CONV_2D of version 7, and Vela, for the Ethos-U has version 4 at most"
+        )
+        with self.assertRaisesRegex(ExportError, message):
+            targets.check_file("ethos_u", newer)
+
+
+LOGITS = {
+    target: FileConfig(target=target, file_output="logits", output_type="int8")
+    for target in TARGETS
+}
+
+
+def quantized(name, widths=BitWidths()):
+    classifier = networks.build(name)
+    images = networks.images(classifier.image_shape, 32, seed=1)
+    return post_training(float_network(classifier), images, widths)
+
+
+class WrittenTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.product(
+        name=("vgg_like", "mobilenet_v3_like"), widths=(BitWidths(), BitWidths(4))
+    )
+    def test_dense_layers_as_convolutions_give_the_same_integers(self, name, widths):
+        network = quantized(name, widths)
+        images = networks.images(network.classifier.image_shape, 30, seed=2)
+        scores = {
+            target: TFLiteClassifier(convert(network, config=config)).scores(images)
+            for target, config in LOGITS.items()
+            if target in ("android", "micro") or widths == BitWidths()
+        }
+        for target, found in scores.items():
+            self.assertAllEqual(found, scores["android"], target)
+
+    @parameterized.parameters(*OTHERS)
+    def test_operators_are_those_of_the_target(self, target):
+        content = convert(quantized("mobilenet_v3_like"), config=LOGITS[target])
+        found = targets.operator_versions(content)
+        self.assertNotIn("FULLY_CONNECTED", found)
+        for operator, version in found.items():
+            self.assertLessEqual(version, targets.TARGETS[target].versions[operator])
+
+    @parameterized.parameters(0.2, 0.0, 1.5)
+    def test_leaky_relu_of_the_edge_tpu_is_a_prelu(self, slope):
+        sketch = Sketch(pixels=False)
+        sketch.conv("conv")
+        sketch("leaky_relu", "leaky", slope=slope)
+        sketch.flatten("flat")
+        sketch.dense("hidden")
+        sketch("leaky_relu", "vector", slope=slope)
+        sketch.dense("dense")
+        images = networks.images((8, 8, 3), 40, seed=3)
+        network = post_training(float_network(sketch.classifier()), images)
+        scores, found = {}, {}
+        for target in ("android", "edge_tpu"):
+            content = convert(network, config=LOGITS[target])
+            found[target] = targets.operator_versions(content)
+            scores[target] = TFLiteClassifier(content).scores(images)
+        self.assertIn("PRELU", found["edge_tpu"])
+        self.assertNotIn("LEAKY_RELU", found["edge_tpu"])
+        difference = np.abs(scores["edge_tpu"] - scores["android"]).max()
+        step = TFLiteClassifier(content).output_scale
+        self.assertLessEqual(difference, 2.01 * step)
+
+
+if __name__ == "__main__":
+    tf.test.main()
