@@ -1,13 +1,14 @@
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
 from dfq_tf.training import copies
-from tests import helpers
+from tests import helpers, networks
 
 layers = keras.layers
 
@@ -111,9 +112,18 @@ class WithPrecisionTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
+    def test_seed_decides_every_kernel(self):
+        model = networks.NETWORKS["mobilenet_like"]()
+        names = {weight.name.split("/")[-1] for weight in model.weights}
+        self.assertContainsSubset({"kernel:0", "depthwise_kernel:0"}, names)
+        self.check(model)
+
     @parameterized.parameters("wrn_10_1", "mobilenet_v1_25", "vgg_11")
-    def test_seed_decides_every_kernel(self, name):
-        model = models.build_model(name, (32, 32, 3), 10)
+    @pytest.mark.long
+    def test_seed_decides_every_kernel_of_large_networks(self, name):
+        self.check(models.build_model(name, (32, 32, 3), 10))
+
+    def check(self, model):
         one, same, other = (copies.randomized(model, seed) for seed in (1, 1, 2))
         self.assertTrue(helpers.all_equal(one.weights, same.weights))
         for each in (model, other):

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -34,6 +35,35 @@ def eagerly() -> Iterator[None]:
         yield
     finally:
         tf.config.run_functions_eagerly(before)
+
+
+class Reused:
+    """Models that several tests have one after the other.
+
+    Building a small model takes longer than a step of it. Each test gets them as they
+    were when they were new, and after `begin` they may be had again.
+    """
+
+    def __init__(self, build: Callable[..., keras.Model]):
+        self._build = build
+        self._made: dict[tuple, list[tuple[keras.Model, list[np.ndarray]]]] = {}
+        self._taken: dict[tuple, int] = {}
+
+    def begin(self) -> None:
+        """A new test: none of the models is in use."""
+        self._taken.clear()
+
+    def __call__(self, *args: Any) -> keras.Model:
+        """A model as `build` makes it of these arguments, which is not in use."""
+        made = self._made.setdefault(args, [])
+        place = self._taken.get(args, 0)
+        self._taken[args] = place + 1
+        if place == len(made):
+            model = self._build(*args)
+            made.append((model, model.get_weights()))
+        model, weights = made[place]
+        model.set_weights(weights)
+        return model
 
 
 def new_folder() -> pathlib.Path:
@@ -83,10 +113,11 @@ def description(num_classes: int, output: str = "logits") -> ModelDescription:
     return ModelDescription((120.0,), (1 / 64,), output, names)
 
 
+@functools.cache
 def small_classifier(
     image_shape: Sequence[int] = (8, 8, 3), num_classes: int = 4, seed: int = 0
 ) -> Classifier:
-    """The network of `small_learner` as a teacher."""
+    """The network of `small_learner` as a teacher, which nothing changes: shared."""
     return as_classifier(small_learner(image_shape, num_classes, seed))
 
 

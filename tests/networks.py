@@ -4,6 +4,7 @@ Their batch normalisations hold random statistics, scales and shifts: a network
 whose BN is still that of its construction would hide most folding mistakes.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -149,13 +150,14 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
+@functools.cache
 def build(
     name: str,
     seed: int = 0,
     mean: tuple[float, ...] = (120.0,),
     scale: tuple[float, ...] = (1 / 64,),
 ) -> Classifier:
-    """A network of NETWORKS, with random weights and BN statistics.
+    """A network of NETWORKS, with random weights and BN statistics; it is shared.
 
     Args:
       name: key of NETWORKS.

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
@@ -25,12 +26,30 @@ _CONFIG = DistillationConfig(
 )
 
 
+# Of the same weights for the same seed.
+_generator = helpers.Reused(
+    lambda seed: build_generator(_CONFIG.noise_dim, (8, 8, 3), channels=4, seed=seed)
+)
+_student_model = helpers.Reused(lambda seed: helpers.small_learner(seed=seed).model)
+
+
+@functools.cache
+def _teacher(seed):
+    return observe(helpers.small_classifier(seed=seed))
+
+
+class StepTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        _generator.begin()
+        _student_model.begin()
+
+
 def _state(seed=0, learning_rate=0.01):
-    keras.utils.set_random_seed(seed)
-    generator = build_generator(_CONFIG.noise_dim, (8, 8, 3), channels=4)
-    student = helpers.small_learner(seed=seed + 2)
+    generator = _generator(seed)
+    student = Learner(_student_model(seed + 2), helpers.description(4))
     state = steps.State(
-        observe(helpers.small_classifier(seed=seed + 1)),
+        _teacher(seed + 1),
         [generator],
         [_sgd(generator, learning_rate)],
         [student],
@@ -53,7 +72,7 @@ def _seed(step=0):
     return tf.constant([7, step])
 
 
-class WarmUpStepTest(tf.test.TestCase):
+class WarmUpStepTest(StepTestCase):
     def test_changes_the_generator_alone(self):
         state = _state()
         generator = helpers.copies(state.generators[0].trainable_variables)
@@ -99,7 +118,7 @@ class WarmUpStepTest(tf.test.TestCase):
         self.assertLess(values[-1], 0.8 * values[0])
 
 
-class GeneratorStepTest(tf.test.TestCase):
+class GeneratorStepTest(StepTestCase):
     def test_leaves_teacher_and_student_bit_for_bit(self):
         state = _state()
         generator = helpers.copies(state.generators[0].trainable_variables)
@@ -172,7 +191,7 @@ class GeneratorStepTest(tf.test.TestCase):
         )
 
 
-class StudentStepTest(tf.test.TestCase):
+class StudentStepTest(StepTestCase):
     def test_leaves_teacher_and_generator_bit_for_bit(self):
         state = _state()
         generator = helpers.copies(state.generators[0].trainable_variables)
@@ -222,7 +241,7 @@ class StudentStepTest(tf.test.TestCase):
         optimizer.build(student.model.trainable_variables)
         state = dataclasses.replace(
             _state(),
-            teacher=observe(helpers.small_classifier()),
+            teacher=_teacher(0),
             students=[student],
             student_optimizers=[optimizer],
         )
@@ -240,7 +259,7 @@ def _copy(model):
     return copy
 
 
-class SeveralTest(parameterized.TestCase, tf.test.TestCase):
+class SeveralTest(parameterized.TestCase, StepTestCase):
     """Two generators and two students of different weights."""
 
     def setUp(self):

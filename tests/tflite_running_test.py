@@ -1,3 +1,4 @@
+import functools
 import itertools
 from unittest import mock
 
@@ -13,6 +14,7 @@ from dfq_tf.tflite import running, writer
 from tests import networks
 
 
+@functools.cache
 def file_of(name, widths=BitWidths()):
     classifier = networks.build(name)
     images = networks.images(classifier.image_shape, 64, seed=1)

@@ -46,6 +46,18 @@ def network_of(teacher, widths=BitWidths(), config=MIN_MAX, images=None):
     return yardsticks.quantize_with_data(teacher, images, widths, config)
 
 
+@functools.cache
+def digits_network(widths=BitWidths()):
+    """What training starts from, on digits; nothing changes it."""
+    return network_of(digits.teacher(), widths)
+
+
+@functools.cache
+def small_network(widths=BitWidths()):
+    """What training starts from, on noise; nothing changes it."""
+    return network_of(helpers.small_classifier(), widths, images=digits_like(20))
+
+
 def train(teacher, network, images, labels, config=TINY, **kwargs):
     """The trained network, and the last measurements."""
     names = ("augmentation", "evaluate")
@@ -71,9 +83,11 @@ def tiny(seed=1, **kwargs):
     teacher = helpers.small_classifier()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
-    network = network_of(teacher, images=images)
     labels = rng.integers(0, 4, 20) if kwargs.pop("has_labels", False) else None
-    trained, _ = train(teacher, network, images, labels, seed=seed, **kwargs)
+    with helpers.eagerly():
+        trained, _ = train(
+            teacher, small_network(), images, labels, seed=seed, **kwargs
+        )
     return weights_of(trained.classifier)
 
 
@@ -115,16 +129,15 @@ class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_first_images_are_a_fair_sample(self):
         teacher, test = digits.teacher(), digits.split("test").images
-        scores = network_of(teacher).scores(test)
+        scores = digits_network().scores(test)
         self.assertGreaterEqual(agreement(teacher.scores(test), scores), 0.95)
 
     def test_range_methods_and_widths_reach_the_student(self):
-        teacher = digits.teacher()
-        default = network_of(teacher, ALL_4_BITS)
+        default = digits_network(ALL_4_BITS)
         config = CalibrationConfig(
             calibration_images=64, activation_range="mse", bias_correction=False
         )
-        least_squares = network_of(teacher, ALL_4_BITS, config)
+        least_squares = network_of(digits.teacher(), ALL_4_BITS, config)
         for first, second in zip(
             self._upper_ends(least_squares), self._upper_ends(default)
         ):
@@ -167,7 +180,7 @@ class LearningTest(tf.test.TestCase):
 
     def _off_course(self):
         """A network of 4 bits that must learn: its kernels are disturbed."""
-        network = network_of(self.teacher, ALL_4_BITS)
+        network = digits_network(ALL_4_BITS)
         rng = np.random.default_rng(0)
         changed = {}
         for name, largest in network.kernel_ranges.items():
@@ -222,13 +235,13 @@ class LearningTest(tf.test.TestCase):
         learner.model.get_layer("logits").set_weights(
             [np.roll(kernel, 1, axis=1), np.roll(bias, 1)]
         )
-        misled, network = as_classifier(learner), network_of(self.teacher)
+        misled, network = as_classifier(learner), digits_network()
         trained, _ = train(misled, network, self.train.images, None, THOROUGH)
         scores = trained.scores(self.test.images)
         self.assertGreater(accuracy(scores, self.next_digit), 0.8)
 
     def test_qat_follows_the_labels_whatever_the_teacher_says(self):
-        network = network_of(self.teacher)
+        network = digits_network()
         wrong = (self.train.labels + 1) % 10
         trained, measured = train(
             self.teacher, network, self.train.images, wrong, THOROUGH
@@ -252,8 +265,7 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
         teacher = helpers.small_classifier()
         with mock.patch.object(steps, "distillation_step", step):
             for config in (TINY, dataclasses.replace(TINY, batch_size=20)):
-                network = network_of(teacher, images=digits_like(20))
-                train(teacher, network, images, None, config)
+                train(teacher, small_network(), images, None, config)
         # 3 rounds of 2 steps.
         numbers = [np.rint(batch).astype(int) for batch in seen]
         self.assertEqual([len(batch) for batch in numbers], 6 * [8] + 6 * [20])
@@ -277,9 +289,8 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
             return {"loss": tf.constant(0.0)}
 
         teacher = helpers.small_classifier()
-        network = network_of(teacher, images=digits_like(20))
         with mock.patch.object(yardsticks, "supervised_step", step):
-            train(teacher, network, images, np.arange(20, dtype=np.int64) + 100)
+            train(teacher, small_network(), images, np.arange(20, dtype=np.int64) + 100)
         self.assertLen(seen, 6)
         for pixels, labels in seen:
             self.assertAllClose(pixels.numpy() + 100, labels.numpy(), atol=1e-4)
@@ -348,8 +359,7 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_batch_larger_than_the_training_set_is_refused(self):
         teacher = helpers.small_classifier()
-        images = digits_like(20)
-        network = network_of(teacher, images=images)
+        images, network = digits_like(20), small_network()
         before = helpers.copies(weights_of(network.classifier))
         config = dataclasses.replace(TINY, batch_size=21)
         with self.assertRaisesRegex(
@@ -360,8 +370,9 @@ class StepsTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_biases_end_on_whole_steps(self):
         teacher = helpers.small_classifier()
-        network = network_of(teacher, ALL_4_BITS, images=digits_like(20))
-        trained, _ = train(teacher, network, digits_like(20), None)
+        network = small_network(ALL_4_BITS)
+        with helpers.eagerly():
+            trained, _ = train(teacher, network, digits_like(20), None)
         low, high = trained.ranges["relu1"]
         step = (high - low) / 255 * trained.kernel_ranges["conv2"] / 7
         numbers = trained.graph.nodes["conv2"].weights["bias"] / step
@@ -385,7 +396,7 @@ class AugmentedTest(tf.test.TestCase):
             return {"distillation_loss": tf.constant(0.0)}
 
         teacher = helpers.small_classifier()
-        network = network_of(teacher, images=images)
+        network = small_network()
         config = dataclasses.replace(TINY, batch_size=20)
         with mock.patch.object(steps, "distillation_step", step):
             for seed in (1, 2):
