@@ -52,9 +52,14 @@ def quantize(teacher, **kwargs):
     return api.quantize(teacher, **{**settings, **kwargs})
 
 
+def few_held_out(count=48):
+    """Students are compared on so few images; `generator_test` counts the others."""
+    return mock.patch.object(generator, "held_out_count", return_value=count)
+
+
 def tiny(teacher, **kwargs):
     settings = dict(config=TINY, calibration=TINY_CALIBRATION)
-    with helpers.eagerly():
+    with helpers.eagerly(), few_held_out():
         return quantize(teacher, **{**settings, **kwargs})
 
 
@@ -99,12 +104,14 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         cls.teacher = digits.teacher()
         cls.test = digits.split("test")
         cls.scores = cls.teacher.scores(cls.test.images)
+        # One warm-up is enough for all of them.
+        cls.folder = helpers.new_folder()
 
     @parameterized.parameters("df_q", "df_qat_kd")
     def test_file_answers_as_the_teacher_which_stays_as_it_was(self, method):
         self.assertGreater(accuracy(self.scores, self.test.labels), 0.9)
         before = helpers.copies(weights_of(self.teacher))
-        result = quantize(self.teacher, method=method)
+        result = quantize(self.teacher, method=method, directory=self.folder)
         tflite = TFLiteClassifier(result.tflite)
         scores = tflite.scores(self.test.images)
         self.assertGreaterEqual(agreement(self.scores, scores), 0.9)
@@ -122,7 +129,10 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_4_bit_weights_lie_in_the_file_as_int4(self):
         result = quantize(
-            self.teacher, method="df_q", widths=BitWidths(num_bits_weight=4)
+            self.teacher,
+            method="df_q",
+            widths=BitWidths(num_bits_weight=4),
+            directory=self.folder,
         )
         int4, int8 = schema.TensorType.INT4, schema.TensorType.INT8
         # First and last layer have 8 bits unless they are given fewer.
@@ -393,6 +403,7 @@ class BatchSizeTest(tf.test.TestCase):
         super().setUp()
         self.seen = set()
         self.enter_context(helpers.eagerly())
+        self.enter_context(few_held_out(8))
         for module, name in (
             (phases, "warm_up"),
             (phases, "distill"),
@@ -464,7 +475,10 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         settings = dict(config=self.TINY, precision="float32", show_progress=False)
         settings |= kwargs
         is_short = settings["config"].rounds <= self.TINY.rounds
-        with helpers.eagerly() if is_short else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if is_short:
+                stack.enter_context(helpers.eagerly())
+                stack.enter_context(few_held_out())
             return api.distill(digits.teacher(), student or small_student(), **settings)
 
     @pytest.mark.long
@@ -663,6 +677,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         stack = contextlib.ExitStack()
         cls.addClassCleanup(stack.close)
         stack.enter_context(helpers.eagerly())
+        stack.enter_context(few_held_out(200))
         cls.context = helpers.context(TINY, seed=1)
         teacher = digits.teacher()
         cls.prepared = api.prepare(teacher, teacher, TINY_CALIBRATION, cls.context)
@@ -714,7 +729,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         )
 
     def test_held_out_images_are_others(self):
-        expected = generate(self.generators, TINY, 1000, seed=2)
+        expected = generate(self.generators, TINY, 200, seed=2)
         self.assertAllEqual(self.prepared.held_out, expected)
         scores = digits.teacher().scores(expected)
         self.assertAllClose(self.prepared.answers, scores, atol=1e-5)

@@ -22,8 +22,8 @@ class _Task:
         image = keras.layers.Input((3,))
         x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(image))
         self.model = helpers.randomise(keras.Model(image, keras.layers.Dense(1)(x)))
-        self.optimizer = keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(0.1, 40)
+        self.optimizer = keras.optimizers.SGD(
+            keras.optimizers.schedules.CosineDecay(0.01, 40), momentum=0.9
         )
         self.optimizer.build(self.model.trainable_variables)
         self.seen = []

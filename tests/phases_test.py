@@ -24,6 +24,7 @@ from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
 from dfq_tf.settings import DistillationConfig
 from dfq_tf.training import loop
+from dfq_tf.training.learner import Learner
 from tests import helpers
 
 _CONFIG = DistillationConfig(
@@ -37,11 +38,17 @@ _CONFIG = DistillationConfig(
 )
 
 
+@functools.cache
 def _small_teacher():
     """For smaller images than those of a model that is read."""
     teacher = helpers.small_classifier((8, 8, 1))
     graph = resized(teacher.graph, (4, 4, 1))
     return Classifier(graph, teacher.description)
+
+
+@functools.cache
+def _observed(precision="float32"):
+    return observe(_small_teacher(), precision)
 
 
 def _small_generators(config, precision="float32"):
@@ -51,14 +58,23 @@ def _small_generators(config, precision="float32"):
         return make_generators((4, 4, 1), context)
 
 
+_generator = helpers.Reused(lambda precision: _small_generators(_CONFIG, precision)[0])
+_student_model = helpers.Reused(
+    lambda seed: helpers.small_learner((4, 4, 1), seed=seed).model
+)
+
+
+def _student(seed):
+    return Learner(_student_model(seed), helpers.description(4))
+
+
 class _Runs:
-    """Fresh networks with the same weights each time."""
+    """Networks with the same weights each time."""
 
     def __init__(self, precision="float32"):
-        teacher = _small_teacher()
-        self.teacher = observe(teacher, precision)
-        (self.generator,) = _small_generators(_CONFIG, precision)
-        self.student = helpers.small_learner((4, 4, 1), seed=5)
+        self.teacher = _observed(precision)
+        self.generator = _generator(precision)
+        self.student = _student(5)
 
     @property
     def weights(self):
@@ -94,7 +110,14 @@ def _interrupting(interrupted_at):
     return mock.patch.object(phases, "run_loop", run_loop)
 
 
-class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
+class PhasesTestCase(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        _generator.begin()
+        _student_model.begin()
+
+
+class WarmUpTest(PhasesTestCase):
     @parameterized.parameters("float32", "bfloat16")
     def test_decreases_the_auxiliary_loss(self, precision):
         runs = _Runs(precision)
@@ -114,6 +137,7 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
         self.assertLess(auxiliary_loss(), 0.7 * before)
         self.assertLess(last["auxiliary_loss"], before)
 
+    @helpers.eagerly()
     def test_seed_decides_the_result(self):
         runs = [_Runs() for _ in range(3)]
         for run, seed in zip(runs, (2, 2, 3)):
@@ -121,12 +145,14 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
         self.assertTrue(helpers.all_equal(runs[0].weights, runs[1].weights))
         self.assertFalse(helpers.all_equal(runs[0].weights, runs[2].weights))
 
+    @helpers.eagerly()
     def test_leaves_the_teacher_bit_for_bit(self):
         runs = _Runs()
         before = helpers.copies(_weights_of(runs.teacher))
         runs.warm_up()
         self.assertTrue(helpers.all_equal(_weights_of(runs.teacher), before))
 
+    @helpers.eagerly()
     def test_interrupted_run_continues_to_the_same_weights(self):
         whole = _Runs()
         whole.warm_up()
@@ -139,6 +165,7 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
         continued.warm_up(directory)
         self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
 
+    @helpers.eagerly()
     def test_finished_run_is_not_repeated(self):
         directory = self.get_temp_dir()
         first = _Runs()
@@ -166,7 +193,7 @@ class WarmUpTest(parameterized.TestCase, tf.test.TestCase):
             runs.warm_up(config=dataclasses.replace(_CONFIG, warm_up_steps=1))
 
 
-class DistillTest(parameterized.TestCase, tf.test.TestCase):
+class DistillTest(PhasesTestCase):
     def test_takes_the_steps_of_each_round_on_noise_of_their_own(self):
         taken = []
 
@@ -233,6 +260,7 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
             self.assertFalse(helpers.all_equal(before, after))
         self.assertContainsSubset({"generator_loss", "distillation_loss"}, last)
 
+    @helpers.eagerly()
     def test_no_generator_steps_leave_the_generator(self):
         runs = _Runs()
         generator = helpers.copies(runs.generator.trainable_variables)
@@ -253,6 +281,7 @@ class DistillTest(parameterized.TestCase, tf.test.TestCase):
         continued.distill(directory)
         self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
 
+    @helpers.eagerly()
     def test_finished_run_is_not_repeated(self):
         directory = self.get_temp_dir()
         first = _Runs()
@@ -348,7 +377,7 @@ class IdentityTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEmpty(self.changed("distill", teacher=teacher))
 
 
-class SeveralTest(tf.test.TestCase):
+class SeveralTest(PhasesTestCase):
     """Two generators, two students, and a bank."""
 
     config = dataclasses.replace(
@@ -356,10 +385,9 @@ class SeveralTest(tf.test.TestCase):
     )
 
     def _networks(self):
-        teacher = _small_teacher()
         generators = _small_generators(self.config)
-        students = [helpers.small_learner((4, 4, 1), seed=i) for i in (5, 6)]
-        return WarmedUp(observe(teacher), generators), students
+        students = [_student(i) for i in (5, 6)]
+        return WarmedUp(_observed(), generators), students
 
     def _models(self, networks):
         warmed, students = networks
@@ -409,6 +437,7 @@ class SeveralTest(tf.test.TestCase):
         fresh.assert_not_called()
         return made, seen
 
+    @helpers.eagerly()
     def test_shared_images_are_those_of_the_round_in_turn(self):
         config = dataclasses.replace(
             self.config, bank_images=0, share_images=True, rounds=2, student_steps=5
@@ -440,6 +469,7 @@ class SeveralTest(tf.test.TestCase):
         )
         self.assertEqual(bank._images.shape[0], 40_000)
 
+    @helpers.eagerly()
     def test_a_bank_keeps_the_images_of_the_warm_up(self):
         config = dataclasses.replace(self.config, warm_up_steps=3, bank_images=1000)
         folder = self.get_temp_dir()
@@ -463,6 +493,7 @@ class SeveralTest(tf.test.TestCase):
         self.assertNotEmpty(drawn & old)
         self.assertNotEmpty(drawn & new)
 
+    @helpers.eagerly()
     def test_students_train_on_the_images_of_generator_steps(self):
         made, seen = self._made_and_seen(self._networks(), self.config)
         self.assertLen(made, 8)
@@ -480,6 +511,7 @@ class SeveralTest(tf.test.TestCase):
             self.assertContainsSubset(drawn, known)
 
     @pytest.mark.long
+    @helpers.eagerly()
     def test_interrupted_run_continues_to_the_same_weights(self):
         whole, directory = self._networks(), self.get_temp_dir()
         self._distill(whole)
