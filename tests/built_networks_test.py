@@ -32,14 +32,11 @@ def classifier_of(name, shape):
 
 
 class BuiltNetworksTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters(
-        ("mobilenet_v1_25", (32, 32, 3), "W8A8"),
-        ("mobilenet_v1_25", (32, 32, 3), "W4A8"),
-    )
-    def test_file_computes_every_layer(self, name, shape, widths):
-        self.check(name, shape, widths)
+    def test_file_computes_every_layer(self):
+        self.check("mobilenet_v1_25", (32, 32, 3), "W8A8")
 
     @parameterized.parameters(
+        ("mobilenet_v1_25", (32, 32, 3), "W4A8"),
         ("resnet_18", (16, 16, 3), "W8A8"),
         ("vgg_11", (32, 32, 3), "W8A8"),
         ("resnet_18", (16, 16, 3), "W4A8"),

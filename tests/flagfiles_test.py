@@ -15,7 +15,7 @@ from dfq_tf.distillation import generator
 from dfq_tf.errors import WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.settings import AUTO, CalibrationConfig, recipe
+from dfq_tf.settings import AUTO, BitWidths, CalibrationConfig, recipe
 from dfq_tf.training.learner import Learner
 from dfq_tf.with_data import datasets
 from tests import helpers
@@ -141,6 +141,15 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             common.open_workdir()
 
     @flagsaver.flagsaver
+    def test_mobilenet_is_to_be_quantized_itself(self):
+        path = FOLDER / "tiny_imagenet_mobilenet_v1.cfg"
+        flags.FLAGS(["run", f"--flagfile={path}"])
+        self.assertIsNone(flags.FLAGS.student)
+        self.assertEqual(quantize.widths_from_flags(), BitWidths())
+        self.assertGreater(quantize.qat_config().rounds, 0)
+
+    @flagsaver.flagsaver
+    @pytest.mark.long
     def test_mobilenet_is_quantized_and_trained(self):
         teacher = self._teacher(FOLDER / "tiny_imagenet_mobilenet_v1.cfg")
         self.assertIsNone(flags.FLAGS.student)

@@ -5,6 +5,7 @@ import sys
 import zipfile
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, keras3, tf
@@ -98,15 +99,21 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             sys.path.remove(str(self.folder))
         self.assertNotIn("dfq_tf_trap", sys.modules)
 
+    # Their layers are many, and each must be among those that are known.
     @parameterized.parameters(*LIBRARIES)
     def test_applications_of_keras_may_be_read(self, library):
-        # Their layers are many, and each must be among those that are known.
-        library = LIBRARIES[library]
-        makers = library.applications
-        for make in (makers.MobileNetV3Small, makers.EfficientNetB0):
-            model = make(weights=None, input_shape=(32, 32, 3), classes=3)
-            config = json.loads(model.to_json())
-            files._check_config(self.folder, config, False)
+        self.check_application(library, "MobileNetV3Small")
+
+    @parameterized.parameters(*LIBRARIES)
+    @pytest.mark.long
+    def test_large_applications_of_keras_may_be_read(self, library):
+        self.check_application(library, "EfficientNetB0")
+
+    def check_application(self, library, name):
+        make = getattr(LIBRARIES[library].applications, name)
+        model = make(weights=None, input_shape=(32, 32, 3), classes=3)
+        config = json.loads(model.to_json())
+        files._check_config(self.folder, config, False)
 
     def test_model_of_models_is_looked_through(self):
         inner = network(K, K.layers.Lambda(lambda x: 2 * x, name="inside"))

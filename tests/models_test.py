@@ -41,20 +41,30 @@ def _wrn_parameters(depth, width, num_classes):
 
 
 class WideResnetTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters(
-        ("wrn_10_1", 10, 1),
-        ("wrn_16_1", 16, 1),
-        ("wrn_16_2", 16, 2),
-        ("wrn_40_2", 40, 2),
-    )
+    @parameterized.parameters(("wrn_10_1", 10, 1), ("wrn_16_2", 16, 2))
     def test_has_the_parameters_of_the_paper(self, name, depth, width):
+        self.check_parameters(name, depth, width)
+
+    @parameterized.parameters(("wrn_16_1", 16, 1), ("wrn_40_2", 40, 2))
+    @pytest.mark.long
+    def test_so_have_the_others(self, name, depth, width):
+        self.check_parameters(name, depth, width)
+
+    def check_parameters(self, name, depth, width):
         model = models.build_model(name, (32, 32, 3), 10)
         trainable, stored = _wrn_parameters(depth, width, 10)
         self.assertEqual(_trainable(model), trainable)
         self.assertEqual(model.count_params(), trainable + stored)
 
-    @parameterized.parameters(("wrn_16_1", 0.17), ("wrn_16_2", 0.69), ("wrn_40_2", 2.2))
-    def test_has_the_published_millions_of_parameters(self, name, published):
+    def test_has_the_published_millions_of_parameters(self):
+        self.check_millions("wrn_16_1", 0.17)
+
+    @parameterized.parameters(("wrn_16_2", 0.69), ("wrn_40_2", 2.2))
+    @pytest.mark.long
+    def test_so_have_the_larger_ones(self, name, published):
+        self.check_millions(name, published)
+
+    def check_millions(self, name, published):
         model = models.build_model(name, (32, 32, 3), 10)
         self.assertAllClose(_trainable(model) / 1e6, published, rtol=0.03)
 
@@ -177,10 +187,14 @@ def _resnet_18(twin, images):
 
 
 class ResnetTest(NetworkTestCase):
-    @parameterized.parameters(
-        (18, (2, 2, 2, 2), 11_173_962), (34, (3, 4, 6, 3), 21_282_122)
-    )
-    def test_has_the_layers_and_parameters_of_the_paper(self, depth, blocks, known):
+    def test_has_the_layers_and_parameters_of_the_paper(self):
+        self.check_parameters(18, (2, 2, 2, 2), 11_173_962)
+
+    @pytest.mark.long
+    def test_so_has_the_larger_one(self):
+        self.check_parameters(34, (3, 4, 6, 3), 21_282_122)
+
+    def check_parameters(self, depth, blocks, known):
         model = models.build_model(f"resnet_{depth}", (32, 32, 3), 10)
         trainable, stored = _resnet_parameters(blocks, 10)
         self.assertEqual(trainable, known)
@@ -314,10 +328,19 @@ class MobilenetTest(NetworkTestCase):
     @parameterized.parameters(
         (10, (8, 8, 16, 16, 24, 24, *(48,) * 6, 104, 104)),
         (30, (8, 16, 40, 40, 80, 80, *(152,) * 6, 304, 304)),
+    )
+    def test_has_the_channels_and_parameters_of_the_paper(self, percent, widths):
+        self.check_parameters(percent, widths)
+
+    @parameterized.parameters(
         (100, (32, 64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)),
         (140, (48, 88, 176, 176, 360, 360, *(720,) * 6, 1432, 1432)),
     )
-    def test_has_the_channels_and_parameters_of_the_paper(self, percent, widths):
+    @pytest.mark.long
+    def test_so_have_the_large_ones(self, percent, widths):
+        self.check_parameters(percent, widths)
+
+    def check_parameters(self, percent, widths):
         model = models.build_model(f"mobilenet_v1_{percent}", (32, 32, 3), 10)
         outputs = [
             layer.filters

@@ -3,6 +3,7 @@ import zipfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import requests
 from absl.testing import parameterized
 
@@ -186,6 +187,7 @@ class TinyImagenetTest(parameterized.TestCase, tf.test.TestCase):
         ):
             data.open_dataset("digits", None, "a.zip")
 
+    @pytest.mark.long
     def test_real_archive(self):
         if not REAL.exists():
             self.skipTest(f"there is no {REAL}")

@@ -19,8 +19,10 @@ import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
+from dfq_tf.distillation import generator
 from dfq_tf.errors import WorkdirError
 from dfq_tf.graph.description import ModelDescription
+from tests import helpers
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
 from tools import common
@@ -43,12 +45,26 @@ TOOLS = (
 class RunTest(tf.test.TestCase):
     """One run of everything, and what may be done with it afterwards."""
 
+    # Few steps of the teacher, so that they need not be compiled.
+    further_flags: tuple[str, ...] = ("--teacher_batch_size=256",)
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.workdir = new_folder() / "run"
-        cls.flags = (f"--flagfile={SMOKE}", f"--workdir={cls.workdir}")
-        cls.process = run_tool("run", *cls.flags)
+        smoke = f"--flagfile={SMOKE}"
+        cls.flags = (smoke, *cls.further_flags, f"--workdir={cls.workdir}")
+        cls.process = cls.run_of_all()
+
+    @classmethod
+    def run_of_all(cls):
+        few = mock.patch.object(generator, "held_out_count", return_value=48)
+        with helpers.eagerly(), few:
+            return cls.tool("run", *cls.flags)
+
+    @staticmethod
+    def tool(name, *flags):
+        return run_in_process(name, *flags)
 
     def test_run_ends_with_table_and_files(self):
         self.assertEqual(self.process.returncode, 0, self.process.stderr)
@@ -103,7 +119,7 @@ class RunTest(tf.test.TestCase):
         folder = new_folder()
         for name in ("df_q.tflite", "df_q_images.npy"):
             shutil.copy(self.workdir / name, folder)
-        process = run_tool(
+        process = self.tool(
             "layer_noise",
             f"--teacher={self.workdir}/teacher.keras",
             f"--tflite={folder}/df_q.tflite",
@@ -127,7 +143,7 @@ class RunTest(tf.test.TestCase):
             for pattern in ("*.tflite", "*.keras")
             for p in self.workdir.glob(pattern)
         }
-        again = run_tool("run", *self.flags)
+        again = self.tool("run", *self.flags)
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertNotIn("step/s", again.stderr)
         self.assertEqual(before, {p: p.read_bytes() for p in before})
@@ -140,7 +156,21 @@ class RunTest(tf.test.TestCase):
         self.assertNotIn("Traceback", other.stderr)
         self.assertEqual((self.workdir / "flags.cfg").read_text(), flags_before)
 
-    @pytest.mark.long
+
+@pytest.mark.long
+class WholeRunTest(RunTest):
+    """The same of a process that compiles its steps, and of a further one."""
+
+    further_flags = ()
+
+    @classmethod
+    def run_of_all(cls):
+        return cls.tool("run", *cls.flags)
+
+    @staticmethod
+    def tool(name, *flags):
+        return run_tool(name, *flags)
+
     def test_written_flagfile_repeats_the_run(self):
         again = self.workdir.with_name(self.workdir.name + "_again")
         process = run_tool(
@@ -152,7 +182,6 @@ class RunTest(tf.test.TestCase):
                 (again / name).read_bytes(), (self.workdir / name).read_bytes(), name
             )
 
-    @pytest.mark.long
     def test_killed_run_continues_to_the_same_file(self):
         workdir = self.workdir.with_name(self.workdir.name + "_killed")
         flags = (f"--flagfile={SMOKE}", f"--workdir={workdir}")
@@ -178,7 +207,6 @@ class RunTest(tf.test.TestCase):
                 (workdir / name).read_bytes(), (self.workdir / name).read_bytes(), name
             )
 
-    @pytest.mark.long
     def test_stages_one_by_one_give_the_same_file(self):
         folder = self.workdir.with_name(self.workdir.name + "_stages")
         smoke = shlex.split(SMOKE.read_text(), comments=True)
@@ -712,8 +740,15 @@ class InspectModelTest(tf.test.TestCase):
         return process
 
     def test_good_model(self):
+        self.check_good_model(run_in_process)
+
+    @pytest.mark.long
+    def test_good_model_in_a_process(self):
+        self.check_good_model(run_tool)
+
+    def check_good_model(self, run):
         flags = ("--input_mean=0", "--input_scale=1/255")
-        process = self.inspect(self.save(), *flags, run=run_tool)
+        process = self.inspect(self.save(), *flags, run=run)
         self.assertEqual(process.returncode, 0, process.stderr)
         self.assertEqual(process.stderr, "")
         for pattern in (
