@@ -45,19 +45,16 @@ TOOLS = (
 class RunTest(tf.test.TestCase):
     """One run of everything, and what may be done with it afterwards."""
 
-    # Few steps of the teacher, so that they need not be compiled.
-    further_flags: tuple[str, ...] = ("--teacher_batch_size=256",)
-
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.workdir = new_folder() / "run"
-        smoke = f"--flagfile={SMOKE}"
-        cls.flags = (smoke, *cls.further_flags, f"--workdir={cls.workdir}")
+        cls.flags = (f"--flagfile={SMOKE}", f"--workdir={cls.workdir}")
         cls.process = cls.run_of_all()
 
     @classmethod
     def run_of_all(cls):
+        # A few steps, which are not worth compiling.
         few = mock.patch.object(generator, "held_out_count", return_value=48)
         with helpers.eagerly(), few:
             return cls.tool("run", *cls.flags)
@@ -160,8 +157,6 @@ class RunTest(tf.test.TestCase):
 @pytest.mark.long
 class WholeRunTest(RunTest):
     """The same of a process that compiles its steps, and of a further one."""
-
-    further_flags = ()
 
     @classmethod
     def run_of_all(cls):
