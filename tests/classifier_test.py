@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 from unittest import mock
@@ -66,7 +67,7 @@ class ClassifierTest(tf.test.TestCase, parameterized.TestCase):
         seen = []
         # The largest output of the network has 8 x 8 x 6 values.
         for budget, expected in ((4 * 4 * 384 * 70, 70), (2**32, 250), (1, 1)):
-            classifier = helpers.small_classifier()
+            classifier = dataclasses.replace(helpers.small_classifier())
             compiled = classifier._compiled
 
             def spy(batch, compiled=compiled):
@@ -198,7 +199,7 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         path = self.folder / "model.onnx"
         path.write_bytes(b"")
         with self.assertRaisesRegex(
-            ModelError, f"{path} is not a model file; .* end in .keras or .h5"
+            ModelError, f"{path} is not a model file; .* end in .keras, .h5"
         ):
             load_classifier(path)
 

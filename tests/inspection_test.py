@@ -338,6 +338,7 @@ class CostsTest(tf.test.TestCase):
             noise_dim=8,
             batch_size=64,
             warm_up_steps=10,
+            warm_up_batch_size=48,
             rounds=7,
             generator_steps=2,
             student_steps=3,
@@ -357,7 +358,7 @@ class CostsTest(tf.test.TestCase):
             )
         small = timing.call_args_list[0].args[2].settings.batch_size
         self.assertEqual(small, 32)
-        df_q = 1 + 0.5 * (2 * 10 + 96 / 32)
+        df_q = 1 + 0.5 * (10 * 48 + 96) / 32
         self.assertAlmostEqual(cost.df_q_seconds, df_q)
         rounds = 2 * 7 * (2 * 0.25 + 3 * 0.125)
         self.assertAlmostEqual(cost.df_qat_kd_seconds, df_q + 2 + 4 + rounds)

@@ -19,7 +19,7 @@ from dfq_tf.quantization import grids
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.layer_noise import LayerNoise
-from dfq_tf.settings import BitWidths
+from dfq_tf.settings import BitWidths, CalibrationConfig
 from dfq_tf.tflite import writer
 from dfq_tf.training.learner import Learner
 from tests import helpers, networks
@@ -51,7 +51,8 @@ def float_twin(learner):
 @functools.cache
 def network_of(learner, widths=BitWidths()):
     images = networks.images(learner.image_shape, 40, seed=1)
-    return post_training(float_twin(learner), images, widths)
+    config = CalibrationConfig(pooled_margin=1.0, logits_margin=1.0)
+    return post_training(float_twin(learner), images, widths, config)
 
 
 def file_of(learner, widths=BitWidths(), damaged=None, factor=1.0):

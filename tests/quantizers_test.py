@@ -114,8 +114,8 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         self.assertCountEqual(names, ["output_min", "output_max"])
 
     def test_config_gives_the_arguments_back(self):
-        copy = ActivationQuantizer(**ActivationQuantizer(5).get_config())
-        self.assertEqual(copy.num_bits, 5)
+        config = dict(num_bits=5, is_average=True)
+        self.assertEqual(ActivationQuantizer(**config).get_config(), config)
 
 
 class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
@@ -227,9 +227,16 @@ class NodeQuantizeConfigTest(tf.test.TestCase, parameterized.TestCase):
         layer.build((None, 8, 8, 3))
         return layer
 
-    @parameterized.parameters((5, 12, 7), (None, 0, 8), (3, 0, None))
-    def test_config_gives_the_arguments_back(self, kernel_bits, kernel_ranges, bits):
-        config = dict(kernel_bits=kernel_bits, kernel_ranges=kernel_ranges, bits=bits)
+    @parameterized.parameters(
+        (5, 12, 7, False), (None, 0, 8, True), (3, 0, None, False)
+    )
+    def test_config_gives_the_arguments_back(self, kernel_bits, ranges, bits, average):
+        config = dict(
+            kernel_bits=kernel_bits,
+            kernel_ranges=ranges,
+            bits=bits,
+            is_average=average,
+        )
         self.assertEqual(NodeQuantizeConfig(**config).get_config(), config)
 
     @parameterized.parameters(6, 0)

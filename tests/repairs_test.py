@@ -72,6 +72,9 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         def change(members):
             new, old = io.BytesIO(members[WEIGHTS]), io.BytesIO()
             with h5py.File(new, "r") as source, h5py.File(old, "w") as target:
+                for name in source:
+                    if name != "layers":
+                        source.copy(name, target)
                 for name in source["layers"]:
                     kind, _, number = name.rpartition("_")
                     if number.isdigit():  # of each kind, numbers may be left out
@@ -194,7 +197,7 @@ class EndsTest(tf.test.TestCase, parameterized.TestCase):
             ]
         )
         classifier = self.assertScores(model, SHAPE)
-        self.assertEqual(classifier.description.output, "softmax")
+        self.assertEqual(classifier.description.probabilities, "softmax")
 
 
 if __name__ == "__main__":

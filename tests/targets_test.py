@@ -182,8 +182,11 @@ class WrittenTest(tf.test.TestCase, parameterized.TestCase):
             for target, config in LOGITS.items()
             if target in ("android", "micro") or widths == BitWidths()
         }
-        for target, found in scores.items():
-            self.assertAllEqual(found, scores["android"], target)
+        # Of int4 kernels, LiteRT rounds the sums of convolutions twice.
+        step = network.grid(network.graph.output).scale[0]
+        most = 0 if widths == BitWidths() else 1.01 * step
+        for found in scores.values():
+            self.assertAllClose(found, scores["android"], rtol=0, atol=most)
 
     @parameterized.parameters(*OTHERS)
     def test_operators_are_those_of_the_target(self, target):

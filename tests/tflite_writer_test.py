@@ -93,7 +93,9 @@ def prepared(classifier):
     """The float network, and its ranges."""
     network = float_network(classifier)
     images = networks.images(classifier.image_shape, 64, seed=1)
-    config = CalibrationConfig(activation_range="min_max")
+    config = CalibrationConfig(
+        activation_range="min_max", pooled_margin=1.0, logits_margin=1.0
+    )
     return network, calibrate(network, images, config=config)
 
 
