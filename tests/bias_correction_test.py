@@ -1,6 +1,7 @@
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
@@ -70,8 +71,16 @@ def means(output):
 
 
 class MeansTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_are_those_of_the_float_network(self, name):
+        self.check_means(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_so_they_are_in_the_others(self, name):
+        self.check_means(name)
+
+    def check_means(self, name):
         case = Case.of(name)
         before = [means(output) for output in case.quantized_outputs()]
         case.correct()

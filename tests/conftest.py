@@ -9,14 +9,21 @@ import pytest
 # Files with the longest tests, longest first; the others come behind them.
 SLOWEST = (
     "tools_test.py",
-    "api_test.py",
-    "phases_test.py",
     "tflite_writer_test.py",
+    "api_test.py",
+    "devices_test.py",
+    "proof_test.py",
+    "generator_test.py",
     "student_test.py",
-    "steps_test.py",
-    "random_networks_test.py",
+    "tool_runner_test.py",
+    "post_training_test.py",
+    "phases_test.py",
     "loop_test.py",
+    "layer_noise_test.py",
+    "calibration_test.py",
+    "supervised_test.py",
     "models_test.py",
+    "steps_test.py",
 )
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
@@ -22,6 +23,23 @@ from tests import helpers
 layers = keras.layers
 
 _CONFIG = DistillationConfig(batch_size=4, noise_dim=3)
+
+
+# Height and width of images, and most values that a pixel takes in all layers.
+MOST_VALUES = (
+    ((9, 9), 575),
+    ((9, 33), 710),
+    ((17, 31), 500),
+    ((32, 32), 320),
+    ((33, 65), 500),
+    ((96, 100), 300),
+    ((224, 224), 112),
+    ((511, 512), 84),
+    ((512, 512), 80),
+    ((8, 512), 80),
+    ((512, 9), 142),
+    ((31, 512), 88),
+)
 
 
 class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
@@ -107,24 +125,16 @@ class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
             ]
             self.assertEqual(filters, expected)
 
-    @parameterized.product(
-        (
-            dict(shape=(9, 9), most=575),
-            dict(shape=(9, 33), most=710),
-            dict(shape=(17, 31), most=500),
-            dict(shape=(32, 32), most=320),
-            dict(shape=(33, 65), most=500),
-            dict(shape=(96, 100), most=300),
-            dict(shape=(224, 224), most=112),
-            dict(shape=(511, 512), most=84),
-            dict(shape=(512, 512), most=80),
-            dict(shape=(8, 512), most=80),
-            dict(shape=(512, 9), most=142),
-            dict(shape=(31, 512), most=88),
-        ),
-        depth=(1, 3, 4),
-    )
-    def test_memory_is_bounded_for_each_pixel(self, shape, most, depth):
+    @parameterized.parameters(*MOST_VALUES)
+    def test_memory_is_bounded_for_each_pixel(self, shape, most):
+        self.check_memory(shape, most, depth=3)
+
+    @parameterized.product(case=MOST_VALUES, depth=(1, 4))
+    @pytest.mark.long
+    def test_so_it_is_with_other_channels(self, case, depth):
+        self.check_memory(*case, depth)
+
+    def check_memory(self, shape, most, depth):
         generator = build_generator(1, (*shape, depth))
         self.assertEqual(generator.output_shape, (None, *shape, depth))
         values = sum(

@@ -8,6 +8,7 @@ import warnings
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
@@ -268,8 +269,16 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
             ["", "int8", inner, inner, "", "int4"],
         )
 
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_no_layer_of_a_sound_file_is_far_off(self, name):
+        self.check_sound(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_nor_is_one_of_the_others(self, name):
+        self.check_sound(name)
+
+    def check_sound(self, name):
         learner = networks.learner(name)
         images = networks.images(learner.image_shape, 16, seed=1)
         noise = measured(learner, file_of(learner), images)

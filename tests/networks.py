@@ -150,6 +150,12 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
+# Three that have much besides convolutions between them. What is to hold for each of
+# NETWORKS is tested with the others in `make test-long`.
+FEW = ("resnet_like", "padded_pooling", "mobilenet_v3_like")
+OTHERS = tuple(name for name in NETWORKS if name not in FEW)
+
+
 @functools.cache
 def build(
     name: str,

@@ -2,6 +2,7 @@ import dataclasses
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
@@ -100,10 +101,22 @@ def ones(graph):
 
 
 class FloatNetworkTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.product(
-        name=list(networks.NETWORKS), normalisation=list(NORMALISATIONS)
+    @parameterized.parameters(
+        *((name, "fraction") for name in networks.NETWORKS),
+        ("resnet_like", "integer"),
+        ("resnet_like", "channels"),
     )
     def test_equals_the_teacher_on_raw_pixels(self, name, normalisation):
+        self.check_float(name, normalisation)
+
+    @parameterized.product(
+        name=list(networks.NETWORKS), normalisation=("integer", "channels")
+    )
+    @pytest.mark.long
+    def test_so_it_does_however_they_are_normalised(self, name, normalisation):
+        self.check_float(name, normalisation)
+
+    def check_float(self, name, normalisation):
         mean, scale = NORMALISATIONS[normalisation]
         if normalisation == "channels" and name == "padded_pooling":
             self.skipTest("the network has one channel")
@@ -124,8 +137,16 @@ class FloatNetworkTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual((second.kind, second.name), ("pixels", "pixels"))
         self.assertIs(grids.separated(network.graph), network.graph)
 
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_balanced_it_is_still_the_same_function(self, name):
+        self.check_balanced(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_so_are_the_others(self, name):
+        self.check_balanced(name)
+
+    def check_balanced(self, name):
         teacher = networks.build(name)
         plain, balanced = (
             post_training.float_network(teacher, CalibrationConfig(equalize=equalize))
@@ -509,8 +530,16 @@ class PostTrainingTest(tf.test.TestCase, parameterized.TestCase):
         after = [w for n in network.graph.nodes.values() for w in n.weights.values()]
         self.assertTrue(helpers.all_equal(before, after))
 
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_eight_bits_answer_as_the_float_network(self, name):
+        self.check_eight_bits(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_so_they_do_in_the_others(self, name):
+        self.check_eight_bits(name)
+
+    def check_eight_bits(self, name):
         network = post_training.float_network(networks.build(name))
         images = networks.images(network.image_shape, 64)
         expected = network.scores(images)

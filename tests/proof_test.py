@@ -2,6 +2,7 @@ import dataclasses
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
@@ -115,8 +116,16 @@ def operators_of(content):
 
 
 class ConvertTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_file_is_integer_and_agrees_with_the_network(self, name):
+        self.check_file(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_so_are_the_files_of_the_others(self, name):
+        self.check_file(name)
+
+    def check_file(self, name):
         network = network_of(networks.build(name))
         content = proof.convert(network, config=LOGITS)
         image, output, tensors = details_of(content)

@@ -3,6 +3,7 @@ import functools
 import pathlib
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf, tfmot
@@ -128,8 +129,16 @@ class Helpers(tf.test.TestCase, parameterized.TestCase):
 
 
 class BuildTest(Helpers):
-    @parameterized.parameters(*WIDTHS)
+    @parameterized.parameters(WIDTHS[0], WIDTHS[3], WIDTHS[4])
     def test_scores_are_the_network_s_own(self, widths):
+        self.check_scores(widths)
+
+    @parameterized.parameters(WIDTHS[1], WIDTHS[2])
+    @pytest.mark.long
+    def test_so_they_are_with_further_widths(self, widths):
+        self.check_scores(widths)
+
+    def check_scores(self, widths):
         network = example(widths)
         images, inputs = inputs_of(network)
         expected = network.scores(images)
@@ -146,8 +155,16 @@ class BuildTest(Helpers):
             else:
                 self.assertAllEqual(found, expected)
 
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_so_they_are_for_every_network(self, name):
+        self.check_scores_of(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_so_they_are_for_the_others(self, name):
+        self.check_scores_of(name)
+
+    def check_scores_of(self, name):
         network = quantized(float_network(networks.build(name)), WIDTHS[1])
         images, inputs = inputs_of(network)
         found = student.build(network)(inputs, training=False)
@@ -237,8 +254,15 @@ class NamesTest(Helpers):
 
 
 class SaveTest(Helpers):
-    @parameterized.parameters(WIDTHS[1], WIDTHS[3], WIDTHS[4])
+    @parameterized.parameters(WIDTHS[3], WIDTHS[4])
     def test_a_file_gives_the_network_back(self, widths):
+        self.check_file(widths)
+
+    @pytest.mark.long
+    def test_so_does_a_file_of_four_bits(self):
+        self.check_file(WIDTHS[1])
+
+    def check_file(self, widths):
         network = example(widths)
         path = helpers.new_folder() / "student.keras"
         student.save(network, path)

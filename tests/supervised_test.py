@@ -222,6 +222,7 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
         self.assertFalse(helpers.all_equal(teacher.model.weights, before))
 
     @parameterized.parameters(np.uint8, np.int32, np.int64)
+    @helpers.eagerly()
     def test_labels_may_be_any_integers(self, dtype):
         images, labels = _toy_problem(8)
         config = dataclasses.replace(_CONFIG, teacher_epochs=1)

@@ -21,6 +21,7 @@ from unittest import mock
 
 import flatbuffers
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from ai_edge_litert import schema_py_generated as schema
 
@@ -902,6 +903,14 @@ LAYERS = {
 }
 
 
+# What itself has a kernel; the others are only between some.
+WITH_KERNELS = (
+    *[name for name in LAYERS if name.startswith(("strided", "depth", "grouped"))],
+    *("even kernel", "oblong kernel", "dilated", "dilated valid"),
+    *("dense layers of an image", "dense layers of a vector"),
+)
+
+
 @functools.cache
 def prepared_layer(layer):
     keras.utils.set_random_seed(0)
@@ -911,11 +920,18 @@ def prepared_layer(layer):
 
 
 class LayersTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.product(
-        layer=list(LAYERS), widths=(BitWidths(), ALL_FOUR_BITS, BitWidths(8, 16))
-    )
+    @parameterized.product(layer=list(LAYERS), widths=(BitWidths(), BitWidths(8, 16)))
     def test_layer_is_what_it_is_in_the_network(self, layer, widths):
         self.check(quantized(*prepared_layer(layer), widths))
+
+    @parameterized.parameters(*WITH_KERNELS)
+    def test_so_it_is_with_kernels_of_four_bits(self, layer):
+        self.check(quantized(*prepared_layer(layer), ALL_FOUR_BITS))
+
+    @parameterized.parameters(*(each for each in LAYERS if each not in WITH_KERNELS))
+    @pytest.mark.long
+    def test_so_it_is_beside_kernels_of_four_bits(self, layer):
+        self.check(quantized(*prepared_layer(layer), ALL_FOUR_BITS))
 
     @parameterized.product(
         shape=((6, 6, 1), (5, 9, 4)), widths=(BitWidths(), BitWidths(4, 16))
