@@ -69,7 +69,8 @@ def convert(
       ModelError: the images do not fit the network.
     """
     ends = ends_of(network, config)
-    _check_fits(network, config)
+    bits = network.kernel_bits, network.bits
+    writer.check_layers(network.classifier, config, *bits)
     content = writer.write(network, config)
     targets.check_file(config.target, content)
     check_integer_only(content, _requantizing(network.graph), ends)
@@ -78,15 +79,6 @@ def convert(
     _prove(network, content, images, logits)
     _prove_ends(ends, content, images, logits)
     return content
-
-
-def _check_fits(network: QuantizedNetwork, config: FileConfig) -> None:
-    """Raises UnsupportedLayerError where a network is not for the file's target."""
-    if targets.TARGETS[config.target].versions is None:
-        return  # LiteRT, in which the proof runs, says it itself
-    found = writer.outline(network.graph, network.description, config)
-    bits = network.kernel_bits, network.bits
-    targets.check_layers(config.target, network.graph, found.operators, *bits)
 
 
 def check_integer_only(
