@@ -23,6 +23,7 @@ CONFIG = CalibrationConfig(activation_range="min_max", weight_range="min_max")
 
 class ApplicationsTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*QUICK)
+    @pytest.mark.long
     def test_float_network_is_the_same_and_the_file_is_integer(self, name, library):
         self.check(name, library)
 

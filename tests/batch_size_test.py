@@ -143,6 +143,7 @@ class StepTest(tf.test.TestCase, parameterized.TestCase):
         for one, next_one in itertools.pairwise(sizes):
             self.assertGreaterEqual(one, next_one)
 
+    @pytest.mark.long
     def test_32_pixels_have_the_batch_that_results_are_published_for(self):
         self.check_batch_at_32_pixels("wrn_40_2")
 

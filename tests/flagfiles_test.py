@@ -76,6 +76,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(distill.distillation_config(), expected)
 
     @flagsaver.flagsaver
+    @pytest.mark.long
     def test_networks_of_a_pair_are_built_and_trained(self):
         self.check_pair(FOLDER / "svhn_wrn40_2_to_wrn16_1.cfg")
 

@@ -1,6 +1,6 @@
 """Targets: what they refuse before any work, and what is written for them."""
 
-from unittest import mock
+from unittest import functools, mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -164,7 +164,9 @@ LOGITS = {
 }
 
 
+@functools.cache
 def quantized(name, widths=BitWidths()):
+    """A network that nothing changes."""
     classifier = networks.build(name)
     images = networks.images(classifier.image_shape, 32, seed=1)
     return post_training(float_network(classifier), images, widths)
