@@ -1,6 +1,7 @@
 """Targets: what they refuse before any work, and what is written for them."""
 
-from unittest import functools, mock
+import functools
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
