@@ -215,7 +215,10 @@ class WholeRunTest(RunTest):
             f"--workdir={folder}",
         )
         self.assertEqual(process.returncode, 0, process.stderr)
-        process = run_tool("convert", f"--student={folder}/df_q.keras")
+        (name,) = [f.partition("=")[2] for f in smoke if f.startswith("--teacher=")]
+        process = run_tool(
+            "convert", f"--student={folder}/df_q.keras", f"--model_name={name}"
+        )
         self.assertEqual(process.returncode, 0, process.stderr)
         self.assertEqual(
             (folder / "df_q.tflite").read_bytes(),

@@ -193,7 +193,7 @@ def _watched(module, name):
 
 
 # Images in a step: of two students on one device, then on each of two.
-_SHARES = [8, 8, 4, 4, 4, 4]
+_SHARES = [8, 8, 8, 8, 4, 4, 4, 4]
 
 
 class StepTest(parameterized.TestCase, tf.test.TestCase):
