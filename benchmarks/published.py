@@ -63,8 +63,6 @@ def main() -> None:
         ).network
     seconds = time.monotonic() - began
     scores, expected = network.scores(images), exact.scores(images)
-    if expected.shape[-1] == 1:  # one score: a class is above 0 or below
-        scores, expected = (np.pad(s, ((0, 0), (1, 0))) for s in (scores, expected))
     print(
         f"{pathlib.Path(arguments.model).stem} {arguments.widths}: "
         f"agreement {100 * agreement(scores, expected):.1f} %, "

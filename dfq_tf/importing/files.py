@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
@@ -19,7 +19,13 @@ import h5py
 from dfq_tf.compat import keras, keras3, native_output_hidden, tfmot
 from dfq_tf.errors import ModelError
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
-from dfq_tf.importing.repairs import CONFIG, METADATA, WEIGHTS, repaired
+from dfq_tf.importing.repairs import (
+    CONFIG,
+    METADATA,
+    WEIGHTS,
+    repaired,
+    serialized,
+)
 
 # Names that models have. Their content says which format it is.
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
@@ -252,7 +258,7 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
         raise ModelError(f"{path} has no configuration of a model; it is damaged")
     # The model's own losses and metrics are not read; those of models inside it are.
     config = {k: v for k, v in config.items() if k != "compile_config"}
-    for part in _serialized(config):
+    for part in serialized(config):
         kind, module = part["class_name"], part.get("module") or ""
         if kind in _KNOWN_VALUES or allow_code:
             continue
@@ -290,19 +296,6 @@ def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
     if ".ops." in module:
         return kind in _KNOWN_OPERATIONS
     return kind in _KNOWN_CLASSES
-
-
-def _serialized(config: Any) -> Iterator[Mapping[str, Any]]:
-    """All dictionaries in a configuration that stand for an object."""
-    todo = [config]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            if isinstance(value.get("class_name"), str):
-                yield value
-            todo.extend(value.values())
-        elif isinstance(value, list):
-            todo.extend(value)
 
 
 def _name_of(part: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ that only train have had arguments that other releases do not know.
 
 import contextlib
 import inspect
+import io
 import json
 import pathlib
 import re
@@ -53,22 +54,21 @@ def repaired(path: pathlib.Path, is_archive: bool, version: str) -> Iterator[Any
 def _repair_archive(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
     """Writes a repaired copy, if there is anything to repair."""
     with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read(CONFIG))
+        weights = io.BytesIO(archive.read(WEIGHTS))
+        is_changed = _drop_unknown_arguments(config, version)
+        with h5py.File(weights, "r+") as file:
+            if any(name.replace("\\", "/").startswith(_OLD_GROUP) for name in file):
+                is_changed = True
+                _rename_groups(file)
+        if not is_changed:
+            return False
         members = {name: archive.read(name) for name in archive.namelist()}
-    config = json.loads(members[CONFIG])
-    is_changed = _drop_unknown_arguments(config, version)
-    members[CONFIG] = json.dumps(config).encode()
-    weights = copy.with_name("weights.h5")
-    weights.write_bytes(members[WEIGHTS])
-    with h5py.File(weights, "r+") as file:
-        if any(name.replace("\\", "/").startswith(_OLD_GROUP) for name in file):
-            is_changed = True
-            _rename_groups(file)
-    members[WEIGHTS] = weights.read_bytes()
-    if is_changed:
-        with zipfile.ZipFile(copy, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-    return is_changed
+    members |= {CONFIG: json.dumps(config).encode(), WEIGHTS: weights.getvalue()}
+    with zipfile.ZipFile(copy, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return True
 
 
 def _repair_hdf5(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
@@ -90,22 +90,29 @@ def _drop_unknown_arguments(config: Any, version: str) -> bool:
       Whether anything was dropped.
     """
     library = keras3() if version.startswith("3") else keras
-    is_changed, todo = False, [config]
+    is_changed = False
+    for part in serialized(config):
+        kind, arguments = part["class_name"], part.get("config")
+        if kind not in TRAINING_ONLY or not isinstance(arguments, dict):
+            continue
+        known = _arguments(getattr(library.layers, kind, None))
+        for name in arguments.keys() - known if known else ():
+            is_changed = True
+            del arguments[name]
+    return is_changed
+
+
+def serialized(config: Any) -> Iterator[Mapping[str, Any]]:
+    """All dictionaries in a configuration that stand for an object."""
+    todo = [config]
     while todo:
         value = todo.pop()
-        if isinstance(value, list):
+        if isinstance(value, dict):
+            if isinstance(value.get("class_name"), str):
+                yield value
+            todo.extend(value.values())
+        elif isinstance(value, list):
             todo.extend(value)
-        if not isinstance(value, dict):
-            continue
-        todo.extend(value.values())
-        kind, arguments = value.get("class_name"), value.get("config")
-        if kind in TRAINING_ONLY and isinstance(arguments, dict):
-            known = _arguments(getattr(library.layers, kind, None))
-            unknown = known and arguments.keys() - known
-            for name in unknown or ():
-                is_changed = True
-                del arguments[name]
-    return is_changed
 
 
 def _arguments(layer: Any) -> set[str]:

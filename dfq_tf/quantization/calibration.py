@@ -121,6 +121,7 @@ def with_ranges(
     ranges: dict[str, Range],
     widths: BitWidths,
     weight_range: str = "mse",
+    magnitudes: Mapping[str, np.ndarray] | None = None,
 ) -> QuantizedNetwork:
     """A quantized network with given ranges of its outputs.
 
@@ -129,22 +130,31 @@ def with_ranges(
       ranges: of each of `grids.measured`.
       widths: bits of weights and activations.
       weight_range: 'min_max' or 'mse', see `ranges.kernel_magnitudes`.
+      magnitudes: of `magnitudes_of`, where they have been found already.
     """
     graph = network.graph
+    if magnitudes is None:
+        magnitudes = magnitudes_of(graph, widths, weight_range)
     bits = grids.activation_bits(graph, widths)
     kernel_bits = grids.kernel_bits(graph, widths)
-    magnitudes = {
+    fitted = fitted_ranges(graph, ranges, bits)
+    quantized = QuantizedNetwork(network, bits, fitted, kernel_bits, magnitudes)
+    return quantized.with_room_for_biases()
+
+
+def magnitudes_of(
+    graph: Graph, widths: BitWidths, weight_range: str
+) -> dict[str, np.ndarray]:
+    """Half the range of each kernel; the arguments are those of `with_ranges`."""
+    return {
         name: kernel_magnitudes(
             by_output(graph.nodes[name], graph.nodes[name].weights["kernel"]),
             num_bits,
             per_channel=widths.per_channel,
             method=weight_range,
         )
-        for name, num_bits in kernel_bits.items()
+        for name, num_bits in grids.kernel_bits(graph, widths).items()
     }
-    fitted = fitted_ranges(graph, ranges, bits)
-    quantized = QuantizedNetwork(network, bits, fitted, kernel_bits, magnitudes)
-    return quantized.with_room_for_biases()
 
 
 def fitted_ranges(

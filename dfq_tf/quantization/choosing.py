@@ -13,7 +13,12 @@ import numpy as np
 
 from dfq_tf.graph import FLOAT, Classifier, images_per_pass, num_values
 from dfq_tf.quantization.bias_correction import with_corrected_biases
-from dfq_tf.quantization.calibration import observe, ranges_of, with_ranges
+from dfq_tf.quantization.calibration import (
+    magnitudes_of,
+    observe,
+    ranges_of,
+    with_ranges,
+)
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
@@ -79,6 +84,7 @@ class _Trial:
     ) -> None:
         with_counts = config.activation_range != "min_max"
         self._histograms = observe(network, images, with_counts=with_counts)
+        self._magnitudes = magnitudes_of(network.graph, widths, config.weight_range)
         self._network, self._widths, self._config = network, widths, config
         self._held_out = held_out
         self._exact = network.scores(held_out) if len(held_out) else None
@@ -116,8 +122,9 @@ class _Trial:
     def _made(self, settings: CalibrationConfig) -> QuantizedNetwork:
         graph = self._network.graph
         ranges = ranges_of(graph, self._histograms, self._widths, settings)
-        weight_range = settings.weight_range
-        return with_ranges(self._network, ranges, self._widths, weight_range)
+        return with_ranges(
+            self._network, ranges, self._widths, magnitudes=self._magnitudes
+        )
 
 
 def without_margins(config: CalibrationConfig) -> CalibrationConfig:
