@@ -513,6 +513,10 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         teacher, network = digits.teacher(), as_classifier(small_student())
         images = digits.split("test").images
         answers = teacher.scores(images)
+        # What an untrained network gives says nothing of margins.
+        narrow = dataclasses.replace(
+            CALIBRATION, activation_range="mse", pooled_margin=1.0, logits_margin=1.0
+        )
 
         def agreement_of(method):
             config = dataclasses.replace(
@@ -521,11 +525,17 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
                 student_optimizer="adam",
                 student_learning_rate=0.003,
             )
-            result = quantize(teacher, network=network, method=method, config=config)
+            result = quantize(
+                teacher,
+                network=network,
+                method=method,
+                config=config,
+                calibration=narrow,
+            )
             scores = TFLiteClassifier(result.tflite).scores(images)
             return agreement(answers, scores)
 
-        self.assertGreater(agreement_of("df_qat_kd"), agreement_of("df_q") + 0.1)
+        self.assertGreater(agreement_of("df_qat_kd"), agreement_of("df_q") + 0.15)
 
     @parameterized.parameters("float32", "bfloat16")
     @pytest.mark.long
