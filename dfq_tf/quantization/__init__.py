@@ -1,9 +1,10 @@
 """A float network becomes integers: ranges, grids, quantized network, student."""
 
 from dfq_tf.quantization.calibration import calibrate, with_ranges
-from dfq_tf.quantization.choosing import sqnr, without_margins
+from dfq_tf.quantization.choosing import without_margins
 from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in
 from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.noise import decibels, powers, sqnr
 from dfq_tf.quantization.post_training import float_network, with_pixels
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "QuantizedNetwork",
     "calibrate",
     "check_widths",
+    "decibels",
     "float_network",
     "is_taken_in",
+    "powers",
     "sqnr",
     "with_pixels",
     "with_ranges",

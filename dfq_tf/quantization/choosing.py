@@ -20,6 +20,7 @@ from dfq_tf.quantization.calibration import (
     with_ranges,
 )
 from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.noise import sqnr
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
 # The most that wider ranges may cost, in dB of the scores' SQNR; and an SQNR so high
@@ -144,16 +145,3 @@ def _scores(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
     passes = [images[i : i + count] for i in range(0, len(images), count)]
     output = [network.graph.output]
     return np.concatenate([network.outputs(each, output)[0] for each in passes])
-
-
-def sqnr(exact: np.ndarray, scores: np.ndarray) -> float:
-    """Signal-to-quantization-noise ratio of scores, in dB.
-
-    Args:
-      exact: of the float network, (n, num_classes).
-      scores: of a quantized one, the same shape.
-    """
-    signal = np.square(exact.astype(np.float64)).sum()
-    noise = np.square(exact.astype(np.float64) - scores).sum()
-    smallest = np.finfo(np.float64).tiny
-    return float(10 * (np.log10(signal + smallest) - np.log10(noise + smallest)))

@@ -22,7 +22,7 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
 from dfq_tf.files import replacing, write_text
 from dfq_tf.graph import KINDS, Classifier, Graph, running
-from dfq_tf.quantization import grids
+from dfq_tf.quantization import decibels, grids, powers
 from dfq_tf.tflite import Feeding, dequantized, kernel_types, open_interpreter
 
 
@@ -68,7 +68,7 @@ def measure(
     # All outputs at a time: of the network, of the file, and the widened ones below.
     size = 3 * running.FLOAT * running.num_values(graph)
     batch_size = running.images_per_pass(size, len(images))
-    powers = {name: np.zeros((2, 2)) for name in names}
+    sums = {name: np.zeros((2, 2)) for name in names}
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         stored = _stored_outputs(graph, content, batch)
@@ -78,8 +78,8 @@ def measure(
         exact = running.compute(graph, tf.constant(inputs), names)
         for name, values in zip(names, exact):
             alone = _alone(graph, name, stored)
-            powers[name] += [
-                _powers(float_values.numpy(), stored[name])
+            sums[name] += [
+                powers(float_values.numpy(), stored[name])
                 for float_values in (alone, values)
             ]
     types = kernel_types(content)
@@ -88,7 +88,7 @@ def measure(
         inside = _inside(graph, name)
         kinds = "+".join(graph.nodes[node].kind for node in inside)
         kernel = next((types[node] for node in inside if node in types), "")
-        own, total = (_decibels(*each) for each in powers[name])
+        own, total = (decibels(*each) for each in sums[name])
         result.append(LayerNoise(name, kinds, kernel, own, total))
     return result
 
@@ -169,19 +169,6 @@ def _alone(graph: Graph, name: str, stored: Mapping[str, np.ndarray]) -> tf.Tens
     for node in inside:
         values = [KINDS[node.kind].compute(node, values, node.weights)]
     return values[0]
-
-
-def _powers(signal: np.ndarray, noisy: np.ndarray) -> np.ndarray:
-    """Sums of the squares of a signal, and of its noise: float64 (2,)."""
-    power = np.sum(np.square(signal, dtype=np.float64))
-    noise = np.sum(np.square(noisy.astype(np.float64) - signal))
-    return np.array([power, noise])
-
-
-def _decibels(power: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return float(10 * np.log10(power / noise)) if power else -math.inf
 
 
 def _check_stored(
