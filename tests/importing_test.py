@@ -385,7 +385,7 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
 
     def test_quantized_student_is_refused(self):
-        class QuantizeWrapperV2(keras.layers.Wrapper):  # as tfmot calls it
+        class NodeWrapper(keras.layers.Wrapper):  # as students have it
             def call(self, inputs):
                 return self.layer(inputs)
 
@@ -393,7 +393,7 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
         model = keras.models.clone_model(
             model,
             clone_function=lambda layer: (
-                QuantizeWrapperV2(layer) if layer.name == "conv" else layer
+                NodeWrapper(layer) if layer.name == "conv" else layer
             ),
         )
         with self.assertRaisesRegex(

@@ -45,12 +45,12 @@ def read_model(path: str) -> Model:
 
 
 def _is_student(path: str) -> bool:
-    """Whether a file holds tfmot's wrappers, as those of tools/quantize.py do."""
+    """Whether a file holds wrapped nodes, as those of tools/quantize.py do."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         is_keras = "config.json" in archive.namelist()
-        return is_keras and b"QuantizeWrapper" in archive.read("config.json")
+        return is_keras and b"NodeWrapper" in archive.read("config.json")
 
 
 def _needs_flags(path: str) -> bool:

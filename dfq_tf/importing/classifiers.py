@@ -325,7 +325,7 @@ def _check_has_layers(model: Any) -> None:
             "be a built functional or Sequential model of Keras, whose layers can be "
             "rewritten. A subclass of Model has functions in their place"
         )
-    if any(type(layer).__name__ == "QuantizeWrapperV2" for layer in model.layers):
+    if any(type(layer).__name__ == "NodeWrapper" for layer in model.layers):
         raise ModelError(
             "the model is quantized already: it is a student that this project made. "
             "Give the float model that it was made of; or open it with "

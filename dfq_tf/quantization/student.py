@@ -28,9 +28,6 @@ from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.quantizers import NodeQuantizeConfig
 
-_Wrapper = tfmot.quantization.keras.QuantizeWrapperV2
-
-
 @keras.utils.register_keras_serializable("dfq_tf")
 class GraphLayer(keras.layers.Layer):
     """One node as a Keras layer: what `KINDS[kind].compute` says, its weights trained.
@@ -78,6 +75,18 @@ class GraphLayer(keras.layers.Layer):
                 r: list(shape) for r, shape in self.weight_shapes.items()
             },
         }
+
+
+@keras.utils.register_keras_serializable("dfq_tf")
+class NodeWrapper(tfmot.quantization.keras.QuantizeWrapperV2):
+    """tfmot's wrapper, whose Python runs as it is: no condition in it is a tensor.
+
+    AutoGraph would rewrite it at each trace, which takes longer than the rest.
+    """
+
+    call = tf.autograph.experimental.do_not_convert(
+        tfmot.quantization.keras.QuantizeWrapperV2.call
+    )
 
 
 # Keras' reader of .h5 files looks a layer inside another one up by its bare name.
@@ -140,7 +149,7 @@ def build(network: QuantizedNetwork) -> keras.Model:
             config = NodeQuantizeConfig(
                 kernel_bits, num_ranges, bits, grids.is_average(node)
             )
-            layer = _Wrapper(layer, config)
+            layer = NodeWrapper(layer, config)
         inputs = [tensors[source] for source in node.inputs]
         tensors[name] = layer(inputs if len(inputs) > 1 else inputs[0])
     model = keras.Model(image, tensors[graph.output], name="student")
@@ -245,7 +254,7 @@ def _parts(model: Any) -> list[_Part]:
     """The nodes of a student, in their graph's order; none of any other model."""
     parts = {}
     for layer in getattr(model, "layers", ()):
-        is_wrapped = isinstance(layer, _Wrapper)
+        is_wrapped = isinstance(layer, NodeWrapper)
         inner = layer.layer if is_wrapped else layer
         if isinstance(inner, GraphLayer):
             named = {v.name.split("/")[-1].split(":")[0]: v for v in layer.weights}
