@@ -20,7 +20,14 @@ FOLDERS = (
 )
 PACKAGES = ("dfq_tf", *(f"dfq_tf/{room}" for room in FOLDERS), "tools", "tests")
 # Modules that a program may read without waiting for TensorFlow to load.
-LIGHT = ("settings", "graph.description", "graph.nodes", "errors", "files")
+LIGHT = (
+    "settings",
+    "procedural",
+    "graph.description",
+    "graph.nodes",
+    "errors",
+    "files",
+)
 # The ground that every room stands on.
 GROUND = {"compat", "errors", "files", "settings"}
 # Room -> the rooms that it may import, besides the ground. A room is a folder of the
@@ -29,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph": set(),
     "models": set(),
     "context": set(),
-    "importing": {"graph"},
+    "importing": {"graph", "procedural"},
+    "procedural": set(),
     "quantization": {"graph"},
     "training": {"context", "graph"},
     "tflite": {"graph", "quantization"},

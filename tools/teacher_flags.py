@@ -6,7 +6,7 @@ from typing import Any
 from dfq_tf.errors import ConfigError, DataError
 from dfq_tf.files import read_text
 from dfq_tf.graph import OUTPUTS, Classifier
-from dfq_tf.importing import load_classifier
+from dfq_tf.importing import FEEDINGS, load_classifier
 from dfq_tf.settings import check_value
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data import datasets
@@ -26,6 +26,14 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
         "the model has a layer for it, such as Rescaling.",
     ),
     ("input_scale", list, [], "Scale, like --input_mean; such as 1/255."),
+    (
+        "feeding",
+        str,
+        None,
+        "In place of both, the name of a usual way: one of "
+        f"{', '.join(FEEDINGS)}. By default the model's BatchNormalization is asked, "
+        "where nobody says.",
+    ),
     (
         "output",
         str,
@@ -92,6 +100,7 @@ def arguments() -> dict[str, Any]:
     return dict(
         input_mean=mean,
         input_scale=scale,
+        feeding=FLAGS.feeding,
         output=FLAGS.output,
         class_names=read_labels(FLAGS.labels) if FLAGS.labels else None,
         image_size=[int(s) for s in size] or None,

@@ -19,14 +19,14 @@ from dfq_tf.graph.layers import (
     problem,
     title,
 )
-from dfq_tf.graph.nodes import Graph, Node, Shape, frozen, unique_name
+from dfq_tf.graph.nodes import Graph, Node, Shape, frozen, leading_to, unique_name
 from dfq_tf.graph.rewriting import (
     activation_last,
     head_activation,
     logits_graph,
     two_class_logits,
 )
-from dfq_tf.graph.running import FLOAT, images_per_pass, num_values
+from dfq_tf.graph.running import FLOAT, compute, images_per_pass, num_values
 
 __all__ = [
     "FLOAT",
@@ -46,6 +46,7 @@ __all__ = [
     "agreement",
     "by_output",
     "check_images",
+    "compute",
     "concatenation_axis",
     "description_beside",
     "description_path",
@@ -54,6 +55,7 @@ __all__ = [
     "has_kernel",
     "head_activation",
     "in_batches",
+    "leading_to",
     "logits_graph",
     "problem",
     "title",

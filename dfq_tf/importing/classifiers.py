@@ -26,9 +26,14 @@ from dfq_tf.graph import (
     logits_graph,
     two_class_logits,
 )
+from dfq_tf.importing import feeding as feedings
 from dfq_tf.importing import preprocessing
 from dfq_tf.importing.files import read_model
-from dfq_tf.importing.preprocessing import Preprocessing, take_preprocessing
+from dfq_tf.importing.preprocessing import (
+    Preprocessing,
+    reversed_channels,
+    take_preprocessing,
+)
 from dfq_tf.importing.reading import (
     LayerRead,
     has_layers,
@@ -52,6 +57,7 @@ def as_classifier(
     *,
     input_mean: Sequence[float] | float | None = None,
     input_scale: Sequence[float] | float | None = None,
+    feeding: str | None = None,
     output: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
@@ -68,6 +74,9 @@ def as_classifier(
         preprocessing, such as a Rescaling layer.
       input_scale: like `input_mean`; both or neither are given. What is given goes
         before what the `.json` says.
+      feeding: in place of both, the name of a usual way, one of `feeding.FEEDINGS`,
+        such as '-1..1' or 'caffe'. Where nobody says how the model is fed, its first
+        BatchNormalization is asked.
       output: 'logits', 'softmax' or 'sigmoid'; by default what the last layer says.
       class_names: one per class; by default their numbers. A model of one output has
         two classes.
@@ -85,11 +94,14 @@ def as_classifier(
         model says itself.
 
     Warns:
-      UserWarning: mean and scale are given to a model with preprocessing of its own.
+      UserWarning: how the model is fed was found by its BatchNormalization, or what is
+        said of it cannot be; mean and scale are given to a model with preprocessing of
+        its own.
     """
     said: dict[str, Any] = dict(
         input_mean=input_mean,
         input_scale=input_scale,
+        feeding=feeding,
         output=output,
         class_names=class_names,
         image_size=image_size,
@@ -123,6 +135,8 @@ class Told(NamedTuple):
       model: of Keras 2 or 3.
       is_keras3: whether it is of Keras 3.
       given: what pixels go through before the model; None if nobody says.
+      is_bgr: whether the model is fed blue first, with all else of `given` in this
+        order.
       is_added: whether the user says so in arguments.
       output: 'logits', 'softmax' or 'sigmoid', if somebody says so.
       class_names: one per class, if somebody says them.
@@ -132,6 +146,7 @@ class Told(NamedTuple):
     model: Any
     is_keras3: bool
     given: Preprocessing | None
+    is_bgr: bool
     is_added: bool
     output: str | None
     class_names: Sequence[str] | None
@@ -158,7 +173,7 @@ class ModelReading:
 
     def fed_pixels(self) -> "ModelReading":
         """The same, with the word that the model takes pixels as they are."""
-        told = self.told._replace(given=Preprocessing())
+        told = self.told._replace(given=Preprocessing(), is_bgr=False)
         return dataclasses.replace(self, told=told)
 
 
@@ -169,6 +184,9 @@ class Network:
     Attributes:
       graph: what is left.
       own: what the preprocessing did, or None.
+      told: as of the reading, with the feeding that was found, if nobody says any.
+      found: what a BatchNormalization says of the feeding; None if it was not asked, or
+        there is none.
       feeding: what pixels go through before `graph`; None if nobody says.
       gives: 'logits', 'softmax' or 'sigmoid'.
       is_binary: whether it gives one score, for two classes.
@@ -177,6 +195,8 @@ class Network:
 
     graph: Graph
     own: Preprocessing | None
+    told: Told
+    found: feedings.Found | None
     feeding: Preprocessing | None
     gives: str
     is_binary: bool
@@ -188,6 +208,7 @@ def read(
     *,
     input_mean: Sequence[float] | float | None = None,
     input_scale: Sequence[float] | float | None = None,
+    feeding: str | None = None,
     output: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
@@ -215,27 +236,38 @@ def read(
         )
         _check_says_nothing(theirs, "one with a description")
         model, said = model.model, model.description
-    given = _given(input_mean, input_scale)
+    given, is_bgr = _given(input_mean, input_scale, feeding)
     is_added = given is not None
     if said is not None:
-        given = given or _given(said.input_mean, said.input_scale)
+        given = given or _given(said.input_mean, said.input_scale)[0]
         output, class_names = output or said.output, class_names or said.class_names
     probabilities = None if said is None else said.probabilities
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
     shape = _image_shape(own_shape, image_size)
     told = Told(
-        model, is_keras3(model), given, is_added, output, class_names, probabilities
+        model,
+        is_keras3(model),
+        given,
+        is_bgr,
+        is_added,
+        output,
+        class_names,
+        probabilities,
     )
     found = read_layers(model, shape)
-    kinds = {layer.kind for layer in found.layers}
-    is_plain = (
+    is_plain = [batch, *shape] == [None, *own_shape] and _is_plain(told, found.layers)
+    return ModelReading(told, found.layers, found.problems, found.graph, is_plain)
+
+
+def _is_plain(told: Told, found: Sequence[LayerRead]) -> bool:
+    """Whether a model has float32 layers of tf_keras alone."""
+    kinds = {layer.kind for layer in found}
+    return (
         not told.is_keras3
         and not kinds & {*_FUNCTIONS, *preprocessing.LAYERS}
-        and _compute_types(model) == {"float32"}
-        and [batch, *shape] == [None, *own_shape]
+        and _compute_types(told.model) == {"float32"}
     )
-    return ModelReading(told, found.layers, found.problems, found.graph, is_plain)
 
 
 def network(reading: ModelReading) -> Network:
@@ -246,19 +278,28 @@ def network(reading: ModelReading) -> Network:
     """
     graph, own = take_preprocessing(reading.graph)
     graph = activation_last(graph)
-    given, outputs = reading.told.given, _num_outputs(graph)
-    feeding = own
-    if given is not None:
-        described(given, "logits", ("",) * outputs).check_fits(
+    told, outputs = reading.told, _num_outputs(graph)
+    found = None
+    if told.given is not None:
+        described(told.given, "logits", ("",) * outputs).check_fits(
             graph.image.shape,  # type: ignore[arg-type]
             outputs,
         )
-        feeding = given.then(own or Preprocessing())
+    if own is None and (told.given is None or told.is_added):
+        found = feedings.find(graph, _as_feeding(told))
+    if told.given is None and found is not None and found.is_clear:
+        given, is_bgr = _given(None, None, found.name)
+        told = told._replace(given=given, is_bgr=is_bgr)
     gives, is_binary = _output(reading, graph), outputs == 1
-    probabilities = reading.told.probabilities
+    probabilities = told.probabilities
     if gives != "logits":
         probabilities = "score" if is_binary else gives
-    return Network(graph, own, feeding, gives, is_binary, probabilities)
+    feeding = own
+    if told.given is not None:
+        feeding = told.given.then(own or Preprocessing())
+        if told.is_bgr:
+            graph, feeding = reversed_channels(graph), feeding.reversed()
+    return Network(graph, own, told, found, feeding, gives, is_binary, probabilities)
 
 
 def classifier_of(reading: ModelReading) -> Classifier:
@@ -268,14 +309,9 @@ def classifier_of(reading: ModelReading) -> Classifier:
     found = network(reading)
     graph, gives, feeding = found.graph, found.gives, found.feeding
     if feeding is None:
-        raise ConfigError(
-            "input_mean and input_scale are not given, and the model has no "
-            "preprocessing layer that says how pixels, 0 to 255, become its input. "
-            "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
-            "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
-        )
-    _warn_if_both(reading.told, found)
-    is_plain = reading.is_plain and not found.own
+        raise ConfigError(_how_to_say(found.found))
+    _warn_of_feeding(reading.told, found)
+    is_plain = reading.is_plain and not found.own and not found.told.is_bgr
     if found.is_binary or (gives == "softmax" and not is_plain):
         names = ("",) * _num_outputs(graph)
         graph = logits_graph(graph, described(feeding, gives, names))
@@ -292,12 +328,65 @@ def classifier_of(reading: ModelReading) -> Classifier:
         described(feeding, gives, names), probabilities=found.probabilities
     )
     result = Classifier(graph, description)
-    _check_same(reading.told, result, found)
+    _check_same(result, found)
     return result
 
 
-def _warn_if_both(told: Told, found: Network) -> None:
-    """Warns if the user normalises pixels that the model normalises too."""
+def _as_feeding(told: Told) -> feedings.Feeding | None:
+    """What the user says of the feeding."""
+    if told.given is None:
+        return None
+    said = described(told.given, "logits", ())
+    return feedings.Feeding(said.input_mean, said.input_scale, told.is_bgr)
+
+
+def _how_to_say(found: feedings.Found | None) -> str:
+    """That nobody says how the model is fed, and how to say it."""
+    text = (
+        "input_mean and input_scale are not given, and the model has no "
+        "preprocessing layer that says how pixels, 0 to 255, become its input. "
+    )
+    if found is not None:
+        distances = ", ".join(f"{n} {d:.2f}" for n, d in found.distances.items())
+        text += (
+            f"Its BatchNormalization {found.layer} leaves it open: the distances "
+            f"between what it remembers and what pictures cause are {distances}. "
+        )
+    return text + (
+        "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
+        "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels; or "
+        f"--feeding, one of {', '.join(feedings.FEEDINGS)}"
+    )
+
+
+def _warn_of_feeding(told: Told, found: Network) -> None:
+    """Warns of a feeding that was found, or that is not what is said.
+
+    Args:
+      told: what the user says.
+      found: the network.
+    """
+    if found.found is not None and found.found.is_clear:
+        name, distances = found.found.name, found.found.distances
+        near = (
+            f"{name}, comes within {distances[name]:.2f} of what its "
+            f"BatchNormalization {found.found.layer} remembers, the next one, "
+            f"{found.found.next_name}, within {distances[found.found.next_name]:.2f}"
+        )
+        if told.given is None:
+            warnings.warn(
+                "the model does not say how it is fed. Of the usual ways one, "
+                f"{near}: it is taken. --feeding={name} (feeding={name!r}) says so, "
+                "input_mean and input_scale say otherwise",
+                stacklevel=4,
+            )
+        elif found.found.is_contradicted:
+            warnings.warn(
+                "input_mean and input_scale may be wrong: pictures that are fed so do "
+                "not cause what the model remembers of its training. Of the usual ways "
+                f"one, {near}. Compare with --feeding={name} (feeding={name!r})",
+                stacklevel=4,
+            )
     given = told.given
     if not told.is_added or given is None or found.own is None:
         return
@@ -415,15 +504,34 @@ def described(
     return ModelDescription(_tuple(mean), _tuple(scale), output, tuple(class_names))
 
 
-def _given(input_mean: Any, input_scale: Any) -> Preprocessing | None:
-    """What the user says that pixels go through; None if he says nothing."""
+def _given(
+    input_mean: Any, input_scale: Any, feeding: str | None = None
+) -> tuple[Preprocessing | None, bool]:
+    """What the user says that pixels go through, and whether blue comes first.
+
+    Returns:
+      (None, False) if the user says nothing.
+    """
+    is_bgr = False
+    if feeding is not None:
+        if (input_mean, input_scale) != (None, None):
+            raise ConfigError(
+                f"feeding is {feeding!r}, and input_mean is {input_mean} and "
+                f"input_scale is {input_scale}; give one or the other"
+            )
+        if feeding not in feedings.FEEDINGS:
+            raise ConfigError(
+                f"feeding is {feeding!r}; it must be one of "
+                f"{', '.join(feedings.FEEDINGS)}"
+            )
+        input_mean, input_scale, is_bgr = feedings.FEEDINGS[feeding]
     if (input_mean is None) != (input_scale is None):
         raise ConfigError(
             f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
             "or neither"
         )
     if input_mean is None:
-        return None
+        return None, False
     # Checks the values, whatever the model is.
     checked = ModelDescription(_tuple(input_mean), _tuple(input_scale), "logits", ())
     mean, scale = np.array(checked.input_mean), np.array(checked.input_scale)
@@ -432,7 +540,7 @@ def _given(input_mean: Any, input_scale: Any) -> Preprocessing | None:
             f"input_mean has {mean.size} values and input_scale {scale.size}; give "
             "one value, or one for each channel"
         )
-    return Preprocessing(scale, -mean * scale)
+    return Preprocessing(scale, -mean * scale), is_bgr
 
 
 def _tuple(values: Any) -> tuple[float, ...]:
@@ -440,14 +548,14 @@ def _tuple(values: Any) -> tuple[float, ...]:
     return tuple(values[:1] if (values == values[0]).all() else values)
 
 
-def _check_same(told: Told, result: Classifier, found: Network) -> None:
+def _check_same(result: Classifier, found: Network) -> None:
     """Raises ModelError unless the graph answers as the model does."""
-    rng = np.random.default_rng(0)
+    rng, told = np.random.default_rng(0), found.told
     shape = (_COMPARED_IMAGES, *result.image_shape)
     pixels = rng.integers(0, 256, shape).astype(np.float32)
-    fed = pixels
+    fed = pixels[..., ::-1] if told.is_bgr else pixels
     if told.given is not None:
-        fed = (told.given.scale * pixels + told.given.offset).astype(np.float32)
+        fed = (told.given.scale * fed + told.given.offset).astype(np.float32)
     fixed = tuple(told.model.inputs[0].shape)[0]
     parts = np.split(fed, _COMPARED_IMAGES) if fixed == 1 else [fed]
     if fixed not in (None, 1):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.graph import Graph, Node, layers
+from dfq_tf.graph import Graph, Node, layers, unique_name
 from dfq_tf.importing.operations import Found, Maker, Unknown, affine
 
 # How far a Lambda layer may be from an affine function, as a share of its values.
@@ -34,6 +34,20 @@ class Preprocessing:
         return Preprocessing(
             self.scale * other.scale, self.offset * other.scale + other.offset
         )
+
+    def reversed(self) -> "Preprocessing":
+        """The same, of channels in the reversed order."""
+        scale, offset = np.atleast_1d(self.scale), np.atleast_1d(self.offset)
+        return Preprocessing(scale[::-1], offset[::-1])
+
+
+def reversed_channels(graph: Graph) -> Graph:
+    """A network that takes blue first, made to take red first."""
+    inner = graph.image
+    outer = dataclasses.replace(inner, name=unique_name(graph.nodes, f"{inner.name}_0"))
+    order = tuple(reversed(range(inner.shape[-1] or 0)))
+    channels = layers.node("channels", inner.name, [outer], {"order": order})
+    return graph.replaced({inner.name: [outer, channels]})
 
 
 def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfq_tf.errors import UnsupportedLayerError
 from dfq_tf.graph import KINDS, Classifier, Graph, ModelDescription, Node, rewriting
-from dfq_tf.importing import LayerRead, Preprocessing, classifiers
+from dfq_tf.importing import classifiers
 from dfq_tf.quantization import grids, with_pixels
 from dfq_tf.tflite import Outline, outline
 
@@ -93,7 +93,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
     reading = classifiers.read(model, **arguments)
     network = classifiers.network(reading)
     outputs = network.graph.last.shape[-1] or 1
-    feeding = network.feeding or Preprocessing()
+    feeding = network.feeding or classifiers.Preprocessing()
     description = classifiers.described(feeding, network.gives, ("",) * outputs)
 
     followed = _follow(network, description)
@@ -174,7 +174,7 @@ class _Followed:
     taken_off: Node | None
     is_free: bool
 
-    def row(self, layer: LayerRead) -> Row:
+    def row(self, layer: classifiers.LayerRead) -> Row:
         """What a layer becomes."""
         problem = layer.problem or self.problems.get(layer.name)
         becomes = f"NOT POSSIBLE: {problem}" if problem else self._becomes(layer)
@@ -182,7 +182,7 @@ class _Followed:
             layer.name, layer.kind, layer.shape, layer.parameters, becomes, problem
         )
 
-    def _becomes(self, layer: LayerRead) -> str:
+    def _becomes(self, layer: classifiers.LayerRead) -> str:
         operators = [
             _qualified(operator, node)
             for name, node in self.graph.nodes.items()

@@ -1,0 +1,195 @@
+"""How a network is fed, as its first BatchNormalization tells; and 1/f noise."""
+
+import warnings
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import ConfigError
+from dfq_tf.importing import FEEDINGS, as_classifier, classifiers, feeding
+from dfq_tf.procedural import natural_noise
+
+LIBRARIES = {"keras2": keras, "keras3": keras3()}
+SHAPE = (16, 16, 3)
+# Ways that are told apart by images of this size.
+TOLD_APART = ("raw", "0..1", "-1..1", "-0.5..0.5", "cifar10", "caffe")
+
+
+def fed(pixels, name):
+    """Pixels as a network of a way is given them."""
+    way = FEEDINGS[name]
+    ordered = pixels[..., ::-1] if way.is_bgr else pixels
+    return (ordered - np.array(way.mean)) * np.array(way.scale)
+
+
+def model_of(library, shape, mean, variance, kernel):
+    """A 1x1 convolution, a BatchNormalization with statistics, and a dense layer."""
+    layers = library.layers
+    image = layers.Input(shape)
+    x = layers.Conv2D(kernel.shape[1], 1, use_bias=False, name="conv")(image)
+    x = layers.BatchNormalization(name="first")(x)
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    model = library.Model(image, layers.Dense(3)(x))
+    ones = np.ones_like(mean)
+    model.get_layer("conv").set_weights([kernel[None, None]])
+    model.get_layer("first").set_weights([ones, 0 * ones, mean, variance])
+    return model
+
+
+def trained_on(images, name, library=keras, seed=0):
+    """A model whose BatchNormalization remembers images that were fed in a way."""
+    kernel = np.random.default_rng(seed).normal(size=(images.shape[-1], 8))
+    outputs = fed(images, name) @ kernel
+    axes = (0, 1, 2)
+    return model_of(
+        library, images.shape[1:], outputs.mean(axes), outputs.var(axes), kernel
+    )
+
+
+def pictures(shape=SHAPE):
+    """Other ones than those that are looked at."""
+    return natural_noise(5, 200, shape).astype(float)
+
+
+class FindTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.product(name=TOLD_APART, library=list(LIBRARIES))
+    def test_way_is_found_and_said(self, name, library):
+        model = trained_on(pictures(), name, LIBRARIES[library])
+        with self.assertWarnsRegex(
+            UserWarning,
+            f"{name}, comes within .*BatchNormalization first .*it is taken",
+        ):
+            classifier = as_classifier(model)
+        images = pictures()[:20]
+        expected = model(fed(images, name).astype(np.float32), training=False)
+        scores = classifier.scores(images.astype(np.float32))
+        self.assertAllClose(scores, np.asarray(expected), atol=2e-3, rtol=1e-3)
+
+    def test_size_decides_between_two_that_are_alike(self):
+        for side, name in ((32, "cifar10"), (96, "imagenet")):
+            for true in ("cifar10", "imagenet"):
+                model = trained_on(pictures((side, side, 3))[:50], true)
+                found = feeding.find(classifiers.read(model).graph)
+                self.assertEqual(found.name, name)
+                self.assertTrue(found.is_clear)
+
+    def test_distance_is_that_of_two_normal_distributions(self):
+        rng = np.random.default_rng(1)
+        kernel, mean = rng.normal(size=(3, 5)), rng.normal(size=5)
+        variance = rng.uniform(0.5, 2, 5)
+        variance[2] = 0.0  # says nothing
+        model = model_of(keras, SHAPE, mean, variance, kernel)
+        graph = classifiers.read(model).graph
+        images = pictures()[:10]
+        found = feeding.distance_of(
+            graph, graph.nodes["first"], images, FEEDINGS["0..1"]
+        )
+        values = (images / 255 @ kernel).reshape(-1, 5)
+        own, stored = values.var(0) + 1e-3, variance + 1e-3
+        shift = (values.mean(0) - mean) ** 2
+
+        def divergence(one, other):
+            return (shift + one) / (2 * other) - np.log(one / other) / 2 - 0.5
+
+        both = (divergence(own, stored) + divergence(stored, own)) / 2
+        self.assertAllClose(found, np.median(both[[0, 1, 3, 4]]), rtol=1e-3)
+
+    def test_what_fits_no_way_is_left_open_with_the_distances(self):
+        for images in (pictures() / 6, 255 - pictures() / 6):
+            with self.assertRaisesRegex(
+                ConfigError,
+                "input_mean and input_scale are not given, .*BatchNormalization first "
+                r"leaves it open: .* raw \d.*1/255.*--feeding, one of raw, 0..1, -1..1",
+            ):
+                as_classifier(trained_on(images, "0..1"))
+
+    def test_grey_images_are_told_to_be_raw_and_no_more(self):
+        for name, is_clear in (("raw", True), ("0..1", False), ("mnist", False)):
+            model = trained_on(pictures((16, 16, 1)), name)
+            found = feeding.find(classifiers.read(model).graph)
+            self.assertEqual((found.name, found.is_clear), (name, is_clear))
+
+    def test_without_memory_there_is_nothing_to_ask(self):
+        zeros, ones = np.zeros(4), np.ones(4)
+        kernel = np.ones((3, 4))
+        new = model_of(keras, SHAPE, zeros, ones, kernel)
+        self.assertIsNone(feeding.find(classifiers.read(new).graph))
+        dead = model_of(keras, SHAPE, zeros, zeros, kernel)
+        self.assertIsNone(feeding.find(classifiers.read(dead).graph))
+        with self.assertRaisesRegex(ConfigError, "are not given, .*1/255"):
+            as_classifier(new)
+
+
+class SaidTest(parameterized.TestCase, tf.test.TestCase):
+    def test_what_is_said_goes_before_what_is_found(self):
+        model = trained_on(pictures(), "-1..1")
+        with self.assertWarnsRegex(
+            UserWarning, "may be wrong: .*-1..1, comes within .*--feeding=-1..1"
+        ):
+            classifier = as_classifier(model, input_mean=0, input_scale=1 / 255)
+        self.assertEqual(classifier.description.input_mean, (0.0,))
+
+    @parameterized.parameters("feeding", "numbers", "nearly")
+    def test_what_is_right_brings_no_warning(self, how):
+        said = {
+            "feeding": dict(feeding="-1..1"),
+            "numbers": dict(input_mean=127.5, input_scale=1 / 127.5),
+            "nearly": dict(input_mean=120, input_scale=1 / 120),
+        }[how]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            as_classifier(trained_on(pictures(), "-1..1"), **said)
+
+    def test_a_way_that_is_said_is_that_way(self):
+        model = trained_on(pictures(), "raw")
+        for name, way in FEEDINGS.items():
+            if name in ("mnist", "caffe"):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                description = as_classifier(model, feeding=name).description
+            self.assertAllClose(description.input_mean, way.mean)
+            self.assertAllClose(description.input_scale, way.scale)
+
+    def test_bad_ways(self):
+        model = trained_on(pictures(), "raw")
+        with self.assertRaisesRegex(ConfigError, "feeding is 'tf'; .*one of raw, 0..1"):
+            as_classifier(model, feeding="tf")
+        with self.assertRaisesRegex(ConfigError, "feeding is 'raw', and input_mean is"):
+            as_classifier(model, feeding="raw", input_mean=0, input_scale=1)
+        with self.assertRaisesRegex(ConfigError, "input_mean has 3 values .* 1 input"):
+            as_classifier(trained_on(pictures((16, 16, 1)), "raw"), feeding="caffe")
+
+
+class NaturalNoiseTest(tf.test.TestCase):
+    def test_the_same_seed_gives_the_same_images(self):
+        images = natural_noise(3, 4, (12, 10, 3))
+        self.assertEqual((images.shape, images.dtype), ((4, 12, 10, 3), np.uint8))
+        self.assertAllEqual(images, natural_noise(3, 4, (12, 10, 3)))
+        self.assertNotAllEqual(images, natural_noise(4, 4, (12, 10, 3)))
+
+    def test_amplitudes_fall_as_frequencies_grow(self):
+        images = natural_noise(0, 50, (64, 64, 3)).astype(float)
+        powers = np.abs(np.fft.fft2(images, axes=(1, 2))) ** 2
+        frequencies = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
+        means = [
+            powers[:, (frequencies >= low) & (frequencies < 1.3 * low)].mean()
+            for low in (0.05, 0.1, 0.2)
+        ]
+        slopes = np.diff(np.log2(np.sqrt(means)))  # for a frequency twice as high
+        self.assertAllInRange(slopes, -1.6, -0.8)
+
+    def test_channels_go_together_and_pixels_spread(self):
+        images = natural_noise(0, 100, (32, 32, 3)).astype(float)
+        together = [
+            np.corrcoef(image[..., 0].ravel(), image[..., 1].ravel())[0, 1]
+            for image in images
+        ]
+        self.assertBetween(np.mean(together), 0.5, 0.8)
+        self.assertBetween(images.mean(), 110, 140)
+        self.assertAllInRange(images.std(axis=(1, 2, 3)), 5, 90)
+
+
+if __name__ == "__main__":
+    tf.test.main()
