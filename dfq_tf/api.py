@@ -29,14 +29,17 @@ from dfq_tf.distillation import (
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import Classifier, agreement, description_beside, description_path
 from dfq_tf.importing import as_classifier, read_model
+from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import (
     QuantizedNetwork,
     check_widths,
     float_network,
+    sqnr,
 )
 from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import (
+    AUTO_METHOD,
     METHODS,
     BitWidths,
     CalibrationConfig,
@@ -54,9 +57,10 @@ from dfq_tf.training import (
     with_precision,
 )
 
-# How much less a student may agree with the teacher after its training: two standard
-# errors, and some more.
-_TOLERATED_LOSS = 0.02
+# As much expected agreement makes training needless, where there are 8 bits.
+_ENOUGH_AGREEMENT = 0.98
+# Images of each kind by which DF-Q is judged; fewer if they are large.
+_JUDGING_IMAGES = 256
 # What the curve of a distillation calls the students' agreement with the teacher.
 _AGREEMENT = "agreement_on_generated_images"
 
@@ -69,15 +73,18 @@ class Quantized:
       network: the quantized network.
       tflite: the content of the `.tflite` file.
       generators: make images that the teacher takes for its training data.
-      measurements: of the training, empty for DF-Q: the agreement with the teacher on
-        held-out generated images, before and after it, and the last losses, which a
-        run that had finished before no longer has.
+      measurements: what is expected of DF-Q, see `expected`. If something was trained,
+        also the agreement with the teacher on held-out generated images, before and
+        after it, and the last losses, which a run that had finished before no longer
+        has.
+      method: 'df_q' or 'df_qat_kd': what has been done.
     """
 
     network: QuantizedNetwork
     tflite: bytes
     generators: Sequence[keras.Model]
     measurements: dict[str, float]
+    method: str
 
     @functools.cached_property
     def student(self) -> keras.Model:
@@ -89,7 +96,7 @@ def quantize(
     teacher: Any,
     network: Any = None,
     *,
-    method: str = "df_qat_kd",
+    method: str = AUTO_METHOD,
     config: DistillationConfig = DistillationConfig(),
     calibration: CalibrationConfig = CalibrationConfig(),
     widths: BitWidths = BitWidths(),
@@ -102,15 +109,15 @@ def quantize(
 ) -> Quantized:
     """Quantizes a classifier to an integer TFLite model, using no data.
 
-    A generator is warmed up on what the teacher knows of its training data; its
-    images give the activation ranges (DF-Q). For DF-QAT-KD, student and generator
-    are then trained against each other (Choi et al. 2020).
+    A generator is warmed up on what the teacher knows of its training data; its images
+    give the activation ranges (DF-Q). For DF-QAT-KD, student and generator are then
+    trained against each other (Choi et al. 2020); the better is kept, see `trained`.
 
     Args:
       teacher: the trained classifier; or a model or file that says itself how it is
         fed, of which `as_classifier` makes one. It is not changed.
-      network: what is quantized, as `distill` gives it; None for the teacher itself.
-      method: 'df_q', nothing trained but the generator, or 'df_qat_kd'.
+      network: what is quantized, as `distill` gives it; None for the teacher.
+      method: 'df_q'; 'df_qat_kd'; or 'auto': the second if `needs_training` says so.
       config: steps, batch size, learning rates, weights of the losses.
       calibration: how ranges are found, and what helps them.
       widths: bits of weights and activations.
@@ -118,19 +125,18 @@ def quantize(
       seed: decides all random numbers.
       precision: 'auto', 'float32' or 'bfloat16', of teacher and generator.
       strategy: the devices that train, see `devices.make_strategy`; None for one.
-      directory: keeps checkpoints: the same call there continues where it was
-        interrupted. None keeps nothing.
+      directory: keeps checkpoints, from which the same call goes on; None for none.
       show_progress: whether to show a bar for each stage.
 
     Raises:
-      ConfigError: a setting is out of its limits, or teacher and network do not fit;
-        or a model does not say how it is fed.
+      ConfigError: a setting is out of its limits, teacher and network do not fit, or a
+        model does not say how it is fed.
       ModelError: the teacher is no image classifier, or its file cannot be read.
       UnsupportedLayerError: a layer has no integer form for the target; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
       ExportError: the file does not compute what the network does.
     """
-    check_value("method", method, {"choices": METHODS})
+    check_value("method", method, {"choices": (AUTO_METHOD, *METHODS)})
     file = _named(file, teacher if network is None else network)
     teacher = as_classifier(teacher)
     network = teacher if network is None else as_classifier(network)
@@ -140,11 +146,22 @@ def quantize(
     _check_quantizes(method, teacher, network, widths, config, calibration, file)
     prepared = prepare(teacher, network, calibration, context)
     quantized = post_training(prepared.network, prepared.images, widths, calibration)
-    generators, found = prepared.warmed.generators, dict[str, float]()
-    if method == "df_qat_kd":
-        quantized, generators, found = trained(prepared, quantized, context)
+    generators, found = prepared.warmed.generators, expected(prepared, quantized)
+    if (method := _method(method, teacher, widths, found)) == "df_qat_kd":
+        quantized, generators, more = trained(prepared, quantized, context)
+        found |= more
     content = convert(quantized, prepared.held_out, file)
-    return Quantized(quantized, content, generators, found)
+    return Quantized(quantized, content, generators, found, method)
+
+
+def _method(
+    method: str, teacher: Classifier, widths: BitWidths, found: Mapping[str, float]
+) -> str:
+    """The method that is asked for, or what 'auto' stands for."""
+    if method != AUTO_METHOD:
+        return method
+    trains = needs_training(teacher, widths, found["expected_agreement"])
+    return "df_qat_kd" if trains else "df_q"
 
 
 def _named(file: FileConfig, model: Any) -> FileConfig:
@@ -187,6 +204,8 @@ class Prepared:
       images: calibration images drawn from the generators, uint8.
       held_out: other images drawn from them, which train and calibrate nothing.
       answers: the teacher's scores for those.
+      procedural: images that no generator made, uint8: 1/f noise.
+      procedural_answers: the teacher's scores for those.
       calibration: as it was given.
     """
 
@@ -195,6 +214,8 @@ class Prepared:
     images: np.ndarray
     held_out: np.ndarray
     answers: np.ndarray
+    procedural: np.ndarray
+    procedural_answers: np.ndarray
     calibration: CalibrationConfig
 
 
@@ -223,8 +244,59 @@ def prepare(
     made, config, seed = warmed.generators, context.settings, context.seed
     images = generate(made, config, calibration.calibration_images, seed)
     others = held_out(made, config, seed)
-    answers = teacher.scores(others)
-    return Prepared(warmed, rewritten, images, others, answers, calibration)
+    count = min(_JUDGING_IMAGES, len(others))
+    procedural = natural_noise(seed, count, teacher.image_shape)
+    return Prepared(
+        warmed,
+        rewritten,
+        images,
+        others,
+        teacher.scores(others),
+        procedural,
+        teacher.scores(procedural),
+        calibration,
+    )
+
+
+def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
+    """What can be said without data of how well a network does, on images held out.
+
+    Args:
+      prepared: from `prepare`.
+      network: quantized.
+
+    Returns:
+      agreement_generated, agreement_procedural: the share of images, in [0, 1], on
+        which the network answers as the teacher does; expected_agreement: their mean.
+      sqnr_generated, sqnr_procedural: of the scores, in dB.
+    """
+    count = len(prepared.procedural)
+    kinds = {
+        "generated": (prepared.held_out[:count], prepared.answers[:count]),
+        "procedural": (prepared.procedural, prepared.procedural_answers),
+    }
+    found: dict[str, float] = {}
+    for kind, (images, answers) in kinds.items():
+        scores = network.scores(images)
+        found[f"agreement_{kind}"] = agreement(scores, answers)
+        exact = prepared.network.scores(images)
+        found[f"sqnr_{kind}"] = sqnr(exact, scores)
+    both = [found[f"agreement_{kind}"] for kind in kinds]
+    return {**found, "expected_agreement": float(np.mean(both))}
+
+
+def needs_training(
+    teacher: Classifier, widths: BitWidths, expected_agreement: float
+) -> bool:
+    """Whether training a quantized network is worth the time.
+
+    It is with fewer than 8 bits, and where much less agreement than 98 % is expected;
+    never where nothing can learn from the teacher's answers.
+    """
+    if teacher.description.output == "sigmoid":
+        return False
+    bits = min(widths.num_bits_weight, widths.num_bits_activation)
+    return bits < 8 or expected_agreement < _ENOUGH_AGREEMENT
 
 
 def trained(
@@ -242,12 +314,13 @@ def trained(
       evaluate: measures the student now and then, see `loop.run_loop`.
 
     Returns:
-      The trained network, the generators as they are after that, and the last
-      measurements, with the agreement with the teacher on held-out generated images
+      The trained network, or the one that was given if it agrees more with the teacher,
+      over generated and procedural images together; the generators as they are after
+      that; and the last measurements, with the agreement on held-out generated images
       before and after.
 
     Warns:
-      UserWarning: the training made that agreement worse.
+      UserWarning: the training made the agreement worse.
     """
     learner = Learner(quantized_student.build(network), network.description)
     generators = [
@@ -263,19 +336,33 @@ def trained(
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
     result = quantized_student.trained(network, learner.model)
-    before, after = (
-        agreement(each.scores(prepared.held_out), prepared.answers)
-        for each in (network, result)
-    )
-    if after < before - _TOLERATED_LOSS:
+    before, after = (_agreements(prepared, each) for each in (network, result))
+    found = {
+        "held_out_agreement_before": before[0],
+        "held_out_agreement_after": after[0],
+    }
+    if sum(after) < sum(before):
+        result = network
         warnings.warn(
-            "training made the student agree less with the teacher on held-out "
-            f"generated images: {100 * before:.1f} % before it, {100 * after:.1f} % "
-            "after. Lower its learning rate, or take the student that is not trained",
+            "training made the student agree less with the teacher: on generated and "
+            f"procedural images {_percents(before)} before it, {_percents(after)} "
+            "after. The student that is not trained is given. A lower learning rate "
+            "may help",
             stacklevel=2,
         )
-    found = {"held_out_agreement_before": before, "held_out_agreement_after": after}
     return result, generators, {**measurements, **found}
+
+
+def _agreements(prepared: Prepared, network: QuantizedNetwork) -> tuple[float, float]:
+    """With the teacher, on generated images held out and on procedural ones."""
+    return (
+        agreement(network.scores(prepared.held_out), prepared.answers),
+        agreement(network.scores(prepared.procedural), prepared.procedural_answers),
+    )
+
+
+def _percents(shares: Iterable[float]) -> str:
+    return " and ".join(f"{100 * share:.1f} %" for share in shares)
 
 
 def _identity(prepared: Prepared, network: QuantizedNetwork) -> dict[str, str]:

@@ -437,6 +437,8 @@ def recipe(name: str, **changes: Any) -> DistillationConfig:
 
 
 METHODS = ("df_q", "df_qat_kd")
+# DF-Q first, and the other one where it is needed.
+AUTO_METHOD = "auto"
 
 
 TARGETS = ("android", "micro", "ethos_u", "edge_tpu")

@@ -29,15 +29,14 @@ LIGHT = (
     "files",
 )
 # The ground that every room stands on.
-GROUND = {"compat", "errors", "files", "settings"}
+GROUND = {"compat", "errors", "files", "procedural", "settings"}
 # Room -> the rooms that it may import, besides the ground. A room is a folder of the
 # package, or a module of its own.
 MAY_IMPORT: dict[str, set[str]] = {
     "graph": set(),
     "models": set(),
     "context": set(),
-    "importing": {"graph", "procedural"},
-    "procedural": set(),
+    "importing": {"graph"},
     "quantization": {"graph"},
     "training": {"context", "graph"},
     "tflite": {"graph", "quantization"},

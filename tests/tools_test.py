@@ -579,6 +579,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         (
             "run",
             2,
+            ["--methods=auto,df_q"],
+            "methods is 'auto,df_q'; auto stands alone",
+        ),
+        (
+            "run",
+            2,
             ["--teacher=wrn_10_1", "--dataset=digits", "--rounds=7"],
             "rounds is 7, but there is no student: .*begin with qat_",
         ),

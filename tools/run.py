@@ -27,7 +27,14 @@ from dfq_tf.importing import MODEL_SUFFIXES
 from dfq_tf.quantization import QuantizedNetwork, float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import CalibrationConfig, FileConfig, TeacherConfig
+from dfq_tf.settings import (
+    AUTO_METHOD,
+    METHODS,
+    BitWidths,
+    CalibrationConfig,
+    FileConfig,
+    TeacherConfig,
+)
 from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import check_batch
 from dfq_tf.with_data import datasets, yardsticks
@@ -137,12 +144,7 @@ def table(metrics: dict, widths: str) -> str:
 
 def main() -> None:
     """Runs every stage that has not been run in this workdir yet."""
-    methods = FLAGS.methods
-    if not methods:
-        raise ConfigError(
-            "methods is empty; it takes df_q, df_qat_kd or both. To distil and not "
-            "quantize, run tools/distill.py"
-        )
+    methods = methods_from_flags()
     widths = quantize.widths_from_flags()
     file_config()
     teacher_config = common.config_from_flags(TeacherConfig)
@@ -151,11 +153,13 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    quantize.check_settings(None, methods, widths)
+    # What auto may train besides is looked at when DF-Q is made.
+    asked = methods[:1] if FLAGS.methods == [AUTO_METHOD] else methods
+    quantize.check_settings(None, asked, widths)
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
-        quantize.check_settings(teacher, methods, widths)
+        quantize.check_settings(teacher, asked, widths)
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
@@ -174,13 +178,56 @@ def main() -> None:
     if FLAGS.student:
         print(f"Distilling into {FLAGS.student}, with generated images")
         network = distill.distilled_student(teacher, dataset, workdir)
-        quantize.check_settings(network, methods, widths)
-    made = {m: make_file(teacher, network, m, workdir) for m in methods}
+        quantize.check_settings(network, asked, widths)
+    made = {}
+    for method in methods:
+        if method == methods[0] or not is_enough(teacher, widths, workdir):
+            made[method] = make_file(teacher, network, method, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), widths.name))
     print("\nWrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
+
+
+def methods_from_flags() -> list[str]:
+    """The methods that may be needed.
+
+    Raises:
+      ConfigError: --methods is empty, or 'auto' is not alone.
+    """
+    methods = FLAGS.methods
+    if not methods:
+        raise ConfigError(
+            "methods is empty; it takes auto, df_q, df_qat_kd or both of these. To "
+            "distil and not quantize, run tools/distill.py"
+        )
+    if methods == [AUTO_METHOD]:
+        return list(METHODS)
+    if AUTO_METHOD in methods:
+        raise ConfigError(
+            f"methods is {','.join(methods)!r}; {AUTO_METHOD} stands alone: it chooses"
+        )
+    return methods
+
+
+def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
+    """Whether --methods=auto stops at DF-Q; says so, and why.
+
+    Args:
+      teacher: the trained classifier.
+      widths: bits of the file.
+      workdir: has the metrics of DF-Q.
+    """
+    if FLAGS.methods != [AUTO_METHOD]:
+        return False
+    share = workdir.metrics()["df_q_training"]["expected_agreement"]
+    said = f"DF-Q agrees with the teacher on {100 * share:.1f} % of images held out"
+    if api.needs_training(teacher, widths, share):
+        print(f"{said}, {widths.name}: the student is trained too")
+        return False
+    print(f"{said}: nothing more is trained; --methods=df_q,df_qat_kd does")
+    return True
 
 
 def file_config() -> FileConfig:
@@ -357,8 +404,9 @@ def define_flags() -> None:
         "Data-free training",
         "methods",
         list,
-        ["df_q", "df_qat_kd"],
-        "What to make: df_q sets ranges only, df_qat_kd also trains the student.",
+        [AUTO_METHOD],
+        "What to make: df_q sets ranges only, df_qat_kd also trains the student; auto "
+        "makes the second where the first is not enough.",
     )
     quantize.define_generator_flags()
     distill.define_distillation_flags()
