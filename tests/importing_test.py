@@ -240,6 +240,25 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
             as_classifier(model_of(keras), input_mean=3.0)
 
 
+class FusionTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters("leaky_relu", "tanh")
+    def test_what_tensorflow_would_fuse_and_not_compute(self, activation):
+        """A convolution with a bias and swish, or BatchNormalization, then this."""
+        layers = keras.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(6, 1, activation="swish", name="conv")(image)
+        if activation == "tanh":
+            x = layers.Conv2D(6, 1, use_bias=False, name="second")(x)
+            x = layers.BatchNormalization()(x)
+        x = {"leaky_relu": layers.LeakyReLU(), "tanh": layers.Activation("tanh")}[
+            activation
+        ](x)
+        model = keras.Model(image, layers.Dense(CLASSES)(layers.Flatten()(x)))
+        classifier = as_classifier(randomised(keras, model), feeding="raw")
+        expected = model(pixels().astype(np.float32), training=False)  # one by one
+        self.assertAllClose(classifier.scores(pixels()), expected, rtol=1e-4, atol=1e-2)
+
+
 class HeadTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.product(library=list(LIBRARIES), as_layer=(False, True))
     def test_softmax_becomes_logits(self, library, as_layer):

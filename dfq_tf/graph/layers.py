@@ -275,8 +275,17 @@ def _relu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     return values if top is None else tf.minimum(values, tf.cast(top, values.dtype))
 
 
+def _unfused(values: Any) -> Any:
+    """Values that TensorFlow's optimizer does not take into the operation behind.
+
+    It makes one operation of a convolution, batch normalisation and tanh, and of a
+    convolution, swish and a leaky ReLU, which then has no kernel on CPUs.
+    """
+    return tf.ensure_shape(values, values.shape)
+
+
 def _leaky_relu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
-    return tf.nn.leaky_relu(inputs[0], node.settings["slope"])
+    return tf.nn.leaky_relu(_unfused(inputs[0]), node.settings["slope"])
 
 
 def _of_one(function: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -290,9 +299,7 @@ def _elu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
 
 
 def _tanh(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
-    # Otherwise TensorFlow's optimizer makes one operation of a convolution, batch
-    # normalisation and tanh, which then has no kernel on CPUs.
-    return tf.nn.tanh(tf.ensure_shape(inputs[0], inputs[0].shape))
+    return tf.nn.tanh(_unfused(inputs[0]))
 
 
 def _merge(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
