@@ -222,7 +222,7 @@ def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
     if FLAGS.methods != [AUTO_METHOD]:
         return False
     share = workdir.metrics()["df_q_training"]["expected_agreement"]
-    said = f"DF-Q agrees with the teacher on {100 * share:.1f} % of images held out"
+    said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
     if api.needs_training(teacher, widths, share):
         print(f"{said}, {widths.name}: the student is trained too")
         return False
