@@ -3,9 +3,10 @@
     python benchmarks/published.py model.keras images.npz --seed=0
 
 Prints one line: agreement with the float network, SQNR of the logits, how far the
-logits reach, seconds. All is measured on the archive's `images`, uint8 (n, height,
-width, channels), which calibration does not see. With `--yardstick`, these images give
-the ranges: what data would have brought.
+logits reach, seconds; and of the file, where the archive has `labels`, accuracy beside
+the float network's, its size and latency. All is measured on the archive's `images`,
+uint8 (n, height, width, channels), which calibration does not see. With `--yardstick`,
+these images give the ranges: what data would have brought.
 """
 
 import argparse
@@ -19,7 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import dfq_tf
 from dfq_tf.graph import agreement
-from dfq_tf.quantization import float_network, sqnr
+from dfq_tf.quantization import QuantizedNetwork, float_network, sqnr
+from dfq_tf.tflite import TFLiteClassifier, convert
+from dfq_tf.with_data.accuracy import accuracy
 from dfq_tf.with_data.yardsticks import quantize_with_data
 
 
@@ -43,6 +46,7 @@ def main() -> None:
     }
     with np.load(arguments.images) as archive:
         images = archive["images"][: arguments.most_images]
+        labels = archive["labels"][: len(images)] if "labels" in archive else None
     teacher = dfq_tf.load_classifier(arguments.model, **fed)
     exact = float_network(teacher)
     calibration = dfq_tf.CalibrationConfig(
@@ -68,6 +72,23 @@ def main() -> None:
         f"agreement {100 * agreement(scores, expected):.1f} %, "
         f"SQNR {sqnr(expected, scores):.1f} dB on {len(images)} images, "
         f"logits to {np.abs(expected).max():.1f}, {seconds:.0f} s"
+        + ("" if labels is None else of_file(network, images, labels, expected))
+    )
+
+
+def of_file(
+    network: QuantizedNetwork,
+    images: np.ndarray,
+    labels: np.ndarray,
+    expected: np.ndarray,
+) -> str:
+    """Accuracy, size and latency of the TFLite file."""
+    content = convert(network)
+    file = TFLiteClassifier(content)
+    return (
+        f"; float {100 * accuracy(expected, labels):.1f} %, file "
+        f"{100 * accuracy(file.scores(images), labels):.1f} %, "
+        f"{len(content) / 1000:.0f} kB, {file.latency():.2f} ms"
     )
 
 
