@@ -3,10 +3,11 @@
     python benchmarks/published.py model.keras images.npz --seed=0
 
 Prints one line: agreement with the float network, SQNR of the logits, how far the
-logits reach, seconds; what was expected without data; and of the file, where the archive has `labels`, accuracy beside
-the float network's, its size and latency. All is measured on the archive's `images`,
-uint8 (n, height, width, channels), which calibration does not see. With `--yardstick`,
-these images give the ranges: what data would have brought.
+logits reach, seconds; what was expected without data; and of the file, where the
+archive has `labels`, accuracy beside the float network's, its size and latency. All is
+measured on the archive's `images`, uint8 (n, height, width, channels), which
+calibration does not see. With `--yardstick`, these images give the ranges: what data
+would have brought.
 """
 
 import argparse
