@@ -232,6 +232,8 @@ class SharesGridTest(tf.test.TestCase, parameterized.TestCase):
     def test_these_kinds_cannot_rescale(self):
         shared = {name for name, kind in KINDS.items() if kind.grid == "shared"}
         expected = {"max_pool", "average_pool", "global_max_pool", "reshape", "pad"}
+        expected |= {"crop", "nearest_upsampling", "bilinear_upsampling"}
+        expected |= {"transpose", "depth_to_space", "maximum", "minimum"}
         self.assertEqual(shared, expected | {"concatenate"})
 
     @parameterized.product(

@@ -97,6 +97,47 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
             check(sketch, target)
 
+    @parameterized.parameters(
+        ("ethos_u", "nearest_upsampling", dict(size=(2, 4)), r"\(8, 8\) there, not"),
+        ("ethos_u", "nearest_upsampling", dict(size=(3, 3)), r"\(8, 8\) there, not"),
+        ("ethos_u", "bilinear_upsampling", dict(size=(4, 4)), r"\(2, 2\) there, not"),
+        (
+            "ethos_u",
+            "depth_to_space",
+            dict(block=2),
+            "needs DEPTH_TO_SPACE, which Vela",
+        ),
+        ("edge_tpu", "bilinear_upsampling", dict(size=(2, 2)), "needs RESIZE_BILINEAR"),
+        (
+            "edge_tpu",
+            "depth_to_space",
+            dict(block=2),
+            "needs DEPTH_TO_SPACE, which the",
+        ),
+        ("edge_tpu", "transpose", dict(order=(2, 1, 3)), "needs TRANSPOSE, which the"),
+    )
+    def test_moved_pixels(self, target, kind, settings, message):
+        sketch = Sketch()
+        sketch.conv("conv", outputs=8)
+        sketch(kind, "layer", **settings)
+        sketch.flatten("flat")
+        with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
+            check(sketch, target)
+        check(sketch, "micro")
+
+    def test_bilinear_upsampling_of_sixteen_bits(self):
+        sketch = Sketch()
+        sketch("bilinear_upsampling", "up", size=(2, 2))
+        sketch.flatten("flat")
+        message = (
+            r"my up .* it needs RESIZE_BILINEAR, which TFLite Micro has for 8 bits"
+        )
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            check(sketch, "micro", BitWidths(8, 16))
+        check(sketch, "micro")
+        for target in ("android", "ethos_u"):
+            check(sketch, target, BitWidths(8, 16))
+
     def test_padded_average_of_a_large_window(self):
         sketch = Sketch((16, 16, 3))
         sketch("average_pool", "pool", size=(9, 9), strides=(1, 1), padding="same")
