@@ -125,18 +125,20 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
             check(sketch, target)
         check(sketch, "micro")
 
-    def test_bilinear_upsampling_of_sixteen_bits(self):
+    @parameterized.parameters(
+        ("bilinear_upsampling", dict(size=(2, 2)), "RESIZE_BILINEAR", "micro"),
+        ("prelu", dict(slopes=(0.1, 0.2, 0.3)), "PRELU", "ethos_u"),
+    )
+    def test_operator_for_eight_bits_alone(self, kind, settings, operator, target):
         sketch = Sketch()
-        sketch("bilinear_upsampling", "up", size=(2, 2))
+        sketch(kind, "layer", **settings)
         sketch.flatten("flat")
-        message = (
-            r"my up .* it needs RESIZE_BILINEAR, which TFLite Micro has for 8 bits"
-        )
+        message = rf"my layer .* it needs {operator}, which .* has for 8 bits alone"
         with self.assertRaisesRegex(UnsupportedLayerError, message):
-            check(sketch, "micro", BitWidths(8, 16))
-        check(sketch, "micro")
-        for target in ("android", "ethos_u"):
             check(sketch, target, BitWidths(8, 16))
+        check(sketch, target)
+        for other in {"android", "micro", "ethos_u"} - {target}:
+            check(sketch, other, BitWidths(8, 16))
 
     def test_padded_average_of_a_large_window(self):
         sketch = Sketch((16, 16, 3))

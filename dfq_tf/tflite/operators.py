@@ -38,16 +38,16 @@ _VERSIONS = {
     "CONCATENATION": (2, 3),
     "CONV_2D": (3, 4),
     "DEPTHWISE_CONV_2D": (3, 5),
-    "DEPTH_TO_SPACE": (1, 1),
+    "DEPTH_TO_SPACE": (2, 2),
     "DEQUANTIZE": (2, 3),
     "FULLY_CONNECTED": (10, 10),
     "GATHER": (2, 4),
     "LEAKY_RELU": (2, 2),
     "LOGISTIC": (2, 3),
-    "MAXIMUM": (2, 3),
+    "MAXIMUM": (2, 4),
     "MAX_POOL_2D": (2, 3),
     "MEAN": (2, 3),
-    "MINIMUM": (2, 3),
+    "MINIMUM": (2, 4),
     "MUL": (2, 4),
     "PAD": (2, 3),
     "PRELU": (1, 1),
@@ -62,7 +62,7 @@ _VERSIONS = {
     "STRIDED_SLICE": (2, 4),
     "SUB": (2, 5),
     "TANH": (2, 3),
-    "TRANSPOSE": (2, 4),
+    "TRANSPOSE": (2, 5),
 }
 # The same with an int4 kernel.
 _INT4_VERSIONS = {
