@@ -44,8 +44,24 @@ def gate(L, x):
     return L.Maximum()([L.GlobalAveragePooling2D(keepdims=True)(x), x])
 
 
+def encoder_decoder(L, x):
+    """Most of them in one network: down, up again, and beside each other."""
+    x = L.PReLU(shared_axes=[1, 2])(L.BatchNormalization()(conv(L)(x)))
+    y = L.MaxPooling2D()(L.ZeroPadding2D(((1, 1), (0, 2)))(x))
+    y = conv(L, 8, activation="relu")(y)
+    z = L.Conv2DTranspose(6, 3, 2, padding="same", use_bias=False)(y)
+    z = L.ReLU()(L.BatchNormalization()(z))
+    z = L.Cropping2D(((1, 1), (0, 2)))(z)
+    w = L.UpSampling2D(2, interpolation="bilinear")(L.Conv2D(6, 1)(y))
+    w = L.Cropping2D(((0, 2), (2, 0)))(w)
+    x = L.Concatenate()([x, L.Average()([z, w]), L.Maximum()([x, z])])
+    x = L.UpSampling2D(2)(L.AveragePooling2D(2)(L.Permute((2, 1, 3))(x)))
+    return L.GlobalMaxPooling2D()(conv(L, activation="relu")(x))
+
+
 # What each network has between its image and its dense layer.
 CASES = {
+    "encoder_decoder": encoder_decoder,
     "crop": lambda L, x: conv(L)(L.Cropping2D(((1, 0), (2, 3)))(x)),
     "crop_behind_a_convolution": lambda L, x: L.ReLU()(
         L.Cropping2D(((0, 2), (1, 0)))(conv(L)(x))
@@ -120,6 +136,7 @@ CASES = {
 }
 # Those that cannot have activations of 16 bits.
 NARROW = {name for name in CASES if name.startswith("transposed")}
+NARROW |= {"encoder_decoder"}
 OTHER_WIDTHS = ("W4A6", "W8A16")
 NARROW -= {name for name in CASES if "one_stride" in name}
 
@@ -220,6 +237,28 @@ class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
         model = student.build(network)
         fed = network.description.normalize(images.astype(np.float32))
         self.assertAllEqual(model(fed), network.scores(images))
+
+
+class TrainingTest(parameterized.TestCase, tf.test.TestCase):
+    def test_gradients_reach_all_weights_of_a_student(self):
+        network = quantized("encoder_decoder")
+        model = student.build(network)
+        images = networks.images(SHAPE, 16, seed=3)
+        fed = network.description.normalize(images.astype(np.float32))
+
+        @tf.function
+        def gradients(fed):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(model(fed)))
+            return tape.gradient(loss, model.trainable_weights)
+
+        for gradient, weight in zip(gradients(fed), model.trainable_weights):
+            self.assertTrue(np.isfinite(gradient).all(), weight.name)
+            self.assertGreater(np.abs(gradient).max(), 0, weight.name)
+        # The weights go back as they are.
+        images = networks.images(SHAPE, 8, seed=4)
+        again = student.trained(network, model)
+        self.assertAllEqual(again.scores(images), network.scores(images))
 
 
 if __name__ == "__main__":
