@@ -239,6 +239,51 @@ class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllEqual(model(fed), network.scores(images))
 
 
+class RewrittenTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        ("transposed", ["conv", "relu", "depth_to_space"]),
+        ("transposed_with_bn", ["pad", "conv", "relu", "depth_to_space"]),
+        ("transposed_valid", ["pad", "conv", "depth_to_space", "crop"]),
+        ("transposed_of_one_stride", ["conv", "relu"]),
+        ("transposed_of_one_stride_even", ["pad", "conv", "leaky_relu"]),
+        ("average", ["add", "depthwise_conv", "relu"]),
+        ("permute_of_nothing", []),
+    )
+    def test_kinds(self, name, expected):
+        classifier = classifier_of(model_of(name, "keras2"))
+        graph = post_training.float_network(classifier).graph
+        kinds = [node.kind for node in graph.nodes.values()]
+        # Behind the pixels and convolutions, and before what makes logits.
+        ends = ["reshape", "dense"]
+        self.assertEqual(kinds[-len(expected) - 2 :], expected + ends)
+        self.assertNotIn("batch_normalization", kinds)
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        case=(
+            (
+                lambda L: L.Conv2DTranspose(4, 3, (1, 2), name="odd"),
+                r"Conv2DTranspose|conv_transpose",
+                r"strides \(1, 2\); only one stride for both axes",
+            ),
+            (
+                lambda L: L.UpSampling2D(3, interpolation="bilinear", name="odd"),
+                "bilinear_upsampling",
+                r"\(3, 3\) times as large .* Take them, or interpolation='nearest'",
+            ),
+        ),
+    )
+    def test_refused_by_name(self, library, case):
+        make, kind, reason = case
+        module = LIBRARIES[library]
+        L, image = module.layers, module.layers.Input(SHAPE)
+        x = L.Flatten()(make(L)(conv(L)(image)))
+        classifier = classifier_of(module.Model(image, L.Dense(5)(x)))
+        message = rf"layer odd \(({kind})\) cannot be quantized: .*{reason}"
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            post_training.float_network(classifier)
+
+
 class TrainingTest(parameterized.TestCase, tf.test.TestCase):
     def test_gradients_reach_all_weights_of_a_student(self):
         network = quantized("encoder_decoder")
