@@ -18,6 +18,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "EfficientNetB0": {},
     "ResNet50V2": {},
     "DenseNet121": {},
+    "NASNetMobile": {},
 }
 
 

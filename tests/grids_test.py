@@ -228,10 +228,40 @@ class CheckWidthsTest(tf.test.TestCase, parameterized.TestCase):
                 grids.check_widths(sketch.graph(), BitWidths(8, 16))
 
 
+class SlopesTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(
+        [(0.1, -0.5, 0.3)], [(0.0, 0.0, 0.0)], [(-3.0, 1e-9, 2.0)]
+    )
+    def test_integers_are_as_near_as_they_can_be(self, slopes):
+        integers, scale = grids.slope_integers(slopes)
+        self.assertEqual(integers.dtype, np.int8)
+        self.assertAllClose(integers * scale, slopes, rtol=0, atol=0.501 * scale)
+        most = np.abs(slopes).max()
+        self.assertAllClose(scale, most / 127 if most else 1.0)
+
+    def test_rounded_slopes_are_rounded_to_themselves(self):
+        sketch = Sketch()
+        sketch("prelu", "prelu", slopes=(0.1, -0.7, 0.33))
+        once = grids.with_rounded_slopes(sketch.graph())
+        slopes = once.nodes["prelu"].settings["slopes"]
+        self.assertAllClose(slopes, (0.1, -0.7, 0.33), rtol=0, atol=0.5 * 0.7 / 127)
+        self.assertNotEqual(slopes, (0.1, -0.7, 0.33))
+        twice = grids.with_rounded_slopes(once)
+        self.assertEqual(twice.nodes["prelu"].settings["slopes"], slopes)
+
+    def test_graph_without_slopes_is_given_back(self):
+        sketch = Sketch()
+        sketch.conv("conv")
+        graph = sketch.graph()
+        self.assertIs(grids.with_rounded_slopes(graph), graph)
+
+
 class SharesGridTest(tf.test.TestCase, parameterized.TestCase):
     def test_these_kinds_cannot_rescale(self):
         shared = {name for name, kind in KINDS.items() if kind.grid == "shared"}
         expected = {"max_pool", "average_pool", "global_max_pool", "reshape", "pad"}
+        expected |= {"crop", "nearest_upsampling", "bilinear_upsampling"}
+        expected |= {"transpose", "depth_to_space", "maximum", "minimum"}
         self.assertEqual(shared, expected | {"concatenate"})
 
     @parameterized.product(

@@ -38,6 +38,8 @@ def branches(library):
     x = layers.Multiply()([x, layers.Subtract()(parts[:2]), parts[2]])
     y = layers.Dense(4)(layers.GlobalAveragePooling2D(name="g")(x))
     x = layers.Multiply()([y, x])  # a vector meets each pixel
+    x = layers.Average()([x, *parts])
+    x = layers.Minimum()([layers.Maximum()([y, x]), *parts[:2]])
     return library.Model(image, layers.Concatenate()([x, image]))
 
 
@@ -105,6 +107,20 @@ CHAINS = {
     "global_max": lambda L: [L.GlobalMaxPooling2D()],
     "padding": lambda L: [L.ZeroPadding2D(((0, 1), (2, 3)))],
     "reshape": lambda L: [L.Reshape((-1, 12))],
+    "cropping": lambda L: [L.Cropping2D(((0, 1), (2, 1)))],
+    "upsampling": lambda L: [
+        L.UpSampling2D((2, 1)),
+        L.UpSampling2D((1, 3), interpolation="bilinear"),
+    ],
+    "upsampling_by_one": lambda L: [L.UpSampling2D(1, interpolation="bilinear")],
+    "permuted": lambda L: [L.Permute((2, 3, 1)), L.Flatten()],
+    "prelu": lambda L: [L.PReLU(shared_axes=[1, 2]), L.Flatten(), L.PReLU()],
+    "prelu_of_one_slope": lambda L: [L.PReLU(shared_axes=[1, 2, 3])],
+    "transposed": lambda L: [
+        L.Conv2DTranspose(4, (3, 2), 2, "same", activation="relu"),
+        L.Conv2DTranspose(3, 3, use_bias=False),
+    ],
+    "transposed_by_two_strides": lambda L: [L.Conv2DTranspose(4, 3, (1, 2))],
     "dropped": lambda L: [
         L.RandomFlip(),
         L.RandomRotation(0.1),
@@ -174,6 +190,9 @@ FUNCTIONS = {
         lambda x: ops.subtract(x2=x, x1=0.5),
     ),
     "tensors": lambda: chain(lambda x: x * (x + x) - x),
+    "maximum": lambda: chain(
+        lambda x: ops.maximum(ops.minimum(x, 2 * x), -x), lambda x: ops.maximum(0.0, x)
+    ),
     "functions": lambda: chain(
         ops.relu, ops.sigmoid, ops.tanh, ops.silu, ops.hard_sigmoid, ops.hard_silu
     ),
@@ -347,7 +366,7 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
         model = chain(
             L.LayerNormalization(name="norm"),
             L.Conv2D(3, 3, name="conv"),
-            L.UpSampling2D(name="bigger"),
+            L.Masking(name="masked"),
             ops.erf,
         )
         with self.assertRaises(UnsupportedLayerError) as caught:
@@ -355,17 +374,21 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
         found = {problem.name: problem for problem in caught.exception.problems}
         self.assertLen(found, 3)
         self.assertEqual(found["norm"].kind, "LayerNormalization")
-        self.assertEqual(found["bigger"].kind, "UpSampling2D")
+        self.assertEqual(found["masked"].kind, "Masking")
         self.assertIn("erf", {name.split("_")[0] for name in found})
         self.assertRegex(
             str(caught.exception),
-            r"layer norm \(LayerNormalization\) cannot be quantized: Keras 3 layers of "
-            r"this class are not known here; layer bigger .*; layer erf",
+            r"layer norm \(LayerNormalization\) cannot be quantized: it divides by the "
+            r"spread .*; layer masked .* Keras 3 layers of this class are not known "
+            r"here; layer erf",
         )
 
     @parameterized.parameters(
         (lambda x: ops.mean(x, axis=-1), r"over the axes \[-1\] of \(9, 8, 3\)"),
         (lambda x: 1 / x, "division by a tensor"),
+        (lambda x: ops.minimum(x, 2.0), "the minimum of a tensor and 2.0"),
+        (lambda x: ops.maximum(x, 0.5), "the maximum of a tensor and 0.5"),
+        (lambda x: L.RMSNormalization()(x), "it divides by the spread of each image"),
         (lambda x: x / 0.0, "it divides by 0"),
         (
             lambda x: x + np.ones((9, 8, 1), np.float32),
@@ -414,7 +437,29 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             ),
             (lambda L: L.Dense(4, activation="softsign"), "its activation is softs"),
             (lambda L: L.Activation("softsign"), "its activation is softsign"),
-            (lambda L: L.UpSampling2D(), "here"),
+            (lambda L: L.Masking(), "here"),
+            (
+                lambda L: L.UpSampling2D(interpolation="bicubic"),
+                "its interpolation is bicubic; only nearest and bilinear",
+            ),
+            (
+                lambda L: L.Conv2DTranspose(4, 3, 2, output_padding=1),
+                "it has an output_padding; only None",
+            ),
+            (
+                lambda L: L.Conv2DTranspose(4, 3, dilation_rate=2),
+                "it has a dilation or groups",
+            ),
+            (lambda L: L.LayerNormalization(), "it divides by the spread of each"),
+            (lambda L: L.GroupNormalization(1), "it divides by the spread of each"),
+            (
+                lambda L: L.PReLU("random_normal"),
+                r"slopes of shape \(9, 8, 3\), which differ .* shared_axes=\[1, 2\]",
+            ),
+            (
+                lambda L: L.PReLU("random_normal", shared_axes=[1]),
+                r"slopes of shape \(1, 8, 3\), which differ",
+            ),
             (
                 lambda L: L.Lambda(lambda x: x * x, output_shape=SHAPE),
                 "its Python function is not one scale and one offset",

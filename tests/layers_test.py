@@ -164,6 +164,65 @@ def padded(x: np.ndarray, margins: Any) -> np.ndarray:
     return values
 
 
+def cropped(x: np.ndarray, margins: Any) -> np.ndarray:
+    (top, bottom), (left, right) = margins
+    height, width = x.shape[1:3]
+    return x[:, top : height - bottom, left : width - right]
+
+
+def repeated(x: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    rows, columns = (np.arange(n * k) // k for n, k in zip(x.shape[1:3], size))
+    return x[:, rows[:, None], columns]
+
+
+def between_pixels(x: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Bilinear, where a pixel's colour is that of its middle."""
+    for axis, factor in enumerate(size, start=1):
+        count = x.shape[axis]
+        places = np.clip((np.arange(count * factor) + 0.5) / factor - 0.5, 0, count - 1)
+        lower = np.floor(places).astype(int)
+        upper = np.minimum(lower + 1, count - 1)
+        share = (places - lower).reshape((-1,) + (1,) * (3 - axis))
+        x = (1 - share) * x.take(lower, axis) + share * x.take(upper, axis)
+    return x
+
+
+def blocks(x: np.ndarray, block: int) -> np.ndarray:
+    batch, height, width, channels = x.shape
+    values = np.zeros((batch, height * block, width * block, channels // block**2))
+    for i in range(block**2):
+        row, column = divmod(i, block)
+        part = np.split(x, block**2, axis=-1)[i]
+        values[:, row::block, column::block] = part
+    return values
+
+
+def transposed_convolution(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: Any = 0.0,
+    *,
+    strides: Sequence[int],
+    padding: str,
+) -> np.ndarray:
+    """Each pixel is spread by the kernel; 'same' keeps the middle."""
+    sizes = [
+        max(n * stride, (n - 1) * stride + k)
+        for n, stride, k in zip(x.shape[1:3], strides, kernel.shape)
+    ]
+    values = np.zeros((len(x), *sizes, kernel.shape[-1]))
+    for row, column in np.ndindex(*x.shape[1:3]):
+        top, left = row * strides[0], column * strides[1]
+        spread = np.einsum("bc,ijco->bijo", x[:, row, column], kernel)
+        bottom, right = top + kernel.shape[0], left + kernel.shape[1]
+        values[:, top:bottom, left:right] += spread
+    if padding == "same":
+        kept = [n * stride for n, stride in zip(x.shape[1:3], strides)]
+        top, left = ((size - keep) // 2 for size, keep in zip(sizes, kept))
+        values = values[:, top : top + kept[0], left : left + kept[1]]
+    return values + bias
+
+
 STATISTICS = {role: (6,) for role in ("gamma", "beta", "mean", "variance")}
 TWO, VECTOR, PIXEL = (IMAGE, IMAGE), (6,), (1, 1, 6)
 
@@ -206,6 +265,19 @@ def depthwise_case(
         **in_keras(settings),
     )
     return case(depthwise, make, shapes=(shape,), settings=settings, weights=weights)
+
+
+def transposed_case(
+    kernel: tuple[int, ...],
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "valid",
+    *,
+    bias: bool = True,
+) -> Case:
+    """A transposed convolution. That of Keras has its kernel in another layout."""
+    weights = {"kernel": kernel, **({"bias": kernel[-1:]} if bias else {})}
+    settings = {"strides": strides, "padding": padding}
+    return case(transposed_convolution, settings=settings, weights=weights)
 
 
 def pool_case(
@@ -253,6 +325,11 @@ CASES: dict[str, Case] = {
     "depthwise_conv/dilated_same": depthwise_case(
         (3, 3, 6, 2), dilation=(2, 1), padding="same"
     ),
+    "conv_transpose": transposed_case((3, 2, 6, 6)),
+    "conv_transpose/same": transposed_case((3, 4, 6, 4), padding="same"),
+    "conv_transpose/strided": transposed_case((3, 5, 6, 4), (2, 2)),
+    "conv_transpose/strided_1x1": transposed_case((1, 1, 6, 4), (2, 2), bias=False),
+    "conv_transpose/two_strides": transposed_case((2, 3, 6, 4), (1, 3)),
     "dense": case(
         dense,
         lambda: K.Dense(6),
@@ -320,6 +397,10 @@ CASES: dict[str, Case] = {
         lambda: K.LeakyReLU(0.2),
         settings={"slope": 0.2},
     ),
+    "prelu": case(
+        lambda x, slopes: np.where(x > 0, x, slopes * x),
+        settings={"slopes": (0.1, -0.5, 0.0, 1.5, 0.3, 0.2)},
+    ),
     "sigmoid": case(lambda x: 1 / (1 + np.exp(-x)), lambda: K.Activation("sigmoid")),
     "softplus": case(lambda x: np.log1p(np.exp(x)), lambda: K.Activation("softplus")),
     "elu": case(lambda x, slope: np.where(x > 0, x, np.expm1(x)), lambda: K.ELU()),
@@ -354,6 +435,10 @@ CASES: dict[str, Case] = {
     "multiply": case(np.multiply, K.Multiply, shapes=TWO),
     "multiply/pixel": case(np.multiply, K.Multiply, shapes=(IMAGE, PIXEL)),
     "multiply/map": case(np.multiply, K.Multiply, shapes=(IMAGE, (5, 7, 1))),
+    "maximum": case(np.maximum, K.Maximum, shapes=TWO),
+    "maximum/vector": case(by_pixel(np.maximum), shapes=(IMAGE, VECTOR)),
+    "minimum": case(np.minimum, K.Minimum, shapes=TWO),
+    "minimum/pixel": case(np.minimum, K.Minimum, shapes=(PIXEL, IMAGE)),
     "concatenate": case(
         side_by_side, K.Concatenate, shapes=(IMAGE, (5, 7, 2), (5, 7, 1))
     ),
@@ -416,6 +501,41 @@ CASES: dict[str, Case] = {
         lambda: K.ZeroPadding2D(((1, 2), (0, 3))),
         settings={"margins": ((1, 2), (0, 3))},
     ),
+    "crop": case(
+        cropped,
+        lambda: K.Cropping2D(((1, 2), (0, 3))),
+        settings={"margins": ((1, 2), (0, 3))},
+    ),
+    "crop/nothing": case(
+        cropped,
+        lambda: K.Cropping2D(0),
+        settings={"margins": ((0, 0), (0, 0))},
+    ),
+    "nearest_upsampling": case(
+        repeated, lambda: K.UpSampling2D((2, 3)), settings={"size": (2, 3)}
+    ),
+    "bilinear_upsampling": case(
+        between_pixels,
+        lambda: K.UpSampling2D((2, 4), interpolation="bilinear"),
+        settings={"size": (2, 4)},
+    ),
+    "bilinear_upsampling/by_three": case(
+        between_pixels,
+        lambda: K.UpSampling2D(3, interpolation="bilinear"),
+        settings={"size": (3, 3)},
+    ),
+    "transpose": case(
+        lambda x, order: x.transpose(0, *order),
+        lambda: K.Permute((3, 1, 2)),
+        settings={"order": (3, 1, 2)},
+    ),
+    "transpose/rows": case(
+        lambda x, order: x.transpose(0, *order),
+        lambda: K.Permute((2, 1)),
+        shapes=[(7, 6)],
+        settings={"order": (2, 1)},
+    ),
+    "depth_to_space": case(blocks, shapes=[(3, 4, 8)], settings={"block": 2}),
     "channels": case(
         lambda x, order: x[..., order], settings={"order": [2, 0, 1, 5, 4, 3]}
     ),
@@ -590,6 +710,10 @@ class ShapeTest(tf.test.TestCase, parameterized.TestCase):
         ("conv", (None, None, 6)),
         ("max_pool", (None, None, 6)),
         ("pad", (None, None, 6)),
+        ("crop", (None, None, 6)),
+        ("nearest_upsampling", (None, None, 6)),
+        ("conv_transpose/strided", (None, None, 4)),
+        ("transpose", (6, None, None)),
         ("relu", (None, None, 6)),
         ("add", (None, None, 6)),
         ("concatenate/rows", (None, None, 6)),
@@ -760,6 +884,10 @@ class TableTest(tf.test.TestCase, parameterized.TestCase):
                 "global_max_pool",
                 "reshape",
                 "pad",
+                "crop",
+                "prelu",
+                "nearest_upsampling",
+                "bilinear_upsampling",
             },
         )
         self.assertNotIn("relu/6", names)
@@ -865,6 +993,8 @@ class TableTest(tf.test.TestCase, parameterized.TestCase):
         ("affine", r"input of shape \(5, 7, 6\); only images and vectors"),
         ("softmax", "a softmax that is not at the network's end"),
         ("channels", "its channels cannot be reordered here"),
+        ("conv_transpose/two_strides", r"has the strides \(1, 3\); only one stride"),
+        ("bilinear_upsampling/by_three", r"\(3, 3\) .* 1024ths of a pixel, so that"),
     )
     def test_refused(self, name, reason):
         node, _ = made(name)
@@ -880,11 +1010,21 @@ class TableTest(tf.test.TestCase, parameterized.TestCase):
             name for name in CASES if KINDS[kind_of(name)].refuses(made(name)[0])
         }
         kinds = {*map(kind_of, refused)}
-        self.assertEqual(
-            kinds, {"dense", "batch_normalization", "affine", "softmax", "channels"}
-        )
-        self.assertNotIn("dense", refused)
-        self.assertNotIn("dense/of_pixels", refused)
+        never = {"batch_normalization", "affine", "softmax", "channels"}
+        others = {
+            "dense/of_rows",
+            "conv_transpose/two_strides",
+            "bilinear_upsampling/by_three",
+        }
+        self.assertEqual(kinds, never | {*map(kind_of, others)})
+        self.assertEqual({n for n in refused if kind_of(n) not in never}, others)
+
+    def test_pixels_are_repeated_as_often_as_litert_finds_them(self):
+        image = layers.image("image", (4, 4, 3))
+        for size, is_refused in (((40, 1), False), ((1, 41), True)):
+            node = layers.node("nearest_upsampling", "node", [image], {"size": size})
+            reason = KINDS[node.kind].refuses(node)
+            self.assertEqual(reason is not None, is_refused)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,49 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
             check(sketch, target)
 
+    @parameterized.parameters(
+        ("ethos_u", "nearest_upsampling", dict(size=(2, 4)), r"\(8, 8\) there, not"),
+        ("ethos_u", "nearest_upsampling", dict(size=(3, 3)), r"\(8, 8\) there, not"),
+        ("ethos_u", "bilinear_upsampling", dict(size=(4, 4)), r"\(2, 2\) there, not"),
+        (
+            "ethos_u",
+            "depth_to_space",
+            dict(block=2),
+            "needs DEPTH_TO_SPACE, which Vela",
+        ),
+        ("edge_tpu", "bilinear_upsampling", dict(size=(2, 2)), "needs RESIZE_BILINEAR"),
+        (
+            "edge_tpu",
+            "depth_to_space",
+            dict(block=2),
+            "needs DEPTH_TO_SPACE, which the",
+        ),
+        ("edge_tpu", "transpose", dict(order=(2, 1, 3)), "needs TRANSPOSE, which the"),
+    )
+    def test_moved_pixels(self, target, kind, settings, message):
+        sketch = Sketch()
+        sketch.conv("conv", outputs=8)
+        sketch(kind, "layer", **settings)
+        sketch.flatten("flat")
+        with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
+            check(sketch, target)
+        check(sketch, "micro")
+
+    @parameterized.parameters(
+        ("bilinear_upsampling", dict(size=(2, 2)), "RESIZE_BILINEAR", "micro"),
+        ("prelu", dict(slopes=(0.1, 0.2, 0.3)), "PRELU", "ethos_u"),
+    )
+    def test_operator_for_eight_bits_alone(self, kind, settings, operator, target):
+        sketch = Sketch()
+        sketch(kind, "layer", **settings)
+        sketch.flatten("flat")
+        message = rf"my layer .* it needs {operator}, which .* has for 8 bits alone"
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            check(sketch, target, BitWidths(8, 16))
+        check(sketch, target)
+        for other in {"android", "micro", "ethos_u"} - {target}:
+            check(sketch, other, BitWidths(8, 16))
+
     def test_padded_average_of_a_large_window(self):
         sketch = Sketch((16, 16, 3))
         sketch("average_pool", "pool", size=(9, 9), strides=(1, 1), padding="same")

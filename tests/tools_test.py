@@ -780,7 +780,7 @@ class InspectModelTest(tf.test.TestCase):
 
         layers = keras.layers
         path = self.save(
-            layers.UpSampling2D(name="up"), layers.LayerNormalization(name="norm")
+            layers.Masking(name="masked"), layers.LayerNormalization(name="norm")
         )
         process = self.inspect(path)
         self.assertEqual(process.returncode, 1)
@@ -788,11 +788,11 @@ class InspectModelTest(tf.test.TestCase):
             process.stderr, "^error: 2 of 8 layers cannot be quantized; see above$"
         )
         self.assertRegex(process.stdout, r"input +NOT KNOWN: [\s\S]*--input_mean=0")
-        self.assertRegex(process.stdout, r"up +UpSampling2D +28x28x4 +NOT POSSIBLE: ")
+        self.assertRegex(process.stdout, r"masked +Masking +14x14x4 +NOT POSSIBLE: ")
         self.assertRegex(process.stdout, r"block1_bn .* in block1_conv\n")
         listed = process.stdout[process.stdout.index("Cannot be quantized:") :]
-        self.assertRegex(listed, r"  up \(UpSampling2D\): there is no integer form")
-        self.assertRegex(listed, r"  norm \(LayerNormalization\): there is no")
+        self.assertRegex(listed, r"  masked \(Masking\): there is no integer form")
+        self.assertRegex(listed, r"  norm \(LayerNormalization\): it divides by the")
         self.assertNotIn("DF-Q", process.stdout)
 
     def test_model_that_does_not_say_its_input_can_be_quantized(self):

@@ -179,6 +179,43 @@ def _padded_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
     return (*padded, shapes[0][-1])
 
 
+def _cropped_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
+    sides = zip(shapes[0][:2], node.settings["margins"])
+    cropped = (None if side is None else side - sum(m) for side, m in sides)
+    return (*cropped, shapes[0][-1])
+
+
+def _upsampled_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
+    sides = zip(shapes[0][:2], node.settings["size"])
+    larger = (None if side is None else side * factor for side, factor in sides)
+    return (*larger, shapes[0][-1])
+
+
+def _transposed_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
+    return tuple(shapes[0][axis - 1] for axis in node.settings["order"])
+
+
+def _conv_transpose_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
+    strides, surplus = node.settings["strides"], _surplus(node)
+    sides = zip(shapes[0][:2], strides, surplus)
+    larger = (None if n is None else n * stride + more for n, stride, more in sides)
+    return (*larger, node.weights["kernel"].shape[-1])
+
+
+def _surplus(node: Node) -> tuple[int, ...]:
+    """By how much a transposed convolution gives more than stride times its input."""
+    if node.settings["padding"] == "same":
+        return (0, 0)
+    sides = zip(node.weights["kernel"].shape, node.settings["strides"])
+    return tuple(max(window - stride, 0) for window, stride in sides)
+
+
+def _blocks_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
+    (*sides, channels), block = shapes[0], node.settings["block"]
+    larger = (None if side is None else side * block for side in sides)
+    return (*larger, None if channels is None else channels // block**2)
+
+
 def _picked_shape(node: Node, shapes: Sequence[Shape]) -> Shape:
     return (*shapes[0][:-1], len(node.settings["order"]))
 
@@ -348,6 +385,57 @@ def _pad(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     return tf.pad(inputs[0], [(0, 0), *node.settings["margins"], (0, 0)])
 
 
+def _crop(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    (values,) = inputs
+    (top, bottom), (left, right) = node.settings["margins"]
+    return values[:, top : -bottom or None, left : -right or None]
+
+
+def _sides(images: Any) -> list[Any]:
+    """Height and width, numbers where they are known."""
+    return [images.shape[axis] or tf.shape(images)[axis] for axis in (1, 2)]
+
+
+def _nearest_upsampling(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    rows, columns = node.settings["size"]
+    return tf.repeat(tf.repeat(inputs[0], rows, axis=1), columns, axis=2)
+
+
+def _bilinear_upsampling(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    (values,) = inputs
+    size = [n * factor for n, factor in zip(_sides(values), node.settings["size"])]
+    return tf.cast(tf.image.resize(values, size), values.dtype)
+
+
+def _transpose(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    return tf.transpose(inputs[0], (0, *node.settings["order"]))
+
+
+def _prelu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    (values,) = inputs
+    slopes = tf.constant(node.settings["slopes"], values.dtype)
+    return tf.where(values > 0, values, slopes * values)
+
+
+def _conv_transpose(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    (values,), strides = inputs, node.settings["strides"]
+    batch, outputs = tf.shape(values)[0], weights["kernel"].shape[-1]
+    all_sides = zip(_sides(values), strides, _surplus(node))
+    sides = [n * stride + more for n, stride, more in all_sides]
+    larger = tf.nn.conv2d_transpose(
+        values,
+        tf.transpose(weights["kernel"], (0, 1, 3, 2)),
+        tf.stack([batch, *sides, outputs]),
+        strides,
+        node.settings["padding"].upper(),
+    )
+    return _with_bias(larger, weights)
+
+
+def _depth_to_space(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    return tf.nn.depth_to_space(inputs[0], node.settings["block"])
+
+
 def _channels(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     return tf.gather(inputs[0], node.settings["order"], axis=-1)
 
@@ -386,6 +474,45 @@ def _kernel_macs(node: Node) -> int:
     return places * node.weights["kernel"].size
 
 
+def _conv_transpose_macs(node: Node) -> int:
+    """Each value of the input is multiplied by a row of the kernel."""
+    sides = zip(node.shape, _surplus(node), node.settings["strides"])
+    places = math.prod(
+        1 if side is None else (side - more) // stride for side, more, stride in sides
+    )
+    return places * node.weights["kernel"].size
+
+
+def _conv_transpose_reason(node: Node) -> str | None:
+    strides = node.settings["strides"]
+    if len(set(strides)) == 1:
+        return None
+    return (
+        f"it has the strides {strides}; only one stride for both axes has an integer "
+        "form for any batch"
+    )
+
+
+def _nearest_reason(node: Node) -> str | None:
+    if max(node.settings["size"]) <= _MOST_REPEATED:
+        return None
+    return (
+        f"it repeats pixels {node.settings['size']} times; LiteRT finds the right one "
+        f"up to {_MOST_REPEATED} times"
+    )
+
+
+def _bilinear_reason(node: Node) -> str | None:
+    size = node.settings["size"]
+    if all(factor & (factor - 1) == 0 for factor in size):
+        return None
+    return (
+        f"it makes images {size} times as large between pixels; LiteRT has positions "
+        "in 1024ths of a pixel, so that only powers of two are exact. Take them, or "
+        "interpolation='nearest'"
+    )
+
+
 def _dense_reason(node: Node) -> str | None:
     if len(node.shape) in (1, 3):
         return None
@@ -407,6 +534,8 @@ def _unfolded(what: str) -> Callable[[Node], str | None]:
     return lambda node: what
 
 
+# LiteRT divides by a factor in float32, which is exact for all sizes up to this one.
+_MOST_REPEATED = 40
 _WINDOW = {"strides": (1, 1), "padding": "valid", "dilation": (1, 1)}
 _POOL = {"size": REQUIRED, "strides": REQUIRED, "padding": "valid"}
 
@@ -446,6 +575,18 @@ KINDS: dict[str, Kind] = {
         takes_in_relu=True,
         operator="DEPTHWISE_CONV_2D",
         macs=_kernel_macs,
+    ),
+    "conv_transpose": Kind(
+        says="transposed convolution, kernel (height, width, inputs, outputs)",
+        compute=_conv_transpose,
+        settings={"strides": (1, 1), "padding": "valid"},
+        weights=("kernel", "bias"),
+        shape=_conv_transpose_shape,
+        kernel_inputs=2,
+        kernel_outputs=1,
+        operator="",
+        macs=_conv_transpose_macs,
+        refuses=_conv_transpose_reason,
     ),
     "dense": Kind(
         says="x kernel + bias, kernel (inputs, outputs), for each pixel of an image",
@@ -488,6 +629,13 @@ KINDS: dict[str, Kind] = {
         settings={"slope": REQUIRED},
         homogeneous=_always,
         operator="LEAKY_RELU",
+    ),
+    "prelu": Kind(
+        says="x, and below 0 x times a slope of its channel",
+        compute=_prelu,
+        settings={"slopes": REQUIRED},
+        homogeneous=_always,
+        operator="PRELU",
     ),
     "sigmoid": Kind(
         says="1 / (1 + exp(-x))",
@@ -553,6 +701,20 @@ KINDS: dict[str, Kind] = {
         takes_in_relu=True,
         operator="MUL",
     ),
+    "maximum": Kind(
+        says="the larger one of x and y",
+        compute=_merge(tf.maximum),
+        shape=_merged_shape,
+        grid="shared",
+        operator="MAXIMUM",
+    ),
+    "minimum": Kind(
+        says="the smaller one of x and y",
+        compute=_merge(tf.minimum),
+        shape=_merged_shape,
+        grid="shared",
+        operator="MINIMUM",
+    ),
     "concatenate": Kind(
         says="inputs side by side along an axis, the batch being axis 0",
         compute=_concatenate,
@@ -613,6 +775,51 @@ KINDS: dict[str, Kind] = {
         grid="shared",
         homogeneous=_always,
         operator="PAD",
+    ),
+    "crop": Kind(
+        says="without rows and columns: margins ((top, bottom), (left, right))",
+        compute=_crop,
+        settings={"margins": REQUIRED},
+        shape=_cropped_shape,
+        grid="shared",
+        homogeneous=_always,
+        operator="STRIDED_SLICE",
+    ),
+    "nearest_upsampling": Kind(
+        says="each pixel several times: size (rows, columns)",
+        compute=_nearest_upsampling,
+        settings={"size": REQUIRED},
+        shape=_upsampled_shape,
+        grid="shared",
+        homogeneous=_always,
+        operator="RESIZE_NEAREST_NEIGHBOR",
+        refuses=_nearest_reason,
+    ),
+    "bilinear_upsampling": Kind(
+        says="size times as many pixels, those between others in proportion to both",
+        compute=_bilinear_upsampling,
+        settings={"size": REQUIRED},
+        shape=_upsampled_shape,
+        grid="shared",
+        homogeneous=_always,
+        operator="RESIZE_BILINEAR",
+        refuses=_bilinear_reason,
+    ),
+    "transpose": Kind(
+        says="axes in another order: of the input's, which count from 1",
+        compute=_transpose,
+        settings={"order": REQUIRED},
+        shape=_transposed_shape,
+        grid="shared",
+        operator="TRANSPOSE",
+    ),
+    "depth_to_space": Kind(
+        says="each pixel's channels as a block of pixels, of block x block",
+        compute=_depth_to_space,
+        settings={"block": REQUIRED},
+        shape=_blocks_shape,
+        grid="shared",
+        operator="DEPTH_TO_SPACE",
     ),
     "channels": Kind(
         says="some channels of an image, in any order",

@@ -18,11 +18,12 @@ from dfq_tf.graph.nodes import Graph, Node, frozen, unique_name
 
 # What a network may have, for messages.
 SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, the "
-    "activations relu, relu6, leaky_relu, swish, sigmoid, tanh, hard_swish and "
-    "hard_sigmoid, Add, Subtract, Multiply, Concatenate, Flatten, Reshape, "
-    "ZeroPadding2D, max and average pooling, Rescaling and Normalization, dropout, "
-    "noise and augmentation layers"
+    "Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose, Dense, "
+    "BatchNormalization, the activations relu, relu6, leaky_relu, swish, sigmoid, "
+    "tanh, hard_swish and hard_sigmoid, PReLU, Add, Average, Subtract, Multiply, "
+    "Maximum, Minimum, Concatenate, Flatten, Reshape, Permute, ZeroPadding2D, "
+    "Cropping2D, UpSampling2D, max and average pooling, Rescaling and Normalization, "
+    "dropout, noise and augmentation layers"
 )
 
 
@@ -349,6 +350,104 @@ def whole_averages(graph: Graph) -> Graph:
     return graph.replaced(replacements)
 
 
+def transposed_convolutions(graph: Graph) -> Graph:
+    """Writes a transposed convolution as a convolution whose pixels become blocks.
+
+    TFLite's own operator has the batch among its constants. Of a stride s, the s x s
+    outputs that one position of the input begins are channels of a convolution, each
+    with the weights that meet it; depth_to_space makes pixels of them. A ReLU that
+    alone reads it comes before, where the convolution takes it in.
+    """
+    replacements: dict[str, list[Node]] = {}
+    renamed: dict[str, str] = {}
+    taken = set(graph.nodes)
+    for name, node in graph.nodes.items():
+        if node.kind != "conv_transpose" or len(set(node.settings["strides"])) > 1:
+            continue
+        readers = graph.consumers(name)
+        relu = readers[0] if len(readers) == 1 and readers[0].kind == "relu" else None
+        replacements[name] = _as_convolution(taken, graph, node, relu)
+        taken.update(each.name for each in replacements[name])
+        if relu is not None:
+            replacements[relu.name], renamed[relu.name] = [], name
+    return graph.replaced(replacements, renamed)
+
+
+def _as_convolution(
+    taken: set[str], graph: Graph, node: Node, relu: Node | None
+) -> list[Node]:
+    """The nodes of a transposed convolution and its ReLU; the last has its name."""
+    kernel, stride = node.weights["kernel"], node.settings["strides"][0]
+    before, after, first, last = zip(*(_transposed_side(node, axis) for axis in (0, 1)))
+    weights = {"kernel": _block_kernel(kernel, stride)}
+    if "bias" in node.weights:
+        weights["bias"] = np.tile(node.weights["bias"], stride**2)
+    margins, crops = tuple(zip(before, after)), tuple(zip(first, last))
+    is_same = margins == _same_margins(weights["kernel"])
+    padding = {"padding": "same" if is_same else "valid"}
+    steps: list[tuple[str, dict, dict]] = [("conv", padding, weights)]
+    if np.any(margins) and not is_same:
+        steps.insert(0, ("pad", {"margins": margins}, {}))
+    if relu is not None:
+        steps.append(("relu", dict(relu.settings), {}))
+    if stride > 1:
+        steps.append(("depth_to_space", {"block": stride}, {}))
+    if np.any(crops):
+        steps.append(("crop", {"margins": crops}, {}))
+    (source,) = graph.sources(node)
+    nodes: list[Node] = []
+    for i, (kind, settings, arrays) in enumerate(steps, start=1):
+        inner = f"{node.name}_{kind}"
+        name = node.name if i == len(steps) else unique_name(taken, inner)
+        of = relu.layers if kind == "relu" and relu is not None else node.layers
+        source = layers.node(kind, name, [source], settings, arrays, of)
+        nodes.append(source)
+    return nodes
+
+
+def _transposed_side(node: Node, axis: int) -> tuple[int, int, int, int]:
+    """Zeros before and after an axis of the input, and what is cut off the output.
+
+    With n positions and a kernel of k, its whole output has positions 0 to (n - 1) s +
+    k - 1, of which 'same' leaves the first (k - s) // 2 out and has n s.
+    """
+    size, stride = node.weights["kernel"].shape[axis], node.settings["strides"][axis]
+    surplus = max(size - stride, 0)
+    is_same = node.settings["padding"] == "same"
+    start, more = (surplus // 2, 0) if is_same else (0, surplus)
+    taps = -(-size // stride)
+    # Blocks from the one with the first output on, to the one with the last.
+    first = start // stride
+    beyond = (start + more - 1) // stride + 1
+    cut = start - first * stride
+    return taps - 1 - first, beyond, cut, (beyond - first) * stride - more - cut
+
+
+def _same_margins(kernel: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The zeros around an image with which a convolution keeps its size."""
+    sizes = kernel.shape[:2]
+    return tuple(((size - 1) // 2, size - 1 - (size - 1) // 2) for size in sizes)
+
+
+def _block_kernel(kernel: np.ndarray, stride: int) -> np.ndarray:
+    """The kernel of a convolution that gives blocks of a transposed one's outputs.
+
+    Args:
+      kernel: (height, width, inputs, outputs).
+      stride: of the transposed convolution.
+
+    Returns:
+      (ceil(height / stride), ceil(width / stride), inputs, stride^2 outputs).
+    """
+    height, width, inputs, outputs = kernel.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    margins = (rows * stride - height, columns * stride - width)
+    padded = np.pad(kernel, [(0, margins[0]), (0, margins[1]), (0, 0), (0, 0)])
+    blocks = padded.reshape(rows, stride, columns, stride, inputs, outputs)
+    turned = np.transpose(blocks[::-1, :, ::-1], (0, 2, 4, 1, 3, 5))
+    return turned.reshape(rows, columns, inputs, stride**2 * outputs)
+
+
 # What `fold` does, in order.
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     whole_averages,
@@ -356,4 +455,5 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     channels_as_convolution,
     scale_before_relu,
     fold_batch_normalization,
+    transposed_convolutions,
 )

@@ -40,17 +40,16 @@ _KERAS_PACKAGES = ("keras", "tf_keras")
 # JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
 _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     """
-    AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention Average
+    AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention
     AveragePooling1D AveragePooling3D Bidirectional CategoryEncoding Conv1D
-    Conv1DTranspose Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D
-    Cropping2D Cropping3D DepthwiseConv1D Dot EinsumDense Embedding GRU GRUCell
-    GlobalAveragePooling1D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D
-    GroupNormalization InputLayer LSTM LSTMCell LayerNormalization LocallyConnected1D
-    LocallyConnected2D Masking MaxPooling1D MaxPooling3D Maximum Minimum
-    MultiHeadAttention PReLU Permute RMSNormalization RNN RepeatVector SeparableConv1D
-    SimpleRNN SimpleRNNCell SpatialDropout1D SpatialDropout3D SpectralNormalization
-    SpectralNormalizationV2 SyncBatchNormalization ThresholdedReLU TimeDistributed
-    UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding3D
+    Conv1DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping3D
+    DepthwiseConv1D Dot EinsumDense Embedding GRU GRUCell GlobalAveragePooling1D
+    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D InputLayer LSTM
+    LSTMCell LocallyConnected1D LocallyConnected2D Masking MaxPooling1D MaxPooling3D
+    MultiHeadAttention RNN RepeatVector SeparableConv1D SimpleRNN SimpleRNNCell
+    SpatialDropout1D SpatialDropout3D SpectralNormalization SpectralNormalizationV2
+    SyncBatchNormalization ThresholdedReLU TimeDistributed UpSampling1D UpSampling3D
+    ZeroPadding1D ZeroPadding3D
 
     Functional Model Sequential SlicingOpLambda TFOpLambda
 
@@ -79,14 +78,13 @@ _KNOWN_VALUES = frozenset(
 # Operations of Keras 3 and functions of TensorFlow that a graph may call.
 _KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
-    Abs Conv Einsum Elu ExpandDims Gelu Log LogSoftmax Matmul Maximum Minimum
-    Moveaxis Pad Power Rsqrt Softsign Split Sqrt Square Squeeze Sum Swapaxes
-    Transpose
+    Abs Conv Einsum Elu ExpandDims Gelu Log LogSoftmax Matmul Moveaxis Pad Power Rsqrt
+    Softsign Split Sqrt Square Squeeze Sum Swapaxes Transpose
     """.split()
 )
 _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
-    compat.v1.shape expand_dims math.abs math.exp math.maximum math.minimum math.pow
+    compat.v1.shape expand_dims math.abs math.exp math.pow
     math.reduce_sum math.rsqrt math.sqrt math.square nn.elu nn.gelu pad shape
     split squeeze stack transpose
     """.split()

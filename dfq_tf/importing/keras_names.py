@@ -46,6 +46,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     ),
     "subtract": ("Subtract(x1, x2)", "math.subtract(x, y)"),
     "multiply": ("Multiply(x1, x2)", "math.multiply(x, y)"),
+    "maximum": ("Maximum(x1, x2)", "math.maximum(x, y)"),
+    "minimum": ("Minimum(x1, x2)", "math.minimum(x, y)"),
     "divide": (
         "Divide(x1, x2)",
         "TrueDivide(x1, x2)",
@@ -116,6 +118,7 @@ LAYERS: dict[str, LayerNames] = {
     ),
     "Concatenate": LayerNames("concatenate", {"axis": "axis"}),
     "Conv2D": LayerNames("conv", {**_WINDOW, "groups": "groups"}, _KERNEL),
+    "Cropping2D": LayerNames("crop", {"margins": "cropping"}),
     "Dense": LayerNames("dense", weights=_KERNEL),
     "DepthwiseConv2D": LayerNames("depthwise_conv", _WINDOW, _KERNEL),
     "ELU": LayerNames("elu", {"slope": "alpha"}),
@@ -124,6 +127,8 @@ LAYERS: dict[str, LayerNames] = {
     "GlobalMaxPooling2D": LayerNames("global_max_pool", _KEPT),
     "LeakyReLU": LayerNames("leaky_relu", {"slope": "negative_slope alpha"}),
     "MaxPooling2D": LayerNames("max_pool", _POOL),
+    "Maximum": LayerNames("maximum"),
+    "Minimum": LayerNames("minimum"),
     "Multiply": LayerNames("multiply"),
     "Reshape": LayerNames("reshape", {"shape": "target_shape"}),
     "Subtract": LayerNames("subtract"),
@@ -314,14 +319,92 @@ def _add_separable(maker: Maker, found: Found) -> None:
     _activate(maker, found, conv)
 
 
+def _add_average(maker: Maker, found: Found) -> None:
+    """The sum, and a share of it."""
+    sources = found.sources
+    total = operations.merge(maker, "add", f"{found.name}_sum", sources)
+    operations.affine(maker, found.name, total, 1 / len(sources), 0.0)
+
+
+def _add_conv_transpose(maker: Maker, found: Found) -> None:
+    """A transposed convolution; in Keras its kernel has outputs before inputs."""
+    config = found.config
+    if config.get("output_padding") is not None:
+        raise Unknown("it has an output_padding; only None has an integer form here")
+    if set(_plain(config["dilation_rate"])) != {1} or config.get("groups", 1) != 1:
+        raise Unknown("it has a dilation or groups, which have no integer form here")
+    weights = float_weights(found, _KERNEL)
+    weights["kernel"] = np.swapaxes(weights["kernel"], 2, 3)
+    settings = {key: _plain(config[key]) for key in ("strides", "padding")}
+    conv = maker.add("conv_transpose", found.name, found.sources, settings, weights)
+    _activate(maker, found, conv)
+
+
+def _add_permute(maker: Maker, found: Found) -> None:
+    order = _plain(found.config["dims"])
+    if order != tuple(sorted(order)):
+        maker.add("transpose", found.name, found.sources, {"order": order})
+
+
+def _add_prelu(maker: Maker, found: Found) -> None:
+    """Slopes of channels, or one for all."""
+    slopes = float_weights(found, {"slopes": ""})["slopes"].astype(np.float64)
+    rows = slopes.reshape(-1, slopes.shape[-1])
+    if (rows != rows[0]).any():
+        raise Unknown(
+            f"it has slopes of shape {slopes.shape}, which differ from position to "
+            "position; only those of channels have an integer form, as with "
+            "shared_axes=[1, 2]"
+        )
+    if len(set(rows[0])) == 1:
+        slope = float(rows[0, 0])
+        maker.add("leaky_relu", found.name, found.sources, {"slope": slope})
+    else:
+        settings = {"slopes": tuple(rows[0].tolist())}
+        maker.add("prelu", found.name, found.sources, settings)
+
+
+def _add_upsampling(maker: Maker, found: Found) -> None:
+    interpolation, size = found.config["interpolation"], _plain(found.config["size"])
+    if interpolation not in ("nearest", "bilinear"):
+        raise Unknown(
+            f"its interpolation is {interpolation}; only nearest and bilinear have an "
+            "integer form"
+        )
+    if size != (1, 1):
+        kind = f"{interpolation}_upsampling"
+        maker.add(kind, found.name, found.sources, {"size": size})
+
+
+def _refuse_normalization(maker: Maker, found: Found) -> None:
+    raise Unknown(
+        "it divides by the spread of each image's own values, of which 8 bits leave "
+        "too little; LiteRT has no operator for it. BatchNormalization, which divides "
+        "by constants, has an integer form"
+    )
+
+
 # Layers that may be an activation too, as objects.
 _ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
+# Normalizations by what each image has, not by constants.
+_OF_EACH_IMAGE = (
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "UnitNormalization",
+)
 # Layers that the table does not tell whole.
 _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
+    "Average": _add_average,
+    "Conv2DTranspose": _add_conv_transpose,
+    "PReLU": _add_prelu,
+    "Permute": _add_permute,
     "ReLU": _add_relu,
     "SeparableConv2D": _add_separable,
     "Softmax": _add_softmax,
+    "UpSampling2D": _add_upsampling,
+    **dict.fromkeys(_OF_EACH_IMAGE, _refuse_normalization),
     **preprocessing.LAYERS,
 }
 # Layers that are read; a model file may hold more.

@@ -28,7 +28,7 @@ _WITH_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "leaky_relu": ("leaky_relu", {"slope": 0.2}),  # the slope that Keras has here
 }
 # Operations of two operands.
-ARITHMETIC = ("add", "subtract", "multiply", "divide")
+ARITHMETIC = ("add", "subtract", "multiply", "divide", "maximum", "minimum")
 _REDUCTIONS = {"mean": "global_average_pool", "max": "global_max_pool"}
 
 
@@ -251,6 +251,11 @@ def _arithmetic(
         raise Unknown("its data_format is NCHW")
     source, constant = (left, right) if is_first else (right, left)
     value = per_channel(constant, source)
+    if operation in ("maximum", "minimum"):
+        if operation == "minimum" or value.any():
+            raise Unknown(f"it is the {operation} of a tensor and {value.tolist()}")
+        maker.add("relu", maker.layer, [source])
+        return
     if operation == "divide":
         if not is_first:
             raise Unknown("there is no integer form of a division by a tensor")

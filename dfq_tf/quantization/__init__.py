@@ -2,7 +2,7 @@
 
 from dfq_tf.quantization.calibration import calibrate, with_ranges
 from dfq_tf.quantization.choosing import without_margins
-from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in
+from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in, slope_integers
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import decibels, powers, sqnr
 from dfq_tf.quantization.post_training import float_network, with_pixels
@@ -16,6 +16,7 @@ __all__ = [
     "float_network",
     "is_taken_in",
     "powers",
+    "slope_integers",
     "sqnr",
     "with_pixels",
     "with_ranges",

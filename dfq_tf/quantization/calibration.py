@@ -132,7 +132,9 @@ def with_ranges(
       weight_range: 'min_max' or 'mse', see `ranges.kernel_magnitudes`.
       magnitudes: of `magnitudes_of`, where they have been found already.
     """
-    graph = network.graph
+    graph = grids.with_rounded_slopes(network.graph)
+    if graph is not network.graph:
+        network = Classifier(graph, network.description)
     if magnitudes is None:
         magnitudes = magnitudes_of(graph, widths, weight_range)
     bits = grids.activation_bits(graph, widths)

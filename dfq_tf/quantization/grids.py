@@ -6,11 +6,21 @@ quantizers, the writer and the reports.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import KINDS, Bounds, Exactly, Graph, Node, layers, unique_name
+from dfq_tf.graph import (
+    KINDS,
+    Bounds,
+    Exactly,
+    Graph,
+    Node,
+    frozen,
+    layers,
+    unique_name,
+)
 from dfq_tf.settings import BitWidths
 
 LARGEST_INT8 = 127
@@ -73,6 +83,35 @@ def as_int16(grid: Grid) -> Grid:
     """The same values of an 8-bit grid among int16's, on a finer grid."""
     scale = grid.scale / np.float32(128)
     return Grid(scale, 0, -_LARGEST_INT16, _LARGEST_INT16)
+
+
+def slope_integers(slopes: Sequence[float]) -> tuple[np.ndarray, float]:
+    """The slopes of a prelu in int8, (channels,), and what one step of them is worth.
+
+    All channels have one scale. Slopes that `with_rounded_slopes` gives stay what they
+    are.
+
+    Args:
+      slopes: one for each channel.
+    """
+    values = np.asarray(slopes, np.float64)
+    scale = float(np.float32(np.abs(values).max() / LARGEST_INT8)) or 1.0
+    return np.rint(values / scale).astype(np.int8), scale
+
+
+def with_rounded_slopes(graph: Graph) -> Graph:
+    """The graph whose prelu nodes have the slopes that a file will hold.
+
+    Args:
+      graph: of a network; it is given back if it has no such node.
+    """
+    rounded = {}
+    for name, node in graph.nodes.items():
+        if node.kind == "prelu":
+            integers, scale = slope_integers(node.settings["slopes"])
+            slopes = {"slopes": tuple((integers * scale).tolist())}
+            rounded[name] = [dataclasses.replace(node, settings=frozen(slopes))]
+    return graph.replaced(rounded) if rounded else graph
 
 
 # Which outputs there are, and who shares a grid.
@@ -138,6 +177,11 @@ def is_average(node: Node) -> bool:
     return node.kind == "average_pool"
 
 
+def _is_rounded(node: Node) -> bool:
+    """Whether a node's output has other values than its inputs, on their own grid."""
+    return is_average(node) or node.kind == "bilinear_upsampling"
+
+
 def groups(graph: Graph) -> dict[str, list[str]]:
     """Owner of a grid -> the nodes whose outputs have it, in order."""
     found: dict[str, list[str]] = {}
@@ -150,13 +194,16 @@ def measured(graph: Graph) -> list[str]:
     """Names of the nodes whose outputs are measured and quantized, the pixels first.
 
     The rest are taken in, or have no other values than their one input. An average
-    has others, and is rounded, though on its input's grid.
+    and what lies between pixels have others, and are rounded, though on their input's
+    grid.
     """
     return [
         name
         for name, node in list(graph.nodes.items())[1:]
         if not is_taken_in(graph, name)
-        and (KINDS[node.kind].grid == "own" or len(node.inputs) > 1 or is_average(node))
+        and (
+            KINDS[node.kind].grid == "own" or len(node.inputs) > 1 or _is_rounded(node)
+        )
     ]
 
 
@@ -271,6 +318,8 @@ def _reason_at_16_bits(graph: Graph, node: Node) -> str | None:
             f"it averages {count:,} values of 16 bits, whose sum LiteRT keeps in 32 "
             f"bits, with room for {_MOST_SUMMED_INT16:,}"
         )
+    if KINDS[node.kind].operator == "DEPTH_TO_SPACE":
+        return "LiteRT has DEPTH_TO_SPACE, of which it consists, for 8 bits alone"
     if KINDS[node.kind].operator == "LOOKUP":
         return "it is read from a table of 256 values, too few for 16 bits"
     return None

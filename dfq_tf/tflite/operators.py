@@ -22,7 +22,7 @@ from dfq_tf.graph import (
     frozen,
     title,
 )
-from dfq_tf.quantization import Grid
+from dfq_tf.quantization import Grid, slope_integers
 from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
 
 # Weights of so few bits go two to a byte.
@@ -38,14 +38,16 @@ _VERSIONS = {
     "CONCATENATION": (2, 3),
     "CONV_2D": (3, 4),
     "DEPTHWISE_CONV_2D": (3, 5),
+    "DEPTH_TO_SPACE": (2, 2),
     "DEQUANTIZE": (2, 3),
     "FULLY_CONNECTED": (10, 10),
     "GATHER": (2, 4),
     "LEAKY_RELU": (2, 2),
     "LOGISTIC": (2, 3),
-    "MAXIMUM": (2, 3),
+    "MAXIMUM": (2, 4),
     "MAX_POOL_2D": (2, 3),
     "MEAN": (2, 3),
+    "MINIMUM": (2, 4),
     "MUL": (2, 4),
     "PAD": (2, 3),
     "PRELU": (1, 1),
@@ -54,10 +56,13 @@ _VERSIONS = {
     "RELU": (2, 3),
     "RELU6": (2, 3),
     "RESHAPE": (1, 1),
+    "RESIZE_BILINEAR": (3, 4),
+    "RESIZE_NEAREST_NEIGHBOR": (2, 4),
     "SOFTMAX": (2, 3),
     "STRIDED_SLICE": (2, 4),
     "SUB": (2, 5),
     "TANH": (2, 3),
+    "TRANSPOSE": (2, 5),
 }
 # The same with an int4 kernel.
 _INT4_VERSIONS = {
@@ -317,8 +322,26 @@ def _mul(operation: Operation) -> None:
 
 
 def _merge(operation: Operation, name: str, options: Any) -> None:
-    """An operator of two tensors; a vector beside an image becomes one pixel."""
+    """An operator of two tensors that may end in a ReLU."""
     options.fusedActivationFunction = _activation(operation.activation)
+    operation.add(name, _side_by_side(operation), options)
+
+
+def _maximum(operation: Operation) -> None:
+    _choice(operation, "MAXIMUM")
+
+
+def _minimum(operation: Operation) -> None:
+    _choice(operation, "MINIMUM")
+
+
+def _choice(operation: Operation, name: str) -> None:
+    inputs = _side_by_side(operation)
+    operation.add(name, inputs, schema.MaximumMinimumOptionsT())
+
+
+def _side_by_side(operation: Operation) -> list[Tensor]:
+    """The two inputs; a vector beside an image becomes one pixel."""
     rank = len(operation.output.shape)
     inputs = []
     for i, source in enumerate(operation.sources):
@@ -332,7 +355,7 @@ def _merge(operation: Operation, name: str, options: Any) -> None:
             _add_reshape(operation, source, pixel)
             source = pixel
         inputs.append(source)
-    operation.add(name, inputs, options)
+    return inputs
 
 
 def _concatenation(operation: Operation) -> None:
@@ -398,6 +421,53 @@ def _pad(operation: Operation) -> None:
     operation.add("PAD", inputs, schema.PadOptionsT())
 
 
+def _strided_slice(operation: Operation) -> None:
+    """Some rows and columns, of any batch, with all channels."""
+    (top, _), (left, _) = operation.node.settings["margins"]
+    _, height, width, _ = operation.output.shape
+    corners = {
+        "begin": (0, top, left, 0),
+        "end": (0, top + height, left + width, 0),
+        "strides": (1, 1, 1, 1),
+    }
+    constants = [
+        operation.constant(name, np.array(numbers, np.int32))
+        for name, numbers in corners.items()
+    ]
+    options = schema.StridedSliceOptionsT()
+    options.beginMask = options.endMask = 0b1001  # of batch and channels, all
+    operation.add("STRIDED_SLICE", [*operation.sources, *constants], options)
+
+
+def _resize_nearest_neighbor(operation: Operation) -> None:
+    """In its oldest version, which knows no half pixels: of whole factors, the same."""
+    options = schema.ResizeNearestNeighborOptionsT()
+    _resize(operation, "RESIZE_NEAREST_NEIGHBOR", options)
+
+
+def _resize_bilinear(operation: Operation) -> None:
+    options = schema.ResizeBilinearOptionsT()
+    options.halfPixelCenters = True
+    _resize(operation, "RESIZE_BILINEAR", options)
+
+
+def _resize(operation: Operation, name: str, options: Any) -> None:
+    size = operation.constant("size", np.array(operation.output.shape[1:3], np.int32))
+    operation.add(name, [*operation.sources, size], options)
+
+
+def _transpose(operation: Operation) -> None:
+    order = np.array((0, *operation.node.settings["order"]), np.int32)
+    inputs = [*operation.sources, operation.constant("order", order)]
+    operation.add("TRANSPOSE", inputs, schema.TransposeOptionsT())
+
+
+def _depth_to_space(operation: Operation) -> None:
+    options = schema.DepthToSpaceOptionsT()
+    options.blockSize = operation.node.settings["block"]
+    operation.add("DEPTH_TO_SPACE", operation.sources, options)
+
+
 # Operators of one value.
 
 
@@ -413,12 +483,13 @@ def _leaky_relu(operation: Operation) -> None:
 
 
 def _prelu(operation: Operation) -> None:
-    """A leaky ReLU as PRELU, with one slope for all channels."""
-    slope, shape = float(operation.node.settings["slope"]), operation.output.shape
-    grid = Grid(np.array([abs(slope) / 127 or 1], np.float32), 0, -127, 127)
-    slopes = np.full((1,) * (len(shape) - 2) + shape[-1:], 127 * np.sign(slope))
-    name = f"{operation.node.name}/slopes"
-    constant = operation.file.constant(name, slopes.astype(np.int8), grid)
+    """A slope for each channel; those of a leaky ReLU are all the same."""
+    settings, shape = operation.node.settings, operation.output.shape
+    slopes = settings.get("slopes") or (settings["slope"],) * shape[-1]
+    integers, scale = slope_integers(slopes)
+    integers = integers.reshape((1,) * (len(shape) - 2) + shape[-1:])
+    grid = Grid(np.array([scale], np.float32), 0, -127, 127)
+    constant = operation.file.constant(f"{operation.node.name}/slopes", integers, grid)
     operation.add("PRELU", [*operation.sources, constant])
 
 
@@ -480,11 +551,14 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "CONCATENATION": _concatenation,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise_conv,
+    "DEPTH_TO_SPACE": _depth_to_space,
     "FULLY_CONNECTED": _fully_connected,
     "LEAKY_RELU": _leaky_relu,
     "LOOKUP": _lookup,
+    "MAXIMUM": _maximum,
     "MAX_POOL_2D": _max_pool,
     "MEAN": _mean,
+    "MINIMUM": _minimum,
     "MUL": _mul,
     "PAD": _pad,
     "POINTWISE": _pointwise,
@@ -493,5 +567,9 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "REDUCE_MAX": _reduce_max,
     "RELU": _relu,
     "RESHAPE": _reshape,
+    "RESIZE_BILINEAR": _resize_bilinear,
+    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest_neighbor,
+    "STRIDED_SLICE": _strided_slice,
     "SUB": _sub,
+    "TRANSPOSE": _transpose,
 }

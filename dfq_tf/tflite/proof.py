@@ -36,7 +36,17 @@ _MOST_IMAGES, _MOST_MACS = 16, 8 * 10**9
 _WORST_IMAGES = 4
 
 # Operators whose output has the scale of their input: pixels stay pixels.
-_COPYING = ("MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "PAD", "RESHAPE")
+_COPYING = (
+    "MAX_POOL_2D",
+    "AVERAGE_POOL_2D",
+    "REDUCE_MAX",
+    "PAD",
+    "RESHAPE",
+    "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "STRIDED_SLICE",
+    "TRANSPOSE",
+)
 _INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
 
 

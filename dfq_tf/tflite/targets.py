@@ -34,6 +34,7 @@ class Target:
       kernel_bits: the widths of weights that it takes.
       wide_kernel_bits: the same beside activations of 16 bits.
       activation_bits: the widths of activations that it takes.
+      narrow: operators that it has for activations of 8 bits and fewer alone.
       instead: operator of a kind of node -> what is written in its place, for the same
         integers; see `operators`.
       refuses: (node) -> what else it does not take, or None.
@@ -46,6 +47,7 @@ class Target:
     kernel_bits: tuple[int, ...] = _ALL_KERNELS
     wide_kernel_bits: tuple[int, ...] = _INT8_KERNELS
     activation_bits: tuple[int, ...] = _ALL_ACTIVATIONS
+    narrow: tuple[str, ...] = ()
     instead: Mapping[str, str] = dataclasses.field(default_factory=frozen)
     refuses: Callable[[Node], str | None] = lambda node: None
     takes_floats: bool = True
@@ -67,9 +69,19 @@ def _ethos_u_refuses(node: Node) -> str | None:
     if node.kind == "average_pool" and padding == "same" and max(settings["size"]) > 8:
         return f"Vela takes windows of 8 pixels a side there, not {settings['size']}"
     is_plain = padding == "valid" and set(settings.get("dilation", (1, 1))) == {1}
+    if node.kind in ("nearest_upsampling", "bilinear_upsampling"):
+        factors = ((2, 2),) if node.kind.startswith("b") else ((2, 2), (4, 4), (8, 8))
+        if settings["size"] not in factors:
+            return (
+                f"Vela takes sizes of {_listed(factors)} there, not {settings['size']}"
+            )
     if max(strides) > 3 and (node.kind == "depthwise_conv" or not is_plain):
         return f"Vela takes strides up to 3 there, not {tuple(strides)}"
     return None
+
+
+def _listed(sizes: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def _edge_tpu_refuses(node: Node) -> str | None:
@@ -99,26 +111,33 @@ TARGETS: dict[str, Target] = {
                 "CONCATENATION": 3,
                 "CONV_2D": 7,
                 "DEPTHWISE_CONV_2D": 7,
+                "DEPTH_TO_SPACE": 2,
                 "DEQUANTIZE": 3,
                 "GATHER": 2,
                 "LEAKY_RELU": 2,
                 "LOGISTIC": 3,
-                "MAXIMUM": 2,
+                "MAXIMUM": 4,
                 "MAX_POOL_2D": 3,
                 "MEAN": 3,
+                "MINIMUM": 4,
                 "MUL": 4,
                 "PAD": 3,
+                "PRELU": 1,
                 "QUANTIZE": 2,
                 "REDUCE_MAX": 3,
                 "RELU": 3,
                 "RELU6": 3,
                 "RESHAPE": 1,
+                "RESIZE_BILINEAR": 3,
+                "RESIZE_NEAREST_NEIGHBOR": 4,
                 "SOFTMAX": 3,
                 "STRIDED_SLICE": 4,
                 "SUB": 5,
                 "TANH": 3,
+                "TRANSPOSE": 5,
             }
         ),
+        narrow=("RESIZE_BILINEAR",),
         instead=frozen(_AS_CONVOLUTION),
     ),
     "ethos_u": Target(
@@ -134,23 +153,29 @@ TARGETS: dict[str, Target] = {
                 "DEPTHWISE_CONV_2D": 5,
                 "LEAKY_RELU": 2,
                 "LOGISTIC": 3,
-                "MAXIMUM": 2,
+                "MAXIMUM": 4,
                 "MAX_POOL_2D": 3,
                 "MEAN": 3,
+                "MINIMUM": 4,
                 "MUL": 4,
                 "PAD": 3,
+                "PRELU": 1,
                 "QUANTIZE": 2,
                 "REDUCE_MAX": 3,
                 "RELU": 3,
                 "RELU6": 3,
                 "RESHAPE": 1,
+                "RESIZE_BILINEAR": 4,
+                "RESIZE_NEAREST_NEIGHBOR": 4,
                 "SOFTMAX": 3,
                 "STRIDED_SLICE": 4,
                 "SUB": 5,
                 "TANH": 3,
+                "TRANSPOSE": 5,
             }
         ),
         kernel_bits=_INT8_KERNELS,
+        narrow=("PRELU",),
         instead=frozen(_AS_CONVOLUTION),
         refuses=_ethos_u_refuses,
         takes_floats=False,
@@ -171,6 +196,7 @@ TARGETS: dict[str, Target] = {
                 "MAXIMUM": 4,
                 "MAX_POOL_2D": 2,
                 "MEAN": 2,
+                "MINIMUM": 4,
                 "MUL": 3,
                 "PAD": 2,
                 "PRELU": 1,
@@ -179,6 +205,7 @@ TARGETS: dict[str, Target] = {
                 "RELU": 2,
                 "RELU6": 2,
                 "RESHAPE": 1,
+                "RESIZE_NEAREST_NEIGHBOR": 2,
                 "SOFTMAX": 2,
                 "STRIDED_SLICE": 2,
                 "SUB": 3,
@@ -239,11 +266,12 @@ def check_layers(
       bits: node -> the bits of its output, where they are known.
     """
     target = TARGETS[name]
-    kernels = target.kernel_bits_beside(max(bits.values(), default=8))
+    widest = max(bits.values(), default=8)
+    kernels = target.kernel_bits_beside(widest)
     problems = []
     for each, node in graph.nodes.items():
         reason = (
-            _lacks(target, operators[each])
+            _lacks(target, operators[each], widest)
             or _misfit(target, "weights", kernel_bits.get(each), kernels)
             or _misfit(target, "outputs", bits.get(each), target.activation_bits)
             or target.refuses(node)
@@ -255,10 +283,15 @@ def check_layers(
         raise UnsupportedLayerError.of(problems, advice)
 
 
-def _lacks(target: Target, operators: Sequence[str]) -> str | None:
+def _lacks(target: Target, operators: Sequence[str], bits: int) -> str | None:
     """Why a target cannot have a node with these operators, or None."""
     if target.versions is None:
         return None
+    narrow = [each for each in operators if bits > 8 and each in target.narrow]
+    if narrow:
+        return (
+            f"it needs {' and '.join(narrow)}, which {target.says} has for 8 bits alone"
+        )
     missing = [each for each in operators if each not in target.versions]
     if not missing:
         return None

@@ -149,7 +149,8 @@ def check_target(network: Classifier, widths: BitWidths, config: FileConfig) -> 
       UnsupportedLayerError: layers are not for the target; they are named.
     """
     targets.check_target_takes(config, widths)
-    check_layers(network, config)
+    bits = dict.fromkeys(network.graph.nodes, widths.num_bits_activation)
+    check_layers(network, config, {}, bits)
 
 
 def check_layers(
