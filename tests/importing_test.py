@@ -270,7 +270,11 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
     def test_one_score_becomes_two_logits(self, library, head):
         model = model_of(LIBRARIES[library], head=head, units=1)
         classifier = as_classifier(
-            model, input_mean=0, input_scale=1 / 255, class_names=("cat", "dog")
+            model,
+            input_mean=0,
+            input_scale=1 / 255,
+            class_names=("cat", "dog"),
+            output=head or "logits",
         )
         self.assertEqual(classifier.num_classes, 2)
         self.assertEqual(classifier.description.output, "logits")
@@ -280,6 +284,22 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllClose(scores[:, 1] - scores[:, 0], expected, atol=1e-4)
         else:
             self.assertAllClose(softmax(scores)[:, 1], expected, atol=1e-5)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_one_score_that_may_be_anything_is_asked_for(self, library):
+        model = model_of(LIBRARIES[library], units=1)
+        fed = dict(input_mean=0, input_scale=1 / 255)
+        with self.assertRaisesRegex(
+            ConfigError, r"one score without a sigmoid, layer last.*--output=logits"
+        ):
+            as_classifier(model, **fed)
+        # A description says it too, and two scores are no question.
+        description = ModelDescription((0,), (1 / 255,), "logits", ("cat", "dog"))
+        path = pathlib.Path(self.get_temp_dir()) / "model.keras"
+        model.save(path)
+        description.save(path.with_suffix(".json"))
+        self.assertEqual(as_classifier(path).num_classes, 2)
+        as_classifier(model_of(LIBRARIES[library], units=2), **fed)
 
     @parameterized.parameters(*LIBRARIES)
     def test_several_sigmoids_stay(self, library):

@@ -47,6 +47,12 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
         "Height and width, for a model that takes images of any size.",
     ),
     (
+        "head",
+        str,
+        None,
+        "The output to quantize, of a model that gives several: its layer or key.",
+    ),
+    (
         "allow_code",
         bool,
         False,
@@ -59,8 +65,9 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
 def define() -> None:
     """Defines the flags that say what a teacher file does not."""
     for name, *rest in _DESCRIBING:
-        # Who needs --allow_code is told so by the message that a file gets.
-        common.define("Teacher", name, *rest, first=name != "allow_code")
+        # Who needs the others is told so by the message that a file gets.
+        is_first = name not in ("head", "allow_code")
+        common.define("Teacher", name, *rest, first=is_first)
 
 
 def given() -> dict[str, Any]:
@@ -95,6 +102,7 @@ def arguments() -> dict[str, Any]:
         output=FLAGS.output,
         class_names=read_labels(FLAGS.labels) if FLAGS.labels else None,
         image_size=[int(s) for s in size] or None,
+        head=FLAGS.head,
         allow_code=FLAGS.allow_code,
     )
 

@@ -36,6 +36,7 @@ from dfq_tf.importing.reading import (
     outputs_of,
     read_layers,
 )
+from dfq_tf.importing.trimming import trimmed
 
 # How far the graph may be from the model, as a share of its outputs: float rounding, or
 # that of the 16 bits in which some layers compute.
@@ -55,6 +56,7 @@ def as_classifier(
     output: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
+    head: str | None = None,
     allow_code: bool = False,
 ) -> Classifier:
     """Makes a classifier of a model, or of the file of one.
@@ -69,9 +71,12 @@ def as_classifier(
       input_scale: like `input_mean`; both or neither are given. What is given goes
         before what the `.json` says.
       output: 'logits', 'softmax' or 'sigmoid'; by default what the last layer says.
+        Needed for a model that gives one score without a sigmoid.
       class_names: one per class; by default their numbers. A model of one output has
         two classes.
       image_size: (height, width), for a model that takes any.
+      head: the output to quantize, of a model that gives several: the name of its
+        layer, or its key where the model gives a dictionary.
       allow_code: whether code that a file holds may be run, see `importing.files`.
 
     Returns:
@@ -93,6 +98,7 @@ def as_classifier(
         output=output,
         class_names=class_names,
         image_size=image_size,
+        head=head,
     )
     if isinstance(model, Classifier):
         _check_says_nothing(said, "a Classifier")
@@ -191,6 +197,7 @@ def read(
     output: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
+    head: str | None = None,
     allow_code: bool = False,
 ) -> ModelReading:
     """Reads a model to its end, whatever layers it has.
@@ -221,6 +228,7 @@ def read(
         given = given or _given(said.input_mean, said.input_scale)
         output, class_names = output or said.output, class_names or said.class_names
     probabilities = None if said is None else said.probabilities
+    model = trimmed(model, head)
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
     shape = _image_shape(own_shape, image_size)
@@ -393,7 +401,7 @@ def _output(reading: ModelReading, graph: Graph) -> str:
     """What the model gives, by its last layer.
 
     Raises:
-      ConfigError: the user says otherwise.
+      ConfigError: the user says otherwise; or a single score may be anything.
     """
     output, found = reading.told.output, head_activation(graph)
     if output is not None and output != found:
@@ -402,6 +410,15 @@ def _output(reading: ModelReading, graph: Graph) -> str:
         raise ConfigError(
             f"output is {output!r}, but the model's last layer {name} ({kind}) gives "
             f"{found}; leave it out"
+        )
+    if output is None and found == "logits" and _num_outputs(graph) == 1:
+        raise ConfigError(
+            "output is not given, and the model ends in one score without a sigmoid, "
+            f"layer {graph.last.layers[0]}. Say output='logits' (--output=logits) if "
+            "the score is a logit, above 0 for the second of two classes. A model that "
+            "was trained on 0 and 1 with the mean squared error, or as a regression, "
+            "is no classifier: end it with a sigmoid, and train it with the binary "
+            "cross-entropy"
         )
     return found
 

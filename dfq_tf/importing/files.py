@@ -100,7 +100,14 @@ _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
 )
 # Classes of the project itself and of tfmot, whose students are files too.
 _OWN_PREFIX = "dfq_tf>"
-_TFMOT_CLASSES = ("QuantizeWrapperV2", "QuantizeWrapper", "QuantizeLayer")
+_TFMOT_CLASSES = (
+    "QuantizeWrapperV2",
+    "QuantizeWrapper",
+    "QuantizeLayer",
+    "PruneLowMagnitude",
+    "ConstantSparsity",
+    "PolynomialDecay",
+)
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
 
 
@@ -305,7 +312,8 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
-    with tfmot.quantization.keras.quantize_scope():
+    sparsity = tfmot.sparsity.keras
+    with tfmot.quantization.keras.quantize_scope(), sparsity.prune_scope():
         return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 

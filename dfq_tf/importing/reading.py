@@ -103,10 +103,9 @@ class _Keras2:
 
     package = "tf_keras."
 
-    def origin(self, tensor: Any) -> tuple[Any, int]:
-        """The layer that gave a symbolic tensor, and in which of its calls."""
-        layer, index, _ = tensor._keras_history
-        return layer, index
+    def origin(self, tensor: Any) -> tuple[Any, int, int]:
+        """The layer that gave a symbolic tensor, in which call, as which output."""
+        return tuple(tensor._keras_history)  # type: ignore[return-value]
 
     def call(self, layer: Any, index: int) -> _Call:
         """One of a layer's calls."""
@@ -133,9 +132,9 @@ class _Keras3:
 
     package = "keras."
 
-    def origin(self, tensor: Any) -> tuple[Any, int]:
+    def origin(self, tensor: Any) -> tuple[Any, int, int]:
         history = tensor._keras_history
-        return history.operation, history.node_index
+        return history.operation, history.node_index, history.tensor_index
 
     def call(self, layer: Any, index: int) -> _Call:
         node = layer._inbound_nodes[index]
@@ -181,6 +180,11 @@ def has_layers(model: Any) -> bool:
     return _dialect(model).is_network(model)
 
 
+def origin_of(model: Any, tensor: Any) -> Any:
+    """The layer of a model that gave a symbolic tensor."""
+    return _dialect(model).origin(tensor)[0]
+
+
 def outputs_of(model: Any, images: np.ndarray) -> np.ndarray:
     """What the one output of a model is, at inference.
 
@@ -210,6 +214,7 @@ def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
     dialect = _dialect(model)
     calls: dict[str, _Call] = {}
     (output,) = _add_calls(calls, model, None, dialect)
+    calls = _needed(calls, output)
     nodes: dict[str, Node] = {}
     gives: dict[str, str] = {}  # name of a call -> the node that gives its output
     problems: dict[str, str] = {}
@@ -266,16 +271,21 @@ def _add_calls(
       feeds: for a model inside another, the calls that feed its inputs.
       dialect: of the model.
     """
-    names: dict[tuple[int, int], str] = {}
+    # A call -> what gives each of its outputs.
+    names: dict[tuple[int, int], Sequence[str]] = {}
 
     def key(tensor: Any) -> tuple[int, int]:
-        layer, index = dialect.origin(tensor)
+        layer, index, _ = dialect.origin(tensor)
         return id(layer), index
 
+    def name_of(tensor: Any) -> str:
+        found = names[key(tensor)]
+        return found[min(dialect.origin(tensor)[2], len(found) - 1)]
+
     if feeds is not None:
-        names.update(zip(map(key, model.inputs), feeds))
+        names.update(zip(map(key, model.inputs), ([feed] for feed in feeds)))
     # Depth first, with a stack in place of recursion.
-    stack = [dialect.origin(tensor) for tensor in model.outputs]
+    stack = [dialect.origin(tensor)[:2] for tensor in model.outputs]
     while stack:
         layer, index = stack[-1]
         if (id(layer), index) in names:
@@ -285,21 +295,43 @@ def _add_calls(
         inputs = [] if _is_input(layer) else call.inputs
         missing = [each for each in inputs if key(each) not in names]
         if missing:
-            stack.extend(map(dialect.origin, missing))
+            stack.extend(dialect.origin(each)[:2] for each in missing)
             continue
         stack.pop()
-        sources = tuple(names[key(tensor)] for tensor in inputs)
-        if dialect.is_network(layer) and _call_problem(call) is None:
-            (name,) = _add_calls(calls, layer, sources, dialect)
+        sources = tuple(map(name_of, inputs))
+        if dialect.is_network(layer) and _argument_problem(call) is None:
+            names[id(layer), index] = _add_calls(calls, layer, sources, dialect)
         else:
             name = unique_name(calls, layer.name)
             calls[name] = call._replace(sources=sources)
-        names[id(layer), index] = name
-    return [names[key(tensor)] for tensor in model.outputs]
+            names[id(layer), index] = [name]
+    return list(map(name_of, model.outputs))
+
+
+def _needed(calls: Mapping[str, _Call], output: str) -> dict[str, _Call]:
+    """The calls that an output is computed of, in their order.
+
+    Of a model inside another, some outputs may not be used.
+    """
+    needed, todo = set(), [output]
+    while todo:
+        name = todo.pop()
+        if name not in needed:
+            needed.add(name)
+            todo.extend(calls[name].sources)
+    return {name: call for name, call in calls.items() if name in needed}
 
 
 def _call_problem(call: _Call) -> str | None:
-    """Why a layer cannot be read as it is called: it has more than inputs, say."""
+    """Why a layer cannot be read as it is called, if it is no model."""
+    problem = _argument_problem(call)
+    if problem is None and len(call.outputs) != 1:
+        return "it gives several outputs; only layers with one can be"
+    return problem
+
+
+def _argument_problem(call: _Call) -> str | None:
+    """Why a layer cannot be read as it is called: it has more than inputs."""
     further = {k for k, v in call.named.items() if k != "training" or v}
     if len(call.args) > 1 or further:
         what = ", ".join(sorted(further)) or "positional arguments"
@@ -307,8 +339,6 @@ def _call_problem(call: _Call) -> str | None:
             f"it is called with more than its inputs ({what}); use a layer that has "
             "them as settings"
         )
-    if len(call.outputs) != 1:
-        return "it gives several outputs; only layers with one can be"
     return None
 
 

@@ -28,6 +28,7 @@ from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.quantizers import NodeQuantizeConfig
 
+
 @keras.utils.register_keras_serializable("dfq_tf")
 class GraphLayer(keras.layers.Layer):
     """One node as a Keras layer: what `KINDS[kind].compute` says, its weights trained.
