@@ -24,7 +24,7 @@ from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
 from dfq_tf.graph import description_path
-from dfq_tf.importing import MODEL_SUFFIXES
+from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
@@ -398,7 +398,7 @@ def open_workdir(
     digests = {
         name: _digest(value)
         for name, value in values.items()
-        if isinstance(value, str) and os.path.isfile(value)
+        if isinstance(value, str) and os.path.exists(value) and _files_of(value)
     }
     if "distribute" in FLAGS:
         same = {n: text for n, text in settings.items() if n not in free}
@@ -411,11 +411,17 @@ def open_workdir(
 
 
 def _digest(path: str) -> str:
-    """Digest of a file, and of the description beside it if it is a model."""
-    paths = [path]
-    if path.endswith(MODEL_SUFFIXES) and description_path(path).is_file():
-        paths.append(str(description_path(path)))
-    return digest(*paths)
+    """Digest of a file, or of all files of a model, its description among them."""
+    return digest(*_files_of(path))
+
+
+def _files_of(path: str) -> list[pathlib.Path]:
+    """The files whose contents a flag's value stands for."""
+    paths = files_of(pathlib.Path(path))
+    is_model = path.endswith(MODEL_SUFFIXES) or os.path.isdir(path)
+    if paths and is_model and description_path(path).is_file():
+        paths.append(description_path(path))
+    return paths
 
 
 def _check_same_on_all_workers(

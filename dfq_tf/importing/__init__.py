@@ -2,6 +2,7 @@
 
 from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.importing.files import MODEL_SUFFIXES, read_model
+from dfq_tf.importing.parts import files_of
 from dfq_tf.importing.preprocessing import Preprocessing
 from dfq_tf.importing.reading import LayerRead
 
@@ -10,6 +11,7 @@ __all__ = [
     "MODEL_SUFFIXES",
     "Preprocessing",
     "as_classifier",
+    "files_of",
     "load_classifier",
     "read_model",
 ]
