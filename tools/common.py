@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -457,6 +458,21 @@ def _as_text(flag: flags.Flag, value: Any) -> str:
     return flag.serializer.serialize(value)
 
 
+def as_command(tool: str, values: Mapping[str, Any]) -> str:
+    """A command line that can be pasted into a shell.
+
+    Args:
+      tool: name of one in tools/.
+      values: of its flags, by their names; they are flags of this tool too.
+    """
+    python = sys.executable or "python"
+    if python.startswith(os.getcwd() + os.sep):
+        python = os.path.relpath(python)
+    texts = _as_texts(values)
+    parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
+    return shlex.join([*parts, *(f"--{name}={texts[name]}" for name in texts)])
+
+
 def run(
     main: Callable[[], None], description: str, *, positional: str | None = None
 ) -> None:
@@ -484,7 +500,7 @@ def run(
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
-            FLAGS[positional].value = rest.pop(1)
+            FLAGS[positional].value = FLAGS[positional].parser.parse(rest.pop(1))
         if len(rest) > 1:
             _fail(
                 f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2

@@ -1,6 +1,7 @@
 """Flags that describe a teacher file, and reading it as they say."""
 
 import dataclasses
+import re
 from typing import Any
 
 from dfq_tf.errors import ConfigError, DataError
@@ -136,6 +137,9 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
 def read_labels(path: str) -> tuple[str, ...]:
     """The names of the classes in a text file, a line each.
 
+    Numbers in front, '0 Cattle', '1 Sheep' and so on, as Teachable Machine writes them,
+    are no part of the names. Empty lines at the end are none.
+
     Raises:
       ConfigError: it cannot be read, is empty, or has an empty line.
     """
@@ -146,6 +150,12 @@ def read_labels(path: str) -> tuple[str, ...]:
             f"labels is {path!r}, which cannot be read as text: {error}"
         ) from error
     names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    numbered = [re.fullmatch(rf"{i}\s+(.+)", name) for i, name in enumerate(names)]
+    # One line alone may well be a name.
+    if len(names) > 1 and all(numbered):
+        names = [match[1] for match in numbered if match]
     if not names or not all(names):
         raise ConfigError(
             f"labels is {path!r}, which is empty or has an empty line; write one name "
