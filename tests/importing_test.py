@@ -347,6 +347,39 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
             classifier.scores(images), answers(model, images / 255), atol=1e-4
         )
 
+    @parameterized.product(library=list(LIBRARIES), behind_others=(False, True))
+    def test_size_of_a_model_that_resizes_is_that(self, library, behind_others):
+        library = LIBRARIES[library]
+        layers = library.layers
+        others = [lambda x: x / 51.0, layers.Rescaling(1 / 5), layers.RandomFlip()]
+        links = others * behind_others
+        model = model_of(
+            library, *links, layers.Resizing(12, 10, name="fit"), shape=(None, None, 3)
+        )
+        said = {} if behind_others else dict(input_mean=0, input_scale=1 / 255)
+        with self.assertWarnsRegex(
+            UserWarning, "any size, and its layer fit resizes them to 12 x 10: the file"
+        ):
+            classifier = as_classifier(model, **said)
+        self.assertEqual(classifier.image_shape, (12, 10, 3))
+        # As the app gives them: large images, resized before.
+        images = pixels((30, 20, 3)).astype(np.float32)
+        resized = tf.image.resize(images, (12, 10)).numpy()
+        expected = answers(model, images if behind_others else images / 255)
+        self.assertAllClose(classifier.scores(resized), expected, atol=1e-3)
+        with self.assertRaisesRegex(UnsupportedLayerError, "layer fit .*makes images"):
+            as_classifier(model, **said, image_size=(30, 20))
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_resizing_behind_a_convolution_says_nothing_of_the_image(self, library):
+        layers = LIBRARIES[library].layers
+        conv = layers.Conv2D(3, 3)
+        model = model_of(
+            LIBRARIES[library], conv, layers.Resizing(9, 9), shape=(None, None, 3)
+        )
+        with self.assertRaisesRegex(ConfigError, "any size, .*--image_size"):
+            as_classifier(model, input_mean=0, input_scale=1)
+
     @parameterized.parameters(*LIBRARIES)
     def test_batch_of_a_fixed_size_becomes_free(self, library):
         library = LIBRARIES[library]

@@ -795,6 +795,21 @@ class InspectModelTest(tf.test.TestCase):
         self.assertRegex(process.stdout, r"input +NOT KNOWN: [\s\S]*--input_mean=0")
         self.assertNotIn("DF-Q", process.stdout)
 
+    def test_score_that_may_be_anything_is_asked_for(self):
+        from dfq_tf.compat import keras
+
+        layers = keras.layers
+        path = new_folder() / "model.keras"
+        keras.Sequential(
+            [layers.Rescaling(1 / 255, input_shape=(8, 8, 3)), layers.Flatten()]
+            + [layers.Dense(1)]
+        ).save(path)
+        process = self.inspect(path)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertRegex(process.stdout, r"gives +NOT KNOWN: one score [^\n]*--output=")
+        last = process.stdout.splitlines()[-1]
+        self.assertEndsWith(last, f"--teacher={path} --output=logits")
+
     def test_what_to_type_next_can_be_pasted(self):
         folder = new_folder() / "it's mine"
         folder.mkdir()

@@ -35,6 +35,12 @@ def heading(found: inspection.Inspection, path: str) -> list[str]:
     said = gives.get(found.gives, found.gives)
     if found.num_outputs == 1:
         classes, said = "2", f"{found.gives}, one score for the second of two classes"
+    if found.is_unclear:
+        said = (
+            "NOT KNOWN: one score without a sigmoid. Pass --output=logits if it is a "
+            "logit, above 0 for the second of two classes; a regression is no "
+            "classifier"
+        )
     return [
         line("model", path),
         line("format", "Keras 3" if found.is_keras3 else "Keras 2 (tf_keras)"),
@@ -181,6 +187,8 @@ def following(found: inspection.Inspection) -> list[str]:
             "what it was trained on):"
         )
         said |= {"input_mean": ["0"], "input_scale": ["1/255"]}
+    if found.is_unclear:
+        said["output"] = "logits"
     command = common.as_command("run", said)
     if found.gives == "sigmoid" and found.num_outputs > 1:
         command += " --methods=df_q"  # there is no training for it

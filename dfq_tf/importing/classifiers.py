@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, LayerProblem, ModelError, UnsupportedLayerError
 from dfq_tf.graph import (
     Classifier,
@@ -24,6 +25,7 @@ from dfq_tf.graph import (
     description_beside,
     head_activation,
     logits_graph,
+    running,
     two_class_logits,
 )
 from dfq_tf.importing import preprocessing
@@ -35,6 +37,7 @@ from dfq_tf.importing.reading import (
     is_keras3,
     outputs_of,
     read_layers,
+    resized_to,
 )
 from dfq_tf.importing.trimming import trimmed
 
@@ -74,7 +77,8 @@ def as_classifier(
         Needed for a model that gives one score without a sigmoid.
       class_names: one per class; by default their numbers. A model of one output has
         two classes.
-      image_size: (height, width), for a model that takes any.
+      image_size: (height, width), for a model that takes any. Not needed where a
+        Resizing layer at its head says it.
       head: the output to quantize, of a model that gives several: the name of its
         layer, or its key where the model gives a dictionary.
       allow_code: whether code that a file holds may be run, see `importing.files`.
@@ -90,7 +94,8 @@ def as_classifier(
         model says itself.
 
     Warns:
-      UserWarning: mean and scale are given to a model with preprocessing of its own.
+      UserWarning: mean and scale are given to a model with preprocessing of its own;
+        a Resizing layer says the size; wrappers of pruning are taken off.
     """
     said: dict[str, Any] = dict(
         input_mean=input_mean,
@@ -167,6 +172,10 @@ class ModelReading:
         told = self.told._replace(given=Preprocessing())
         return dataclasses.replace(self, told=told)
 
+    def giving_logits(self) -> "ModelReading":
+        """The same, with the word that the model gives logits."""
+        return dataclasses.replace(self, told=self.told._replace(output="logits"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -178,6 +187,7 @@ class Network:
       feeding: what pixels go through before `graph`; None if nobody says.
       gives: 'logits', 'softmax' or 'sigmoid'.
       is_binary: whether it gives one score, for two classes.
+      is_unclear: whether nobody says that this score is a logit, and no layer does.
       probabilities: as in `ModelDescription`.
     """
 
@@ -186,6 +196,7 @@ class Network:
     feeding: Preprocessing | None
     gives: str
     is_binary: bool
+    is_unclear: bool
     probabilities: str | None
 
 
@@ -231,6 +242,8 @@ def read(
     model = trimmed(model, head)
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
+    if None in own_shape[:2] and image_size is None:
+        image_size = _size_of_resizing(model)
     shape = _image_shape(own_shape, image_size)
     told = Told(
         model, is_keras3(model), given, is_added, output, class_names, probabilities
@@ -266,7 +279,8 @@ def network(reading: ModelReading) -> Network:
     probabilities = reading.told.probabilities
     if gives != "logits":
         probabilities = "score" if is_binary else gives
-    return Network(graph, own, feeding, gives, is_binary, probabilities)
+    is_unclear = is_binary and gives == "logits" and reading.told.output is None
+    return Network(graph, own, feeding, gives, is_binary, is_unclear, probabilities)
 
 
 def classifier_of(reading: ModelReading) -> Classifier:
@@ -282,6 +296,7 @@ def classifier_of(reading: ModelReading) -> Classifier:
             "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
             "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
         )
+    _check_clear(found)
     _warn_if_both(reading.told, found)
     is_plain = reading.is_plain and not found.own
     if found.is_binary or (gives == "softmax" and not is_plain):
@@ -302,6 +317,19 @@ def classifier_of(reading: ModelReading) -> Classifier:
     result = Classifier(graph, description)
     _check_same(reading.told, result, found)
     return result
+
+
+def _check_clear(found: Network) -> None:
+    """Raises ConfigError for a single score that may be anything."""
+    if found.is_unclear:
+        raise ConfigError(
+            "output is not given, and the model ends in one score without a sigmoid, "
+            f"layer {found.graph.last.layers[0]}. Say output='logits' "
+            "(--output=logits) if the score is a logit, above 0 for the second of two "
+            "classes. A model that was trained on 0 and 1 with the mean squared error, "
+            "or as a regression, is no classifier: end it with a sigmoid, and train it "
+            "with the binary cross-entropy"
+        )
 
 
 def _warn_if_both(told: Told, found: Network) -> None:
@@ -397,11 +425,26 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
     return (*size, channels)
 
 
+def _size_of_resizing(model: Any) -> Sequence[int] | None:
+    """The size to which a model of any size brings its images first, if it does."""
+    found = resized_to(model)
+    if found is None:
+        return None
+    name, size = found
+    warnings.warn(
+        f"the model takes images of any size, and its layer {name} resizes them to "
+        f"{size[0]} x {size[1]}: the file takes images of that size, and the app is to "
+        "resize them",
+        stacklevel=4,
+    )
+    return size
+
+
 def _output(reading: ModelReading, graph: Graph) -> str:
     """What the model gives, by its last layer.
 
     Raises:
-      ConfigError: the user says otherwise; or a single score may be anything.
+      ConfigError: the user says otherwise.
     """
     output, found = reading.told.output, head_activation(graph)
     if output is not None and output != found:
@@ -410,15 +453,6 @@ def _output(reading: ModelReading, graph: Graph) -> str:
         raise ConfigError(
             f"output is {output!r}, but the model's last layer {name} ({kind}) gives "
             f"{found}; leave it out"
-        )
-    if output is None and found == "logits" and _num_outputs(graph) == 1:
-        raise ConfigError(
-            "output is not given, and the model ends in one score without a sigmoid, "
-            f"layer {graph.last.layers[0]}. Say output='logits' (--output=logits) if "
-            "the score is a logit, above 0 for the second of two classes. A model that "
-            "was trained on 0 and 1 with the mean squared error, or as a regression, "
-            "is no classifier: end it with a sigmoid, and train it with the binary "
-            "cross-entropy"
         )
     return found
 
@@ -472,7 +506,7 @@ def _check_same(told: Told, result: Classifier, found: Network) -> None:
     expected = np.concatenate([outputs_of(told.model, part) for part in parts])
     if not np.isfinite(expected).all():
         return  # the quantization names the layer whose weights are not finite
-    scores = result.scores(np.resize(pixels, (len(expected), *shape[1:])))
+    scores = _scores(result, np.resize(pixels, (len(expected), *shape[1:])))
     if found.is_binary:
         scores = (scores[:, 1] - scores[:, 0])[:, None]
         if found.gives == "sigmoid":
@@ -489,3 +523,9 @@ def _check_same(told: Told, result: Classifier, found: Network) -> None:
             f"by up to {error:.3g}: a layer of it does not do here what it does there. "
             "Please report it with the model's summary"
         )
+
+
+def _scores(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """As `Classifier.scores`, of a few images: compiling would take seconds."""
+    graph, fed = classifier.graph, classifier.description.normalize(images)
+    return running.compute(graph, tf.constant(fed), [graph.output])[0].numpy()

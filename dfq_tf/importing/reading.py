@@ -18,6 +18,9 @@ from dfq_tf.graph import Graph, Node, Shape, layers, unique_name
 from dfq_tf.importing import keras_names, operations
 from dfq_tf.importing.operations import Found, Maker, Unknown
 
+# Layers that change pixels, or nothing, whatever the size of the image is.
+_OF_PIXELS = keras_names.TRAINING_ONLY | {"Normalization", "Rescaling"}
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerRead:
@@ -102,6 +105,7 @@ class _Keras2:
     """Where tf_keras keeps what a model is made of."""
 
     package = "tf_keras."
+    kept_outputs = "_nested_outputs"  # in their list or dictionary
 
     def origin(self, tensor: Any) -> tuple[Any, int, int]:
         """The layer that gave a symbolic tensor, in which call, as which output."""
@@ -131,6 +135,7 @@ class _Keras3:
     """Where Keras 3 keeps what a model is made of."""
 
     package = "keras."
+    kept_outputs = "_outputs_struct"
 
     def origin(self, tensor: Any) -> tuple[Any, int, int]:
         history = tensor._keras_history
@@ -180,9 +185,46 @@ def has_layers(model: Any) -> bool:
     return _dialect(model).is_network(model)
 
 
-def origin_of(model: Any, tensor: Any) -> Any:
-    """The layer of a model that gave a symbolic tensor."""
-    return _dialect(model).origin(tensor)[0]
+def named_outputs(model: Any) -> dict[str, Any]:
+    """The symbolic outputs of a model by name.
+
+    The name is the key where the model gives a dictionary, else that of the layer.
+    """
+    dialect = _dialect(model)
+    given = getattr(model, dialect.kept_outputs, None)
+    if isinstance(given, Mapping) and len(given) == len(model.outputs):
+        return {str(name): given[name] for name in given}
+    outputs: dict[str, Any] = {}
+    for tensor in model.outputs:
+        outputs[unique_name(outputs, dialect.origin(tensor)[0].name)] = tensor
+    return outputs
+
+
+def resized_to(model: Any) -> tuple[str, tuple[int, int]] | None:
+    """The size to which a model brings the images that it is given, of any size.
+
+    Returns:
+      The name of its Resizing layer, and (height, width); None if it has none before
+      what hangs on the size.
+    """
+    calls: dict[str, _Call] = {}
+    dialect = _dialect(model)
+    _add_calls(calls, model, None, dialect)
+    (name,) = (name for name, call in calls.items() if _is_input(call.layer))
+    while True:
+        readers = [k for k, call in calls.items() if name in call.sources]
+        if len(readers) != 1:
+            return None
+        (name,) = readers
+        layer = calls[name].layer
+        if type(layer).__name__ == "Resizing":
+            return name, (int(layer.height), int(layer.width))
+        operation, _ = keras_names.SIGNATURES.get(
+            dialect.function(layer) or "", ("", ())
+        )
+        is_of_pixels = type(layer).__name__ in _OF_PIXELS
+        if not is_of_pixels and operation not in operations.ARITHMETIC:
+            return None
 
 
 def outputs_of(model: Any, images: np.ndarray) -> np.ndarray:

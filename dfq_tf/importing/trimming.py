@@ -2,13 +2,11 @@
 
 import shlex
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from dfq_tf.compat import keras, keras3, tfmot
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph import unique_name
-from dfq_tf.importing.reading import has_layers, is_keras3, origin_of
+from dfq_tf.importing.reading import has_layers, is_keras3, named_outputs
 
 _PRUNING = "PruneLowMagnitude"
 
@@ -18,7 +16,8 @@ def trimmed(model: Any, head: str | None = None) -> Any:
 
     Args:
       model: of Keras 2 or 3; one that cannot be read is given back.
-      head: the name of an output, see `named_outputs`; needed where there are several.
+      head: the name of an output, see `reading.named_outputs`; needed where there are
+        several.
 
     Raises:
       ConfigError: there are several outputs and no head, or none has that name.
@@ -49,21 +48,6 @@ def trimmed(model: Any, head: str | None = None) -> Any:
         return model
     library = keras3() if is_keras3(model) else keras
     return library.Model(model.inputs, outputs[head])
-
-
-def named_outputs(model: Any) -> dict[str, Any]:
-    """The symbolic outputs of a model by name.
-
-    The name is the key where the model gives a dictionary, else that of the layer.
-    """
-    kept = "_outputs_struct" if is_keras3(model) else "_nested_outputs"
-    given = getattr(model, kept, None)
-    if isinstance(given, Mapping) and len(given) == len(model.outputs):
-        return {str(name): given[name] for name in given}
-    outputs: dict[str, Any] = {}
-    for tensor in model.outputs:
-        outputs[unique_name(outputs, origin_of(model, tensor).name)] = tensor
-    return outputs
 
 
 def _without_pruning(model: Any) -> Any:
