@@ -8,6 +8,7 @@ from unittest import mock
 from absl import flags
 from absl.testing import absltest, parameterized
 
+from dfq_tf.compat import tf
 from tests.helpers import new_folder
 from tools import common
 
@@ -54,6 +55,27 @@ class EndTest(parameterized.TestCase):
         ((message,), _) = printed.call_args
         self.assertRegex(message, r"^error: .* No space left .*'run/df_q.keras'\. When")
         self.assertNotIn("\n", message)
+
+    def test_so_it_is_where_tensorflow_writes(self):
+        def main():
+            raise tf.errors.ResourceExhaustedError(
+                None, None, "run/tensorboard/events; No space left on device\n[Op:...]"
+            )
+
+        with mock.patch("builtins.print") as printed:
+            with self.assertRaises(SystemExit) as end:
+                common._run(main)
+        self.assertEqual(end.exception.code, 1)
+        ((message,), _) = printed.call_args
+        self.assertRegex(message, "^error: .*tensorboard/events; No space left .*When")
+        self.assertNotIn("\n", message)
+
+    def test_other_errors_of_tensorflow_stay_what_they_are(self):
+        def main():
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+        with self.assertRaises(tf.errors.ResourceExhaustedError):
+            common._run(main)
 
 
 class DigestTest(parameterized.TestCase):

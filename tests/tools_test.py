@@ -243,6 +243,7 @@ class WholeRunTest(RunTest):
             (folder / "bare.keras", flags),
         ):
             with self.subTest(teacher.name):
+                before = sorted(folder.rglob("*"))
                 process = run_in_process(
                     "evaluate",
                     f"--model={folder}/df_q.tflite",
@@ -250,15 +251,20 @@ class WholeRunTest(RunTest):
                     "--dataset=digits",
                     *needed,
                 )
+                self.assertEqual(sorted(folder.rglob("*")), before)
                 accuracy, agreement = metrics["accuracy"], metrics["agreement"]
                 self.assertIn(f"Accuracy: {100 * accuracy:.2f} %", process.stdout)
                 self.assertIn(f"teacher: {100 * agreement:.2f} %", process.stdout)
-        # The second took the folder of the first; one that is named is not taken.
+        # A folder that is named gets the figures, and belongs to these flags.
+        named = ["--dataset=digits", f"--workdir={folder}/figures"]
+        process = run_in_process("evaluate", f"--model={folder}/df_q.tflite", *named)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        written = json.loads((folder / "figures/metrics.json").read_text())
+        self.assertEqual(written["accuracy"], metrics["accuracy"])
+        process = run_in_process("evaluate", f"--model={folder}/bare.keras", *named)
+        self.assertEqual(process.returncode, 2)  # it asks for the flags first
         process = run_in_process(
-            "evaluate",
-            f"--model={folder}/df_q.tflite",
-            "--dataset=digits",
-            f"--workdir={folder}/df_q.tflite.evaluate",
+            "evaluate", f"--model={folder}/bare.keras", *flags, *named
         )
         self.assertEqual(process.returncode, 1)
         self.assertIn("holds a run with other flags", process.stderr)
@@ -703,6 +709,30 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(process.returncode, 1)
         self.assertRegex(process.stderr, "^error: the student is a float model")
         self.assertFalse((folder / "float.tflite").exists())
+
+
+class EvaluateTest(tf.test.TestCase):
+    """Measuring a model that is not the user's to write beside."""
+
+    def test_nothing_is_written_beside_the_model(self):
+        folder = new_folder()
+        for name in ("digits_teacher.keras", "digits_teacher.json"):
+            shutil.copy(ROOT / "tests/data" / name, folder)
+        before = sorted(folder.rglob("*"))
+        flags = (f"--model={folder}/digits_teacher.keras", "--dataset=digits")
+        process = run_in_process("evaluate", *flags)
+        self.assertRegex(process.stdout, r"^Accuracy: 9\d\.\d\d % of 359 test images$")
+        self.assertEqual(sorted(folder.rglob("*")), before)
+        process = run_in_process("evaluate", *flags, f"--workdir={folder}/figures")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        written = json.loads((folder / "figures/metrics.json").read_text())
+        self.assertEqual(written["images"], 359)
+
+    def test_head_may_be_said_of_a_described_model(self):
+        flags = ("--model=tests/data/digits_teacher.keras", "--dataset=digits")
+        process = run_in_process("evaluate", *flags, "--head=no_such")
+        self.assertEqual(process.returncode, 2)
+        self.assertRegex(process.stderr, "^error: head is 'no_such', but the model has")
 
 
 class InspectModelTest(tf.test.TestCase):

@@ -5,6 +5,7 @@ Only the tools read FLAGS; the package takes plain arguments.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -526,14 +527,26 @@ def _run(main: Callable[[], None]) -> None:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise
-    except OSError as error:
+    except (OSError, tf.errors.OpError) as error:
+        if not isinstance(error, OSError) and not _is_of_files(error):
+            raise
         _fail(
-            f"a file cannot be read or written: {error}. When that is mended, the same "
-            "command continues",
+            f"a file cannot be read or written: {_first_line(error)}. When that is "
+            "mended, the same command continues",
             1,
         )
     except KeyboardInterrupt:
         _fail("interrupted; give the same command again to continue", 130)
+
+
+def _is_of_files(error: BaseException) -> bool:
+    """Whether an error of TensorFlow is one of the disk, as its writers raise them."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    return any(os.strerror(number) in str(error) for number in numbers)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
