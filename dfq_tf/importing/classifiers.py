@@ -510,7 +510,7 @@ def _check_same(told: Told, result: Classifier, found: Network) -> None:
     if found.is_binary:
         scores = (scores[:, 1] - scores[:, 0])[:, None]
         if found.gives == "sigmoid":
-            scores = 1 / (1 + np.exp(-scores))
+            scores = tf.sigmoid(scores).numpy()
     elif found.gives != result.description.output:  # a softmax was taken off
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
