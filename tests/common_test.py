@@ -8,6 +8,8 @@ from unittest import mock
 from absl import flags
 from absl.testing import absltest, parameterized
 
+from dfq_tf.compat import tf
+from tests.helpers import new_folder
 from tools import common
 
 
@@ -53,6 +55,47 @@ class EndTest(parameterized.TestCase):
         ((message,), _) = printed.call_args
         self.assertRegex(message, r"^error: .* No space left .*'run/df_q.keras'\. When")
         self.assertNotIn("\n", message)
+
+    def test_so_it_is_where_tensorflow_writes(self):
+        def main():
+            raise tf.errors.ResourceExhaustedError(
+                None, None, "run/tensorboard/events; No space left on device\n[Op:...]"
+            )
+
+        with mock.patch("builtins.print") as printed:
+            with self.assertRaises(SystemExit) as end:
+                common._run(main)
+        self.assertEqual(end.exception.code, 1)
+        ((message,), _) = printed.call_args
+        self.assertRegex(message, "^error: .*tensorboard/events; No space left .*When")
+        self.assertNotIn("\n", message)
+
+    def test_other_errors_of_tensorflow_stay_what_they_are(self):
+        def main():
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+        with self.assertRaises(tf.errors.ResourceExhaustedError):
+            common._run(main)
+
+
+class DigestTest(parameterized.TestCase):
+    def test_of_a_model_in_parts_is_that_of_all_of_them(self):
+        folder = new_folder()
+        path, weights = folder / "model.json", folder / "model.h5"
+        path.write_text('{"class_name": "Functional", "config": {}}')
+        seen = set()
+        for content in (b"1", b"2"):
+            weights.write_bytes(content)
+            seen.add(common._digest(str(path)))
+        # The description beside a whole model counts too.
+        (folder / "whole.keras").write_bytes(b"3")
+        for content in ("", "4"):
+            (folder / "whole.json").write_text(content)
+            seen.add(common._digest(str(folder / "whole.keras")))
+        self.assertLen(seen, 4)
+
+    def test_folder_that_is_no_model_has_no_files(self):
+        self.assertEmpty(common._files_of(str(new_folder())))
 
 
 class TextFlagTest(parameterized.TestCase):

@@ -323,7 +323,10 @@ class KnownEndsTest(tf.test.TestCase, parameterized.TestCase):
         x = keras.layers.Flatten()(image)
         x = keras.layers.Dense(units, activation=activation)(x)
         classifier = as_classifier(
-            keras.Model(image, x), input_mean=120, input_scale=1 / 20
+            keras.Model(image, x),
+            input_mean=120,
+            input_scale=1 / 20,
+            output=activation or "logits",
         )
         self.assertEqual(classifier.description.probabilities, expected)
         made = post_training(float_network(classifier), IMAGES)

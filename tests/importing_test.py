@@ -289,7 +289,11 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
     def test_one_score_becomes_two_logits(self, library, head):
         model = model_of(LIBRARIES[library], head=head, units=1)
         classifier = as_classifier(
-            model, input_mean=0, input_scale=1 / 255, class_names=("cat", "dog")
+            model,
+            input_mean=0,
+            input_scale=1 / 255,
+            class_names=("cat", "dog"),
+            output=head or "logits",
         )
         self.assertEqual(classifier.num_classes, 2)
         self.assertEqual(classifier.description.output, "logits")
@@ -299,6 +303,22 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllClose(scores[:, 1] - scores[:, 0], expected, atol=1e-4)
         else:
             self.assertAllClose(softmax(scores)[:, 1], expected, atol=1e-5)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_one_score_that_may_be_anything_is_asked_for(self, library):
+        model = model_of(LIBRARIES[library], units=1)
+        fed = dict(input_mean=0, input_scale=1 / 255)
+        with self.assertRaisesRegex(
+            ConfigError, r"one score without a sigmoid, layer last.*--output=logits"
+        ):
+            as_classifier(model, **fed)
+        # A description says it too, and two scores are no question.
+        description = ModelDescription((0,), (1 / 255,), "logits", ("cat", "dog"))
+        path = pathlib.Path(self.get_temp_dir()) / "model.keras"
+        model.save(path)
+        description.save(path.with_suffix(".json"))
+        self.assertEqual(as_classifier(path).num_classes, 2)
+        as_classifier(model_of(LIBRARIES[library], units=2), **fed)
 
     @parameterized.parameters(*LIBRARIES)
     def test_several_sigmoids_stay(self, library):
@@ -345,6 +365,39 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(
             classifier.scores(images), answers(model, images / 255), atol=1e-4
         )
+
+    @parameterized.product(library=list(LIBRARIES), behind_others=(False, True))
+    def test_size_of_a_model_that_resizes_is_that(self, library, behind_others):
+        library = LIBRARIES[library]
+        layers = library.layers
+        others = [lambda x: x / 51.0, layers.Rescaling(1 / 5), layers.RandomFlip()]
+        links = others * behind_others
+        model = model_of(
+            library, *links, layers.Resizing(12, 10, name="fit"), shape=(None, None, 3)
+        )
+        said = {} if behind_others else dict(input_mean=0, input_scale=1 / 255)
+        with self.assertWarnsRegex(
+            UserWarning, "any size, and its layer fit resizes them to 12 x 10: the file"
+        ):
+            classifier = as_classifier(model, **said)
+        self.assertEqual(classifier.image_shape, (12, 10, 3))
+        # As the app gives them: large images, resized before.
+        images = pixels((30, 20, 3)).astype(np.float32)
+        resized = tf.image.resize(images, (12, 10)).numpy()
+        expected = answers(model, images if behind_others else images / 255)
+        self.assertAllClose(classifier.scores(resized), expected, atol=1e-3)
+        with self.assertRaisesRegex(UnsupportedLayerError, "layer fit .*makes images"):
+            as_classifier(model, **said, image_size=(30, 20))
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_resizing_behind_a_convolution_says_nothing_of_the_image(self, library):
+        layers = LIBRARIES[library].layers
+        conv = layers.Conv2D(3, 3)
+        model = model_of(
+            LIBRARIES[library], conv, layers.Resizing(9, 9), shape=(None, None, 3)
+        )
+        with self.assertRaisesRegex(ConfigError, "any size, .*--image_size"):
+            as_classifier(model, input_mean=0, input_scale=1)
 
     @parameterized.parameters(*LIBRARIES)
     def test_batch_of_a_fixed_size_becomes_free(self, library):

@@ -267,6 +267,13 @@ class ProblemsTest(tf.test.TestCase):
         self.assertEqual(row.name, "f")
         self.assertRegex(row.problem, "only a Dense layer can be made to give two")
 
+    def test_lone_score_that_may_be_anything(self):
+        model = sequential(layers.Flatten(), layers.Dense(1))
+        found = inspection.inspect(model, **FED)
+        self.assertTrue(found.is_unclear)
+        self.assertEqual(found.classifier.description.probabilities, None)
+        self.assertFalse(inspection.inspect(model, **FED, output="logits").is_unclear)
+
     def test_quantized_student_is_refused(self):
         model = student.build(quantized(networks.build("vgg_like")))
         with self.assertRaisesRegex(ModelError, "quantized already"):

@@ -149,7 +149,7 @@ def two_inputs():
 def two_outputs():
     image = L.Input((8, 8, 3))
     x = L.GlobalAveragePooling2D()(image)
-    return K.Model(image, [L.Dense(4)(x), L.Dense(2)(x)])
+    return K.Model(image, [L.Dense(4, name="four")(x), L.Dense(2, name="two")(x)])
 
 
 def nan_weights():
@@ -346,7 +346,24 @@ CASES = {
     ),
     # Models that are no image classifiers.
     "two_inputs": (built(two_inputs), FED, 1, "has 2 inputs and 1 outputs"),
-    "two_outputs": (built(two_outputs), FED, 1, "has 1 inputs and 2 outputs"),
+    "two_outputs": (
+        built(two_outputs),
+        FED,
+        2,
+        r"has 2 outputs: four \(None, 4\), two \(None, 2\); .*--head=four",
+    ),
+    "no_such_output": (
+        built(two_outputs),
+        (*FED, "--head=three"),
+        2,
+        r"head is 'three', but the model has 2 outputs: four \(None, 4\), two ",
+    ),
+    "one_output_of_another_name": (
+        saved(),
+        (*FED, "--head=three"),
+        2,
+        r"head is 'three', but the model has one output, last \(None, 4\); leave",
+    ),
     "vectors": (
         built(lambda: K.Sequential([L.Input((784,)), L.Dense(10)])),
         FED,
@@ -475,6 +492,13 @@ CASES = {
         (*FED, "--output=logits"),
         2,
         r"output is 'logits', but .* last \(Dense\) gives softmax",
+    ),
+    "score_that_may_be_anything": (
+        saved(units=1, head=None),
+        FED,
+        2,
+        r"output is not given, .* one score without a sigmoid, layer last\. "
+        r".*--output=logits\) if the score is a logit, above 0 .*mean squared error",
     ),
     "output_that_nothing_has": (
         saved(),

@@ -5,12 +5,14 @@ Only the tools read FLAGS; the package takes plain arguments.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,7 +26,7 @@ from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
 from dfq_tf.graph import description_path
-from dfq_tf.importing import MODEL_SUFFIXES
+from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
@@ -398,7 +400,7 @@ def open_workdir(
     digests = {
         name: _digest(value)
         for name, value in values.items()
-        if isinstance(value, str) and os.path.isfile(value)
+        if isinstance(value, str) and os.path.exists(value) and _files_of(value)
     }
     if "distribute" in FLAGS:
         same = {n: text for n, text in settings.items() if n not in free}
@@ -411,11 +413,17 @@ def open_workdir(
 
 
 def _digest(path: str) -> str:
-    """Digest of a file, and of the description beside it if it is a model."""
-    paths = [path]
-    if path.endswith(MODEL_SUFFIXES) and description_path(path).is_file():
-        paths.append(str(description_path(path)))
-    return digest(*paths)
+    """Digest of a file, or of all files of a model, its description among them."""
+    return digest(*_files_of(path))
+
+
+def _files_of(path: str) -> list[pathlib.Path]:
+    """The files whose contents a flag's value stands for."""
+    paths = files_of(pathlib.Path(path))
+    is_model = path.endswith(MODEL_SUFFIXES) or os.path.isdir(path)
+    if paths and is_model and description_path(path).is_file():
+        paths.append(description_path(path))
+    return paths
 
 
 def _check_same_on_all_workers(
@@ -451,6 +459,21 @@ def _as_text(flag: flags.Flag, value: Any) -> str:
     return flag.serializer.serialize(value)
 
 
+def as_command(tool: str, values: Mapping[str, Any]) -> str:
+    """A command line that can be pasted into a shell.
+
+    Args:
+      tool: name of one in tools/.
+      values: of its flags, by their names; they are flags of this tool too.
+    """
+    python = sys.executable or "python"
+    if python.startswith(os.getcwd() + os.sep):
+        python = os.path.relpath(python)
+    texts = _as_texts(values)
+    parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
+    return shlex.join([*parts, *(f"--{name}={texts[name]}" for name in texts)])
+
+
 def run(
     main: Callable[[], None], description: str, *, positional: str | None = None
 ) -> None:
@@ -478,7 +501,7 @@ def run(
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
-            FLAGS[positional].value = rest.pop(1)
+            FLAGS[positional].value = FLAGS[positional].parser.parse(rest.pop(1))
         if len(rest) > 1:
             _fail(
                 f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2
@@ -504,14 +527,26 @@ def _run(main: Callable[[], None]) -> None:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise
-    except OSError as error:
+    except (OSError, tf.errors.OpError) as error:
+        if not isinstance(error, OSError) and not _is_of_files(error):
+            raise
         _fail(
-            f"a file cannot be read or written: {error}. When that is mended, the same "
-            "command continues",
+            f"a file cannot be read or written: {_first_line(error)}. When that is "
+            "mended, the same command continues",
             1,
         )
     except KeyboardInterrupt:
         _fail("interrupted; give the same command again to continue", 130)
+
+
+def _is_of_files(error: BaseException) -> bool:
+    """Whether an error of TensorFlow is one of the disk, as its writers raise them."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    return any(os.strerror(number) in str(error) for number in numbers)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def main() -> None:
         label, separator, path = item.partition(":")
         if not separator:
             raise ConfigError(f"curves has {item!r}; it must be LABEL:FILE")
-        curves[label] = read(pathlib.Path(path))
+        curves[label] = read(pathlib.Path(path).expanduser())
     draw(curves, FLAGS.column, pathlib.Path(FLAGS.out))
     print(f"Wrote {FLAGS.out}")
 

@@ -3,12 +3,14 @@
     python tools/evaluate.py --model=runs/cifar10/df_q.tflite --dataset=cifar10
 
 With --teacher, its agreement with that model too. Flags such as --input_mean say what a
-Keras file does not that has no description (.json) beside it.
+Keras file does not that has no description (.json) beside it. Writes nothing, but into
+the folder that --workdir names, if it does.
 """
 
 import pathlib
 import sys
 import zipfile
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -23,6 +25,8 @@ from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
+# Flags that a Keras file may need beside its description.
+_OF_ANY_MODEL = ("head", "allow_code")
 # What can be measured.
 Model = Classifier | QuantizedNetwork | TFLiteClassifier
 
@@ -37,11 +41,17 @@ def read_model(path: str) -> Model:
     if not path.endswith(".tflite"):
         if _is_student(path):
             return api.load_quantized(path)
-        said = teacher_flags.arguments() if _needs_flags(path) else {}
+        said = teacher_flags.arguments() if _needs_flags(path) else _of_any_model()
         return load_classifier(path, **said)
     if not pathlib.Path(path).is_file():
         raise ModelError(f"there is no model file {path}")
     return TFLiteClassifier(pathlib.Path(path).read_bytes())
+
+
+def _of_any_model() -> dict[str, Any]:
+    """What flags say that no description does."""
+    said = teacher_flags.arguments()
+    return {name: said[name] for name in _OF_ANY_MODEL}
 
 
 def _is_student(path: str) -> bool:
@@ -60,6 +70,8 @@ def _needs_flags(path: str) -> bool:
 def _check_flags(paths: list[str]) -> None:
     """Raises ConfigError if flags are given that no file has a use for."""
     given = teacher_flags.given()
+    if not all(path.endswith(".tflite") for path in paths):
+        given = {k: value for k, value in given.items() if k not in _OF_ANY_MODEL}
     if given and not any(map(_needs_flags, paths)):
         each = ", ".join(f"{name} is {value!r}" for name, value in given.items())
         raise ConfigError(
@@ -80,18 +92,18 @@ def main() -> None:
         if each is not None:
             fed = each.classifier if isinstance(each, QuantizedNetwork) else each
             teacher_flags.check_fits(fed, dataset)
-    folder = pathlib.Path(FLAGS.model + ".evaluate")
-    # A folder of the user's choice may hold another tool's run.
-    workdir = common.open_workdir(folder, replaces=FLAGS.workdir is None)
+    workdir = common.open_workdir() if FLAGS.workdir else None
     test = dataset.load("test")
     scores = model.scores(test.images)
     right = accuracy(scores, test.labels)
-    workdir.add_metrics(accuracy=right, images=len(test.labels))
+    measured = {"accuracy": right, "images": len(test.labels)}
     print(f"Accuracy: {100 * right:.2f} % of {len(test.labels)} test images")
     if teacher is not None:
         same = agreement(scores, teacher.scores(test.images))
-        workdir.add_metrics(agreement=same)
+        measured["agreement"] = same
         print(f"Agreement with the teacher: {100 * same:.2f} %")
+    if workdir is not None:
+        workdir.add_metrics(**measured)
 
 
 def define_flags() -> None:

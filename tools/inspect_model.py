@@ -2,9 +2,10 @@
 
     python tools/inspect_model.py model.keras
 
-Prints a table of the layers, why a layer cannot be quantized if one cannot, and how
-large the int8 file will be; and, from a few real steps, how long the quantization will
-take on this machine. Writes nothing. The exit code is 1 if a layer cannot be quantized.
+Prints a table of the layers, why a layer cannot be quantized if one cannot, how large
+the int8 file will be, and the command that makes it. With --costs it also takes a few
+real steps, to tell how long the quantization takes on this machine. Writes nothing. The
+exit code is 1 if a layer cannot be quantized.
 """
 
 import pathlib
@@ -34,6 +35,12 @@ def heading(found: inspection.Inspection, path: str) -> list[str]:
     said = gives.get(found.gives, found.gives)
     if found.num_outputs == 1:
         classes, said = "2", f"{found.gives}, one score for the second of two classes"
+    if found.is_unclear:
+        said = (
+            "NOT KNOWN: one score without a sigmoid. Pass --output=logits if it is a "
+            "logit, above 0 for the second of two classes; a regression is no "
+            "classifier"
+        )
     return [
         line("model", path),
         line("format", "Keras 3" if found.is_keras3 else "Keras 2 (tf_keras)"),
@@ -170,8 +177,26 @@ def expectation(cost: costs.Costs) -> list[str]:
     ]
 
 
+def following(found: inspection.Inspection) -> list[str]:
+    """What to type next."""
+    said = {"teacher": FLAGS.teacher, **teacher_flags.given()}
+    text = "Next:"
+    if found.description is None:
+        text = (
+            "Next, if the model was trained on pixels / 255 (see 'input' above; put in "
+            "what it was trained on):"
+        )
+        said |= {"input_mean": ["0"], "input_scale": ["1/255"]}
+    if found.is_unclear:
+        said["output"] = "logits"
+    command = common.as_command("run", said)
+    if found.gives == "sigmoid" and found.num_outputs > 1:
+        command += " --methods=df_q"  # there is no training for it
+    return ["", "All layers can be quantized.", *textwrap.wrap(text, _WIDTH), command]
+
+
 def main() -> None:
-    """Reads, reports, and times."""
+    """Reads, reports, and times if that is asked for."""
     if not FLAGS.teacher:
         raise ConfigError(
             "teacher is empty; name a model file: tools/inspect_model.py model.keras"
@@ -189,9 +214,9 @@ def main() -> None:
         raise UnsupportedLayerError(
             f"{count} of {len(found.rows)} layers cannot be quantized; see above"
         )
-    if FLAGS.time:
+    if FLAGS.costs:
         print("\n".join(expectation(costs.measure(found.classifier))))
-    print("\nAll layers can be quantized.")
+    print("\n".join(following(found)))
 
 
 def define_flags() -> None:
@@ -206,11 +231,11 @@ def define_flags() -> None:
     teacher_flags.define()
     common.define(
         "Costs",
-        "time",
+        "costs",
         bool,
-        True,
+        False,
         "Take a few training steps, to tell how long the quantization will take and "
-        "how much memory; --notime leaves that out.",
+        "how much memory.",
     )
 
 

@@ -1,6 +1,7 @@
 """Flags that describe a teacher file, and reading it as they say."""
 
 import dataclasses
+import re
 from typing import Any
 
 from dfq_tf.errors import ConfigError, DataError
@@ -55,6 +56,12 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
         "Height and width, for a model that takes images of any size.",
     ),
     (
+        "head",
+        str,
+        None,
+        "The output to quantize, of a model that gives several: its layer or key.",
+    ),
+    (
         "allow_code",
         bool,
         False,
@@ -67,8 +74,9 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
 def define() -> None:
     """Defines the flags that say what a teacher file does not."""
     for name, *rest in _DESCRIBING:
-        # Who needs --allow_code is told so by the message that a file gets.
-        common.define("Teacher", name, *rest, first=name != "allow_code")
+        # Who needs the others is told so by the message that a file gets.
+        is_first = name not in ("head", "allow_code")
+        common.define("Teacher", name, *rest, first=is_first)
 
 
 def given() -> dict[str, Any]:
@@ -104,6 +112,7 @@ def arguments() -> dict[str, Any]:
         output=FLAGS.output,
         class_names=read_labels(FLAGS.labels) if FLAGS.labels else None,
         image_size=[int(s) for s in size] or None,
+        head=FLAGS.head,
         allow_code=FLAGS.allow_code,
     )
 
@@ -137,6 +146,9 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
 def read_labels(path: str) -> tuple[str, ...]:
     """The names of the classes in a text file, a line each.
 
+    Numbers in front, '0 Cattle', '1 Sheep' and so on, as Teachable Machine writes them,
+    are no part of the names. Empty lines at the end are none.
+
     Raises:
       ConfigError: it cannot be read, is empty, or has an empty line.
     """
@@ -147,6 +159,12 @@ def read_labels(path: str) -> tuple[str, ...]:
             f"labels is {path!r}, which cannot be read as text: {error}"
         ) from error
     names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    numbered = [re.fullmatch(rf"{i}\s+(.+)", name) for i, name in enumerate(names)]
+    # One line alone may well be a name.
+    if len(names) > 1 and all(numbered):
+        names = [match[1] for match in numbered if match]
     if not names or not all(names):
         raise ConfigError(
             f"labels is {path!r}, which is empty or has an empty line; write one name "

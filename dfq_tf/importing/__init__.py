@@ -3,11 +3,13 @@
 from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.importing.feeding import FEEDINGS
 from dfq_tf.importing.files import MODEL_SUFFIXES, read_model
+from dfq_tf.importing.parts import files_of
 
 __all__ = [
     "FEEDINGS",
     "MODEL_SUFFIXES",
     "as_classifier",
+    "files_of",
     "load_classifier",
     "read_model",
 ]

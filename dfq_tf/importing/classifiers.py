@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, LayerProblem, ModelError, UnsupportedLayerError
 from dfq_tf.graph import (
     Classifier,
@@ -21,6 +22,7 @@ from dfq_tf.graph import (
     ModelDescription,
     Shape,
     activation_last,
+    compute,
     description_beside,
     head_activation,
     logits_graph,
@@ -40,7 +42,9 @@ from dfq_tf.importing.reading import (
     is_keras3,
     outputs_of,
     read_layers,
+    resized_to,
 )
+from dfq_tf.importing.trimming import trimmed
 
 # How far the graph may be from the model, as a share of its outputs: float rounding, or
 # that of the 16 bits in which some layers compute.
@@ -61,26 +65,28 @@ def as_classifier(
     output: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
+    head: str | None = None,
     allow_code: bool = False,
 ) -> Classifier:
     """Makes a classifier of a model, or of the file of one.
 
     Args:
       model: a functional or Sequential model of Keras 3 or tf_keras, or the path of a
-        `.keras` or `.h5` file, beside which a `.json` may describe it; or what has a
-        `model` and a `description`, which says all. A Classifier is given back.
+        file of one, beside which a `.json` may describe it; or what has a `model` and a
+        `description`, which says all. A Classifier is given back.
       input_mean: in pixels; one value or one per channel. The model's input is
         `(pixel - input_mean) * input_scale`. Not needed where the model has its own
         preprocessing, such as a Rescaling layer.
       input_scale: like `input_mean`; both or neither are given. What is given goes
         before what the `.json` says.
-      feeding: in place of both, the name of a usual way, one of `feeding.FEEDINGS`,
-        such as '-1..1' or 'caffe'. Where nobody says how the model is fed, its first
-        BatchNormalization is asked.
+      feeding: in place of both, a usual way by its name in `feeding.FEEDINGS`, such as
+        '-1..1'. Where nobody says any, the first BatchNormalization is asked.
       output: 'logits', 'softmax' or 'sigmoid'; by default what the last layer says.
-      class_names: one per class; by default their numbers. A model of one output has
-        two classes.
-      image_size: (height, width), for a model that takes any.
+        Needed for a model that gives one score without a sigmoid.
+      class_names: one per class, two of a model of one output; by default numbers.
+      image_size: (height, width), for a model that takes any and has no Resizing.
+      head: the output to quantize, of a model that gives several: the name of its
+        layer, or its key where the model gives a dictionary.
       allow_code: whether code that a file holds may be run, see `importing.files`.
 
     Returns:
@@ -94,9 +100,8 @@ def as_classifier(
         model says itself.
 
     Warns:
-      UserWarning: how the model is fed was found by its BatchNormalization, or what is
-        said of it cannot be; mean and scale are given to a model with preprocessing of
-        its own.
+      UserWarning: the feeding is found, or contradicted, by the BatchNormalization, or
+        comes on top of the model's own; a Resizing says the size; pruning is taken off.
     """
     said: dict[str, Any] = dict(
         input_mean=input_mean,
@@ -105,6 +110,7 @@ def as_classifier(
         output=output,
         class_names=class_names,
         image_size=image_size,
+        head=head,
     )
     if isinstance(model, Classifier):
         _check_says_nothing(said, "a Classifier")
@@ -176,6 +182,10 @@ class ModelReading:
         told = self.told._replace(given=Preprocessing(), is_bgr=False)
         return dataclasses.replace(self, told=told)
 
+    def giving_logits(self) -> "ModelReading":
+        """The same, with the word that the model gives logits."""
+        return dataclasses.replace(self, told=self.told._replace(output="logits"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -190,6 +200,7 @@ class Network:
       feeding: what pixels go through before `graph`; None if nobody says.
       gives: 'logits', 'softmax' or 'sigmoid'.
       is_binary: whether it gives one score, for two classes.
+      is_unclear: whether nobody says that this score is a logit, and no layer does.
       probabilities: as in `ModelDescription`.
     """
 
@@ -200,6 +211,7 @@ class Network:
     feeding: Preprocessing | None
     gives: str
     is_binary: bool
+    is_unclear: bool
     probabilities: str | None
 
 
@@ -212,6 +224,7 @@ def read(
     output: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
+    head: str | None = None,
     allow_code: bool = False,
 ) -> ModelReading:
     """Reads a model to its end, whatever layers it has.
@@ -242,8 +255,11 @@ def read(
         given = given or _given(said.input_mean, said.input_scale)[0]
         output, class_names = output or said.output, class_names or said.class_names
     probabilities = None if said is None else said.probabilities
+    model = trimmed(model, head)
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
+    if None in own_shape[:2] and image_size is None:
+        image_size = _size_of_resizing(model)
     shape = _image_shape(own_shape, image_size)
     told = Told(
         model,
@@ -299,7 +315,10 @@ def network(reading: ModelReading) -> Network:
         feeding = told.given.then(own or Preprocessing())
         if told.is_bgr:
             graph, feeding = reversed_channels(graph), feeding.reversed()
-    return Network(graph, own, told, found, feeding, gives, is_binary, probabilities)
+    is_unclear = is_binary and gives == "logits" and told.output is None
+    return Network(
+        graph, own, told, found, feeding, gives, is_binary, is_unclear, probabilities
+    )
 
 
 def classifier_of(reading: ModelReading) -> Classifier:
@@ -310,6 +329,7 @@ def classifier_of(reading: ModelReading) -> Classifier:
     graph, gives, feeding = found.graph, found.gives, found.feeding
     if feeding is None:
         raise ConfigError(_how_to_say(found.found))
+    _check_clear(found)
     _warn_of_feeding(reading.told, found)
     is_plain = reading.is_plain and not found.own and not found.told.is_bgr
     if found.is_binary or (gives == "softmax" and not is_plain):
@@ -330,6 +350,19 @@ def classifier_of(reading: ModelReading) -> Classifier:
     result = Classifier(graph, description)
     _check_same(result, found)
     return result
+
+
+def _check_clear(found: Network) -> None:
+    """Raises ConfigError for a single score that may be anything."""
+    if found.is_unclear:
+        raise ConfigError(
+            "output is not given, and the model ends in one score without a sigmoid, "
+            f"layer {found.graph.last.layers[0]}. Say output='logits' "
+            "(--output=logits) if the score is a logit, above 0 for the second of two "
+            "classes. A model that was trained on 0 and 1 with the mean squared error, "
+            "or as a regression, is no classifier: end it with a sigmoid, and train it "
+            "with the binary cross-entropy"
+        )
 
 
 def _as_feeding(told: Told) -> feedings.Feeding | None:
@@ -478,6 +511,21 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
     return (*size, channels)
 
 
+def _size_of_resizing(model: Any) -> Sequence[int] | None:
+    """The size to which a model of any size brings its images first, if it does."""
+    found = resized_to(model)
+    if found is None:
+        return None
+    name, size = found
+    warnings.warn(
+        f"the model takes images of any size, and its layer {name} resizes them to "
+        f"{size[0]} x {size[1]}: the file takes images of that size, and the app is to "
+        "resize them",
+        stacklevel=4,
+    )
+    return size
+
+
 def _output(reading: ModelReading, graph: Graph) -> str:
     """What the model gives, by its last layer.
 
@@ -563,11 +611,11 @@ def _check_same(result: Classifier, found: Network) -> None:
     expected = np.concatenate([outputs_of(told.model, part) for part in parts])
     if not np.isfinite(expected).all():
         return  # the quantization names the layer whose weights are not finite
-    scores = result.scores(np.resize(pixels, (len(expected), *shape[1:])))
+    scores = _scores(result, np.resize(pixels, (len(expected), *shape[1:])))
     if found.is_binary:
         scores = (scores[:, 1] - scores[:, 0])[:, None]
         if found.gives == "sigmoid":
-            scores = 1 / (1 + np.exp(-scores))
+            scores = tf.sigmoid(scores).numpy()
     elif found.gives != result.description.output:  # a softmax was taken off
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
@@ -580,3 +628,9 @@ def _check_same(result: Classifier, found: Network) -> None:
             f"by up to {error:.3g}: a layer of it does not do here what it does there. "
             "Please report it with the model's summary"
         )
+
+
+def _scores(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """As `Classifier.scores`, of a few images: compiling would take seconds."""
+    graph, fed = classifier.graph, classifier.description.normalize(images)
+    return compute(graph, tf.constant(fed), [graph.output])[0].numpy()

@@ -18,6 +18,7 @@ import h5py
 
 from dfq_tf.compat import keras, keras3, native_output_hidden, tfmot
 from dfq_tf.errors import ModelError
+from dfq_tf.importing import parts
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 from dfq_tf.importing.repairs import (
     CONFIG,
@@ -98,7 +99,14 @@ _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
 )
 # Classes of the project itself and of tfmot, whose students are files too.
 _OWN_PREFIX = "dfq_tf>"
-_TFMOT_CLASSES = ("QuantizeWrapperV2", "QuantizeWrapper", "QuantizeLayer")
+_TFMOT_CLASSES = (
+    "QuantizeWrapperV2",
+    "QuantizeWrapper",
+    "QuantizeLayer",
+    "PruneLowMagnitude",
+    "ConstantSparsity",
+    "PolynomialDecay",
+)
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
 
 
@@ -106,7 +114,9 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
     """Reads a model whole, with one clear error if that fails.
 
     Args:
-      path: a `.keras` or `.h5` file, written by Keras 2 or 3.
+      path: a `.keras` or `.h5` file, written by Keras 2 or 3; the `.json` file of an
+        architecture with its weights beside it; or the folder of a SavedModel of
+        tf.keras that has its configuration.
       allow_code: whether Python code that the file holds may be run, as Lambda layers
         have it, and classes that are not Keras' own be looked up.
 
@@ -117,6 +127,12 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
       ModelError: the file is absent, damaged, of another kind, or not to be trusted.
     """
     path = pathlib.Path(path)
+    try:
+        found = parts.parts_of(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if found:
+        return _read_parts(found, allow_code)
     _check_is_file(path)
     with path.open("rb") as file:
         start = file.read(200)
@@ -137,6 +153,25 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
     # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
+    """Reads a model of several files, when all of them have been looked through."""
+    try:
+        _check_config(found.path, found.config, allow_code)
+        if found.is_hdf5:
+            with h5py.File(found.weights, "r") as file:
+                _check_links(found.weights, file)
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise _unreadable(found.weights, error) from error
+    try:
+        with native_output_hidden():
+            return parts.built(found, allow_code)
+    except ModelError:
+        raise
+    # Keras raises many kinds for a damaged configuration.
+    except Exception as error:
+        raise _unreadable(found.path, error) from error
 
 
 def _what_else(start: bytes) -> str:
@@ -161,12 +196,17 @@ def _what_else(start: bytes) -> str:
 
 
 def _check_is_file(path: pathlib.Path) -> None:
+    if _is_checkpoint(path):
+        raise ModelError(
+            f"{path} is a checkpoint of TensorFlow: weights without a model. Build the "
+            "model, load_weights, and model.save('model.keras')"
+        )
     if path.is_dir():
         is_saved_model = (path / "saved_model.pb").exists()
         raise ModelError(
             f"{path} is a SavedModel: functions without layers, which cannot be "
-            "rewritten. Build the Keras model again, load_weights, and "
-            "model.save('model.keras')"
+            "rewritten, and no keras_metadata.pb, which has the layers. Build the "
+            "Keras model again, load_weights, and model.save('model.keras')"
             if is_saved_model
             else f"{path} is a folder; name a model file, .keras or .h5"
         )
@@ -177,6 +217,15 @@ def _check_is_file(path: pathlib.Path) -> None:
         )
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
+
+
+def _is_checkpoint(path: pathlib.Path) -> bool:
+    """Whether it is a checkpoint, one of its files, or the folder that has it."""
+    if path.is_dir():
+        return (path / "checkpoint").is_file()
+    name = path.name
+    is_part = name.endswith(".index") or ".data-0000" in name
+    return is_part or path.with_name(f"{name}.index").is_file()
 
 
 def _check_archive(path: pathlib.Path, allow_code: bool) -> str:
@@ -217,9 +266,11 @@ def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
     """Looks an `.h5` file through; returns the version of Keras."""
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
+            beside = parts.architecture_beside(path)
+            other = f"; or name its architecture, {beside}" if beside else ""
             raise ModelError(
                 f"{path} holds weights without a model; build the model, load_weights, "
-                "and model.save('model.keras')"
+                f"and model.save('model.keras'){other}"
             )
         config = json.loads(_text(file.attrs["model_config"]))
         version = _text(file.attrs.get("keras_version", "2"))
@@ -303,7 +354,8 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
-    with tfmot.quantization.keras.quantize_scope():
+    sparsity = tfmot.sparsity.keras
+    with tfmot.quantization.keras.quantize_scope(), sparsity.prune_scope():
         return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 

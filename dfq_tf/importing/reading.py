@@ -18,6 +18,9 @@ from dfq_tf.graph import Graph, Node, Shape, layers, unique_name
 from dfq_tf.importing import keras_names, operations
 from dfq_tf.importing.operations import Found, Maker, Unknown
 
+# Layers that change pixels, or nothing, whatever the size of the image is.
+_OF_PIXELS = keras_names.TRAINING_ONLY | {"Normalization", "Rescaling"}
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerRead:
@@ -102,11 +105,11 @@ class _Keras2:
     """Where tf_keras keeps what a model is made of."""
 
     package = "tf_keras."
+    kept_outputs = "_nested_outputs"  # in their list or dictionary
 
-    def origin(self, tensor: Any) -> tuple[Any, int]:
-        """The layer that gave a symbolic tensor, and in which of its calls."""
-        layer, index, _ = tensor._keras_history
-        return layer, index
+    def origin(self, tensor: Any) -> tuple[Any, int, int]:
+        """The layer that gave a symbolic tensor, in which call, as which output."""
+        return tuple(tensor._keras_history)  # type: ignore[return-value]
 
     def call(self, layer: Any, index: int) -> _Call:
         """One of a layer's calls."""
@@ -132,10 +135,11 @@ class _Keras3:
     """Where Keras 3 keeps what a model is made of."""
 
     package = "keras."
+    kept_outputs = "_outputs_struct"
 
-    def origin(self, tensor: Any) -> tuple[Any, int]:
+    def origin(self, tensor: Any) -> tuple[Any, int, int]:
         history = tensor._keras_history
-        return history.operation, history.node_index
+        return history.operation, history.node_index, history.tensor_index
 
     def call(self, layer: Any, index: int) -> _Call:
         node = layer._inbound_nodes[index]
@@ -181,6 +185,48 @@ def has_layers(model: Any) -> bool:
     return _dialect(model).is_network(model)
 
 
+def named_outputs(model: Any) -> dict[str, Any]:
+    """The symbolic outputs of a model by name.
+
+    The name is the key where the model gives a dictionary, else that of the layer.
+    """
+    dialect = _dialect(model)
+    given = getattr(model, dialect.kept_outputs, None)
+    if isinstance(given, Mapping) and len(given) == len(model.outputs):
+        return {str(name): given[name] for name in given}
+    outputs: dict[str, Any] = {}
+    for tensor in model.outputs:
+        outputs[unique_name(outputs, dialect.origin(tensor)[0].name)] = tensor
+    return outputs
+
+
+def resized_to(model: Any) -> tuple[str, tuple[int, int]] | None:
+    """The size to which a model brings the images that it is given, of any size.
+
+    Returns:
+      The name of its Resizing layer, and (height, width); None if it has none before
+      what hangs on the size.
+    """
+    calls: dict[str, _Call] = {}
+    dialect = _dialect(model)
+    _add_calls(calls, model, None, dialect)
+    (name,) = (name for name, call in calls.items() if _is_input(call.layer))
+    while True:
+        readers = [k for k, call in calls.items() if name in call.sources]
+        if len(readers) != 1:
+            return None
+        (name,) = readers
+        layer = calls[name].layer
+        if type(layer).__name__ == "Resizing":
+            return name, (int(layer.height), int(layer.width))
+        operation, _ = keras_names.SIGNATURES.get(
+            dialect.function(layer) or "", ("", ())
+        )
+        is_of_pixels = type(layer).__name__ in _OF_PIXELS
+        if not is_of_pixels and operation not in operations.ARITHMETIC:
+            return None
+
+
 def outputs_of(model: Any, images: np.ndarray) -> np.ndarray:
     """What the one output of a model is, at inference.
 
@@ -210,6 +256,7 @@ def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
     dialect = _dialect(model)
     calls: dict[str, _Call] = {}
     (output,) = _add_calls(calls, model, None, dialect)
+    calls = _needed(calls, output)
     nodes: dict[str, Node] = {}
     gives: dict[str, str] = {}  # name of a call -> the node that gives its output
     problems: dict[str, str] = {}
@@ -266,16 +313,21 @@ def _add_calls(
       feeds: for a model inside another, the calls that feed its inputs.
       dialect: of the model.
     """
-    names: dict[tuple[int, int], str] = {}
+    # A call -> what gives each of its outputs.
+    names: dict[tuple[int, int], Sequence[str]] = {}
 
     def key(tensor: Any) -> tuple[int, int]:
-        layer, index = dialect.origin(tensor)
+        layer, index, _ = dialect.origin(tensor)
         return id(layer), index
 
+    def name_of(tensor: Any) -> str:
+        found = names[key(tensor)]
+        return found[min(dialect.origin(tensor)[2], len(found) - 1)]
+
     if feeds is not None:
-        names.update(zip(map(key, model.inputs), feeds))
+        names.update(zip(map(key, model.inputs), ([feed] for feed in feeds)))
     # Depth first, with a stack in place of recursion.
-    stack = [dialect.origin(tensor) for tensor in model.outputs]
+    stack = [dialect.origin(tensor)[:2] for tensor in model.outputs]
     while stack:
         layer, index = stack[-1]
         if (id(layer), index) in names:
@@ -285,21 +337,43 @@ def _add_calls(
         inputs = [] if _is_input(layer) else call.inputs
         missing = [each for each in inputs if key(each) not in names]
         if missing:
-            stack.extend(map(dialect.origin, missing))
+            stack.extend(dialect.origin(each)[:2] for each in missing)
             continue
         stack.pop()
-        sources = tuple(names[key(tensor)] for tensor in inputs)
-        if dialect.is_network(layer) and _call_problem(call) is None:
-            (name,) = _add_calls(calls, layer, sources, dialect)
+        sources = tuple(map(name_of, inputs))
+        if dialect.is_network(layer) and _argument_problem(call) is None:
+            names[id(layer), index] = _add_calls(calls, layer, sources, dialect)
         else:
             name = unique_name(calls, layer.name)
             calls[name] = call._replace(sources=sources)
-        names[id(layer), index] = name
-    return [names[key(tensor)] for tensor in model.outputs]
+            names[id(layer), index] = [name]
+    return list(map(name_of, model.outputs))
+
+
+def _needed(calls: Mapping[str, _Call], output: str) -> dict[str, _Call]:
+    """The calls that an output is computed of, in their order.
+
+    Of a model inside another, some outputs may not be used.
+    """
+    needed, todo = set(), [output]
+    while todo:
+        name = todo.pop()
+        if name not in needed:
+            needed.add(name)
+            todo.extend(calls[name].sources)
+    return {name: call for name, call in calls.items() if name in needed}
 
 
 def _call_problem(call: _Call) -> str | None:
-    """Why a layer cannot be read as it is called: it has more than inputs, say."""
+    """Why a layer cannot be read as it is called, if it is no model."""
+    problem = _argument_problem(call)
+    if problem is None and len(call.outputs) != 1:
+        return "it gives several outputs; only layers with one can be"
+    return problem
+
+
+def _argument_problem(call: _Call) -> str | None:
+    """Why a layer cannot be read as it is called: it has more than inputs."""
     further = {k for k, v in call.named.items() if k != "training" or v}
     if len(call.args) > 1 or further:
         what = ", ".join(sorted(further)) or "positional arguments"
@@ -307,8 +381,6 @@ def _call_problem(call: _Call) -> str | None:
             f"it is called with more than its inputs ({what}); use a layer that has "
             "them as settings"
         )
-    if len(call.outputs) != 1:
-        return "it gives several outputs; only layers with one can be"
     return None
 
 

@@ -56,11 +56,9 @@ def _repair_archive(path: pathlib.Path, copy: pathlib.Path, version: str) -> boo
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read(CONFIG))
         weights = io.BytesIO(archive.read(WEIGHTS))
-        is_changed = _drop_unknown_arguments(config, version)
+        is_changed = drop_unknown_arguments(config, version.startswith("3"))
         with h5py.File(weights, "r+") as file:
-            if any(name.replace("\\", "/").startswith(_OLD_GROUP) for name in file):
-                is_changed = True
-                _rename_groups(file)
+            is_changed |= rename_groups(file)
         if not is_changed:
             return False
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -75,7 +73,7 @@ def _repair_hdf5(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
     """Writes a repaired copy, if there is anything to repair."""
     with h5py.File(path, "r") as file:
         config = json.loads(file.attrs["model_config"])
-    if not _drop_unknown_arguments(config, version):
+    if not drop_unknown_arguments(config, version.startswith("3")):
         return False
     shutil.copyfile(path, copy)
     with h5py.File(copy, "r+") as file:
@@ -83,13 +81,17 @@ def _repair_hdf5(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
     return True
 
 
-def _drop_unknown_arguments(config: Any, version: str) -> bool:
+def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:
     """Drops what this release does not know of layers that only train, in place.
+
+    Args:
+      config: of a model.
+      is_keras3: whether Keras 3 wrote it.
 
     Returns:
       Whether anything was dropped.
     """
-    library = keras3() if version.startswith("3") else keras
+    library = keras3() if is_keras3 else keras
     is_changed = False
     for part in serialized(config):
         kind, arguments = part["class_name"], part.get("config")
@@ -124,6 +126,18 @@ def _arguments(layer: Any) -> set[str]:
         if "__init__" in vars(each)
         for name in inspect.signature(vars(each)["__init__"]).parameters
     }
+
+
+def rename_groups(file: Any) -> bool:
+    """Gives the groups of an HDF5 file of weights the names that Keras looks for.
+
+    Returns:
+      Whether they had others.
+    """
+    is_old = any(name.replace("\\", "/").startswith(_OLD_GROUP) for name in file)
+    if is_old:
+        _rename_groups(file)
+    return is_old
 
 
 def _rename_groups(group: Any) -> None:

@@ -47,6 +47,7 @@ class Inspection:
       image_shape: (height, width, channels).
       num_outputs: scores that the model gives; one is of two classes.
       gives: 'logits', 'softmax' or 'sigmoid'.
+      is_unclear: whether it gives one score, of which nobody says that it is a logit.
       description: how pixels become the model's input, its own preprocessing
         included; None if neither the model nor the user says.
       rows: a line for each layer.
@@ -56,13 +57,15 @@ class Inspection:
         those that cannot be read.
       file_bytes: size of the int8 file; None if there can be none.
       classifier: the model as it is quantized; None if it cannot be. One that does
-        not say how it is fed takes pixels as they are here.
+        not say how it is fed takes pixels as they are here, and an unclear score is a
+        logit.
     """
 
     is_keras3: bool
     image_shape: tuple[int, int, int]
     num_outputs: int
     gives: str
+    is_unclear: bool
     description: ModelDescription | None
     rows: Sequence[Row]
     num_batch_normalizations: int
@@ -102,12 +105,15 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
     classifier = None
     if is_whole:
         fed_reading = reading if network.feeding else reading.fed_pixels()
+        if network.is_unclear:
+            fed_reading = fed_reading.giving_logits()
         classifier = classifiers.classifier_of(fed_reading)
     return Inspection(
         is_keras3=reading.told.is_keras3,
         image_shape=reading.graph.image.shape,  # type: ignore[arg-type]
         num_outputs=outputs,
         gives=network.gives,
+        is_unclear=network.is_unclear,
         description=description if network.feeding else None,
         rows=rows,
         num_batch_normalizations=sum(row.kind == "BatchNormalization" for row in rows),

@@ -1,0 +1,204 @@
+"""Models kept in parts: an architecture as JSON or in a SavedModel, and its weights.
+
+Nothing here runs a function of a file. The architecture is configurations of layers, of
+which `files` lets only known ones through; the weights are numbers.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import h5py
+
+from dfq_tf.compat import keras, keras3, tf, tfmot
+from dfq_tf.errors import ModelError
+from dfq_tf.files import read_text
+from dfq_tf.importing import repairs
+
+_WEIGHTS = (".h5", ".hdf5")
+_METADATA, _VARIABLES = "keras_metadata.pb", "variables/variables"
+_NETWORKS = ("Functional", "Model", "Sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The parts of a model.
+
+    Attributes:
+      path: what the user named.
+      config: of the model, as Keras writes it; not looked through yet.
+      is_keras3: whether Keras 3 wrote it.
+      weights: the HDF5 file; of a SavedModel, the checkpoint's name without an ending.
+    """
+
+    path: pathlib.Path
+    config: dict[str, Any]
+    is_keras3: bool
+    weights: pathlib.Path
+
+    @property
+    def is_hdf5(self) -> bool:
+        """Whether the weights are an HDF5 file."""
+        return self.weights.suffix in _WEIGHTS
+
+
+def parts_of(path: pathlib.Path) -> Parts | None:
+    """The parts of a model in a `.json` file or a SavedModel's folder.
+
+    Returns:
+      None if the path is no such thing, a SavedModel without Keras' configuration
+      among them.
+
+    Raises:
+      ModelError: something is missing, or the model has no layers.
+      OSError, ValueError: a file cannot be read.
+    """
+    if path.is_dir() and (path / _METADATA).is_file():
+        return _saved_model(path)
+    if path.suffix == ".json" and path.is_file():
+        return _json(path)
+    return None
+
+
+def files_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a model, or anything else, consists of.
+
+    A file is one of its own; a folder that is no model has none.
+    """
+    try:
+        parts = parts_of(path)
+    except (ModelError, OSError, ValueError):
+        parts = None
+    if parts is None:
+        return [path] if path.is_file() else []
+    if parts.is_hdf5:
+        return [path, parts.weights]
+    return [path / _METADATA, *sorted(path.glob(f"{_VARIABLES}.*"))]
+
+
+def architecture_beside(path: pathlib.Path) -> pathlib.Path | None:
+    """The `.json` of the architecture that weights belong to, if it is there."""
+    stem = path.name.removesuffix(path.suffix).removesuffix(".weights")
+    beside = path.with_name(f"{stem}.json")
+    try:
+        is_there = beside.is_file() and _is_of_keras(json.loads(read_text(beside)))
+    except (OSError, ValueError):
+        is_there = False
+    return beside if is_there else None
+
+
+def _is_of_keras(config: Any) -> bool:
+    return isinstance(config, dict) and {"class_name", "config"} <= config.keys()
+
+
+def _json(path: pathlib.Path) -> Parts:
+    config = json.loads(read_text(path))
+    if not _is_of_keras(config):
+        raise ModelError(
+            f"{path} is no architecture of a model, as model.to_json() writes it. If "
+            "it describes a model, name the model's file, .keras or .h5, beside it"
+        )
+    # Keras 3 names the module of a class, Keras 2 its own version.
+    module = str(config.get("module") or "").split(".")[0]
+    return Parts(path, config, module == "keras", _weights_beside(path))
+
+
+def _weights_beside(path: pathlib.Path) -> pathlib.Path:
+    """The weights of an architecture: of the same name, or the only ones there."""
+    all_there = sorted(p for p in path.parent.iterdir() if p.suffix in _WEIGHTS)
+    same = [p for p in all_there if p.name.split(".")[0] == path.name.split(".")[0]]
+    found = same or all_there
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(p.name for p in found) or "none"
+    raise ModelError(
+        f"{path} is an architecture, whose weights are to lie beside it in one file, "
+        f"{path.stem}.weights.h5 or {path.stem}.h5, as model.save_weights writes it; "
+        f"found: {listed}. Put the right one into the folder alone, or save the model "
+        "whole with model.save('model.keras')"
+    )
+
+
+def _saved_model(path: pathlib.Path) -> Parts:
+    metadata = keras.protobuf.saved_metadata_pb2.SavedMetadata()
+    try:
+        metadata.ParseFromString((path / _METADATA).read_bytes())
+        (root,) = [node for node in metadata.nodes if node.node_path == "root"]
+        said = json.loads(root.metadata)
+    # A library's own error for a damaged file.
+    except Exception as error:
+        raise ModelError(
+            f"{path} is a SavedModel whose {_METADATA} cannot be read; it is damaged"
+        ) from error
+    config = {name: said.get(name) for name in ("class_name", "config")}
+    if config["class_name"] not in _NETWORKS or not config["config"]:
+        raise ModelError(
+            f"{path} is a SavedModel of {config['class_name']}, a subclass of Model: "
+            "functions without layers, which cannot be rewritten. Build a functional "
+            "or Sequential model, give it the weights, and model.save('model.keras')"
+        )
+    return Parts(path, config, False, path / _VARIABLES)
+
+
+def built(parts: Parts, allow_code: bool) -> Any:
+    """The model, when its configuration and weights have been looked through.
+
+    Raises:
+      ModelError: the weights are not those of the architecture.
+      Exception: of many kinds, from Keras, for a damaged file.
+    """
+    repairs.drop_unknown_arguments(parts.config, parts.is_keras3)
+    if parts.is_keras3:
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = keras3().saving.deserialize_keras_object(
+                parts.config, safe_mode=not allow_code
+            )
+    else:
+        # What `load_model` has as an argument, no other function of Keras 2 has.
+        safe_mode = keras.src.saving.serialization_lib.SafeModeScope(not allow_code)
+        with (
+            tfmot.quantization.keras.quantize_scope(),
+            tfmot.sparsity.keras.prune_scope(),
+            safe_mode,
+        ):
+            model = keras.models.model_from_json(json.dumps(parts.config))
+    load = _load_hdf5 if parts.is_hdf5 else _load_checkpoint
+    try:
+        load(model, parts.weights)
+    # Keras and TensorFlow raise many kinds for weights that do not fit.
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ModelError(
+            f"{parts.weights} are not the weights of the model in {parts.path}, or "
+            f"damaged. The reader said: {lines[0][:300] if lines else error!r}"
+        ) from error
+    return model
+
+
+def _load_hdf5(model: Any, path: pathlib.Path) -> None:
+    """Loads weights by what the file holds; Keras would go by its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        with h5py.File(path, "r") as file:
+            is_old = "layer_names" in file.attrs or "model_weights" in file
+        copy = pathlib.Path(folder) / ("all.h5" if is_old else "all.weights.h5")
+        shutil.copyfile(path, copy)
+        if not is_old:
+            with h5py.File(copy, "r+") as file:
+                repairs.rename_groups(file)
+        model.load_weights(copy)
+
+
+def _load_checkpoint(model: Any, prefix: pathlib.Path) -> None:
+    """Loads weights by the places of their layers in the model.
+
+    Raises:
+      AssertionError: some are not there.
+    """
+    status = tf.train.Checkpoint(root=model).read(str(prefix))
+    status.expect_partial()  # its optimizer is of no use here
+    status.assert_existing_objects_matched()

@@ -1,0 +1,251 @@
+"""Models kept in parts: an architecture as JSON or in a SavedModel, and weights."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.errors import ModelError
+from dfq_tf.importing import files, parts
+from dfq_tf.importing.classifiers import as_classifier
+from tests import helpers, networks
+
+K = keras3()
+LIBRARIES = {"keras2": keras, "keras3": K}
+
+
+def network(library, *links):
+    """A model with a model inside; all weights are random, and positive variances."""
+    layers = library.layers
+    inner = library.Sequential(
+        [layers.Input((6, 6, 4)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    )
+    image = layers.Input((8, 8, 3))
+    x = layers.Rescaling(1 / 255)(image)
+    for link in links:
+        x = link(x)
+    x = layers.GlobalAveragePooling2D()(inner(layers.Conv2D(4, 3, name="conv")(x)))
+    model = library.Model(image, layers.Dense(4, name="last")(x))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 1, w.shape) for w in model.get_weights()])
+    return model
+
+
+def pixels():
+    return networks.images((8, 8, 3), 8)
+
+
+class PartsTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = helpers.new_folder()
+
+    def written(self, model, weights="model.weights.h5"):
+        (self.folder / "model.json").write_text(model.to_json())
+        model.save_weights(self.folder / weights)
+        return self.folder / "model.json"
+
+    def check_is(self, path, model):
+        loaded = files.read_model(path)
+        self.assertTrue(helpers.all_equal(loaded.get_weights(), model.get_weights()))
+        expected = model(pixels().astype(np.float32), training=False)
+        scores = as_classifier(path).scores(pixels())
+        self.assertAllClose(scores, np.asarray(expected), rtol=1e-4, atol=1e-4)
+
+
+class ArchitectureTest(PartsTest):
+    @parameterized.parameters(
+        ("keras2", "model.h5"),
+        ("keras2", "model.hdf5"),
+        ("keras2", "model.weights.h5"),
+        ("keras2", "other.h5"),
+        ("keras3", "model.weights.h5"),
+        ("keras3", "best.weights.h5"),
+    )
+    def test_model_is_that_of_its_library_with_its_weights(self, library, weights):
+        library = LIBRARIES[library]
+        model = network(library)
+        path = self.written(model, weights)
+        self.assertIsInstance(files.read_model(path), library.Model)
+        self.check_is(path, model)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_whole_model_beside_it_has_weights_too(self, library):
+        model = network(LIBRARIES[library])
+        (self.folder / "model.json").write_text(model.to_json())
+        model.save(self.folder / "model.h5")
+        self.check_is(self.folder / "model.json", model)
+        self.check_is(self.folder / "model.h5", model)
+
+    def test_what_the_weights_are_is_in_them_and_not_in_their_name(self):
+        model = network(keras)
+        path = self.written(model, "model.h5")
+        (self.folder / "model.h5").rename(self.folder / "model.weights.h5")
+        self.check_is(path, model)
+
+    def test_weights_of_the_same_name_go_before_others(self):
+        model = network(keras)
+        path = self.written(model)
+        network(keras).save_weights(self.folder / "another.h5")
+        self.check_is(path, model)
+        self.assertEqual(parts.files_of(path), [path, self.folder / "model.weights.h5"])
+
+    def test_weights_that_are_not_there_or_several(self):
+        path = self.written(network(keras), "a.h5")
+        network(keras).save_weights(self.folder / "b.h5")
+        with self.assertRaisesRegex(
+            ModelError, "model.json is an architecture, .*; found: a.h5, b.h5. Put"
+        ):
+            files.read_model(path)
+        for name in ("a.h5", "b.h5"):
+            (self.folder / name).unlink()
+        with self.assertRaisesRegex(ModelError, "found: none"):
+            files.read_model(path)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_weights_of_another_model(self, library):
+        library = LIBRARIES[library]
+        path = self.written(network(library))
+        layers = library.layers
+        other = library.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(5, 3)])
+        other.save_weights(self.folder / "model.weights.h5")
+        with self.assertRaisesRegex(
+            ModelError, "model.weights.h5 are not the weights of the model in .*json"
+        ):
+            files.read_model(path)
+
+    def test_description_is_no_architecture(self):
+        path = self.folder / "model.json"
+        helpers.description(4).save(path)
+        with self.assertRaisesRegex(
+            ModelError, "is no architecture .*name the model's"
+        ):
+            files.read_model(path)
+        path.write_text("{")
+        with self.assertRaisesRegex(ModelError, "model.json cannot be read"):
+            files.read_model(path)
+
+    def test_weights_alone_name_the_architecture_beside_them(self):
+        self.written(network(keras), "model.h5")
+        with self.assertRaisesRegex(ModelError, "or name its architecture, .*model.js"):
+            files.read_model(self.folder / "model.h5")
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_code_is_refused_unless_it_is_allowed(self, library):
+        library = LIBRARIES[library]
+        half = library.layers.Lambda(lambda x: x * 0.5, name="half")
+        model = network(library, half)
+        path = self.written(model)
+        with self.assertRaisesRegex(ModelError, r"Python code \(half, a Lambda layer"):
+            files.read_model(path)
+        classifier = as_classifier(path, allow_code=True)
+        self.assertAllClose(classifier.description.input_scale, [0.5 / 255])
+
+    def test_class_that_is_not_known_is_refused(self):
+        path = self.written(network(K))
+        config = json.loads(path.read_text())
+        config["config"]["layers"][1].update(module="os", class_name="system")
+        path.write_text(json.dumps(config))
+        with self.assertRaisesRegex(ModelError, "names os.system .*not known"):
+            files.read_model(path)
+
+    def test_weights_of_a_file_elsewhere_are_refused(self):
+        path = self.written(network(keras))
+        with h5py.File(self.folder / "model.weights.h5", "a") as file:
+            file["stolen"] = h5py.ExternalLink("/etc/passwd", "/")
+        with self.assertRaisesRegex(ModelError, "takes 'stolen' from another file"):
+            files.read_model(path)
+
+
+class SavedModelTest(PartsTest):
+    def saved(self, model):
+        model.save(self.folder / "saved", save_format="tf")
+        return self.folder / "saved"
+
+    def test_model_is_built_of_its_configuration(self):
+        model = network(keras, keras.layers.RandomFlip("horizontal"))
+        model.compile("adam", "mse")
+        model.fit(pixels()[:2], np.zeros((2, 4)), verbose=0)
+        self.check_is(self.saved(model), model)
+
+    def test_no_function_of_it_is_read(self):
+        model = network(keras)
+        path = self.saved(model)
+        (path / "saved_model.pb").write_bytes(b"nothing")
+        self.check_is(path, model)
+        names = {p.name for p in parts.files_of(path)}
+        self.assertContainsSubset({"keras_metadata.pb", "variables.index"}, names)
+        self.assertNotIn("saved_model.pb", names)
+
+    def test_sequential_model(self):
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                layers.Rescaling(1 / 255, input_shape=(8, 8, 3)),
+                layers.Conv2D(4, 3),
+                layers.Flatten(),
+                layers.Dense(4),
+            ]
+        )
+        self.check_is(self.saved(model), model)
+
+    def test_weights_that_are_not_all_there(self):
+        path = self.saved(network(keras))
+        layers = keras.layers
+        other = keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(4, 3)])
+        other.save(self.folder / "other", save_format="tf")
+        shutil.rmtree(path / "variables")
+        message = "variables are not the weights of the model in .*saved"
+        with self.assertRaisesRegex(ModelError, message):
+            files.read_model(path)
+        shutil.copytree(self.folder / "other/variables", path / "variables")
+        with self.assertRaisesRegex(ModelError, message):
+            files.read_model(path)
+
+    def test_code_is_refused(self):
+        half = keras.layers.Lambda(lambda x: x * 0.5, name="half")
+        path = self.saved(network(keras, half))
+        with self.assertRaisesRegex(ModelError, r"Python code \(half, a Lambda layer"):
+            files.read_model(path)
+        classifier = as_classifier(path, allow_code=True)
+        self.assertAllClose(classifier.description.input_scale, [0.5 / 255])
+
+    def test_subclass_has_no_layers(self):
+        class Own(keras.Model):
+            def call(self, x):
+                return tf.reduce_mean(x, (1, 2))
+
+        model = Own()
+        model(pixels().astype(np.float32))
+        with self.assertRaisesRegex(ModelError, "a SavedModel of Own, a subclass of M"):
+            files.read_model(self.saved(model))
+
+    @parameterized.parameters(b"nothing", b"")
+    def test_configuration_that_is_damaged(self, content):
+        path = self.saved(network(keras))
+        (path / "keras_metadata.pb").write_bytes(content)
+        with self.assertRaisesRegex(ModelError, "keras_metadata.pb cannot be read"):
+            files.read_model(path)
+
+    def test_functions_alone_are_refused(self):
+        path = self.saved(network(keras))
+        (path / "keras_metadata.pb").unlink()
+        with self.assertRaisesRegex(ModelError, "is a SavedModel: .*no keras_metadata"):
+            files.read_model(path)
+
+
+class CheckpointTest(PartsTest):
+    def test_message_says_what_it_is(self):
+        network(keras).save_weights(self.folder / "cp.ckpt")
+        for name in ("", "cp.ckpt", "cp.ckpt.index", "cp.ckpt.data-00000-of-00001"):
+            with self.assertRaisesRegex(
+                ModelError, r"is a checkpoint of TensorFlow: weights without a model"
+            ):
+                files.read_model(self.folder / name)
+
+
+if __name__ == "__main__":
+    tf.test.main()

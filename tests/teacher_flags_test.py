@@ -1,0 +1,63 @@
+"""What a user says of a teacher's file: labels, and paths that begin at home."""
+
+import os
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from dfq_tf.errors import ConfigError
+from tests.helpers import new_folder
+from tests.tool_runner import run_in_process
+from tools import teacher_flags
+
+
+class LabelsTest(parameterized.TestCase):
+    def read(self, content):
+        path = new_folder() / "labels.txt"
+        path.write_bytes(content)
+        return teacher_flags.read_labels(str(path))
+
+    @parameterized.named_parameters(
+        ("plain", b"cat\ndog\n", ("cat", "dog")),
+        ("no_line_end", b"cat\ndog", ("cat", "dog")),
+        ("of_windows", b"\xef\xbb\xbfcat\r\ndog\r\n\r\n", ("cat", "dog")),
+        ("blank_at_the_end", b"cat\ndog\n\n \n\t\n", ("cat", "dog")),
+        ("numbered", b"0 Cattle\n1 Sheep\n2 Goat \n", ("Cattle", "Sheep", "Goat")),
+        ("numbered_names", b"0 1 cat\n1 2 dogs\n", ("1 cat", "2 dogs")),
+        ("from_one", b"1 Cattle\n2 Sheep\n", ("1 Cattle", "2 Sheep")),
+        ("not_all", b"0 Cattle\n1 Sheep\nGoat\n", ("0 Cattle", "1 Sheep", "Goat")),
+        ("out_of_order", b"0 Cattle\n2 Sheep\n", ("0 Cattle", "2 Sheep")),
+        ("numbers_alone", b"0\n1\n2\n", ("0", "1", "2")),
+        ("digits_in_front", b"0th\n1st\n", ("0th", "1st")),
+    )
+    def test_names_are(self, content, expected):
+        self.assertEqual(self.read(content), expected)
+
+    @parameterized.parameters(b"", b"\n\n", b"cat\n\ndog\n", b"\ncat\n", b"0 a\n\n2 b")
+    def test_empty_lines_are_refused(self, content):
+        with self.assertRaisesRegex(ConfigError, "labels is .*empty"):
+            self.read(content)
+
+    def test_other_bytes_are_refused(self):
+        with self.assertRaisesRegex(ConfigError, "labels is .*read as text"):
+            self.read(b"\xff\xfe\x00\x9f")
+
+
+class HomeTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("inspect_model", "~/absent.keras"),
+        ("inspect_model", "--teacher=~/absent.keras"),
+        ("inspect_model", "--teacher=x.keras", "--labels=~/absent.txt"),
+        ("evaluate", "--model=~/absent.keras", "--dataset=digits"),
+        ("curves", "--curves=one:~/absent.csv"),
+    )
+    def test_paths_may_begin_at_home(self, tool, *flags):
+        home = str(new_folder())
+        with mock.patch.dict(os.environ, HOME=home):
+            result = run_in_process(tool, *flags)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertRegex(result.stderr, f"^error: [^\n]*{home}/absent")
+
+
+if __name__ == "__main__":
+    absltest.main()
