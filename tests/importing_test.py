@@ -241,18 +241,21 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class FusionTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters("leaky_relu", "tanh")
-    def test_what_tensorflow_would_fuse_and_not_compute(self, activation):
-        """A convolution with a bias and swish, or BatchNormalization, then this."""
+    @parameterized.parameters("swish, leaky_relu", "add, leaky_relu", "bn, tanh")
+    def test_what_tensorflow_would_fuse_and_not_compute(self, behind):
+        """What stands behind a convolution."""
         layers = keras.layers
         image = layers.Input((8, 8, 3))
-        x = layers.Conv2D(6, 1, activation="swish", name="conv")(image)
-        if activation == "tanh":
-            x = layers.Conv2D(6, 1, use_bias=False, name="second")(x)
-            x = layers.BatchNormalization()(x)
-        x = {"leaky_relu": layers.LeakyReLU(), "tanh": layers.Activation("tanh")}[
-            activation
-        ](x)
+        if behind == "swish, leaky_relu":
+            x = layers.Conv2D(6, 1, activation="swish", name="conv")(image)
+            x = layers.LeakyReLU()(x)
+        elif behind == "add, leaky_relu":
+            first = layers.Conv2D(6, 1, name="first")(image)
+            x = layers.Add()([layers.Conv2D(6, 1, name="conv")(image), first])
+            x = layers.LeakyReLU(0.3)(x)
+        else:
+            x = layers.Conv2D(6, 1, use_bias=False, name="conv")(image)
+            x = layers.Activation("tanh")(layers.BatchNormalization()(x))
         model = keras.Model(image, layers.Dense(CLASSES)(layers.Flatten()(x)))
         classifier = as_classifier(randomised(keras, model), feeding="raw")
         expected = model(pixels().astype(np.float32), training=False)  # one by one

@@ -316,7 +316,8 @@ def _unfused(values: Any) -> Any:
     """Values that TensorFlow's optimizer does not take into the operation behind.
 
     It makes one operation of a convolution, batch normalisation and tanh, and of a
-    convolution, swish and a leaky ReLU, which then has no kernel on CPUs.
+    convolution, swish and a leaky ReLU, which then has no kernel on CPUs; and one of a
+    convolution, a bias, a sum and a leaky ReLU, which has lost the slope.
     """
     return tf.ensure_shape(values, values.shape)
 

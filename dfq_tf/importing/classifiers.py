@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -321,8 +321,14 @@ def network(reading: ModelReading) -> Network:
     )
 
 
-def classifier_of(reading: ModelReading) -> Classifier:
-    """The classifier that answers as the model does; see `as_classifier`."""
+def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier:
+    """The classifier that answers as the model does; see `as_classifier`.
+
+    Args:
+      reading: from `read`.
+      compiles: whether it is compared in its compiled form, which takes seconds, and is
+        what all else runs: TensorFlow's optimizer has computed another thing before.
+    """
     if reading.problems:
         raise UnsupportedLayerError.of(reading.problems)
     found = network(reading)
@@ -348,7 +354,7 @@ def classifier_of(reading: ModelReading) -> Classifier:
         described(feeding, gives, names), probabilities=found.probabilities
     )
     result = Classifier(graph, description)
-    _check_same(result, found)
+    _check_same(result, found, result.scores if compiles else _uncompiled(result))
     return result
 
 
@@ -596,7 +602,9 @@ def _tuple(values: Any) -> tuple[float, ...]:
     return tuple(values[:1] if (values == values[0]).all() else values)
 
 
-def _check_same(result: Classifier, found: Network) -> None:
+def _check_same(
+    result: Classifier, found: Network, answer: Callable[[np.ndarray], np.ndarray]
+) -> None:
     """Raises ModelError unless the graph answers as the model does."""
     rng, told = np.random.default_rng(0), found.told
     shape = (_COMPARED_IMAGES, *result.image_shape)
@@ -611,7 +619,7 @@ def _check_same(result: Classifier, found: Network) -> None:
     expected = np.concatenate([outputs_of(told.model, part) for part in parts])
     if not np.isfinite(expected).all():
         return  # the quantization names the layer whose weights are not finite
-    scores = _scores(result, np.resize(pixels, (len(expected), *shape[1:])))
+    scores = answer(np.resize(pixels, (len(expected), *shape[1:])))
     if found.is_binary:
         scores = (scores[:, 1] - scores[:, 0])[:, None]
         if found.gives == "sigmoid":
@@ -630,7 +638,12 @@ def _check_same(result: Classifier, found: Network) -> None:
         )
 
 
-def _scores(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    """As `Classifier.scores`, of a few images: compiling would take seconds."""
-    graph, fed = classifier.graph, classifier.description.normalize(images)
-    return compute(graph, tf.constant(fed), [graph.output])[0].numpy()
+def _uncompiled(classifier: Classifier) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the classifier's scores of a few images, operation by operation."""
+    graph = classifier.graph
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        fed = tf.constant(classifier.description.normalize(images))
+        return compute(graph, fed, [graph.output])[0].numpy()
+
+    return answer

@@ -107,7 +107,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         fed_reading = reading if network.feeding else reading.fed_pixels()
         if network.is_unclear:
             fed_reading = fed_reading.giving_logits()
-        classifier = classifiers.classifier_of(fed_reading)
+        classifier = classifiers.classifier_of(fed_reading, compiles=False)
     return Inspection(
         is_keras3=reading.told.is_keras3,
         image_shape=reading.graph.image.shape,  # type: ignore[arg-type]
