@@ -848,11 +848,22 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.parameters((0.0, "df_q"), (2.0, "df_qat_kd"))
     def test_auto_trains_where_it_is_needed(self, enough, method):
-        with mock.patch.object(api, "_ENOUGH_AGREEMENT", enough):
-            result = tiny(digits.teacher(), method="auto", seed=1)
-        same = tiny(digits.teacher(), method=method, seed=1)
+        network, given = self.network(BitWidths()), self.prepared.warmed.generators
+        with (
+            mock.patch.object(api, "_ENOUGH_AGREEMENT", enough),
+            mock.patch.object(api, "prepare", return_value=self.prepared),
+            mock.patch.object(api, "post_training", return_value=network),
+            mock.patch.object(
+                api, "trained", return_value=(self.first, given, {"loss": 1.0})
+            ),
+        ):
+            result = quantize(digits.teacher(), method="auto")
         self.assertEqual(result.method, method)
-        self.assertEqual(result.tflite, same.tflite)
+        trains = method == "df_qat_kd"
+        self.assertIs(result.network, self.first if trains else network)
+        self.assertEqual("loss" in result.measurements, trains)
+        found = api.expected(self.prepared, network)
+        self.assertContainsSubset(found.items(), result.measurements.items())
 
     def test_evaluations_make_a_curve_and_change_nothing(self):
         folder = self.get_temp_dir()
