@@ -183,8 +183,19 @@ class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
         super().tearDown()
         keras.backend.clear_session()
 
+    @parameterized.parameters(*CASES)
+    def test_float_network_is_that_of_keras(self, name):
+        # Each kind from one of the two; tests/keras_names_test.py has both.
+        libraries = list(LIBRARIES)
+        library = libraries[list(CASES).index(name) % len(libraries)]
+        self.check_float(name, library)
+
     @parameterized.product(name=list(CASES), library=list(LIBRARIES))
-    def test_float_network_is_that_of_keras(self, name, library):
+    @pytest.mark.long
+    def test_float_network_is_that_of_both(self, name, library):
+        self.check_float(name, library)
+
+    def check_float(self, name, library):
         model = model_of(name, library)
         classifier = classifier_of(model)
         images = networks.images(SHAPE, 6, seed=2)

@@ -450,7 +450,7 @@ CASES = {
     "nan_weights": (built(nan_weights), FED, 1, "layer conv .*NaN or infinite weights"),
     "classes_that_do_not_exclude_each_other": (
         saved(head="sigmoid"),
-        FED,
+        [*FED, "--methods=df_qat_kd"],
         2,
         "gives sigmoid scores.*--methods=df_q",
     ),

@@ -74,11 +74,13 @@ def _float_means(
     """Mean of each channel of each kernel node's output, float64 (channels,)."""
     graph, weights = network.graph, network.weights
     names = [node.name for node in graph.nodes.values() if has_kernel(node)]
-    compiled = traced(
-        lambda inputs: running.compute(graph, inputs, names, weights=weights),
-        tf.TensorSpec((None, *network.image_shape), tf.float32),
-    )
-    per_batch = [[_channel_means([y]) for y in compiled(b)] for b in batches]
+
+    def run(inputs: tf.Tensor) -> list[tf.Tensor]:
+        return running.compute(graph, inputs, names, weights=weights)
+
+    if len(batches) > 1:  # compiling takes longer than one pass
+        run = traced(run, tf.TensorSpec((None, *network.image_shape), tf.float32))
+    per_batch = [[_channel_means([y]) for y in run(b)] for b in batches]
     shares = [len(b) for b in batches]
     return {
         name: np.average(values, axis=0, weights=shares)

@@ -237,10 +237,11 @@ def observe(
             outputs = running.compute(graph, inputs, names, weights=weights)
             return tf.stack([function(i, o) for i, o in enumerate(outputs)])
 
-        shape = (None, *images.shape[1:])
-        compiled = traced(batch, tf.TensorSpec(shape, tf.float32))
+        run: Callable[[tf.Tensor], tf.Tensor] = batch
+        if len(images) > batch_size:  # compiling takes longer than one pass
+            run = traced(batch, tf.TensorSpec((None, *images.shape[1:]), tf.float32))
         return [
-            compiled(tf.constant(images[i : i + batch_size], tf.float32)).numpy()
+            run(tf.constant(images[i : i + batch_size], tf.float32)).numpy()
             for i in range(0, len(images), batch_size)
         ]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from dfq_tf.quantization.ranges import SMALLEST_RANGE, Range
 
 # Images per pass.
 _BATCH_SIZE = 128
+# So few are run without compiling.
+_FEW_IMAGES = 32
 # How far a range may pass a bound: rounding to float32.
 _TOLERANCE = 1e-6
 # Least range of a kernel as a share of its bias: behind the tiny kernel of a dead
@@ -198,18 +200,23 @@ class QuantizedNetwork:
         """
         size = running.FLOAT * running.largest_output(self.graph)
         batch_size = running.images_per_pass(4 * size, _BATCH_SIZE)
-        shape = self.classifier.image_shape
-        return in_batches(self._compiled, images, shape, batch_size)
+        # Compiling takes longer than a few images do.
+        compiles = len(images) > _FEW_IMAGES or "_compiled" in vars(self)
+        function = self._compiled if compiles else self._scorer()
+        return in_batches(function, images, self.classifier.image_shape, batch_size)
 
     @functools.cached_property
     def _compiled(self) -> Any:
+        shape = (None, *self.classifier.image_shape)
+        return traced(self._scorer(), tf.TensorSpec(shape, tf.float32))
+
+    def _scorer(self) -> Callable[[tf.Tensor], tf.Tensor]:
         weights = self.classifier.weights  # made outside of compiled functions
 
         def scores(pixels: tf.Tensor) -> tf.Tensor:
             return self._compute(pixels, [self.graph.output], weights)[0]
 
-        shape = (None, *self.classifier.image_shape)
-        return traced(scores, tf.TensorSpec(shape, tf.float32))
+        return scores
 
     def outputs(self, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """Quantized outputs of some nodes, float32 (n, ...) each.
