@@ -188,7 +188,12 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         self.assertNotEmpty(first.measurements)
         self.assertEqual(
             again.measurements.keys(),
-            {"held_out_agreement_before", "held_out_agreement_after", *EXPECTED},
+            {
+                "held_out_agreement_before",
+                "held_out_agreement_after",
+                "untrained_is_kept",
+                *EXPECTED,
+            },
         )
         images = self.test.images[:50]
         for result in (same, again):
@@ -793,6 +798,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         messages = [str(w.message) for w in caught if "agree less" in str(w.message)]
         self.assertEqual(bool(messages), learning_rate == 0.5)
         self.assertEqual(trained is network, learning_rate == 0.5)
+        self.assertEqual(measured["untrained_is_kept"], learning_rate == 0.5)
         if trained is not network:
             self.assertEqual(after, agreement(trained.scores(held_out), answers))
         for message in messages:

@@ -133,6 +133,10 @@ def table(metrics: dict, widths: str) -> str:
             f"{100 * result['agreement']:>7.2f} %  "
             f"{result['bytes'] / 1000:>6.1f} kB"
         )
+    if metrics.get("df_qat_kd_training", {}).get("untrained_is_kept"):
+        lines.append(
+            "DF-QAT-KD: the untrained network agreed more on images held out, and is it"
+        )
     for method, title in _TITLES.items():
         worst = metrics.get(method, {}).get("worst_layer")
         if worst:
