@@ -4,7 +4,7 @@
     python benchmarks/scan.py ResNet50 VGG16
 
 Builds each network with random weights, as Keras 3 does by default, looks at it as
-tools/inspect_model.py does, and prints a row of the table in docs/own_model.md.
+tools/inspect_model.py does, and prints a row of a table.
 """
 
 import argparse

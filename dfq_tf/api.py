@@ -299,8 +299,8 @@ def needs_training(
 ) -> bool:
     """Whether training a quantized network is worth the time.
 
-    It is with fewer than 8 bits, and where much less agreement than 98 % is expected;
-    never where nothing can learn from the teacher's answers.
+    It is with fewer than 8 bits, and where less agreement than 98 % is expected; never
+    where nothing can learn from the teacher's answers.
     """
     if teacher.description.output == "sigmoid":
         return False

@@ -30,6 +30,12 @@ class Feeding(NamedTuple):
     scale: tuple[float, ...]
     is_bgr: bool = False
 
+    def fed(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels, red first, as the input, float32 of the same shape."""
+        ordered = pixels[..., ::-1] if self.is_bgr else pixels
+        values = (ordered - np.array(self.mean)) * np.array(self.scale)
+        return values.astype(np.float32)
+
 
 # The names are those that --feeding takes.
 FEEDINGS: dict[str, Feeding] = {
@@ -177,9 +183,7 @@ def distance_of(graph: Graph, node: Node, pixels: np.ndarray, way: Feeding) -> f
       pixels: uint8 (count, height, width, channels), red first.
       way: how they are fed.
     """
-    fed = pixels[..., ::-1] if way.is_bgr else pixels
-    fed = ((fed - np.array(way.mean)) * np.array(way.scale)).astype(np.float32)
-    (values,) = compute(graph, tf.constant(fed), node.inputs)
+    (values,) = compute(graph, tf.constant(way.fed(pixels)), node.inputs)
     mean, variance = (
         np.asarray(moment, np.float64)
         for moment in tf.nn.moments(values, range(values.shape.rank - 1))
