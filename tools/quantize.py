@@ -4,7 +4,8 @@
 
 Warms a generator up, sets the ranges from its images (df_q), and trains the
 quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
-tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, generated images.
+tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, images
+held out.
 """
 
 import dataclasses
@@ -139,11 +140,14 @@ def quantize_network(
     )
     training = {
         "seconds": round(time.monotonic() - began, 1),
-        "agreement_on_generated_images": _agreement(teacher, result, config, path),
+        "agreement_on_held_out_images": _agreement(teacher, result, config, path),
         "batch_size": config.batch_size,
+        "images": result.source.name,
+        "images_distance": result.source.distance,
         **result.measurements,
     }
     workdir.add_metrics(**{f"{method}_training": training})
+    print(f"Images for the ranges: {result.source}")
     student.save(result.network, path)
     return result.network, result.tflite
 
@@ -154,7 +158,10 @@ def _agreement(
     config: DistillationConfig,
     path: pathlib.Path,
 ) -> float:
-    """Agreement on held-out generated images, which it keeps, for other tools too.
+    """Agreement on images held out, which it keeps, for other tools too.
+
+    They are generated as the generators do at the end; without generators, of where
+    the calibration images came from.
 
     Args:
       teacher: the trained classifier.
@@ -162,9 +169,10 @@ def _agreement(
       config: gives the batch size.
       path: of METHOD.keras; the files beside it are METHOD_images.npy and METHOD.png.
     """
-    images = held_out(
-        result.generators, config, common.config_from_flags(RunConfig).seed
-    )
+    images = result.held_out
+    if result.generators:
+        seed = common.config_from_flags(RunConfig).seed
+        images = held_out(result.generators, config, seed)
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
         np.save(temporary, images)
     pictures.write_preview(images[:100], path.parent, path.stem)
@@ -214,8 +222,8 @@ def main() -> None:
     quantize_network(teacher, None, FLAGS.method, workdir)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
-        "Agreement with the teacher on generated images: "
-        f"{100 * metrics['agreement_on_generated_images']:.1f} %"
+        "Agreement with the teacher on images held out: "
+        f"{100 * metrics['agreement_on_held_out_images']:.1f} %"
     )
     print(f"Wrote {workdir.path / FLAGS.method}.keras; now run tools/convert.py")
 

@@ -293,7 +293,7 @@ def measure(
     dataset: datasets.Dataset | None,
     workdir: Workdir,
 ) -> None:
-    """Measures teacher and files: on the test split, or else on generated images.
+    """Measures teacher and files: on the test split, or else on images held out.
 
     Args:
       teacher: the float teacher.
@@ -357,8 +357,8 @@ def worst_layer(
       folder: has METHOD_images.npy, and gets METHOD_noise.csv and METHOD_noise.png.
       method: that made the file.
     """
-    generated = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
-    noise = layer_noise.measure(exact, content, generated)
+    images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
+    noise = layer_noise.measure(exact, content, images)
     title = f"{_TITLES[method]} {quantize.widths_from_flags().name}"
     layer_noise.write_report(noise, folder / f"{method}_noise", title)
     worst = layer_noise.worst(noise)
