@@ -17,8 +17,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf.api import quantize
 from dfq_tf.compat import keras3
-from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import generate
 from dfq_tf.graph.classifier import agreement
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.settings import DistillationConfig
@@ -49,12 +47,10 @@ def main() -> None:
     result = quantize(teacher, method=arguments.method, config=config)
     seconds = time.monotonic() - began
     tflite = TFLiteClassifier(result.tflite)
-    config = with_batch_size(config, teacher)
-    generated = generate(result.generators, config, 200, seed=1)
     smooth = applications.smooth_images(shape, 200, seed=0)
     agreements = [
         agreement(tflite.scores(images), teacher.scores(images))
-        for images in (generated, smooth)
+        for images in (result.held_out[:200], smooth)
     ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -148,8 +148,8 @@ class Comparison:
     ) -> QuantizedNetwork:
         if method in _DATA_DEPENDENT:
             return self._with_data(widths, method, folder)
-        prepared, calibration = self._prepared, self._calibration
-        images = prepared.images
+        prepared = self._prepared
+        calibration, images = prepared.calibration, prepared.images
         if method == "noise":
             # Ranges alone: means of noise would only mislead the biases.
             calibration = dataclasses.replace(calibration, bias_correction=False)
