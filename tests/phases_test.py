@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import functools
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -468,6 +469,20 @@ class SeveralTest(PhasesTestCase):
             seed=2,
         )
         self.assertEqual(bank._images.shape[0], 40_000)
+
+    @parameterized.parameters(False, True)
+    def test_generators_that_can_learn_little_come_with_a_warning(self, has_bn):
+        image = keras.layers.Input((8, 8, 3))
+        x = keras.layers.BatchNormalization()(image) if has_bn else image
+        x = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x))
+        teacher = observe(helpers.classifier(keras.Model(image, x)))
+        config = dataclasses.replace(self.config, warm_up_steps=0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            phases.warmed_up(teacher, helpers.context(config))
+        said = [str(w.message) for w in caught]
+        found = any(m.startswith("the teacher has no BatchNorm") for m in said)
+        self.assertEqual(found, not has_bn)
 
     @helpers.eagerly()
     def test_a_bank_keeps_the_images_of_the_warm_up(self):

@@ -109,12 +109,18 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
             self.assertEqual(self.chosen(near, small=small).name, name)
         self.assertIsNone(self.chosen(near, small=64).distance)
 
-    def test_auto_takes_generated_images_where_nothing_tells(self):
+    def test_auto_takes_procedural_images_where_nothing_is_remembered(self):
         first = image("image", SHAPE)
         graph = Graph([first, node("global_average_pool", "pool", [first])], "pool")
-        with self.assertWarnsRegex(UserWarning, "no BatchNormalization"):
-            source = self.chosen(Classifier(graph, helpers.description(3)))
-        self.assertEqual((source.name, source.distance), ("generated", None))
+        plain = Classifier(graph, helpers.description(3))
+        for small in (63, 64):
+            source = self.chosen(plain, small=small)
+            self.assertEqual((source.name, source.distance), ("procedural", None))
+        for name in ("photographs", "generated"):
+            source = self.chosen(plain, name)
+            self.assertEqual((source.name, source.distance), (name, None))
+
+    def test_auto_takes_generated_images_where_photographs_have_too_few_colours(self):
         source = self.chosen(teacher(channels=5))
         self.assertEqual((source.name, source.distance), ("generated", None))
         self.assertEqual(str(source), "Generated images")

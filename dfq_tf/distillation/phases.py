@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,17 @@ def warmed_up(
     Raises:
       ConfigError: the batch does not divide between the devices.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
+
+    Warns:
+      UserWarning: the teacher has no BN layers: nothing keeps the images close to the
+        training data.
     """
+    if not teacher.bn_inputs:
+        warnings.warn(
+            "the teacher has no BatchNormalization: its generated images follow no "
+            "statistics of the training data, only the entropies of its answers",
+            stacklevel=2,
+        )
     generators = make_generators(teacher.image_shape, context)
     warm_up(teacher, generators, context, bank)
     return WarmedUp(teacher, generators)

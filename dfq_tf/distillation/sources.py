@@ -104,8 +104,9 @@ def choose_source(
     """The source that is asked for, or the one that 'auto' stands for.
 
     Auto takes the photographs that ship with the project if images are larger than
-    SMALL_IMAGE and photographs are near, see NEAR. Else it takes generated images: also
-    where no BatchNormalization can tell.
+    SMALL_IMAGE and photographs are near, see NEAR; and procedural images where there is
+    no BatchNormalization, from which generators could learn. Else it takes generated
+    images.
 
     Args:
       teacher: has the statistics that images are compared with.
@@ -120,15 +121,18 @@ def choose_source(
     shape = teacher.image_shape
     check_source(name, shape[-1])
     is_auto = name == "auto"
+    if is_auto and not teacher.bn_inputs:
+        return Source(PROCEDURAL)
     may_try = shape[0] * shape[1] > SMALL_IMAGE and photographs.has_colours(shape[-1])
     if name == GENERATED or (is_auto and not may_try):
         return Source(GENERATED)
     source = Source(PHOTOGRAPHS if is_auto else name)
     count = max(1, min(_MOST_IMAGES, _PIXELS // (shape[0] * shape[1])))
     distance = distance_of(teacher, source.draw(seed + 2, count, shape))
-    if distance is not None:
-        (found,) = devices.from_first_worker(strategy, [np.array(distance)])
-        distance = float(found)
-    if is_auto and (distance is None or distance > NEAR):
+    if distance is None:
+        return source
+    (found,) = devices.from_first_worker(strategy, [np.array(distance)])
+    distance = float(found)
+    if is_auto and distance > NEAR:
         return Source(GENERATED, distance)
     return Source(source.name, distance)

@@ -1,7 +1,6 @@
 """A teacher that shows what enters its BN layers, and what they have stored."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -75,20 +74,13 @@ def observe(
     """Copies a teacher as one that shows its BN inputs.
 
     Args:
-      teacher: any classifier. Without BN layers it works all the same, with a warning:
-        nothing then keeps the images close to the training data.
+      teacher: any classifier, with or without BN layers.
       precision: 'float32' or 'bfloat16'.
       strategy: the devices that run it; None for one. Each worker gets the weights that
         worker 0 has.
     """
     graph = logits_graph(teacher.graph, teacher.description)
     norms = [n for n in graph.nodes.values() if n.kind == "batch_normalization"]
-    if not norms:
-        warnings.warn(
-            "the teacher has no BatchNormalization: its generated images follow no "
-            "statistics of the training data, only the entropies of its answers",
-            stacklevel=2,
-        )
     graph = _of_first_worker(graph, strategy)
     with devices.scope(strategy):
         weights = running.frozen_weights(graph, precision)
