@@ -16,9 +16,9 @@ from typing import Any
 
 import h5py
 
-from dfq_tf.compat import keras, keras3, native_output_hidden, tfmot
+from dfq_tf.compat import keras, keras3, native_output_hidden
 from dfq_tf.errors import ModelError
-from dfq_tf.importing import parts
+from dfq_tf.importing import parts, wrappers
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 from dfq_tf.importing.repairs import (
     CONFIG,
@@ -99,13 +99,21 @@ _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
 )
 # Classes of the project itself and of tfmot, whose students are files too.
 _OWN_PREFIX = "dfq_tf>"
-_TFMOT_CLASSES = (
-    "QuantizeWrapperV2",
-    "QuantizeWrapper",
-    "QuantizeLayer",
-    "PruneLowMagnitude",
-    "ConstantSparsity",
-    "PolynomialDecay",
+_TFMOT_CLASSES = frozenset(
+    """
+    QuantizeAnnotate QuantizeLayer QuantizeWrapper QuantizeWrapperV2
+
+    Default8BitActivationQuantizeConfig Default8BitConvQuantizeConfig
+    Default8BitConvTransposeQuantizeConfig Default8BitOutputQuantizeConfig
+    Default8BitQuantizeConfig FixedQuantizeConfig NoOpQuantizeConfig OutputOnlyConfig
+
+    AllValuesQuantizer FixedQuantizer LastValueQuantizer MovingAverageQuantizer
+    NoQuantizer
+
+    NoOpActivation QuantizeAwareActivation
+
+    PruneLowMagnitude ConstantSparsity PolynomialDecay
+    """.split()
 )
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
 
@@ -354,8 +362,7 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
-    sparsity = tfmot.sparsity.keras
-    with tfmot.quantization.keras.quantize_scope(), sparsity.prune_scope():
+    with wrappers.known_to_keras():
         return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 
