@@ -66,6 +66,7 @@ def as_classifier(
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
     head: str | None = None,
+    input_on_top: bool = False,
     allow_code: bool = False,
 ) -> Classifier:
     """Makes a classifier of a model, or of the file of one.
@@ -87,6 +88,8 @@ def as_classifier(
       image_size: (height, width), for a model that takes any and has no Resizing.
       head: the output to quantize, of a model that gives several: the name of its
         layer, or its key where the model gives a dictionary.
+      input_on_top: whether `input_mean` and `input_scale`, or `feeding`, come before
+        the preprocessing of a model that has its own. Otherwise they are refused there.
       allow_code: whether code that a file holds may be run, see `importing.files`.
 
     Returns:
@@ -100,8 +103,8 @@ def as_classifier(
         model says itself.
 
     Warns:
-      UserWarning: the feeding is found, or contradicted, by the BatchNormalization, or
-        comes on top of the model's own; a Resizing says the size; pruning is taken off.
+      UserWarning: the feeding is found, or contradicted, by the BatchNormalization; a
+        Resizing says the size; wrappers of tfmot are taken off.
     """
     said: dict[str, Any] = dict(
         input_mean=input_mean,
@@ -111,6 +114,7 @@ def as_classifier(
         class_names=class_names,
         image_size=image_size,
         head=head,
+        input_on_top=input_on_top or None,
     )
     if isinstance(model, Classifier):
         _check_says_nothing(said, "a Classifier")
@@ -144,6 +148,7 @@ class Told(NamedTuple):
       is_bgr: whether the model is fed blue first, with all else of `given` in this
         order.
       is_added: whether the user says so in arguments.
+      is_on_top: whether the user knows that the model has preprocessing of its own.
       output: 'logits', 'softmax' or 'sigmoid', if somebody says so.
       class_names: one per class, if somebody says them.
       probabilities: as in `ModelDescription`, if somebody says so.
@@ -154,6 +159,7 @@ class Told(NamedTuple):
     given: Preprocessing | None
     is_bgr: bool
     is_added: bool
+    is_on_top: bool
     output: str | None
     class_names: Sequence[str] | None
     probabilities: str | None
@@ -225,6 +231,7 @@ def read(
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
     head: str | None = None,
+    input_on_top: bool = False,
     allow_code: bool = False,
 ) -> ModelReading:
     """Reads a model to its end, whatever layers it has.
@@ -267,6 +274,7 @@ def read(
         given,
         is_bgr,
         is_added,
+        bool(input_on_top),
         output,
         class_names,
         probabilities,
@@ -301,6 +309,7 @@ def network(reading: ModelReading) -> Network:
             graph.image.shape,  # type: ignore[arg-type]
             outputs,
         )
+    _check_given_once(told, own)
     if own is None and (told.given is None or told.is_added):
         found = feedings.find(graph, _as_feeding(told))
     if told.given is None and found is not None and found.is_clear:
@@ -426,18 +435,37 @@ def _warn_of_feeding(told: Told, found: Network) -> None:
                 f"one, {near}. Compare with --feeding={name} (feeding={name!r})",
                 stacklevel=4,
             )
-    given = told.given
-    if not told.is_added or given is None or found.own is None:
+
+
+def _check_given_once(told: Told, own: Preprocessing | None) -> None:
+    """Raises ConfigError for pixels that would be prepared twice, or on top of nothing.
+
+    Args:
+      told: what the user says.
+      own: what the model does itself.
+    """
+    given = told.given if told.is_added else None
+    if told.is_on_top and given is None:
+        raise ConfigError(
+            "input_on_top is given without input_mean and input_scale, or feeding; say "
+            "what is to come on top, or leave it out"
+        )
+    if told.is_on_top and own is None:
+        raise ConfigError(
+            "input_on_top is given, but the model has no preprocessing of its own; "
+            "leave it out"
+        )
+    if given is None or own is None or told.is_on_top:
         return
     if (given.scale == 1).all() and not np.any(given.offset):
         return  # raw pixels, as they come in any case
     said = described(given, "logits", ())
-    warnings.warn(
+    raise ConfigError(
         f"input_mean {said.input_mean} and input_scale {said.input_scale} are given, "
         "and the model has preprocessing of its own, such as a Rescaling layer: both "
-        "apply, one behind the other. If the model is fed pixels as they are, leave "
-        "input_mean and input_scale out",
-        stacklevel=4,
+        "would apply, one behind the other. If the model takes pixels as they are, "
+        "leave input_mean and input_scale, or feeding, out; if its own is to come "
+        "behind them, say so with input_on_top=True (--input_on_top)"
     )
 
 
