@@ -6,6 +6,7 @@ sigmoid at its end is recognised.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import warnings
@@ -138,6 +139,7 @@ class Told(NamedTuple):
       model: of Keras 2 or 3.
       is_keras3: whether it is of Keras 3.
       said: how it is fed.
+      resized_to: (height, width) of a Resizing, where nothing else says them.
       output: 'logits', 'softmax' or 'sigmoid', if somebody says so.
       class_names: one per class, if somebody says them.
       probabilities: as in `ModelDescription`, if somebody says so.
@@ -146,6 +148,7 @@ class Told(NamedTuple):
     model: Any
     is_keras3: bool
     said: Said
+    resized_to: Sequence[int] | None
     output: str | None
     class_names: Sequence[str] | None
     probabilities: str | None
@@ -168,6 +171,26 @@ class ModelReading:
     problems: Sequence[LayerProblem]
     graph: Graph
     is_plain: bool
+
+    @functools.cached_property
+    def network(self) -> "Network":
+        """The network without the preprocessing at its head.
+
+        Raises:
+          ConfigError: what the user says does not fit.
+        """
+        return _network(self)
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """What nobody said and was found: arguments of `as_classifier` that say it."""
+        result: dict[str, Any] = {}
+        found = self.network.found
+        if self.told.said.given is None and found is not None and found.is_clear:
+            result["feeding"] = found.name
+        if self.told.resized_to is not None:
+            result["image_size"] = list(self.told.resized_to)
+        return result
 
     def fed_pixels(self) -> "ModelReading":
         """The same, with the word that the model takes pixels as they are."""
@@ -251,13 +274,15 @@ def read(
     model = trimmed(model, head)
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
+    resized_to = None
     if None in own_shape[:2] and image_size is None:
-        image_size = _size_of_resizing(model)
-    shape = _image_shape(own_shape, image_size)
+        resized_to = _size_of_resizing(model)
+    shape = _image_shape(own_shape, resized_to if image_size is None else image_size)
     told = Told(
         model,
         is_keras3(model),
         said,
+        resized_to,
         output,
         class_names,
         probabilities,
@@ -277,7 +302,7 @@ def _is_plain(told: Told, found: Sequence[LayerRead]) -> bool:
     )
 
 
-def network(reading: ModelReading) -> Network:
+def _network(reading: ModelReading) -> Network:
     """Takes the preprocessing off, and looks at what is given at the end.
 
     Raises:
@@ -313,7 +338,7 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
     """
     if reading.problems:
         raise UnsupportedLayerError.of(reading.problems)
-    found = network(reading)
+    found = reading.network
     graph, gives, feeding = found.graph, found.gives, found.feeding
     if feeding is None:
         raise ConfigError(how_to_say(found.found))

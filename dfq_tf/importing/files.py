@@ -6,6 +6,7 @@ archive must stay inside its folder, and its weights inside the file.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -35,6 +36,7 @@ MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 _MOST_BYTES = 4 * 2**30
 _ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
+_ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
@@ -321,20 +323,33 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
             continue
         name = _name_of(part)
         if kind in ("Lambda", "__lambda__"):
+            what, way_out = "a lambda", "Write it as Keras layers"
+            if kind == "Lambda":
+                what = "a Lambda layer"
+                way_out += (
+                    "; or, if it is one scale and one offset for each channel, and you "
+                    f"trust who made the file, {_ALLOW}"
+                )
             raise ModelError(
-                f"{path} holds Python code ({name or kind}, a Lambda layer), which "
-                "loading would run. Write the layer as Keras layers; or, if you trust "
-                "who made the file, pass --allow_code (allow_code=True)"
+                f"{path} holds Python code ({name or kind}, {what}), which loading "
+                f"would run. {way_out}"
             )
         if not _is_known(part, kind, module):
             where = f"{module}.{kind}" if module else kind
             where += f" (layer {name})" if name else ""
+            way_out = "Write it as Keras layers"
+            # A layer of a class that is not Keras' own is not read in any case.
+            if not name and _is_installed(module):
+                way_out += f"; or, if you trust who made the file, {_ALLOW}"
             raise ModelError(
                 f"{path} names {where}, which is not known here, and loading would "
-                "import and run it. Write it as Keras "
-                "layers; or, if you trust who made the file, pass --allow_code "
-                "(allow_code=True)"
+                f"import and run it. {way_out}"
             )
+
+
+def _is_installed(module: str) -> bool:
+    package = module.split(".")[0]
+    return bool(package) and importlib.util.find_spec(package) is not None
 
 
 def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
