@@ -42,6 +42,21 @@ def native_output_hidden() -> Iterator[None]:
             os.close(saved)
 
 
+@contextlib.contextmanager
+def modules_absent(*names: str) -> Iterator[None]:
+    """Lets no import in the block find these modules, if they are not loaded yet.
+
+    It saves the time of those that others import only if they are there.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def traced(function: Callable[..., Any], *specs: "tf.TensorSpec") -> Any:
     """Compiles a function for tensors of these specifications, once and for all.
 
@@ -81,16 +96,36 @@ def _variable_kept(name: str) -> Iterator[None]:
             os.environ[name] = value
 
 
-with native_output_hidden():
+# TensorFlow loads one Keras at once: 3, which takes two thirds as long as all the rest
+# and is not always needed, or 2 where this variable says so. `tf.keras` stays what it
+# is for the rest of the program, as a rule Keras 3, loaded when it is first used.
+_CHOICE = "TF_USE_LEGACY_KERAS"
+_is_keras2 = os.environ.get(_CHOICE) in ("true", "True", "1")
+with native_output_hidden(), _variable_kept(_CHOICE):
+    if "tensorflow" not in sys.modules:
+        os.environ[_CHOICE] = "1"
     import tensorflow as tf
+    import tf_keras as keras
 
-    # Asked for first, so that `tf.keras` stays what it is for the rest of the program:
-    # tfmot sets the variable that would turn it to Keras 2.
-    _ = tf.keras.layers
-    with _variable_kept("TF_USE_LEGACY_KERAS"):
+    # tfmot looks at `tf.keras`, which would settle what it is, and in Keras 3 for what
+    # Keras 2.13 had.
+    _tf_keras, tf.keras = vars(tf)["keras"], keras
+    with modules_absent("keras"):
         import tensorflow_model_optimization as tfmot
-        import tf_keras as keras
+    tf.keras = _tf_keras
+    if not _is_keras2:  # `import tensorflow.keras` looks here
+        tf.__path__[:] = [
+            p for p in tf.__path__ if f"{os.sep}tf_keras{os.sep}" not in p
+        ]
 
     tf.config.list_physical_devices()  # looks for GPUs, and logs that it did
 
-__all__ = ["keras", "keras3", "native_output_hidden", "tf", "tfmot", "traced"]
+__all__ = [
+    "keras",
+    "keras3",
+    "modules_absent",
+    "native_output_hidden",
+    "tf",
+    "tfmot",
+    "traced",
+]

@@ -35,20 +35,25 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertEqual(process.stdout.strip(), after, process.stderr)
 
-    def test_keras_3_stays_keras_3_for_the_rest_of_the_program(self):
+    @parameterized.parameters(("keras", True), ("dfq_tf", False))
+    def test_keras_3_stays_keras_3_for_the_rest_of_the_program(self, first, is_there):
         script = (
-            "import os, keras\n"
+            f"import os, sys, {first}\n"
             "import dfq_tf\n"
-            "import tensorflow as tf\n"
+            "print('keras' in sys.modules)\n"
+            "import keras, tensorflow as tf\n"
+            "from tensorflow.keras import layers\n"
             "model = keras.Sequential([keras.Input((4,)), tf.keras.layers.Dense(2)])\n"
             "print(keras.__version__[0], tf.keras.version()[0], model.count_params(),"
-            " os.environ.get('TF_USE_LEGACY_KERAS'))"
+            " os.environ.get('TF_USE_LEGACY_KERAS'), layers is tf.keras.layers,"
+            " tf.keras.layers.Dense is keras.layers.Dense)"
         )
         others = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
         process = subprocess.run(
             [sys.executable, "-c", script], env=others, capture_output=True, text=True
         )
-        self.assertEqual(process.stdout.split(), ["3", "3", "10", "None"])
+        expected = [str(is_there), "3", "3", "10", "None", "True", "True"]
+        self.assertEqual(process.stdout.split(), expected, process.stderr)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a network is fed, as its first BatchNormalization tells; and 1/f noise."""
 
+import shlex
 import warnings
 
 import numpy as np
@@ -9,6 +10,8 @@ from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ConfigError
 from dfq_tf.importing import FEEDINGS, as_classifier, classifiers, feeding
 from dfq_tf.procedural import natural_noise
+from tests.helpers import new_folder
+from tests.tool_runner import run_in_process
 
 LIBRARIES = {"keras2": keras, "keras3": keras3()}
 SHAPE = (16, 16, 3)
@@ -65,6 +68,29 @@ class FindTest(parameterized.TestCase, tf.test.TestCase):
         expected = model(fed(images, name).astype(np.float32), training=False)
         scores = classifier.scores(images.astype(np.float32))
         self.assertAllClose(scores, np.asarray(expected), atol=2e-3, rtol=1e-3)
+
+    def test_command_to_type_next_says_what_was_found(self):
+        layers = keras.layers
+        inner = trained_on(pictures(), "-1..1")
+        outer = [layers.Input((None, None, 3)), layers.Resizing(*SHAPE[:2]), inner]
+        for model, findings in (
+            (inner, {"feeding": "-1..1"}),
+            (keras.Sequential(outer), {"feeding": "-1..1", "image_size": [16, 16]}),
+        ):
+            path = new_folder() / "model.h5"
+            model.save(path)
+            process = run_in_process("inspect_model", str(path))
+            self.assertEqual(process.returncode, 0, process.stderr)
+            _, _, *flags = shlex.split(process.stdout.splitlines()[-1])
+            said = {"feeding": "--feeding=-1..1", "image_size": "--image_size=16,16"}
+            expected = {f"--teacher={path}", *(said[name] for name in findings)}
+            self.assertEqual({*flags}, expected)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                as_classifier(path, **findings)
+            # All is read, without a warning, and refused for what comes next.
+            process = run_in_process("run", *flags, f"--workdir={path}/run")
+            self.assertRegex(process.stderr, r"\Aerror: workdir is .*cannot be written")
 
     def test_size_decides_between_two_that_are_alike(self):
         for side, name in ((32, "cifar10"), (96, "imagenet")):

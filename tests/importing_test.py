@@ -153,15 +153,26 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
     def test_what_the_user_says_comes_before_the_models_own(self, library):
         library = LIBRARIES[library]
         model = model_of(library, library.layers.Rescaling(2.0, offset=1.0))
-        with self.assertWarnsRegex(
-            UserWarning,
+        said = dict(input_mean=100, input_scale=[0.1])
+        with self.assertRaisesRegex(
+            ConfigError,
             r"input_mean \(100.0,\) and input_scale \(0.1,\) are given, and the model "
-            "has preprocessing of its own, .*: both apply",
+            "has preprocessing of its own, .*: both would apply.*--input_on_top",
         ):
-            classifier = as_classifier(model, input_mean=100, input_scale=[0.1])
+            as_classifier(model, **said)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            classifier = as_classifier(model, **said, input_on_top=True)
         self.assertAllClose(classifier.description.input_scale, [0.2])
         expected = answers(model, (pixels() - 100.0) * 0.1)
         self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+
+    def test_on_top_of_nothing(self):
+        rescaled = model_of(keras, keras.layers.Rescaling(1 / 255))
+        with self.assertRaisesRegex(ConfigError, "input_on_top .* without input_mean"):
+            as_classifier(rescaled, input_on_top=True)
+        with self.assertRaisesRegex(ConfigError, "input_on_top .* no preprocessing"):
+            as_classifier(model_of(keras), feeding="raw", input_on_top=True)
 
     def test_no_warning_where_pixels_go_through_one_of_them(self):
         rescaled = model_of(keras, keras.layers.Rescaling(1 / 255))

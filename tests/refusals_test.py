@@ -296,7 +296,27 @@ CASES = {
         ),
         FED,
         1,
-        "holds Python code",
+        r"holds Python code \(__lambda__, a lambda\).*Write it as Keras layers$",
+    ),
+    "initializer_that_is_installed": (
+        changed_config(
+            lambda layer: layer["config"].update(
+                kernel_initializer={"module": "numpy.own", "class_name": "mine"}
+            )
+        ),
+        FED,
+        1,
+        "names numpy.own.mine, .* if you trust .*--allow_code",
+    ),
+    "initializer_that_is_not_installed": (
+        changed_config(
+            lambda layer: layer["config"].update(
+                kernel_initializer={"module": "absent.own", "class_name": "mine"}
+            )
+        ),
+        FED,
+        1,
+        "names absent.own.mine, .* Write it as Keras layers$",
     ),
     "function_of_the_system": (
         changed_config(
@@ -324,7 +344,7 @@ CASES = {
         ),
         FED,
         1,
-        r"names Magic \(layer conv\)",
+        r"names Magic \(layer conv\).*Write it as Keras layers$",
     ),
     "layer_that_reads_a_saved_model": (
         changed_config(lambda layer: layer.update(class_name="TFSMLayer")),

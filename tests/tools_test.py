@@ -831,7 +831,7 @@ class InspectModelTest(tf.test.TestCase):
         self.assertRegex(process.stdout, r"input +NOT KNOWN: [\s\S]*--input_mean=0")
         self.assertNotIn("DF-Q", process.stdout)
 
-    def test_score_that_may_be_anything_is_asked_for(self):
+    def test_score_and_feeding_that_may_be_anything_are_asked_for(self):
         from dfq_tf.compat import keras
 
         layers = keras.layers
@@ -845,6 +845,13 @@ class InspectModelTest(tf.test.TestCase):
         self.assertRegex(process.stdout, r"gives +NOT KNOWN: one score [^\n]*--output=")
         last = process.stdout.splitlines()[-1]
         self.assertEndsWith(last, f"--teacher={path} --output=logits")
+
+        process = self.inspect(path, "--feeding=0..1")
+        self.assertEqual(process.returncode, 2)
+        self.assertRegex(process.stderr, "^error: .*: both would apply")
+        process = self.inspect(path, "--feeding=0..1", "--input_on_top")
+        self.assertRegex(process.stdout, "input .*scale 1.53787e-05")
+        self.assertIn("--input_on_top", process.stdout.splitlines()[-1])
 
     def test_what_to_type_next_can_be_pasted(self):
         folder = new_folder() / "it's mine"

@@ -172,5 +172,64 @@ class PruningTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllEqual(kernel, model.get_layer("conv").get_weights()[0])
 
 
+class QuantizationTest(parameterized.TestCase, tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        layers, quantization = keras.layers, tfmot.quantization.keras
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(4, 3, name="conv")(image)
+        x = layers.BatchNormalization(name="bn")(x)
+        x = y = layers.ReLU()(x)
+        x = layers.DepthwiseConv2D(3, padding="same", activation="relu")(x)
+        x = layers.Flatten()(layers.Add()([x, y]))
+        x = layers.Dense(4, "softmax", name="last")(x)
+        cls.model = keras.Model(image, x)
+        for layer in cls.model.layers:
+            helpers.randomise(layer)
+        quantized = quantization.quantize_model(cls.model)
+        image = layers.Input((8, 8, 3))
+        x = quantized(layers.ReLU(name="head")(image))
+        cls.wrapped = {
+            "quantized": quantized,
+            "annotated": quantization.quantize_annotate_model(cls.model),
+            "inside another": keras.Model(image, x),
+        }
+
+    @parameterized.parameters(
+        ("quantized", "object"),
+        ("quantized", ".h5"),
+        ("quantized", ".keras"),
+        ("annotated", "object"),
+        ("annotated", ".keras"),
+        ("inside another", "object"),
+        ("inside another", ".keras"),
+    )
+    def test_wrappers_of_quantization_are_taken_off(self, which, suffix):
+        source = self.wrapped[which]
+        if suffix != "object":
+            path = pathlib.Path(self.get_temp_dir()) / f"wrapped{suffix}"
+            source.save(path)
+            source = path
+        count = 7 if which == "annotated" else 8
+        with self.assertWarnsRegex(
+            UserWarning, rf"has {count} layers of tfmot.*taken off.*ranges .* anew"
+        ):
+            classifier = as_classifier(source, **FED)
+        expected = answers(self.model)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-5)
+        for name in ("conv", "last"):
+            kernel = classifier.graph.nodes[name].weights["kernel"]
+            self.assertAllEqual(kernel, self.model.get_layer(name).get_weights()[0])
+
+    def test_model_in_memory_stays_as_it_is(self):
+        before = answers(self.wrapped["quantized"])
+        with self.assertWarns(UserWarning):
+            as_classifier(self.wrapped["quantized"], **FED)
+        self.assertAllEqual(answers(self.wrapped["quantized"]), before)
+        # The wrappers do round: what is read above is another thing.
+        self.assertGreater(np.abs(before - answers(self.model)).max(), 1e-3)
+
+
 if __name__ == "__main__":
     tf.test.main()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from dfq_tf.compat import modules_absent
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.reports import costs, inspection
 from tools import common, teacher_flags
@@ -179,7 +180,7 @@ def expectation(cost: costs.Costs) -> list[str]:
 
 def following(found: inspection.Inspection) -> list[str]:
     """What to type next."""
-    said = {"teacher": FLAGS.teacher, **teacher_flags.given()}
+    said = {"teacher": FLAGS.teacher, **teacher_flags.given(), **found.findings}
     text = "Next:"
     if found.description is None:
         text = (
@@ -201,7 +202,9 @@ def main() -> None:
         raise ConfigError(
             "teacher is empty; name a model file: tools/inspect_model.py model.keras"
         )
-    found = inspection.inspect(FLAGS.teacher, **teacher_flags.arguments())
+    # Keras 3 would take longer to import these than all the rest; nothing here draws.
+    with modules_absent("matplotlib", "sklearn"):
+        found = inspection.inspect(FLAGS.teacher, **teacher_flags.arguments())
     print("\n".join(heading(found, FLAGS.teacher)))
     print()
     print("\n".join(table(found.rows)))

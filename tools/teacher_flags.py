@@ -62,6 +62,13 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
         "The output to quantize, of a model that gives several: its layer or key.",
     ),
     (
+        "input_on_top",
+        bool,
+        False,
+        "--input_mean and --input_scale, or --feeding, come before the preprocessing "
+        "of a model that has its own.",
+    ),
+    (
         "allow_code",
         bool,
         False,
@@ -75,7 +82,7 @@ def define() -> None:
     """Defines the flags that say what a teacher file does not."""
     for name, *rest in _DESCRIBING:
         # Who needs the others is told so by the message that a file gets.
-        is_first = name not in ("head", "allow_code")
+        is_first = name not in ("head", "input_on_top", "allow_code")
         common.define("Teacher", name, *rest, first=is_first)
 
 
@@ -113,6 +120,7 @@ def arguments() -> dict[str, Any]:
         class_names=read_labels(FLAGS.labels) if FLAGS.labels else None,
         image_size=[int(s) for s in size] or None,
         head=FLAGS.head,
+        input_on_top=FLAGS.input_on_top,
         allow_code=FLAGS.allow_code,
     )
 

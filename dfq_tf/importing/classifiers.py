@@ -6,6 +6,7 @@ sigmoid at its end is recognised.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import warnings
@@ -19,7 +20,6 @@ from dfq_tf.errors import ConfigError, LayerProblem, ModelError, UnsupportedLaye
 from dfq_tf.graph import (
     Classifier,
     Graph,
-    ModelDescription,
     Shape,
     activation_last,
     compute,
@@ -29,10 +29,12 @@ from dfq_tf.graph import (
     two_class_logits,
 )
 from dfq_tf.importing import feeding as feedings
-from dfq_tf.importing import preprocessing
+from dfq_tf.importing import feeding_decision, preprocessing
+from dfq_tf.importing.feeding_decision import Said, decide, how_to_say, said_by
 from dfq_tf.importing.files import read_model
 from dfq_tf.importing.preprocessing import (
     Preprocessing,
+    described,
     reversed_channels,
     take_preprocessing,
 )
@@ -66,6 +68,7 @@ def as_classifier(
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
     head: str | None = None,
+    input_on_top: bool = False,
     allow_code: bool = False,
 ) -> Classifier:
     """Makes a classifier of a model, or of the file of one.
@@ -75,10 +78,9 @@ def as_classifier(
         file of one, beside which a `.json` may describe it; or what has a `model` and a
         `description`, which says all. A Classifier is given back.
       input_mean: in pixels; one value or one per channel. The model's input is
-        `(pixel - input_mean) * input_scale`. Not needed where the model has its own
-        preprocessing, such as a Rescaling layer.
-      input_scale: like `input_mean`; both or neither are given. What is given goes
-        before what the `.json` says.
+        `(pixel - input_mean) * input_scale`. What is given goes before what the `.json`
+        says. Not needed where the model has a layer for it, such as Rescaling.
+      input_scale: like `input_mean`; both or neither are given.
       feeding: in place of both, a usual way by its name in `feeding.FEEDINGS`, such as
         '-1..1'. Where nobody says any, the first BatchNormalization is asked.
       output: 'logits', 'softmax' or 'sigmoid'; by default what the last layer says.
@@ -87,6 +89,8 @@ def as_classifier(
       image_size: (height, width), for a model that takes any and has no Resizing.
       head: the output to quantize, of a model that gives several: the name of its
         layer, or its key where the model gives a dictionary.
+      input_on_top: whether what is said of the input comes before such a layer of the
+        model; otherwise saying both is refused.
       allow_code: whether code that a file holds may be run, see `importing.files`.
 
     Returns:
@@ -100,18 +104,12 @@ def as_classifier(
         model says itself.
 
     Warns:
-      UserWarning: the feeding is found, or contradicted, by the BatchNormalization, or
-        comes on top of the model's own; a Resizing says the size; pruning is taken off.
+      UserWarning: BatchNormalization finds the feeding, or contradicts it; a Resizing
+        says the size; wrappers of tfmot are taken off.
     """
-    said: dict[str, Any] = dict(
-        input_mean=input_mean,
-        input_scale=input_scale,
-        feeding=feeding,
-        output=output,
-        class_names=class_names,
-        image_size=image_size,
-        head=head,
-    )
+    said: dict[str, Any] = dict(input_mean=input_mean, input_scale=input_scale)
+    said |= dict(feeding=feeding, input_on_top=input_on_top or None, output=output)
+    said |= dict(class_names=class_names, image_size=image_size, head=head)
     if isinstance(model, Classifier):
         _check_says_nothing(said, "a Classifier")
         return model
@@ -140,10 +138,8 @@ class Told(NamedTuple):
     Attributes:
       model: of Keras 2 or 3.
       is_keras3: whether it is of Keras 3.
-      given: what pixels go through before the model; None if nobody says.
-      is_bgr: whether the model is fed blue first, with all else of `given` in this
-        order.
-      is_added: whether the user says so in arguments.
+      said: how it is fed.
+      resized_to: (height, width) of a Resizing, where nothing else says them.
       output: 'logits', 'softmax' or 'sigmoid', if somebody says so.
       class_names: one per class, if somebody says them.
       probabilities: as in `ModelDescription`, if somebody says so.
@@ -151,9 +147,8 @@ class Told(NamedTuple):
 
     model: Any
     is_keras3: bool
-    given: Preprocessing | None
-    is_bgr: bool
-    is_added: bool
+    said: Said
+    resized_to: Sequence[int] | None
     output: str | None
     class_names: Sequence[str] | None
     probabilities: str | None
@@ -177,10 +172,30 @@ class ModelReading:
     graph: Graph
     is_plain: bool
 
+    @functools.cached_property
+    def network(self) -> "Network":
+        """The network without the preprocessing at its head.
+
+        Raises:
+          ConfigError: what the user says does not fit.
+        """
+        return _network(self)
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """What nobody said and was found: arguments of `as_classifier` that say it."""
+        result: dict[str, Any] = {}
+        found = self.network.found
+        if self.told.said.given is None and found is not None and found.is_clear:
+            result["feeding"] = found.name
+        if self.told.resized_to is not None:
+            result["image_size"] = list(self.told.resized_to)
+        return result
+
     def fed_pixels(self) -> "ModelReading":
         """The same, with the word that the model takes pixels as they are."""
-        told = self.told._replace(given=Preprocessing(), is_bgr=False)
-        return dataclasses.replace(self, told=told)
+        said = Said(Preprocessing())
+        return dataclasses.replace(self, told=self.told._replace(said=said))
 
     def giving_logits(self) -> "ModelReading":
         """The same, with the word that the model gives logits."""
@@ -225,6 +240,7 @@ def read(
     class_names: Sequence[str] | None = None,
     image_size: Sequence[int] | None = None,
     head: str | None = None,
+    input_on_top: bool = False,
     allow_code: bool = False,
 ) -> ModelReading:
     """Reads a model to its end, whatever layers it has.
@@ -235,11 +251,11 @@ def read(
       ModelError: the file cannot be read, or the model is no image classifier.
       ConfigError: an argument does not fit the model.
     """
-    said = None
+    description = None
     if isinstance(model, (str, os.PathLike)):
         path = pathlib.Path(model)
         model = read_model(path, allow_code=allow_code)
-        said = description_beside(path)
+        description = description_beside(path)
     elif hasattr(model, "model") and hasattr(model, "description"):
         theirs = dict(
             input_mean=input_mean,
@@ -248,25 +264,25 @@ def read(
             class_names=class_names,
         )
         _check_says_nothing(theirs, "one with a description")
-        model, said = model.model, model.description
-    given, is_bgr = _given(input_mean, input_scale, feeding)
-    is_added = given is not None
-    if said is not None:
-        given = given or _given(said.input_mean, said.input_scale)[0]
-        output, class_names = output or said.output, class_names or said.class_names
-    probabilities = None if said is None else said.probabilities
+        model, description = model.model, model.description
+    said = said_by(input_mean, input_scale, feeding, input_on_top, description)
+    probabilities = None
+    if description is not None:
+        output = output or description.output
+        class_names = class_names or description.class_names
+        probabilities = description.probabilities
     model = trimmed(model, head)
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
+    resized_to = None
     if None in own_shape[:2] and image_size is None:
-        image_size = _size_of_resizing(model)
-    shape = _image_shape(own_shape, image_size)
+        resized_to = _size_of_resizing(model)
+    shape = _image_shape(own_shape, resized_to if image_size is None else image_size)
     told = Told(
         model,
         is_keras3(model),
-        given,
-        is_bgr,
-        is_added,
+        said,
+        resized_to,
         output,
         class_names,
         probabilities,
@@ -286,7 +302,7 @@ def _is_plain(told: Told, found: Sequence[LayerRead]) -> bool:
     )
 
 
-def network(reading: ModelReading) -> Network:
+def _network(reading: ModelReading) -> Network:
     """Takes the preprocessing off, and looks at what is given at the end.
 
     Raises:
@@ -295,25 +311,16 @@ def network(reading: ModelReading) -> Network:
     graph, own = take_preprocessing(reading.graph)
     graph = activation_last(graph)
     told, outputs = reading.told, _num_outputs(graph)
-    found = None
-    if told.given is not None:
-        described(told.given, "logits", ("",) * outputs).check_fits(
-            graph.image.shape,  # type: ignore[arg-type]
-            outputs,
-        )
-    if own is None and (told.given is None or told.is_added):
-        found = feedings.find(graph, _as_feeding(told))
-    if told.given is None and found is not None and found.is_clear:
-        given, is_bgr = _given(None, None, found.name)
-        told = told._replace(given=given, is_bgr=is_bgr)
+    said, found = decide(graph, own, told.said)
+    told = told._replace(said=said)
     gives, is_binary = _output(reading, graph), outputs == 1
     probabilities = told.probabilities
     if gives != "logits":
         probabilities = "score" if is_binary else gives
     feeding = own
-    if told.given is not None:
-        feeding = told.given.then(own or Preprocessing())
-        if told.is_bgr:
+    if said.given is not None:
+        feeding = said.given.then(own or Preprocessing())
+        if said.is_bgr:
             graph, feeding = reversed_channels(graph), feeding.reversed()
     is_unclear = is_binary and gives == "logits" and told.output is None
     return Network(
@@ -331,13 +338,13 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
     """
     if reading.problems:
         raise UnsupportedLayerError.of(reading.problems)
-    found = network(reading)
+    found = reading.network
     graph, gives, feeding = found.graph, found.gives, found.feeding
     if feeding is None:
-        raise ConfigError(_how_to_say(found.found))
+        raise ConfigError(how_to_say(found.found))
     _check_clear(found)
-    _warn_of_feeding(reading.told, found)
-    is_plain = reading.is_plain and not found.own and not found.told.is_bgr
+    feeding_decision.warn(reading.told.said, found.found)
+    is_plain = reading.is_plain and not found.own and not found.told.said.is_bgr
     if found.is_binary or (gives == "softmax" and not is_plain):
         names = ("",) * _num_outputs(graph)
         graph = logits_graph(graph, described(feeding, gives, names))
@@ -369,76 +376,6 @@ def _check_clear(found: Network) -> None:
             "or as a regression, is no classifier: end it with a sigmoid, and train it "
             "with the binary cross-entropy"
         )
-
-
-def _as_feeding(told: Told) -> feedings.Feeding | None:
-    """What the user says of the feeding."""
-    if told.given is None:
-        return None
-    said = described(told.given, "logits", ())
-    return feedings.Feeding(said.input_mean, said.input_scale, told.is_bgr)
-
-
-def _how_to_say(found: feedings.Found | None) -> str:
-    """That nobody says how the model is fed, and how to say it."""
-    text = (
-        "input_mean and input_scale are not given, and the model has no "
-        "preprocessing layer that says how pixels, 0 to 255, become its input. "
-    )
-    if found is not None:
-        distances = ", ".join(f"{n} {d:.2f}" for n, d in found.distances.items())
-        text += (
-            f"Its BatchNormalization {found.layer} leaves it open: the distances "
-            f"between what it remembers and what pictures cause are {distances}. "
-        )
-    return text + (
-        "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
-        "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels; or "
-        f"--feeding, one of {', '.join(feedings.FEEDINGS)}"
-    )
-
-
-def _warn_of_feeding(told: Told, found: Network) -> None:
-    """Warns of a feeding that was found, or that is not what is said.
-
-    Args:
-      told: what the user says.
-      found: the network.
-    """
-    if found.found is not None and found.found.is_clear:
-        name, distances = found.found.name, found.found.distances
-        near = (
-            f"{name}, comes within {distances[name]:.2f} of what its "
-            f"BatchNormalization {found.found.layer} remembers, the next one, "
-            f"{found.found.next_name}, within {distances[found.found.next_name]:.2f}"
-        )
-        if told.given is None:
-            warnings.warn(
-                "the model does not say how it is fed. Of the usual ways one, "
-                f"{near}: it is taken. --feeding={name} (feeding={name!r}) says so, "
-                "input_mean and input_scale say otherwise",
-                stacklevel=4,
-            )
-        elif found.found.is_contradicted:
-            warnings.warn(
-                "input_mean and input_scale may be wrong: pictures that are fed so do "
-                "not cause what the model remembers of its training. Of the usual ways "
-                f"one, {near}. Compare with --feeding={name} (feeding={name!r})",
-                stacklevel=4,
-            )
-    given = told.given
-    if not told.is_added or given is None or found.own is None:
-        return
-    if (given.scale == 1).all() and not np.any(given.offset):
-        return  # raw pixels, as they come in any case
-    said = described(given, "logits", ())
-    warnings.warn(
-        f"input_mean {said.input_mean} and input_scale {said.input_scale} are given, "
-        "and the model has preprocessing of its own, such as a Rescaling layer: both "
-        "apply, one behind the other. If the model is fed pixels as they are, leave "
-        "input_mean and input_scale out",
-        stacklevel=4,
-    )
 
 
 def _num_outputs(graph: Graph) -> int:
@@ -549,59 +486,6 @@ def _output(reading: ModelReading, graph: Graph) -> str:
     return found
 
 
-def described(
-    feeding: Preprocessing, output: str, class_names: Sequence[str]
-) -> ModelDescription:
-    """The description of a network that pixels reach through `feeding`."""
-    scale = feeding.scale
-    mean = -feeding.offset / scale + 0.0  # + 0 makes 0 of -0
-    return ModelDescription(_tuple(mean), _tuple(scale), output, tuple(class_names))
-
-
-def _given(
-    input_mean: Any, input_scale: Any, feeding: str | None = None
-) -> tuple[Preprocessing | None, bool]:
-    """What the user says that pixels go through, and whether blue comes first.
-
-    Returns:
-      (None, False) if the user says nothing.
-    """
-    is_bgr = False
-    if feeding is not None:
-        if (input_mean, input_scale) != (None, None):
-            raise ConfigError(
-                f"feeding is {feeding!r}, and input_mean is {input_mean} and "
-                f"input_scale is {input_scale}; give one or the other"
-            )
-        if feeding not in feedings.FEEDINGS:
-            raise ConfigError(
-                f"feeding is {feeding!r}; it must be one of "
-                f"{', '.join(feedings.FEEDINGS)}"
-            )
-        input_mean, input_scale, is_bgr = feedings.FEEDINGS[feeding]
-    if (input_mean is None) != (input_scale is None):
-        raise ConfigError(
-            f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
-            "or neither"
-        )
-    if input_mean is None:
-        return None, False
-    # Checks the values, whatever the model is.
-    checked = ModelDescription(_tuple(input_mean), _tuple(input_scale), "logits", ())
-    mean, scale = np.array(checked.input_mean), np.array(checked.input_scale)
-    if 1 not in (mean.size, scale.size) and mean.size != scale.size:
-        raise ConfigError(
-            f"input_mean has {mean.size} values and input_scale {scale.size}; give "
-            "one value, or one for each channel"
-        )
-    return Preprocessing(scale, -mean * scale), is_bgr
-
-
-def _tuple(values: Any) -> tuple[float, ...]:
-    values = np.atleast_1d(np.asarray(values, np.float64))
-    return tuple(values[:1] if (values == values[0]).all() else values)
-
-
 def _check_same(
     result: Classifier, found: Network, answer: Callable[[np.ndarray], np.ndarray]
 ) -> None:
@@ -609,9 +493,7 @@ def _check_same(
     rng, told = np.random.default_rng(0), found.told
     shape = (_COMPARED_IMAGES, *result.image_shape)
     pixels = rng.integers(0, 256, shape).astype(np.float32)
-    fed = pixels[..., ::-1] if told.is_bgr else pixels
-    if told.given is not None:
-        fed = (told.given.scale * fed + told.given.offset).astype(np.float32)
+    fed = told.said.fed(pixels)
     fixed = tuple(told.model.inputs[0].shape)[0]
     parts = np.split(fed, _COMPARED_IMAGES) if fixed == 1 else [fed]
     if fixed not in (None, 1):

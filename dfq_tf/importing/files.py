@@ -6,6 +6,7 @@ archive must stay inside its folder, and its weights inside the file.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -16,9 +17,9 @@ from typing import Any
 
 import h5py
 
-from dfq_tf.compat import keras, keras3, native_output_hidden, tfmot
+from dfq_tf.compat import keras, keras3, native_output_hidden
 from dfq_tf.errors import ModelError
-from dfq_tf.importing import parts
+from dfq_tf.importing import parts, wrappers
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 from dfq_tf.importing.repairs import (
     CONFIG,
@@ -35,6 +36,7 @@ MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 _MOST_BYTES = 4 * 2**30
 _ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
+_ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
@@ -99,13 +101,21 @@ _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
 )
 # Classes of the project itself and of tfmot, whose students are files too.
 _OWN_PREFIX = "dfq_tf>"
-_TFMOT_CLASSES = (
-    "QuantizeWrapperV2",
-    "QuantizeWrapper",
-    "QuantizeLayer",
-    "PruneLowMagnitude",
-    "ConstantSparsity",
-    "PolynomialDecay",
+_TFMOT_CLASSES = frozenset(
+    """
+    QuantizeAnnotate QuantizeLayer QuantizeWrapper QuantizeWrapperV2
+
+    Default8BitActivationQuantizeConfig Default8BitConvQuantizeConfig
+    Default8BitConvTransposeQuantizeConfig Default8BitOutputQuantizeConfig
+    Default8BitQuantizeConfig FixedQuantizeConfig NoOpQuantizeConfig OutputOnlyConfig
+
+    AllValuesQuantizer FixedQuantizer LastValueQuantizer MovingAverageQuantizer
+    NoQuantizer
+
+    NoOpActivation QuantizeAwareActivation
+
+    PruneLowMagnitude ConstantSparsity PolynomialDecay
+    """.split()
 )
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
 
@@ -313,20 +323,33 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
             continue
         name = _name_of(part)
         if kind in ("Lambda", "__lambda__"):
+            what, way_out = "a lambda", "Write it as Keras layers"
+            if kind == "Lambda":
+                what = "a Lambda layer"
+                way_out += (
+                    "; or, if it is one scale and one offset for each channel, and you "
+                    f"trust who made the file, {_ALLOW}"
+                )
             raise ModelError(
-                f"{path} holds Python code ({name or kind}, a Lambda layer), which "
-                "loading would run. Write the layer as Keras layers; or, if you trust "
-                "who made the file, pass --allow_code (allow_code=True)"
+                f"{path} holds Python code ({name or kind}, {what}), which loading "
+                f"would run. {way_out}"
             )
         if not _is_known(part, kind, module):
             where = f"{module}.{kind}" if module else kind
             where += f" (layer {name})" if name else ""
+            way_out = "Write it as Keras layers"
+            # A layer of a class that is not Keras' own is not read in any case.
+            if not name and _is_installed(module):
+                way_out += f"; or, if you trust who made the file, {_ALLOW}"
             raise ModelError(
                 f"{path} names {where}, which is not known here, and loading would "
-                "import and run it. Write it as Keras "
-                "layers; or, if you trust who made the file, pass --allow_code "
-                "(allow_code=True)"
+                f"import and run it. {way_out}"
             )
+
+
+def _is_installed(module: str) -> bool:
+    package = module.split(".")[0]
+    return bool(package) and importlib.util.find_spec(package) is not None
 
 
 def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
@@ -354,8 +377,7 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
-    sparsity = tfmot.sparsity.keras
-    with tfmot.quantization.keras.quantize_scope(), sparsity.prune_scope():
+    with wrappers.known_to_keras():
         return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import h5py
 
-from dfq_tf.compat import keras, keras3, tf, tfmot
+from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ModelError
 from dfq_tf.files import read_text
-from dfq_tf.importing import repairs
+from dfq_tf.importing import repairs, wrappers
 
 _WEIGHTS = (".h5", ".hdf5")
 _METADATA, _VARIABLES = "keras_metadata.pb", "variables/variables"
@@ -153,6 +153,7 @@ def built(parts: Parts, allow_code: bool) -> Any:
       Exception: of many kinds, from Keras, for a damaged file.
     """
     repairs.drop_unknown_arguments(parts.config, parts.is_keras3)
+    repairs.drop_early_builds(parts.config)
     if parts.is_keras3:
         with contextlib.redirect_stdout(io.StringIO()):
             model = keras3().saving.deserialize_keras_object(
@@ -161,11 +162,7 @@ def built(parts: Parts, allow_code: bool) -> Any:
     else:
         # What `load_model` has as an argument, no other function of Keras 2 has.
         safe_mode = keras.src.saving.serialization_lib.SafeModeScope(not allow_code)
-        with (
-            tfmot.quantization.keras.quantize_scope(),
-            tfmot.sparsity.keras.prune_scope(),
-            safe_mode,
-        ):
+        with wrappers.known_to_keras(), safe_mode:
             model = keras.models.model_from_json(json.dumps(parts.config))
     load = _load_hdf5 if parts.is_hdf5 else _load_checkpoint
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.graph import Graph, Node, layers, unique_name
+from dfq_tf.graph import Graph, ModelDescription, Node, layers, unique_name
 from dfq_tf.importing.operations import Found, Maker, Unknown, affine
 
 # How far a Lambda layer may be from an affine function, as a share of its values.
@@ -39,6 +39,21 @@ class Preprocessing:
         """The same, of channels in the reversed order."""
         scale, offset = np.atleast_1d(self.scale), np.atleast_1d(self.offset)
         return Preprocessing(scale[::-1], offset[::-1])
+
+
+def described(
+    feeding: Preprocessing, output: str, class_names: Sequence[str]
+) -> ModelDescription:
+    """The description of a network that pixels reach through `feeding`."""
+    scale = feeding.scale
+    mean = -feeding.offset / scale + 0.0  # + 0 makes 0 of -0
+    return ModelDescription(as_tuple(mean), as_tuple(scale), output, tuple(class_names))
+
+
+def as_tuple(values: Any) -> tuple[float, ...]:
+    """Numbers of channels; one, if all are the same."""
+    values = np.atleast_1d(np.asarray(values, np.float64))
+    return tuple(values[:1] if (values == values[0]).all() else values)
 
 
 def reversed_channels(graph: Graph) -> Graph:

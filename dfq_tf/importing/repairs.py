@@ -1,8 +1,9 @@
 """Files that Keras would refuse though all is there: repaired in a copy, then read.
 
 Which format a file has is in its content. Keras goes by its name; releases 2.12 to 2.15
-gave the groups of weights other names, those from Windows with backslashes; and layers
-that only train have had arguments that other releases do not know.
+gave the groups of weights other names, those from Windows with backslashes; layers that
+only train have had arguments that other releases do not know; and Keras builds tfmot's
+layers of quantization twice.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any
 import h5py
 
 from dfq_tf.compat import keras, keras3
+from dfq_tf.importing import wrappers
 from dfq_tf.importing.keras_names import TRAINING_ONLY
 
 # Members of a `.keras` archive.
@@ -57,6 +59,7 @@ def _repair_archive(path: pathlib.Path, copy: pathlib.Path, version: str) -> boo
         config = json.loads(archive.read(CONFIG))
         weights = io.BytesIO(archive.read(WEIGHTS))
         is_changed = drop_unknown_arguments(config, version.startswith("3"))
+        is_changed |= drop_early_builds(config)
         with h5py.File(weights, "r+") as file:
             is_changed |= rename_groups(file)
         if not is_changed:
@@ -104,7 +107,23 @@ def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:
     return is_changed
 
 
-def serialized(config: Any) -> Iterator[Mapping[str, Any]]:
+def drop_early_builds(config: Any) -> bool:
+    """Lets tfmot's layers of quantization be built when they are called, no sooner.
+
+    A `.keras` file says how each layer is built, and Keras does so before the call,
+    which builds it too. These layers then make all their weights twice.
+
+    Returns:
+      Whether anything was changed.
+    """
+    is_changed = False
+    for part in serialized(config):
+        if part["class_name"] in wrappers.OF_QUANTIZATION:
+            is_changed |= part.pop("build_config", None) is not None
+    return is_changed
+
+
+def serialized(config: Any) -> Iterator[dict[str, Any]]:
     """All dictionaries in a configuration that stand for an object."""
     todo = [config]
     while todo:

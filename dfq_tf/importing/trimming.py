@@ -1,14 +1,12 @@
-"""A model cut to what is read of it: one output, without wrappers of pruning."""
+"""A model cut to what is read of it: one output, without wrappers of training."""
 
 import shlex
-import warnings
 from typing import Any
 
-from dfq_tf.compat import keras, keras3, tfmot
+from dfq_tf.compat import keras, keras3
 from dfq_tf.errors import ConfigError
 from dfq_tf.importing.reading import has_layers, is_keras3, named_outputs
-
-_PRUNING = "PruneLowMagnitude"
+from dfq_tf.importing.wrappers import unwrapped
 
 
 def trimmed(model: Any, head: str | None = None) -> Any:
@@ -23,11 +21,11 @@ def trimmed(model: Any, head: str | None = None) -> Any:
       ConfigError: there are several outputs and no head, or none has that name.
 
     Warns:
-      UserWarning: layers were pruned; their wrappers are taken off.
+      UserWarning: wrappers of pruning or of quantization are taken off.
     """
     if not has_layers(model) or not model.built or not model.outputs:
         return model
-    model = _without_pruning(model)
+    model = unwrapped(model)
     outputs = named_outputs(model)
     if head is None and len(outputs) == 1:
         return model
@@ -48,20 +46,3 @@ def trimmed(model: Any, head: str | None = None) -> Any:
         return model
     library = keras3() if is_keras3(model) else keras
     return library.Model(model.inputs, outputs[head])
-
-
-def _without_pruning(model: Any) -> Any:
-    """Takes the wrappers off that have pruned a model's weights in its training."""
-    if is_keras3(model):
-        return model  # tfmot has none for it
-    layers = model._flatten_layers()
-    count = sum(type(layer).__name__ == _PRUNING for layer in layers)
-    if not count:
-        return model
-    warnings.warn(
-        f"the model has {count} layers in {_PRUNING} wrappers, which pruned it in its "
-        "training; they are taken off (strip_pruning), and the zeros stay. An int8 "
-        "file is no smaller for zeros",
-        stacklevel=5,
-    )
-    return tfmot.sparsity.keras.strip_pruning(model)

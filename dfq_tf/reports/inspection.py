@@ -50,6 +50,7 @@ class Inspection:
       is_unclear: whether it gives one score, of which nobody says that it is a logit.
       description: how pixels become the model's input, its own preprocessing
         included; None if neither the model nor the user says.
+      findings: what nobody said and was found, as arguments that say it.
       rows: a line for each layer.
       num_batch_normalizations: what generated images go by.
       parameters: numbers in all weights.
@@ -67,6 +68,7 @@ class Inspection:
     gives: str
     is_unclear: bool
     description: ModelDescription | None
+    findings: Mapping[str, Any]
     rows: Sequence[Row]
     num_batch_normalizations: int
     parameters: int
@@ -94,7 +96,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
       ConfigError: an argument does not fit the model.
     """
     reading = classifiers.read(model, **arguments)
-    network = classifiers.network(reading)
+    network = reading.network
     outputs = network.graph.last.shape[-1] or 1
     feeding = network.feeding or classifiers.Preprocessing()
     description = classifiers.described(feeding, network.gives, ("",) * outputs)
@@ -115,6 +117,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         gives=network.gives,
         is_unclear=network.is_unclear,
         description=description if network.feeding else None,
+        findings=reading.findings,
         rows=rows,
         num_batch_normalizations=sum(row.kind == "BatchNormalization" for row in rows),
         parameters=int(reading.told.model.count_params()),

@@ -1,0 +1,222 @@
+"""Decides how a model is fed: by what is said, what it does itself, and remembers."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import numpy as np
+
+from dfq_tf.errors import ConfigError
+from dfq_tf.graph import Graph, ModelDescription
+from dfq_tf.importing import feeding as feedings
+from dfq_tf.importing.preprocessing import Preprocessing, as_tuple, described
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What is said of the way in which pixels become the input of a model.
+
+    Attributes:
+      given: what pixels go through before the model; None if nobody says.
+      is_bgr: whether the model is fed blue first, with all else of `given` in this
+        order.
+      is_by_user: whether the user says so in arguments, and no file does.
+      is_on_top: whether the user knows that the model has preprocessing of its own.
+    """
+
+    given: Preprocessing | None = None
+    is_bgr: bool = False
+    is_by_user: bool = False
+    is_on_top: bool = False
+
+    def fed(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels, red first, as the model's input, float32 of the same shape."""
+        values = pixels[..., ::-1] if self.is_bgr else pixels
+        if self.given is not None:
+            values = self.given.scale * values + self.given.offset
+        return values.astype(np.float32)
+
+    @property
+    def feeding(self) -> feedings.Feeding | None:
+        """The same, as the usual ways are written."""
+        if self.given is None:
+            return None
+        numbers = described(self.given, "logits", ())
+        return feedings.Feeding(numbers.input_mean, numbers.input_scale, self.is_bgr)
+
+
+def said_by(
+    input_mean: Any,
+    input_scale: Any,
+    feeding: str | None,
+    input_on_top: bool,
+    description: ModelDescription | None,
+) -> Said:
+    """What the user says, or else the description beside the model's file.
+
+    The first arguments are those of `classifiers.as_classifier`.
+
+    Raises:
+      ConfigError: they contradict each other, or cannot be.
+    """
+    given, is_bgr = _given(input_mean, input_scale, feeding)
+    is_by_user = given is not None
+    if given is None and description is not None:
+        given, _ = _given(description.input_mean, description.input_scale)
+    return Said(given, is_bgr, is_by_user, input_on_top)
+
+
+def decide(
+    graph: Graph, own: Preprocessing | None, said: Said
+) -> tuple[Said, feedings.Found | None]:
+    """What a network is fed, if anybody or anything says so.
+
+    Args:
+      graph: the network, without the preprocessing at its head.
+      own: what that preprocessing did, or None.
+      said: what is said.
+
+    Returns:
+      `said`, with the way that was found if nobody says any; and what a
+      BatchNormalization says, None if it was not asked, or there is none.
+
+    Raises:
+      ConfigError: what is said does not fit the network.
+    """
+    if said.given is not None:
+        outputs = graph.last.shape[-1] or 0
+        described(said.given, "logits", ("",) * outputs).check_fits(
+            graph.image.shape,  # type: ignore[arg-type]
+            outputs,
+        )
+    _check_given_once(said, own)
+    if own is not None or (said.given is not None and not said.is_by_user):
+        return said, None
+    found = feedings.find(graph, said.feeding)
+    if said.given is None and found is not None and found.is_clear:
+        given, is_bgr = _given(None, None, found.name)
+        said = dataclasses.replace(said, given=given, is_bgr=is_bgr)
+    return said, found
+
+
+def how_to_say(found: feedings.Found | None) -> str:
+    """That nobody says how the model is fed, and how to say it."""
+    text = (
+        "input_mean and input_scale are not given, and the model has no "
+        "preprocessing layer that says how pixels, 0 to 255, become its input. "
+    )
+    if found is not None:
+        distances = ", ".join(f"{n} {d:.2f}" for n, d in found.distances.items())
+        text += (
+            f"Its BatchNormalization {found.layer} leaves it open: the distances "
+            f"between what it remembers and what pictures cause are {distances}. "
+        )
+    return text + (
+        "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
+        "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels; or "
+        f"--feeding, one of {', '.join(feedings.FEEDINGS)}"
+    )
+
+
+def warn(said: Said, found: feedings.Found | None) -> None:
+    """Warns of a feeding that was found, or that is not what is said.
+
+    Args:
+      said: what was said, before the decision.
+      found: what a BatchNormalization says.
+    """
+    if found is None or not found.is_clear:
+        return
+    near = (
+        f"{found.name}, comes within {found.distances[found.name]:.2f} of what its "
+        f"BatchNormalization {found.layer} remembers, the next one, "
+        f"{found.next_name}, within {found.distances[found.next_name]:.2f}"
+    )
+    if said.given is None:
+        warnings.warn(
+            "the model does not say how it is fed. Of the usual ways one, "
+            f"{near}: it is taken. --feeding={found.name} (feeding={found.name!r}) "
+            "says so, input_mean and input_scale say otherwise",
+            stacklevel=4,
+        )
+    elif found.is_contradicted:
+        warnings.warn(
+            "input_mean and input_scale may be wrong: pictures that are fed so do "
+            "not cause what the model remembers of its training. Of the usual ways "
+            f"one, {near}. Compare with --feeding={found.name} "
+            f"(feeding={found.name!r})",
+            stacklevel=4,
+        )
+
+
+def _check_given_once(said: Said, own: Preprocessing | None) -> None:
+    """Raises ConfigError for pixels that would be prepared twice, or on top of nothing.
+
+    Args:
+      said: what the user says.
+      own: what the model does itself.
+    """
+    given = said.given if said.is_by_user else None
+    if said.is_on_top and given is None:
+        raise ConfigError(
+            "input_on_top is given without input_mean and input_scale, or feeding; say "
+            "what is to come on top, or leave it out"
+        )
+    if said.is_on_top and own is None:
+        raise ConfigError(
+            "input_on_top is given, but the model has no preprocessing of its own; "
+            "leave it out"
+        )
+    if given is None or own is None or said.is_on_top:
+        return
+    if (given.scale == 1).all() and not np.any(given.offset):
+        return  # raw pixels, as they come in any case
+    numbers = described(given, "logits", ())
+    raise ConfigError(
+        f"input_mean {numbers.input_mean} and input_scale {numbers.input_scale} are "
+        "given, and the model has preprocessing of its own, such as a Rescaling layer: "
+        "both would apply, one behind the other. If the model takes pixels as they "
+        "are, leave input_mean and input_scale, or feeding, out; if its own is to "
+        "come behind them, say so with input_on_top=True (--input_on_top)"
+    )
+
+
+def _given(
+    input_mean: Any, input_scale: Any, feeding: str | None = None
+) -> tuple[Preprocessing | None, bool]:
+    """What the user says that pixels go through, and whether blue comes first.
+
+    Returns:
+      (None, False) if the user says nothing.
+    """
+    is_bgr = False
+    if feeding is not None:
+        if (input_mean, input_scale) != (None, None):
+            raise ConfigError(
+                f"feeding is {feeding!r}, and input_mean is {input_mean} and "
+                f"input_scale is {input_scale}; give one or the other"
+            )
+        if feeding not in feedings.FEEDINGS:
+            raise ConfigError(
+                f"feeding is {feeding!r}; it must be one of "
+                f"{', '.join(feedings.FEEDINGS)}"
+            )
+        input_mean, input_scale, is_bgr = feedings.FEEDINGS[feeding]
+    if (input_mean is None) != (input_scale is None):
+        raise ConfigError(
+            f"input_mean is {input_mean} and input_scale is {input_scale}; give both "
+            "or neither"
+        )
+    if input_mean is None:
+        return None, False
+    # Checks the values, whatever the model is.
+    checked = ModelDescription(
+        as_tuple(input_mean), as_tuple(input_scale), "logits", ()
+    )
+    mean, scale = np.array(checked.input_mean), np.array(checked.input_scale)
+    if 1 not in (mean.size, scale.size) and mean.size != scale.size:
+        raise ConfigError(
+            f"input_mean has {mean.size} values and input_scale {scale.size}; give "
+            "one value, or one for each channel"
+        )
+    return Preprocessing(scale, -mean * scale), is_bgr

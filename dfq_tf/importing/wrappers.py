@@ -1,0 +1,134 @@
+"""Takes tfmot's wrappers off a model: those of pruning and of quantization."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from dfq_tf.compat import keras, tfmot
+from dfq_tf.importing.reading import has_layers, is_keras3
+
+_PRUNING = "PruneLowMagnitude"
+_WRAPPERS = ("QuantizeWrapperV2", "QuantizeWrapper", "QuantizeAnnotate")
+_OF_TENSORS = "QuantizeLayer"  # wraps nothing: it rounds what passes
+# Classes of tfmot's layers that quantize.
+OF_QUANTIZATION = (*_WRAPPERS, _OF_TENSORS)
+
+
+class _BuiltInside(tfmot.quantization.keras.QuantizeWrapperV2):
+    """A wrapper that builds its layer first, as it was when a `.keras` file was made.
+
+    Otherwise it has fewer weights than the file.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Called by Keras."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+            self.layer.built = True
+        super().build(input_shape)
+
+
+_BuiltInside.__name__ = "QuantizeWrapperV2"
+
+
+@contextlib.contextmanager
+def known_to_keras() -> Iterator[None]:
+    """Lets Keras 2 read models that have wrappers of tfmot in the block."""
+    with (
+        tfmot.quantization.keras.quantize_scope(),
+        tfmot.sparsity.keras.prune_scope(),
+        keras.utils.custom_object_scope({"QuantizeWrapperV2": _BuiltInside}),
+    ):
+        yield
+
+
+def unwrapped(model: Any) -> Any:
+    """A model without the wrappers of tfmot, with the float weights in them.
+
+    Args:
+      model: functional or Sequential, of Keras 2 or 3.
+
+    Warns:
+      UserWarning: wrappers are taken off.
+    """
+    if is_keras3(model):
+        return model  # tfmot has none for it
+    return _without_quantization(_without_pruning(model))
+
+
+def _count(model: Any, *kinds: str) -> int:
+    return sum(type(layer).__name__ in kinds for layer in model._flatten_layers())
+
+
+def _without_pruning(model: Any) -> Any:
+    count = _count(model, _PRUNING)
+    if not count:
+        return model
+    warnings.warn(
+        f"the model has {count} layers in {_PRUNING} wrappers, which pruned it in its "
+        "training; they are taken off (strip_pruning), and the zeros stay. An int8 "
+        "file is no smaller for zeros",
+        stacklevel=6,
+    )
+    return tfmot.sparsity.keras.strip_pruning(model)
+
+
+def _without_quantization(model: Any) -> Any:
+    count = _count(model, *OF_QUANTIZATION)
+    if not count:
+        return model
+    warnings.warn(
+        f"the model has {count} layers of tfmot ({_WRAPPERS[0]} and its like), "
+        "which quantized it in its training; they are taken off. The float weights "
+        "are kept, and all ranges are found anew",
+        stacklevel=6,
+    )
+    return _float_copy(model)
+
+
+def _float_copy(model: Any) -> Any:
+    """A copy of a model in which wrapped layers are new, and all others the same."""
+    made = []
+
+    def copy(layer: Any) -> Any:
+        kind = type(layer).__name__
+        if kind == _OF_TENSORS:
+            return keras.layers.Identity(name=layer.name)
+        if kind in _WRAPPERS:
+            made.append((layer, _float_layer(layer.layer)))
+            return made[-1][1]
+        return _float_copy(layer) if has_layers(layer) else layer
+
+    result = keras.models.clone_model(model, clone_function=copy)
+    for wrapper, layer in made:
+        weights = _float_weights(wrapper)
+        layer.set_weights([weights[_role(each)] for each in layer.weights])
+    return result
+
+
+def _float_layer(layer: Any) -> Any:
+    """A layer like one in a wrapper, which has put its own activation there."""
+    config = layer.get_config()
+    if "activation" in config:
+        activation = layer.activation
+        if type(activation).__name__ == "QuantizeAwareActivation":
+            activation = activation.activation
+        if type(activation).__name__ == "NoOpActivation":
+            activation = keras.activations.linear
+        config["activation"] = keras.activations.serialize(activation)
+    return type(layer).from_config(config)
+
+
+def _float_weights(wrapper: Any) -> dict[str, Any]:
+    """The weights of a wrapped layer, by role.
+
+    The wrapper keeps those that it rounds; the layer has the rounded ones in place.
+    """
+    rounded = [weight for weight, *_ in getattr(wrapper, "_weight_vars", ())]
+    return {_role(each): each.numpy() for each in [*wrapper.layer.weights, *rounded]}
+
+
+def _role(weight: Any) -> str:
+    """Such as 'kernel', of 'conv/kernel:0'."""
+    return weight.name.split(":")[0].split("/")[-1]
