@@ -442,6 +442,7 @@ AUTO_METHOD = "auto"
 
 
 TARGETS = ("android", "micro", "ethos_u", "edge_tpu")
+FAVORS = ("balanced", "speed", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -468,6 +469,18 @@ class FileConfig(Checked):
         choices=("auto", "uint8", "int8", "float32"),
     )
     target: str = setting("android", "What the file is for.", choices=TARGETS)
+    favor: str = setting(
+        "balanced",
+        "How kernels of few bits are stored: as fast as can be; as small as can be; or "
+        "as small as they can be at no more than 1.3 times the time of int8. All give "
+        "the same answers.",
+        choices=FAVORS,
+    )
+    kernel_costs: str = setting(
+        "",
+        "Table of times by which that is chosen, as benchmarks/kernels.py makes it; by "
+        "default that of the project.",
+    )
     model_name: str = setting(
         "", "Name in the file's metadata; by default that of the model's file."
     )

@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node, frozen, problem
 from dfq_tf.settings import BitWidths, FileConfig
+from dfq_tf.tflite import kernel_costs
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
 
@@ -221,14 +222,26 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def has_forms(name: str) -> bool:
+    """Whether a file for a target may have a kernel in another operator than its own.
+
+    The times by which a form is chosen are those of LiteRT, and older runtimes and
+    other ones have no FULLY_CONNECTED of one scale for each output.
+    """
+    return TARGETS[name].versions is None
+
+
 def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
     """Raises ConfigError for a width or a type that a target does not take.
+
+    And for a table of kernel costs that cannot be read, or is not for the target.
 
     Args:
       file: what is asked for, the target among it.
       widths: bits of weights and activations.
     """
     name, target = file.target, TARGETS[file.target]
+    _check_forms(file)
     for field in dataclasses.fields(widths):
         setting, bits = field.name, getattr(widths, field.name)
         if not setting.startswith("num_bits"):
@@ -246,6 +259,20 @@ def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
             raise ConfigError(
                 f"{setting} is 'float32', and the target is {name}: {target.says} "
                 "takes integers there, uint8 or int8"
+            )
+
+
+def _check_forms(file: FileConfig) -> None:
+    """Raises ConfigError for a choice of forms that means nothing, or has no table."""
+    kernel_costs.read(file.kernel_costs)
+    plain = FileConfig()
+    for setting in ("favor", "kernel_costs"):
+        value = getattr(file, setting)
+        if not has_forms(file.target) and value != getattr(plain, setting):
+            raise ConfigError(
+                f"{setting} is {value!r}, and the target is {file.target}: the choice "
+                f"is by LiteRT's times, for the target {plain.target} alone. Leave "
+                f"{setting} out"
             )
 
 
