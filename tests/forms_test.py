@@ -236,6 +236,11 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
         found = self.chosen("balanced", shape=(8, 8, 4), outputs=8, size=1)
         self.assertEqual(found["conv"], FULL4)
 
+    def test_layers_of_an_odd_number_of_weights(self):
+        found = self.chosen("size", bits=4, shape=(8, 8, 3))
+        self.assertEqual(found["conv"], CONV4)
+        self.assertEqual(self.chosen("balanced", shape=(8, 8, 3))["conv"], CONV8)
+
     def test_dense_layers_are_what_they_are_in_fewer_bits(self):
         fast = {**TIMES, "full2": 1.0}
         self.assertEqual(self.chosen("balanced", fast)["dense"], FULL2)

@@ -98,13 +98,42 @@ def chosen(network: Integers, config: FileConfig) -> dict[str, Form]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerCosts:
+    """What a layer costs in a file.
+
+    Attributes:
+      form: of its kernel.
+      num_bytes: of its weights, with the operators before it.
+      milliseconds: of one image, by the table; None for a depthwise kernel, which the
+        table has not.
+    """
+
+    form: Form
+    num_bytes: int
+    milliseconds: float | None
+
+
+def layer_costs(network: Integers, config: FileConfig) -> dict[str, LayerCosts]:
+    """Node with a kernel -> what it costs in the form that `chosen` gives it."""
+    table = kernel_costs.read(config.kernel_costs)
+    costs = {}
+    for name, form in chosen(network, config).items():
+        node = network.graph.nodes[name]
+        is_known = node.kind != "depthwise_conv"
+        time = milliseconds(node, form, table) if is_known else None
+        costs[name] = LayerCosts(form, num_bytes(node, form), time)
+    return costs
+
+
 def _best(network: Integers, node: Node, favor: str, costs: KernelCosts) -> Form:
     forms = possible(network, node)
     plain = forms[0]
     if node.kind == "depthwise_conv":
         # It has few weights, and XNNPACK takes none of int4.
         return forms[-1] if favor == "size" else plain
-    if favor != "speed" and forms[-1].num_bits == plain.num_bits:
+    fewest = min(form.num_bits for form in forms)
+    if favor != "speed" and fewest == plain.num_bits:
         return plain
     time = {form: milliseconds(node, form, costs) for form in forms}
     size = {form: num_bytes(node, form) for form in forms}
