@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -36,7 +37,7 @@ from dfq_tf.settings import (
     check_value,
     parse_widths,
 )
-from dfq_tf.tflite import check_target, check_target_takes
+from dfq_tf.tflite import as_table, check_target, check_target_takes
 from dfq_tf.training import check_batch
 from tools import common, teacher_flags
 
@@ -74,7 +75,7 @@ def qat_config() -> DistillationConfig:
 
 
 def define_widths_flag() -> None:
-    """Defines --widths."""
+    """Defines --widths, and the size by which widths may be chosen."""
     common.define(
         "Bit widths",
         "widths",
@@ -82,6 +83,11 @@ def define_widths_flag() -> None:
         BitWidths().name,
         "Bits of weights, 2 to 8, and of activations, 4 to 8 or 16, such as W4A8.",
     )
+    for field in dataclasses.fields(FileConfig):
+        if field.name in ("target_size", "target_kib"):
+            help = field.metadata["help"]
+            kind = type(field.default)
+            common.define("Bit widths", field.name, kind, field.default, help)
 
 
 def widths_from_flags() -> BitWidths:
@@ -137,12 +143,15 @@ def quantize_network(
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
-    training = {
+    training: dict[str, Any] = {
         "seconds": round(time.monotonic() - began, 1),
         "agreement_on_generated_images": _agreement(teacher, result, config, path),
         "batch_size": config.batch_size,
         **result.measurements,
     }
+    if result.layers:
+        training["layers"] = [dataclasses.asdict(layer) for layer in result.layers]
+        print(as_table(result.layers))
     workdir.add_metrics(**{f"{method}_training": training})
     student.save(result.network, path)
     return result.network, result.tflite
@@ -211,7 +220,8 @@ def main() -> None:
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir()
-    quantize_network(teacher, None, FLAGS.method, workdir)
+    file = common.config_from_flags(FileConfig)
+    quantize_network(teacher, None, FLAGS.method, workdir, file)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
         "Agreement with the teacher on generated images: "

@@ -234,7 +234,8 @@ def has_forms(name: str) -> bool:
 def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
     """Raises ConfigError for a width or a type that a target does not take.
 
-    And for a table of kernel costs that cannot be read, or is not for the target.
+    And for a table of kernel costs that cannot be read, or is not for the target, or a
+    size of the file where bits cannot be chosen.
 
     Args:
       file: what is asked for, the target among it.
@@ -242,6 +243,7 @@ def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
     """
     name, target = file.target, TARGETS[file.target]
     _check_forms(file)
+    _check_size(file, widths)
     for field in dataclasses.fields(widths):
         setting, bits = field.name, getattr(widths, field.name)
         if not setting.startswith("num_bits"):
@@ -274,6 +276,24 @@ def _check_forms(file: FileConfig) -> None:
                 f"is by LiteRT's times, for the target {plain.target} alone. Leave "
                 f"{setting} out"
             )
+
+
+def _check_size(file: FileConfig, widths: BitWidths) -> None:
+    """Raises ConfigError for a size where no bits of weights can be chosen for it."""
+    if not file.has_size:
+        return
+    setting = "target_size" if file.target_size else "target_kib"
+    said, target = f"{setting} is {getattr(file, setting)!r}", TARGETS[file.target]
+    if widths.num_bits_weight < 8:
+        raise ConfigError(
+            f"{said} and num_bits_weight is {widths.num_bits_weight}: the bits of each "
+            "layer follow from the size; leave the weights at 8, as in W8A8"
+        )
+    if 4 not in target.kernel_bits_beside(widths.num_bits_activation):
+        raise ConfigError(
+            f"{said}, for which weights would get 4 bits or fewer, and the target is "
+            f"{file.target}: {target.says} takes 8 there. Leave {setting} out"
+        )
 
 
 def check_layers(
