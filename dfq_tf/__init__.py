@@ -25,6 +25,7 @@ from dfq_tf.settings import (
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
+    MixedWidths,
     recipe,
 )
 from dfq_tf.tflite import TFLiteClassifier
@@ -41,6 +42,7 @@ __all__ = [
     "DistillationConfig",
     "ExportError",
     "FileConfig",
+    "MixedWidths",
     "ModelDescription",
     "ModelError",
     "Quantized",

@@ -56,7 +56,13 @@ from dfq_tf.settings import (
     check_value,
     recipe,
 )
-from dfq_tf.tflite import check_target, check_target_takes, convert
+from dfq_tf.tflite import (
+    SizedLayer,
+    check_target,
+    check_target_takes,
+    convert,
+    sized_widths,
+)
 from dfq_tf.training import (
     Learner,
     check_model,
@@ -87,22 +93,33 @@ class Quantized:
       tflite: the content of the `.tflite` file.
       generators: make images that the teacher takes for its training data; none where
         nothing was trained and the images came from elsewhere.
-      source: where the images came from that calibrated.
-      held_out: other images from there, uint8, which trained and calibrated nothing.
+      prepared: what it was made from.
       measurements: what is expected of DF-Q, see `expected`. If something was trained,
         also the agreement with the teacher on held-out generated images, before and
         after it, and the last losses, which a run that had finished before no longer
         has.
       method: 'df_q' or 'df_qat_kd': what has been done.
+      layers: the widths of kernels that were chosen for a size that `file` asks for,
+        and what they do; empty where it asks for none.
     """
 
     network: QuantizedNetwork
     tflite: bytes
     generators: Sequence[keras.Model]
-    source: Source
-    held_out: np.ndarray
+    prepared: "Prepared"
     measurements: dict[str, float]
     method: str
+    layers: Sequence[SizedLayer] = ()
+
+    @property
+    def source(self) -> Source:
+        """Where the images came from that calibrated."""
+        return self.prepared.source
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Other images from there, uint8, which trained and calibrated nothing."""
+        return self.prepared.held_out
 
     @functools.cached_property
     def student(self) -> keras.Model:
@@ -147,7 +164,8 @@ def quantize(
       show_progress: whether to show a bar for each stage.
 
     Raises:
-      ConfigError: a setting or the feeding is wrong, or the networks do not fit.
+      ConfigError: a setting or the feeding is wrong, the networks do not fit, or no
+        file is as small as asked for.
       ModelError: the teacher is no image classifier, or its file cannot be read.
       UnsupportedLayerError: a layer has no integer form for the target; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
@@ -162,14 +180,39 @@ def quantize(
     context = Context(config, seed, precision, strategy, directory, show_progress)
     _check_quantizes(method, teacher, network, widths, config, calibration, file)
     prepared = prepare(teacher, network, calibration, context)
-    quantized = post_training(prepared.network, prepared.images, widths, calibration)
+    quantized, widths, layers = untrained(prepared, widths, file)
     generators, found = prepared.generators, expected(prepared, quantized)
     if (method := _method(method, teacher, widths, found)) == "df_qat_kd":
         quantized, generators, more = trained(prepared, quantized, context)
         found |= more
-    source, images = prepared.source, prepared.held_out
-    content = convert(quantized, images, file)
-    return Quantized(quantized, content, generators, source, images, found, method)
+    content = convert(quantized, prepared.held_out, file)
+    return Quantized(quantized, content, generators, prepared, found, method, layers)
+
+
+def untrained(
+    prepared: "Prepared", widths: BitWidths, file: FileConfig
+) -> tuple[QuantizedNetwork, BitWidths, Sequence[SizedLayer]]:
+    """DF-Q: the network with ranges from the images, nothing trained.
+
+    Args:
+      prepared: from `prepare`.
+      widths: bits of weights and activations.
+      file: may ask for a size, which then decides the bits of single kernels.
+
+    Returns:
+      The network; its widths; and what those of single kernels do, if a size decided.
+
+    Raises:
+      ConfigError: no file is so small; it says how small one can be.
+    """
+    calibration, images = prepared.calibration, prepared.images
+    network = post_training(prepared.network, images, widths, calibration)
+    if not file.has_size:
+        return network, widths, ()
+    weight_range = calibration.weight_range
+    mixed, layers = sized_widths(network, images, widths, file, weight_range)
+    network = post_training(prepared.network, images, mixed, calibration)
+    return network, mixed, layers
 
 
 def _method(
@@ -345,7 +388,7 @@ def needs_training(
     """
     if teacher.description.output == "sigmoid":
         return False
-    bits = min(widths.num_bits_weight, widths.num_bits_activation)
+    bits = min(widths.fewest_bits, widths.num_bits_activation)
     return bits < 8 or expected_agreement < _ENOUGH_AGREEMENT
 
 

@@ -173,9 +173,38 @@ class BitWidths(Checked):
             )
 
     @property
+    def fewest_bits(self) -> int:
+        """Of the weights, but for those of single layers that keep more."""
+        return self.num_bits_weight
+
+    @property
     def name(self) -> str:
         """Such as W4A8."""
         return f"W{self.num_bits_weight}A{self.num_bits_activation}"
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedWidths(BitWidths):
+    """Widths, of which those of some kernels are given one by one.
+
+    Attributes:
+      layer_bits: (name of a node, bits of its kernel), such as `quantize` chooses them
+        for a file of a given size.
+    """
+
+    layer_bits: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a width that is out of its limits."""
+        super().__post_init__()
+        for name, bits in self.layer_bits:
+            limits = {"minimum": 2, "maximum": 8}
+            check_value(f"layer_bits of {name}", bits, limits)
+
+    @property
+    def fewest_bits(self) -> int:
+        """Of the weights of any kernel."""
+        return min(self.num_bits_weight, *(bits for _, bits in self.layer_bits), 8)
 
 
 def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
@@ -480,6 +509,7 @@ AUTO_METHOD = "auto"
 
 
 TARGETS = ("android", "micro", "ethos_u", "edge_tpu")
+FAVORS = ("balanced", "speed", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -506,6 +536,27 @@ class FileConfig(Checked):
         choices=("auto", "uint8", "int8", "float32"),
     )
     target: str = setting("android", "What the file is for.", choices=TARGETS)
+    favor: str = setting(
+        "balanced",
+        "How kernels of few bits are stored: as fast as can be; as small as can be; or "
+        "as small as they can be at no more than 1.3 times the time of int8. All give "
+        "the same answers.",
+        choices=FAVORS,
+    )
+    kernel_costs: str = setting(
+        "",
+        "Table of times by which that is chosen, as benchmarks/kernels.py makes it; by "
+        "default that of the project.",
+    )
+    target_size: str = setting(
+        "",
+        "Size of the file over that of the file of 8-bit weights, such as 0.5x: layers "
+        "get 8, 4 or 2 bits for it, by the noise that they make in the logits of "
+        "generated images.",
+    )
+    target_kib: int = setting(
+        0, "The same in KiB (1,024 bytes); 0 for any size.", minimum=0
+    )
     model_name: str = setting(
         "", "Name in the file's metadata; by default that of the model's file."
     )
@@ -518,4 +569,26 @@ class FileConfig(Checked):
         """Raises ConfigError for a value that is not allowed, or no text."""
         super().__post_init__()
         for name, value in vars(self).items():
-            check_text(name, value)
+            if isinstance(value, str):
+                check_text(name, value)
+        if self.target_size and not 0 < (self.size_share or 0) < 1:
+            raise ConfigError(
+                f"target_size is {self.target_size!r}; write a share of the size of "
+                "the file of 8-bit weights, such as 0.5x"
+            )
+        if self.target_size and self.target_kib:
+            raise ConfigError(
+                f"target_size is {self.target_size!r} and target_kib is "
+                f"{self.target_kib}; give one of them"
+            )
+
+    @property
+    def has_size(self) -> bool:
+        """Whether the file is to have a given size."""
+        return bool(self.target_size or self.target_kib)
+
+    @property
+    def size_share(self) -> float | None:
+        """The number in `target_size`; None where it holds none."""
+        match = re.fullmatch(r"(\d*\.?\d+)x", self.target_size.strip())
+        return float(match[1]) if match else None

@@ -31,6 +31,7 @@ from dfq_tf.settings import (
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
+    FileConfig,
     parse_widths,
     recipe,
 )
@@ -167,6 +168,7 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             self.teacher,
             method="df_q",
             widths=BitWidths(num_bits_weight=4),
+            file=FileConfig(favor="size"),
             directory=self.folder,
         )
         int4, int8 = schema.TensorType.INT4, schema.TensorType.INT8

@@ -23,7 +23,7 @@ from dfq_tf.quantization.choosing import as_stored
 from dfq_tf.quantization.post_training import float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.reports.layer_noise import LayerNoise
-from dfq_tf.settings import BitWidths, CalibrationConfig
+from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig
 from dfq_tf.tflite import writer
 from dfq_tf.training.learner import Learner
 from tests import helpers, networks
@@ -72,7 +72,7 @@ def file_of(learner, widths=BitWidths(), damaged=None, factor=1.0):
         ranges = dict(network.kernel_ranges)
         ranges[damaged] = np.float32(factor) * ranges[damaged]
         network = dataclasses.replace(network, kernel_ranges=ranges)
-    return writer.write(network)
+    return writer.write(network, FileConfig(favor="size"))
 
 
 def measured(learner, content, images=None):

@@ -335,7 +335,8 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
     def test_roundings_that_a_network_spreads_are_no_fault(self, name):
         # With 4 bits, one value that falls on the other side moves all behind it.
         network = network_of(networks.build(name), BitWidths(4, 4, True, 4, 4, 4))
-        content = proof.convert(network)
+        # int4 convolutions, of which LiteRT rounds the sums twice.
+        content = proof.convert(network, config=FileConfig(favor="size"))
         images = networks.images(network.classifier.image_shape, 50, seed=2)
         self.assertGreater(proof.largest_difference(network, content, images), 3)
         differences = proof.layer_differences(network, content, images[:8])

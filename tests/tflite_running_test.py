@@ -9,7 +9,7 @@ from ai_edge_litert import interpreter as litert
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import BitWidths
+from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite import running, writer
 from tests import networks
 
@@ -18,7 +18,8 @@ from tests import networks
 def file_of(name, widths=BitWidths()):
     classifier = networks.build(name)
     images = networks.images(classifier.image_shape, 64, seed=1)
-    return writer.write(post_training(float_network(classifier), images, widths))
+    network = post_training(float_network(classifier), images, widths)
+    return writer.write(network, FileConfig(favor="size"))
 
 
 def details_of(content):

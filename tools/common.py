@@ -83,6 +83,9 @@ _AWAY = {
     "activation_percentile",
     "num_bits_weight",
     "num_bits_activation",
+    # quantize.define_widths_flag has them: they decide of the network.
+    "target_size",
+    "target_kib",
 }
 
 # Exit code, as shells give it to a program that SIGPIPE has ended.
@@ -246,7 +249,7 @@ def file_config(model_name: str) -> FileConfig:
     """
     config = config_from_flags(FileConfig)
     for name, value in vars(config).items():
-        if len(value.splitlines()) > 1:
+        if isinstance(value, str) and len(value.splitlines()) > 1:
             raise ConfigError(
                 f"{name} is {value!r}, more than one line; give one, which a flagfile "
                 "can hold"

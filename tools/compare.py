@@ -302,8 +302,8 @@ def notes(rows: list[dict[str, Any]]) -> str:
         lines.append("* data-dependent yardsticks: real images set ranges, and train")
     for row in rows:
         weight, activation = _numbers(row["widths"])
-        if weight in (2, 3):
-            text = f"W{weight}: stored as int4, the least that LiteRT runs"
+        if weight == 3:
+            text = "W3: stored as int4 at the least, as LiteRT has nothing between"
         elif weight in (5, 6, 7):
             text = f"W{weight}: stored as int8, as TFLite has nothing between"
         else:

@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -37,7 +38,7 @@ from dfq_tf.settings import (
     check_value,
     parse_widths,
 )
-from dfq_tf.tflite import check_target, check_target_takes
+from dfq_tf.tflite import as_table, check_target, check_target_takes
 from dfq_tf.training import check_batch
 from tools import common, teacher_flags
 
@@ -75,7 +76,7 @@ def qat_config() -> DistillationConfig:
 
 
 def define_widths_flag() -> None:
-    """Defines --widths."""
+    """Defines --widths, and the size by which widths may be chosen."""
     common.define(
         "Bit widths",
         "widths",
@@ -83,6 +84,11 @@ def define_widths_flag() -> None:
         BitWidths().name,
         "Bits of weights, 2 to 8, and of activations, 4 to 8 or 16, such as W4A8.",
     )
+    for field in dataclasses.fields(FileConfig):
+        if field.name in ("target_size", "target_kib"):
+            help = field.metadata["help"]
+            kind = type(field.default)
+            common.define("Bit widths", field.name, kind, field.default, help)
 
 
 def widths_from_flags() -> BitWidths:
@@ -138,7 +144,7 @@ def quantize_network(
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
-    training = {
+    training: dict[str, Any] = {
         "seconds": round(time.monotonic() - began, 1),
         "agreement_on_held_out_images": _agreement(teacher, result, config, path),
         "batch_size": config.batch_size,
@@ -146,6 +152,9 @@ def quantize_network(
         "images_distance": result.source.distance,
         **result.measurements,
     }
+    if result.layers:
+        training["layers"] = [dataclasses.asdict(layer) for layer in result.layers]
+        print(as_table(result.layers))
     workdir.add_metrics(**{f"{method}_training": training})
     print(f"Images for the ranges: {result.source}")
     student.save(result.network, path)
@@ -219,7 +228,8 @@ def main() -> None:
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir()
-    quantize_network(teacher, None, FLAGS.method, workdir)
+    file = common.config_from_flags(FileConfig)
+    quantize_network(teacher, None, FLAGS.method, workdir, file)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
         "Agreement with the teacher on images held out: "

@@ -10,6 +10,7 @@ them if a data set is given. Give the same command again to continue a run that 
 interrupted.
 """
 
+import dataclasses
 import pathlib
 import resource
 import sys
@@ -188,7 +189,7 @@ def main() -> None:
         if method == methods[0] or not is_enough(teacher, widths, workdir):
             made[method] = make_file(teacher, network, method, workdir)
     measure(teacher, network, made, dataset, workdir)
-    print(table(workdir.metrics(), widths.name))
+    print(table(workdir.metrics(), asked_size() or widths.name))
     print("\nWrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
@@ -227,6 +228,8 @@ def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
         return False
     share = workdir.metrics()["df_q_training"]["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
+    if asked_size():  # some weights have fewer bits than --widths says
+        widths = dataclasses.replace(widths, num_bits_weight=4)
     if api.needs_training(teacher, widths, share):
         print(f"{said}, {widths.name}: the student is trained too")
         return False
@@ -237,6 +240,12 @@ def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
 def file_config() -> FileConfig:
     """What the flags say of the files, whose model has the name of its network."""
     return common.file_config(pathlib.Path(FLAGS.student or FLAGS.teacher or "").stem)
+
+
+def asked_size() -> str:
+    """The size that the flags ask for, such as '0.5x' or '90 KiB'; empty for none."""
+    file = file_config()
+    return file.target_size or (f"{file.target_kib} KiB" if file.target_kib else "")
 
 
 def make_file(

@@ -3,22 +3,32 @@
 from dfq_tf.quantization.calibration import calibrate, with_ranges
 from dfq_tf.quantization.choosing import without_margins
 from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in, slope_integers
+from dfq_tf.quantization.mixed_widths import (
+    MIXED_BITS,
+    chosen_bits,
+    kernel_noise,
+    with_kernel_bits,
+)
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import decibels, powers, sqnr
 from dfq_tf.quantization.post_training import float_network, with_pixels
 
 __all__ = [
     "Grid",
+    "MIXED_BITS",
     "QuantizedNetwork",
     "calibrate",
     "check_widths",
+    "chosen_bits",
     "decibels",
     "float_network",
     "is_taken_in",
+    "kernel_noise",
     "powers",
     "slope_integers",
     "sqnr",
     "with_pixels",
+    "with_kernel_bits",
     "with_ranges",
     "without_margins",
 ]

@@ -1,6 +1,6 @@
 """Finds activation ranges from images, without any gradient."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -145,9 +145,19 @@ def with_ranges(
 
 
 def magnitudes_of(
-    graph: Graph, widths: BitWidths, weight_range: str
+    graph: Graph,
+    widths: BitWidths,
+    weight_range: str,
+    names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Half the range of each kernel; the arguments are those of `with_ranges`."""
+    """Half the range of each kernel.
+
+    Args:
+      graph: rewritten for integers.
+      widths: as in `with_ranges`.
+      weight_range: as in `with_ranges`.
+      names: the nodes that are asked for; None for all that have a kernel.
+    """
     return {
         name: kernel_magnitudes(
             by_output(graph.nodes[name], graph.nodes[name].weights["kernel"]),
@@ -156,6 +166,7 @@ def magnitudes_of(
             method=weight_range,
         )
         for name, num_bits in grids.kernel_bits(graph, widths).items()
+        if names is None or name in names
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.graph import (
     KINDS,
     Bounds,
@@ -21,7 +21,7 @@ from dfq_tf.graph import (
     layers,
     unique_name,
 )
-from dfq_tf.settings import BitWidths
+from dfq_tf.settings import BitWidths, MixedWidths
 
 LARGEST_INT8 = 127
 _LARGEST_INT16 = 2**15 - 1
@@ -326,7 +326,11 @@ def _reason_at_16_bits(graph: Graph, node: Node) -> str | None:
 
 
 def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
-    """Bits of the kernel of each node that has one."""
+    """Bits of the kernel of each node that has one.
+
+    Raises:
+      ConfigError: the bits of a kernel are given that is not there.
+    """
     with_kernels = [n for n in graph.nodes.values() if layers.has_kernel(n)]
     others = [node.name for node in with_kernels if node.kind != "depthwise_conv"]
     bits = {
@@ -338,4 +342,11 @@ def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     if others:
         bits[others[-1]] = widths.num_bits_last
         bits[others[0]] = widths.num_bits_first
-    return bits
+    given = dict(widths.layer_bits) if isinstance(widths, MixedWidths) else {}
+    for name in given:
+        if name not in bits:
+            raise ConfigError(
+                f"layer_bits names {name!r}, which is no node with a kernel; those are "
+                + ", ".join(bits)
+            )
+    return {**bits, **given}

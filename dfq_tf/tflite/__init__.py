@@ -9,13 +9,16 @@ from dfq_tf.tflite.running import (
     kernel_types,
     open_interpreter,
 )
+from dfq_tf.tflite.sizing import SizedLayer, as_table, sized_widths
 from dfq_tf.tflite.targets import check_target_takes
 from dfq_tf.tflite.writer import Outline, check_target, outline
 
 __all__ = [
     "Feeding",
     "Outline",
+    "SizedLayer",
     "TFLiteClassifier",
+    "as_table",
     "check_target_takes",
     "check_target",
     "convert",
@@ -24,4 +27,5 @@ __all__ = [
     "labels_text",
     "open_interpreter",
     "outline",
+    "sized_widths",
 ]

@@ -24,6 +24,8 @@ TYPES = {
     np.dtype(name): getattr(schema.TensorType, name.upper())
     for name in ("uint8", "int8", "int16", "int32", "int64", "float32")
 }
+# Bits of integers that lie several to a byte -> what the schema calls them.
+_PACKED_TYPES = {4: schema.TensorType.INT4, 2: schema.TensorType.INT2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Tensor:
     Attributes:
       index: where it stands among the tensors.
       shape: with the batch, which is 1.
-      dtype: of its integers; those of 4 bits are int8 here.
+      dtype: of its integers; those of 4 and 2 bits are int8 here.
       grid: what its integers mean; None if they are just numbers.
       num_bits: bits of an integer in the file.
     """
@@ -55,11 +57,17 @@ class File:
         self._buffers: list[Any] = [schema.BufferT()]  # the first means 'none'
         self._codes: dict[tuple[str, int], int] = {}
         self._operators: list[str] = []
+        self._numbers: dict[str, Tensor] = {}
 
     @property
     def operators(self) -> Sequence[str]:
         """The names of the operators so far, such as 'CONV_2D'."""
         return tuple(self._operators)
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors there are so far."""
+        return len(self._subgraph.tensors)
 
     def tensor(
         self, name: str, shape: Sequence[int], dtype: Any, grid: Grid | None = None
@@ -81,7 +89,7 @@ class File:
         grid: Grid | None = None,
         axis: int = 0,
         *,
-        is_int4: bool = False,
+        num_bits: int | None = None,
     ) -> Tensor:
         """Adds a constant.
 
@@ -90,12 +98,22 @@ class File:
           values: integers.
           grid: what they mean.
           axis: of a grid of several scales, the axis that they go along.
-          is_int4: whether they are int8 in -8 .. 7, to be stored in 4 bits each.
+          num_bits: 4 or 2 to store int8 that fit into so few bits in them; None for
+            all bits of their type.
         """
-        data = packed_int4(values) if is_int4 else np.ascontiguousarray(values)
-        added = self._added(name, values.shape, values.dtype, grid, axis, is_int4)
+        num_bits = num_bits or 8 * values.dtype.itemsize
+        data = packed(values, num_bits) if num_bits < 8 else values
+        added = self._added(name, values.shape, values.dtype, grid, axis, num_bits)
         self._subgraph.tensors[added.index].buffer = self._buffer(data.tobytes())
         return added
+
+    def numbers(self, values: Any) -> Tensor:
+        """A constant of plain numbers, int32; those that ask for the same share it."""
+        array = np.array(values, np.int32)
+        name = str(array.tolist()).replace(" ", "")
+        if name not in self._numbers:
+            self._numbers[name] = self.constant(name, array)
+        return self._numbers[name]
 
     def rename(self, tensor: Tensor, name: str) -> None:
         """Gives a tensor another name."""
@@ -121,8 +139,8 @@ class File:
         operator = schema.OperatorT()
         key = name, version
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
-        operator.inputs = [tensor.index for tensor in inputs]
-        operator.outputs = [output.index]
+        operator.inputs = np.array([tensor.index for tensor in inputs], np.int32)
+        operator.outputs = np.array([output.index], np.int32)
         if options is not None:
             kind = type(options).__name__.removesuffix("T")
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
@@ -181,14 +199,15 @@ class File:
         dtype: np.dtype,
         grid: Grid | None,
         axis: int = 0,
-        is_int4: bool = False,
+        num_bits: int | None = None,
     ) -> Tensor:
-        kind = schema.TensorType.INT4 if is_int4 else TYPES[dtype]
+        num_bits = num_bits or 8 * dtype.itemsize
         tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.type = name, list(map(int, shape)), kind
+        tensor.name, tensor.shape = name, np.array(shape, np.int32)
+        tensor.type = _PACKED_TYPES.get(num_bits, TYPES[dtype])
         tensor.buffer = 0
         if grid is not None:
-            quantization = schema.QuantizationParametersT()
+            quantization = _Quantization()
             quantization.scale = grid.scale.astype(np.float32)
             quantization.zeroPoint = np.full(
                 grid.scale.shape, grid.zero_point, np.int64
@@ -196,9 +215,8 @@ class File:
             quantization.quantizedDimension = axis
             tensor.quantization = quantization
         self._subgraph.tensors.append(tensor)
-        num_bits = 4 if is_int4 else 8 * dtype.itemsize
         index = len(self._subgraph.tensors) - 1
-        return Tensor(index, tuple(tensor.shape), dtype, grid, num_bits)
+        return Tensor(index, tuple(map(int, shape)), dtype, grid, num_bits)
 
 
 class _AlignedBuffer(schema.BufferT):
@@ -215,6 +233,37 @@ class _AlignedBuffer(schema.BufferT):
         if self.data is not None and len(self.data):
             schema.BufferAddData(builder, data)
         return schema.BufferEnd(builder)
+
+
+class _Quantization(schema.QuantizationParametersT):
+    """What integers mean; tensors of the same grid share one table."""
+
+    def Pack(self, builder: Any) -> Any:
+        """Writes the table, unless the file has it already."""
+        vectors = (self.scale.tobytes(), self.zeroPoint.tobytes())
+        key = "quantization", *vectors, self.quantizedDimension
+        if key not in builder.shared:
+            builder.shared[key] = super().Pack(builder)
+        return builder.shared[key]
+
+
+class _Builder(flatbuffers.Builder):
+    """Writes each vector of numbers once, however many tables have it.
+
+    Nearly all zero points of kernels and biases are 0, eight bytes for each channel,
+    and shapes are few: together some per cent of a small file.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.shared: dict[Any, int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        """Where the vector is; the flatbuffers library calls this."""
+        key = x.dtype.str, x.tobytes()
+        if key not in self.shared:
+            self.shared[key] = super().CreateNumpyVector(x)
+        return self.shared[key]
 
 
 def with_all_outputs(content: bytes) -> bytes:
@@ -252,23 +301,26 @@ def _with_outputs(model: Any, outputs: Sequence[int]) -> bytes:
 
 
 def _packed(model: Any) -> bytes:
-    builder = flatbuffers.Builder(2**16)
+    builder = _Builder(2**16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
-def packed_int4(values: np.ndarray) -> np.ndarray:
-    """Integers in -8 .. 7, two to a byte, the first in the lower half.
+def packed(values: np.ndarray, num_bits: int) -> np.ndarray:
+    """Integers of few bits, several to a byte, the first in the lowest bits.
 
     Args:
-      values: int8, of any shape.
+      values: int8, of any shape, in -8 .. 7 or -2 .. 1.
+      num_bits: 4 or 2.
 
     Returns:
-      uint8 (ceil(size / 2),); a last lone integer has a 0 beside it.
+      uint8 (ceil(size * num_bits / 8),); the last byte is filled with zeros.
     """
-    halves = values.ravel().view(np.uint8) & 0x0F
-    halves = np.pad(halves, (0, halves.size % 2))
-    return halves[0::2] | (halves[1::2] << 4)
+    count = 8 // num_bits
+    parts = values.ravel().view(np.uint8) & (2**num_bits - 1)
+    parts = np.pad(parts, (0, -parts.size % count)).reshape(-1, count)
+    shifts = np.arange(count, dtype=np.uint8) * np.uint8(num_bits)
+    return np.bitwise_or.reduce(parts << shifts, axis=1).astype(np.uint8)
 
 
 def _code(name: str, version: int) -> Any:

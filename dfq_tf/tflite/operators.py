@@ -6,7 +6,7 @@ have none. LOOKUP and POINTWISE are no operators of TFLite, but several of them.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -15,8 +15,6 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
 from dfq_tf.graph import (
     KINDS,
-    Graph,
-    ModelDescription,
     Node,
     concatenation_axis,
     frozen,
@@ -24,9 +22,7 @@ from dfq_tf.graph import (
 )
 from dfq_tf.quantization import Grid, slope_integers
 from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
-
-# Weights of so few bits go two to a byte.
-INT4_BITS = 4
+from dfq_tf.tflite.forms import DENSE, Form, Integers, unfolding_margins
 
 # The oldest version of each operator that has int8, and int16, activations. That of
 # FULLY_CONNECTED would be 4, but runtimes before TensorFlow 2.10 take its scales per
@@ -64,43 +60,19 @@ _VERSIONS = {
     "TANH": (2, 3),
     "TRANSPOSE": (2, 5),
 }
-# The same with an int4 kernel.
-_INT4_VERSIONS = {
-    "CONV_2D": (7, 7),
-    "DEPTHWISE_CONV_2D": (7, 7),
-    "FULLY_CONNECTED": (10, 13),
+# The same with a kernel of 4 or 2 bits.
+_NARROW_VERSIONS = {
+    4: {
+        "CONV_2D": (7, 7),
+        "DEPTHWISE_CONV_2D": (7, 7),
+        "FULLY_CONNECTED": (10, 13),
+    },
+    2: {"FULLY_CONNECTED": (14, 14)},
 }
+# XNNPACK puts no more tensors side by side at a time.
+_MOST_CONCATENATED = 5
 # Of the 64 bits of a bias beside int16 activations, LiteRT takes 48.
 _BIAS_BITS = {False: 32, True: 48}
-
-
-class Integers(Protocol):
-    """What is asked of a quantized network; see `QuantizedNetwork`."""
-
-    @property
-    def graph(self) -> Graph:
-        """The network."""
-
-    @property
-    def description(self) -> ModelDescription:
-        """How the network is fed and read."""
-
-    @property
-    def kernel_bits(self) -> Mapping[str, int]:
-        """Bits of each kernel."""
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether activations are int16."""
-
-    def grid(self, name: str) -> Grid:
-        """What the integers of a stored output mean."""
-
-    def kernel_integers(self, name: str) -> tuple[np.ndarray, Grid]:
-        """A kernel in int8, and what its integers mean."""
-
-    def bias_scale(self, name: str) -> np.ndarray:
-        """What one step of a bias is worth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +87,7 @@ class Operation:
       output: the tensor that it fills.
       activation: 'NONE', or what the operator ends in, 'RELU' or 'RELU6'.
       instead: operator of the node's kind -> what is written in its place.
+      form: of the node's kernel; None where it has none.
     """
 
     file: File
@@ -124,6 +97,7 @@ class Operation:
     output: Tensor
     activation: str
     instead: Mapping[str, str] = dataclasses.field(default_factory=frozen)
+    form: Form | None = None
 
     def constant(self, name: str, values: np.ndarray) -> Tensor:
         """Adds a constant of plain numbers, named after the node."""
@@ -157,9 +131,8 @@ def version_of(name: str, inputs: Sequence[Tensor], is_wide: bool) -> int:
       inputs: its inputs.
       is_wide: whether activations are int16.
     """
-    is_int4 = any(tensor.num_bits == INT4_BITS for tensor in inputs)
-    versions = _INT4_VERSIONS if is_int4 else _VERSIONS
-    return versions[name][is_wide]
+    fewest = min(tensor.num_bits for tensor in inputs)
+    return _NARROW_VERSIONS.get(fewest, _VERSIONS)[name][is_wide]
 
 
 def write(operation: Operation) -> None:
@@ -189,6 +162,10 @@ def fused_activation(relu: Node) -> str:
 
 def _conv(operation: Operation) -> None:
     """A kernel of (outputs, height, width, inputs)."""
+    assert operation.form is not None
+    if operation.form.operator == DENSE:
+        _unfolded_conv(operation)
+        return
     integers, grid = operation.network.kernel_integers(operation.node.name)
     kernel = _kernel(operation, np.transpose(integers, (3, 0, 1, 2)), grid, 0)
     options = schema.Conv2DOptionsT()
@@ -257,13 +234,9 @@ def _add_with_kernel(
 
 def _kernel(operation: Operation, values: np.ndarray, grid: Grid, axis: int) -> Tensor:
     """Adds a kernel, in TFLite's layout."""
-    name, network = operation.node.name, operation.network
-    # LiteRT misreads an int4 kernel of a depthwise convolution behind int16.
-    is_misread = network.is_wide and operation.node.kind == "depthwise_conv"
-    is_int4 = network.kernel_bits[name] <= INT4_BITS and not is_misread
-    return operation.file.constant(
-        f"{name}/kernel", values, grid, axis, is_int4=is_int4
-    )
+    assert operation.form is not None
+    name, bits = f"{operation.node.name}/kernel", operation.form.num_bits
+    return operation.file.constant(name, values, grid, axis, num_bits=bits)
 
 
 def _bias(operation: Operation, channels: int) -> Tensor:
@@ -300,6 +273,139 @@ def _set_window(options: Any, operation: Operation) -> None:
 
 def _activation(name: str) -> int:
     return getattr(schema.ActivationFunctionType, name)
+
+
+# A convolution as a FULLY_CONNECTED: what lies below each position of its kernel is
+# brought together by operators that XNNPACK has too, so that no piece of the graph is
+# left to slower ones: rows first, then columns.
+
+
+def _unfolded_conv(operation: Operation) -> None:
+    """A kernel of (outputs, width * height * inputs)."""
+    integers, grid = operation.network.kernel_integers(operation.node.name)
+    values = np.transpose(integers, (3, 1, 0, 2)).reshape(integers.shape[-1], -1)
+    kernel = _kernel(operation, values, grid, 0)
+    source = _with_margins(operation)
+    shape = source.shape
+    for axis in (1, 2):
+        source, shape = _unfolded(operation, source, shape, axis)
+    options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = _activation(operation.activation)
+    options.keepNumDims = True
+    inputs = [
+        _in_shape(operation, source, shape),
+        kernel,
+        _bias(operation, len(values)),
+    ]
+    operation.add("FULLY_CONNECTED", inputs, options)
+
+
+def _with_margins(operation: Operation) -> Tensor:
+    """What a convolution reads, with the integer that stands for 0 around it."""
+    (source,) = operation.sources
+    margins = unfolding_margins(source.shape[1:], operation.node)
+    if not np.any(margins):
+        return source
+    sides = (size + sum(margin) for size, margin in zip(source.shape[1:], margins))
+    padded = _between(operation, (1, *sides, source.shape[-1]))
+    numbers = operation.file.numbers([(0, 0), *margins, (0, 0)])
+    operation.add("PAD", [source, numbers], schema.PadOptionsT(), output=padded)
+    return padded
+
+
+def _unfolded(
+    operation: Operation, source: Tensor, shape: tuple[int, ...], axis: int
+) -> tuple[Tensor, tuple[int, ...]]:
+    """What a kernel meets along an axis, as channels of each of its positions.
+
+    A stride s splits the axis into pixels and s places in each. So no slice needs a
+    stride, which XNNPACK does not know.
+
+    Args:
+      operation: of a convolution.
+      source: as large as `shape`.
+      shape: (1, height, width, channels).
+      axis: 1 or 2.
+
+    Returns:
+      The tensor, and the shape that it is to have in the same sense.
+    """
+    node, count = operation.node, operation.output.shape[axis]
+    size = node.weights["kernel"].shape[axis - 1]
+    stride, step = (node.settings[each][axis - 1] for each in ("strides", "dilation"))
+    if size == stride == 1:
+        return source, shape
+    split = shape
+    if stride > 1:
+        split = (*shape[:axis], shape[axis] // stride, stride, *shape[axis + 1 :])
+    source = _in_shape(operation, source, split)
+    slices = []
+    for i in range(size):
+        begin, taken = [0] * len(split), list(split)
+        begin[axis], taken[axis] = i * step, count
+        if stride > 1:
+            begin[axis : axis + 2] = divmod(i * step, stride)
+            taken[axis + 1] = 1
+        slices.append(_slice(operation, source, begin, taken))
+    shape = (*shape[:axis], count, *shape[axis + 1 : -1], size * shape[-1])
+    return _put_side_by_side(operation, slices), shape
+
+
+def _put_side_by_side(operation: Operation, tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenates channels, of as many tensors at a time as XNNPACK takes."""
+    while len(tensors) > 1:
+        some, others = tensors[:_MOST_CONCATENATED], tensors[_MOST_CONCATENATED:]
+        shape = some[0].shape
+        channels = sum(each.shape[-1] for each in some)
+        joined = _between(operation, (*shape[:-1], channels))
+        options = schema.ConcatenationOptionsT()
+        options.axis = len(shape) - 1
+        operation.add("CONCATENATION", some, options, output=joined)
+        tensors = [joined, *others]
+    return tensors[0]
+
+
+def _slice(
+    operation: Operation, source: Tensor, begin: Sequence[int], shape: Sequence[int]
+) -> Tensor:
+    """A block of a tensor, of any batch: STRIDED_SLICE, as SLICE has one batch.
+
+    Where all of an axis is taken, its ends are 0 behind a mask, for more slices to
+    share their constants.
+    """
+    block = _between(operation, shape)
+    options, end = schema.StridedSliceOptionsT(), [0] * len(shape)
+    options.beginMask = options.endMask = 0
+    for axis, (whole, first, size) in enumerate(zip(source.shape, begin, shape)):
+        if size == whole:
+            options.beginMask |= 1 << axis
+            options.endMask |= 1 << axis
+        else:
+            end[axis] = first + size
+    numbers = (begin, end, [1] * len(shape))
+    inputs = [source, *map(operation.file.numbers, numbers)]
+    operation.add("STRIDED_SLICE", inputs, options, output=block)
+    return block
+
+
+def _in_shape(operation: Operation, source: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same integers in another shape, of any batch."""
+    if source.shape == tuple(shape):
+        return source
+    reshaped = _between(operation, shape)
+    target = (-1, *shape[1:])
+    options = schema.ReshapeOptionsT()
+    options.newShape = np.array(target, np.int32)
+    inputs = [source, operation.file.numbers(target)]
+    operation.add("RESHAPE", inputs, options, output=reshaped)
+    return reshaped
+
+
+def _between(operation: Operation, shape: Sequence[int]) -> Tensor:
+    """A tensor between the source of a node and its operator, of the source's grid."""
+    (source,), file = operation.sources, operation.file
+    name = f"between/{file.num_tensors}"  # short: there are many
+    return file.tensor(name, shape, source.dtype, source.grid)
 
 
 # Operators of two inputs.

@@ -6,7 +6,7 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import KINDS, Graph, Node, check_images, running, title
+from dfq_tf.graph import KINDS, Graph, Node, check_images, compute, title
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import targets, writer
@@ -287,7 +287,7 @@ def layer_differences(
         return tf.constant(tensor.values)  # what the layers behind are fed with
 
     pixels = network.description.normalize(images.astype(np.float32))
-    running.compute(
+    compute(
         network.graph,
         tf.constant(pixels),
         [network.graph.output],

@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node, frozen, problem
 from dfq_tf.settings import BitWidths, FileConfig
+from dfq_tf.tflite import kernel_costs
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
 
@@ -221,14 +222,28 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def has_forms(name: str) -> bool:
+    """Whether a file for a target may have a kernel in another operator than its own.
+
+    The times by which a form is chosen are those of LiteRT, and older runtimes and
+    other ones have no FULLY_CONNECTED of one scale for each output.
+    """
+    return TARGETS[name].versions is None
+
+
 def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
     """Raises ConfigError for a width or a type that a target does not take.
+
+    And for a table of kernel costs that cannot be read, or is not for the target, or a
+    size of the file where bits cannot be chosen.
 
     Args:
       file: what is asked for, the target among it.
       widths: bits of weights and activations.
     """
     name, target = file.target, TARGETS[file.target]
+    _check_forms(file)
+    _check_size(file, widths)
     for field in dataclasses.fields(widths):
         setting, bits = field.name, getattr(widths, field.name)
         if not setting.startswith("num_bits"):
@@ -247,6 +262,38 @@ def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
                 f"{setting} is 'float32', and the target is {name}: {target.says} "
                 "takes integers there, uint8 or int8"
             )
+
+
+def _check_forms(file: FileConfig) -> None:
+    """Raises ConfigError for a choice of forms that means nothing, or has no table."""
+    kernel_costs.read(file.kernel_costs)
+    plain = FileConfig()
+    for setting in ("favor", "kernel_costs"):
+        value = getattr(file, setting)
+        if not has_forms(file.target) and value != getattr(plain, setting):
+            raise ConfigError(
+                f"{setting} is {value!r}, and the target is {file.target}: the choice "
+                f"is by LiteRT's times, for the target {plain.target} alone. Leave "
+                f"{setting} out"
+            )
+
+
+def _check_size(file: FileConfig, widths: BitWidths) -> None:
+    """Raises ConfigError for a size where no bits of weights can be chosen for it."""
+    if not file.has_size:
+        return
+    setting = "target_size" if file.target_size else "target_kib"
+    said, target = f"{setting} is {getattr(file, setting)!r}", TARGETS[file.target]
+    if widths.num_bits_weight < 8:
+        raise ConfigError(
+            f"{said} and num_bits_weight is {widths.num_bits_weight}: the bits of each "
+            "layer follow from the size; leave the weights at 8, as in W8A8"
+        )
+    if 4 not in target.kernel_bits_beside(widths.num_bits_activation):
+        raise ConfigError(
+            f"{said}, for which weights would get 4 bits or fewer, and the target is "
+            f"{file.target}: {target.says} takes 8 there. Leave {setting} out"
+        )
 
 
 def check_layers(

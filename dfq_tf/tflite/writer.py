@@ -26,11 +26,12 @@ from dfq_tf.graph import (
 )
 from dfq_tf.quantization import Grid, QuantizedNetwork, is_taken_in
 from dfq_tf.settings import BitWidths, FileConfig
-from dfq_tf.tflite import metadata, operators, targets
+from dfq_tf.tflite import forms, metadata, operators, targets
 from dfq_tf.tflite.ends import Ends, add_answers, ends_of, image_grid
 from dfq_tf.tflite.flatbuffer import File, Tensor
+from dfq_tf.tflite.forms import Integers
 from dfq_tf.tflite.metadata import Metadata
-from dfq_tf.tflite.operators import Integers, Operation
+from dfq_tf.tflite.operators import Operation
 
 _LOWEST_INT8, _HIGHEST_INT8 = -128, 127
 # How far scales may be apart that are the same: rounding to float32.
@@ -234,6 +235,7 @@ class _Writer:
         self._graph = network.graph
         self._dtype = np.int16 if network.is_wide else np.int8
         self._instead = targets.TARGETS[config.target].instead
+        self._forms = forms.chosen(network, config)
 
     def add_image(self, grid: Grid | None) -> None:
         """The input; what its integers mean, None for floats.
@@ -275,7 +277,14 @@ class _Writer:
         sources = [self.stored[name] for name in node.inputs]
         self._check_shared(node, sources, output)
         operation = Operation(
-            self.file, self._network, node, sources, output, activation, self._instead
+            self.file,
+            self._network,
+            node,
+            sources,
+            output,
+            activation,
+            self._instead,
+            self._forms.get(node.name),
         )
         operators.write(operation)
         if self._may_be_below(last, grid):

@@ -1,0 +1,142 @@
+"""A quantized network whose file has a given size: bits of single kernels."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dfq_tf.errors import ConfigError
+from dfq_tf.quantization import (
+    MIXED_BITS,
+    QuantizedNetwork,
+    chosen_bits,
+    kernel_noise,
+    with_kernel_bits,
+)
+from dfq_tf.settings import BitWidths, FileConfig, MixedWidths
+from dfq_tf.tflite.forms import LayerCosts, layer_costs
+from dfq_tf.tflite.writer import write
+
+_KIB = 1024
+# Kept free: how many numbers tensors share hangs on their values, which may change.
+_RESERVE = 256
+# How often the bytes of the whole file may correct the sum of its layers'.
+_MOST_TRIALS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SizedLayer:
+    """A layer with a kernel, and what its width does.
+
+    Attributes:
+      name: of the node.
+      bits: of its kernel.
+      form: in which the file has it, such as 'FULLY_CONNECTED int4'.
+      num_bytes: of its weights in the file.
+      milliseconds: by the table of kernel costs; None where that has no such layer.
+      noise: power of the noise that this width alone makes in the logits of generated
+        images, over the power of the logits.
+    """
+
+    name: str
+    bits: int
+    form: str
+    num_bytes: int
+    milliseconds: float | None
+    noise: float
+
+
+def sized_widths(
+    network: QuantizedNetwork,
+    images: np.ndarray,
+    widths: BitWidths,
+    file: FileConfig,
+    weight_range: str,
+) -> tuple[MixedWidths, list[SizedLayer]]:
+    """The widths of a network whose file is no larger than asked for.
+
+    Args:
+      network: with 8-bit weights.
+      images: generated, uint8 (n, height, width, channels).
+      widths: of the network.
+      file: says the size.
+      weight_range: 'min_max' or 'mse'.
+
+    Returns:
+      The same widths, but for those of kernels; and what they do, for each layer.
+
+    Raises:
+      ConfigError: no file is so small; it says how small one can be.
+    """
+    costs = _costs(network, file)
+    num_bytes = {key: cost.num_bytes for key, cost in costs.items()}
+    smallest = {
+        name: min(MIXED_BITS, key=lambda bits: (num_bytes[name, bits], -bits))
+        for name in network.kernel_bits
+    }
+
+    def size(bits: Mapping[str, int]) -> int:
+        return len(write(with_kernel_bits(network, bits, weight_range), file))
+
+    whole, least = size({}), size(smallest)
+    share = file.size_share
+    most = (share * whole if share else file.target_kib * _KIB) - _RESERVE
+    if least > most:
+        raise _too_small(file, whole, least + _RESERVE)
+    noise = kernel_noise(network, images, weight_range)
+    bits, to_save = smallest, whole - most
+    for _ in range(_MOST_TRIALS):
+        found = chosen_bits(noise, num_bytes, to_save)
+        if (excess := size(found) - most) <= 0:
+            bits = found
+            break
+        to_save += excess
+    layers = [
+        _sized(name, each, costs[name, each], noise[name, each])
+        for name, each in bits.items()
+    ]
+    mixed = MixedWidths(**vars(widths) | {"layer_bits": tuple(bits.items())})
+    return mixed, layers
+
+
+def _sized(name: str, bits: int, costs: LayerCosts, noise: float) -> SizedLayer:
+    form, time = costs.form.name, costs.milliseconds
+    return SizedLayer(name, bits, form, costs.num_bytes, time, noise)
+
+
+def _costs(
+    network: QuantizedNetwork, file: FileConfig
+) -> dict[tuple[str, int], LayerCosts]:
+    """What each kernel costs in each width: (node, bits) -> costs."""
+    costs = {}
+    for bits in MIXED_BITS:
+        all_same = dict.fromkeys(network.kernel_bits, bits)
+        changed = dataclasses.replace(network, kernel_bits=all_same)
+        for name, cost in layer_costs(changed, file).items():
+            costs[name, bits] = cost
+    return costs
+
+
+def _too_small(file: FileConfig, whole: int, least: int) -> ConfigError:
+    name = "target_size" if file.target_size else "target_kib"
+    advice = ". With favor='size' it may be smaller" if file.favor != "size" else ""
+    return ConfigError(
+        f"{name} is {getattr(file, name)!r}, and the smallest file has {least:,} "
+        f"bytes, {least / whole:.3f}x of the {whole:,} of 8-bit weights: ask for "
+        f"{np.ceil(1000 * least / whole) / 1000:g}x or {-(-least // _KIB)} KiB at the "
+        f"least{advice}"
+    )
+
+
+def as_table(layers: Sequence[SizedLayer]) -> str:
+    """A line for each layer, for readers."""
+    lines = [
+        f"{'layer':32} {'bits':>4} {'form':>22} {'bytes':>9} {'noise':>9} {'ms':>8}"
+    ]
+    for layer in layers:
+        time = "-" if layer.milliseconds is None else f"{layer.milliseconds:.4f}"
+        lines.append(
+            f"{layer.name:32} {layer.bits:>4} {layer.form:>22} {layer.num_bytes:>9,} "
+            f"{layer.noise:>9.1e} {time:>8}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""Widths of single kernels for a file of a given size, chosen without data."""
+
+import itertools
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError
+from dfq_tf.quantization import chosen_bits, kernel_noise, with_kernel_bits
+from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig, MixedWidths
+from dfq_tf.tflite import as_table, check_target_takes, convert, sized_widths, writer
+from dfq_tf.tflite.running import kernel_types
+from tests.graphs import Sketch, noise
+
+SHAPE = (6, 6, 4)
+CALIBRATION = CalibrationConfig(
+    activation_range="min_max",
+    pooled_margin=1.0,
+    logits_margin=1.0,
+    bias_correction=False,
+)
+
+
+def sketch():
+    """Four kernels, of which the first is small and tells much."""
+    drawn = Sketch(SHAPE)
+    drawn.conv("first", outputs=16, size=1)
+    drawn("relu", "relu_1", top=None)
+    drawn.conv("second", outputs=64, size=1)
+    drawn("relu", "relu_2", top=None)
+    drawn.conv("third", outputs=64, size=1)
+    drawn("global_average_pool", "pool", keepdims=False)
+    drawn.dense("dense", outputs=8)
+    return drawn
+
+
+class ChosenBitsTest(tf.test.TestCase, parameterized.TestCase):
+    SIZES = {"a": 100, "b": 40, "c": 300}
+    BYTES = {
+        (name, bits): size * bits // 8
+        for name, size in SIZES.items()
+        for bits in (8, 4, 2)
+    }
+    NOISE = {
+        ("a", 8): 0.0, ("a", 4): 1.0, ("a", 2): 30.0,
+        ("b", 8): 0.0, ("b", 4): 2.0, ("b", 2): 2.5,
+        ("c", 8): 0.0, ("c", 4): 9.0, ("c", 2): 99.0,
+    }  # fmt: skip
+
+    def chosen(self, to_save):
+        return chosen_bits(self.NOISE, self.BYTES, to_save)
+
+    def test_nothing_to_save(self):
+        self.assertEqual(self.chosen(0), {"a": 8, "b": 8, "c": 8})
+
+    def test_cheapest_bytes_first(self):
+        self.assertEqual(self.chosen(50), {"a": 4, "b": 8, "c": 8})
+        self.assertEqual(self.chosen(200), {"a": 4, "b": 8, "c": 4})
+
+    def test_as_much_as_there_is(self):
+        self.assertEqual(self.chosen(10_000), {"a": 2, "b": 2, "c": 2})
+
+    @parameterized.parameters(*range(10, 331, 40))
+    def test_little_more_noise_than_the_best_of_all(self, to_save):
+        def saved(bits):
+            return sum(self.BYTES[n, 8] - self.BYTES[n, b] for n, b in bits.items())
+
+        def total(bits):
+            return sum(self.NOISE[move] for move in bits.items())
+
+        choices = itertools.product((8, 4, 2), repeat=3)
+        everything = [dict(zip(self.SIZES, bits)) for bits in choices]
+        best = min((b for b in everything if saved(b) >= to_save), key=total)
+        found = self.chosen(to_save)
+        self.assertGreaterEqual(saved(found), to_save)
+        # One kernel's step more than needed is what greed may cost.
+        self.assertLessEqual(total(found), total(best) + 12)
+
+    def test_a_width_that_saves_nothing_is_left(self):
+        same = {**self.BYTES, ("c", 2): self.BYTES["c", 4]}
+        self.assertEqual(chosen_bits(self.NOISE, same, 10_000)["c"], 4)
+
+
+class SizedTest(tf.test.TestCase, parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.images = noise(SHAPE, 40)
+        cls.float = float_network(sketch().classifier())
+        cls.network = post_training(cls.float, cls.images, BitWidths(), CALIBRATION)
+
+    def sized(self, **size):
+        file = FileConfig(favor="size", **size)
+        mixed, layers = sized_widths(
+            self.network, self.images, BitWidths(), file, CALIBRATION.weight_range
+        )
+        network = post_training(self.float, self.images, mixed, CALIBRATION)
+        return mixed, layers, network, convert(network, self.images, file)
+
+    def test_noise_is_that_of_each_kernel_alone(self):
+        found = kernel_noise(self.network, self.images, "mse")
+        self.assertLen(found, 4 * 3)
+        (exact,) = self.network.outputs(self.images, [self.network.graph.output])
+        widths = MixedWidths(layer_bits=(("second", 2),))
+        changed = post_training(self.float, self.images, widths, CALIBRATION)
+        self.assertEqual(changed.kernel_bits["second"], 2)
+        self.assertEqual(changed.kernel_bits["third"], 8)
+        (noisy,) = changed.outputs(self.images, [changed.graph.output])
+        expected = np.sum((noisy - exact) ** 2) / np.sum(exact**2)
+        self.assertAllClose(found["second", 2], expected, rtol=0.05)
+        self.assertEqual(found["second", 8], 0)
+        for name in self.network.kernel_bits:
+            self.assertGreater(found[name, 2], found[name, 4])
+
+    def test_ranges_are_those_of_the_bits(self):
+        changed = with_kernel_bits(self.network, {"third": 2}, "mse")
+        widths = MixedWidths(layer_bits=(("third", 2),))
+        expected = post_training(self.float, self.images, widths, CALIBRATION)
+        for name, ranges in expected.kernel_ranges.items():
+            self.assertAllEqual(changed.kernel_ranges[name], ranges)
+
+    @parameterized.parameters(0.9, 0.75)
+    def test_files_are_no_larger_than_asked_for(self, share):
+        whole = len(writer.write(self.network, FileConfig(favor="size")))
+        mixed, layers, network, content = self.sized(target_size=f"{share}x")
+        self.assertLessEqual(len(content), share * whole)
+        # And not much smaller: bits are kept where there is room.
+        self.assertGreater(len(content), share * whole - 2100)
+        self.assertEqual(dict(mixed.layer_bits), dict(network.kernel_bits))
+        self.assertEqual({n.name: n.bits for n in layers}, network.kernel_bits)
+        types = kernel_types(content)
+        for layer in layers:
+            self.assertEndsWith(layer.form, types[layer.name])
+            self.assertGreater(layer.milliseconds, 0)
+        lines = as_table(layers).splitlines()
+        self.assertLen(lines, 5)
+        self.assertIn("first", lines[1])
+
+    def test_kib(self):
+        _, layers, _, content = self.sized(target_kib=8)
+        self.assertLessEqual(len(content), 8 * 1024)
+        self.assertTrue(any(layer.bits < 8 for layer in layers))
+
+    def test_more_room_than_needed_keeps_all_bits(self):
+        mixed, layers, _, _ = self.sized(target_kib=1000)
+        self.assertEqual(set(dict(mixed.layer_bits).values()), {8})
+        self.assertEqual({layer.noise for layer in layers}, {0.0})
+
+    @parameterized.parameters(("target_size", "0.1x"), ("target_kib", 1))
+    def test_says_the_smallest(self, name, value):
+        message = f"{name} is {value!r}, and the smallest file has .* ask for (.*)x or"
+        with self.assertRaisesRegex(ConfigError, message) as caught:
+            self.sized(**{name: value})
+        share = str(caught.exception).split("ask for ")[1].split("x")[0]
+        _, layers, _, content = self.sized(target_size=f"{share}x")
+        self.assertEqual({layer.bits for layer in layers}, {2})
+        whole = len(writer.write(self.network, FileConfig(favor="size")))
+        self.assertLessEqual(len(content), float(share) * whole)
+
+
+class RefusedTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters("half", "0.5", "1.5x", "0x", "x", "-0.5x")
+    def test_what_is_no_share(self, value):
+        with self.assertRaisesRegex(ConfigError, f"target_size is '{value}'; write a"):
+            FileConfig(target_size=value)
+
+    def test_two_sizes(self):
+        with self.assertRaisesRegex(ConfigError, "give one of them"):
+            FileConfig(target_size="0.5x", target_kib=100)
+
+    def test_negative(self):
+        with self.assertRaisesRegex(ConfigError, "target_kib is -1; it must be at"):
+            FileConfig(target_kib=-1)
+
+    def test_bits_of_a_layer(self):
+        with self.assertRaisesRegex(ConfigError, "layer_bits of conv is 1; .* least 2"):
+            MixedWidths(layer_bits=(("conv", 1),))
+
+    def test_bits_of_a_layer_that_is_not_there(self):
+        network = float_network(sketch().classifier())
+        widths = MixedWidths(layer_bits=(("nowhere", 4),))
+        message = "names 'nowhere', which is no node .* are first, second, third, dense"
+        with self.assertRaisesRegex(ConfigError, message):
+            post_training(network, noise(SHAPE, 8), widths, CALIBRATION)
+
+    @parameterized.parameters(
+        (BitWidths(4), "android", "num_bits_weight is 4: .* leave the weights at 8"),
+        (
+            BitWidths(),
+            "ethos_u",
+            "the target is ethos_u: Vela, .* Leave target_kib out",
+        ),
+        (BitWidths(), "edge_tpu", "the target is edge_tpu"),
+        (BitWidths(8, 16), "micro", "the target is micro"),
+    )
+    def test_bits_that_cannot_be_chosen(self, widths, target, message):
+        file = FileConfig(target_kib=100, target=target)
+        with self.assertRaisesRegex(ConfigError, message):
+            check_target_takes(file, widths)
+
+    def test_others_are_taken(self):
+        for target in ("android", "micro"):
+            check_target_takes(FileConfig(target_kib=100, target=target), BitWidths())
+
+
+if __name__ == "__main__":
+    tf.test.main()
