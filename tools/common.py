@@ -409,7 +409,8 @@ def open_workdir(
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
-    return Workdir(path, settings, free, defaults, digests, replaces)
+    tool = pathlib.Path(sys.argv[0]).stem
+    return Workdir(path, settings, free, defaults, digests, replaces, tool)
 
 
 def _digest(path: str) -> str:
@@ -475,7 +476,11 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
 
 
 def run(
-    main: Callable[[], None], description: str, *, positional: str | None = None
+    main: Callable[[], None],
+    description: str,
+    *,
+    positional: str | None = None,
+    several: bool = False,
 ) -> None:
     """Runs a tool: parses the flags, calls `main`, and turns our errors into exits.
 
@@ -486,6 +491,7 @@ def run(
       main: the work.
       description: for --help.
       positional: the flag whose value may also be given alone, without its name.
+      several: whether that is a list, each of whose values is an argument of its own.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -501,7 +507,10 @@ def run(
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
-            FLAGS[positional].value = FLAGS[positional].parser.parse(rest.pop(1))
+            if several:
+                FLAGS[positional].value, rest = rest[1:], rest[:1]
+            else:
+                FLAGS[positional].value = FLAGS[positional].parser.parse(rest.pop(1))
         if len(rest) > 1:
             _fail(
                 f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2

@@ -4,7 +4,8 @@
 
 Warms a generator up, sets the ranges from its images (df_q), and trains the
 quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
-tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, generated images.
+tools/convert.py turns into a TFLite file, WORKDIR/METHOD.png, generated images, and
+WORKDIR/report.html, the page of the run.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
 from dfq_tf.quantization import QuantizedNetwork, check_widths, float_network, student
-from dfq_tf.reports import pictures
+from dfq_tf.reports import facts, layer_noise, page, pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
@@ -42,6 +43,10 @@ from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
+# What a reader calls the methods.
+TITLES = {"df_q": "DF-Q", "df_qat_kd": "DF-QAT-KD"}
+# Images on which the layers' noise is measured.
+_NOISE_IMAGES = 64
 # Of the flags of quantization-aware training.
 _PREFIX = "qat_"
 
@@ -168,7 +173,40 @@ def _agreement(
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
         np.save(temporary, images)
     pictures.write_preview(images[:100], path.parent, path.stem)
-    return agreement(result.network.scores(images), teacher.scores(images))
+    scores = teacher.scores(images)
+    generated = facts.generated(images, scores, teacher.description)
+    facts.add(path.parent, path.stem, generated=generated)
+    return agreement(result.network.scores(images), scores)
+
+
+def measure_noise(
+    source: Classifier,
+    network: QuantizedNetwork,
+    content: bytes,
+    folder: pathlib.Path,
+    method: str,
+) -> layer_noise.LayerNoise:
+    """Charts the noise of a file's layers, and keeps for the page what they hold.
+
+    Args:
+      source: the float network that was quantized.
+      network: quantized.
+      content: of its file.
+      folder: has METHOD_images.npy, and gets METHOD_noise.csv and METHOD_noise.png.
+      method: that made the file.
+
+    Returns:
+      The noisiest layer.
+    """
+    calibration = common.config_from_flags(CalibrationConfig)
+    generated = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
+    exact = float_network(source, calibration)
+    noise = layer_noise.measure(exact, content, generated)
+    title = f"{TITLES[method]} {widths_from_flags().name}"
+    layer_noise.write_report(noise, folder / f"{method}_noise", title)
+    layers = facts.layers(source, network, noise, has_memory=not calibration.equalize)
+    facts.add(folder, method, layers=layers)
+    return layer_noise.worst(noise)
 
 
 def check_settings(
@@ -211,12 +249,15 @@ def main() -> None:
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir()
-    quantize_network(teacher, None, FLAGS.method, workdir)
+    network, content = quantize_network(teacher, None, FLAGS.method, workdir)
+    if content is not None:
+        measure_noise(teacher, network, content, workdir.path, FLAGS.method)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
         "Agreement with the teacher on generated images: "
         f"{100 * metrics['agreement_on_generated_images']:.1f} %"
     )
+    print(f"The page of the run: {page.write(workdir.path)}")
     print(f"Wrote {workdir.path / FLAGS.method}.keras; now run tools/convert.py")
 
 

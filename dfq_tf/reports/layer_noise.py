@@ -21,7 +21,15 @@ import numpy as np
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
 from dfq_tf.files import replacing, write_text
-from dfq_tf.graph import KINDS, Classifier, Graph, running
+from dfq_tf.graph import (
+    FLOAT,
+    KINDS,
+    Classifier,
+    Graph,
+    compute,
+    images_per_pass,
+    num_values,
+)
 from dfq_tf.quantization import decibels, grids, powers
 from dfq_tf.tflite import Feeding, dequantized, kernel_types, open_interpreter
 
@@ -66,8 +74,8 @@ def measure(
     graph = network.graph
     names = grids.measured(graph)
     # All outputs at a time: of the network, of the file, and the widened ones below.
-    size = 3 * running.FLOAT * running.num_values(graph)
-    batch_size = running.images_per_pass(size, len(images))
+    size = 3 * FLOAT * num_values(graph)
+    batch_size = images_per_pass(size, len(images))
     sums = {name: np.zeros((2, 2)) for name in names}
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -75,7 +83,7 @@ def measure(
         _check_stored(graph, names, stored)
         inputs = network.description.normalize(batch.astype(np.float32))
         stored[graph.image.name] = inputs  # in whatever type the file takes them
-        exact = running.compute(graph, tf.constant(inputs), names)
+        exact = compute(graph, tf.constant(inputs), names)
         for name, values in zip(names, exact):
             alone = _alone(graph, name, stored)
             sums[name] += [
