@@ -54,7 +54,7 @@ FILE = {
     },
 }
 RUN = {
-    "tool": "run",
+    "command": "python tools/run.py",
     "seed": "7",
     "python": "3.11.7",
     "machine": "made_up, 2 cores",

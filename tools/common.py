@@ -84,6 +84,9 @@ _AWAY = {
     "num_bits_activation",
 }
 
+# Whether this file is part of the command dfq-tf, and not of a source tree.
+_IS_INSTALLED = pathlib.Path(__file__).parents[1].name == "dfq_tf_command"
+
 # Exit code, as shells give it to a program that SIGPIPE has ended.
 _READER_GONE = 128 + 13
 
@@ -409,8 +412,8 @@ def open_workdir(
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
-    tool = pathlib.Path(sys.argv[0]).stem
-    return Workdir(path, settings, free, defaults, digests, replaces, tool)
+    command = command_of(pathlib.Path(sys.argv[0]).stem)
+    return Workdir(path, settings, free, defaults, digests, replaces, command)
 
 
 def _digest(path: str) -> str:
@@ -467,12 +470,20 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
       tool: name of one in tools/.
       values: of its flags, by their names; they are flags of this tool too.
     """
-    python = sys.executable or "python"
-    if python.startswith(os.getcwd() + os.sep):
-        python = os.path.relpath(python)
+    if _IS_INSTALLED:
+        parts = command_of(tool).split()
+    else:
+        python = sys.executable or "python"
+        if python.startswith(os.getcwd() + os.sep):
+            python = os.path.relpath(python)
+        parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
     texts = _as_texts(values)
-    parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
     return shlex.join([*parts, *(f"--{name}={texts[name]}" for name in texts)])
+
+
+def command_of(tool: str) -> str:
+    """How a user calls a tool: by dfq-tf where that was installed."""
+    return f"dfq-tf {tool}" if _IS_INSTALLED else f"python tools/{tool}.py"
 
 
 def run(

@@ -122,9 +122,9 @@ class Record:
     @property
     def command(self) -> str:
         """What repeats the run, in another folder."""
-        tool = self.run.get("tool") or "run"
+        tool = self.run.get("command") or "python tools/run.py"
         flagfile = shlex.quote(str(self.path / "flags.cfg"))
-        return f"python tools/{tool}.py --flagfile={flagfile} --workdir=runs/again"
+        return f"{tool} --flagfile={flagfile} --workdir=runs/again"
 
 
 def read(folder: str | os.PathLike[str]) -> Record:
