@@ -35,7 +35,10 @@ def main() -> None:
     parser.add_argument("--input_mean", type=float, nargs="+", default=None)
     parser.add_argument("--input_scale", type=float, nargs="+", default=None)
     parser.add_argument("--widths", default="W8A8")
-    parser.add_argument("--calibration_images", type=int, default=1024)
+    parser.add_argument(
+        "--images_from", default="auto", help="as --images of the tools"
+    )
+    parser.add_argument("--calibration_images", type=int, default=0)
     parser.add_argument("--most_images", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--yardstick", action="store_true")
@@ -51,7 +54,7 @@ def main() -> None:
     teacher = dfq_tf.load_classifier(arguments.model, **fed)
     exact = float_network(teacher)
     calibration = dfq_tf.CalibrationConfig(
-        calibration_images=arguments.calibration_images
+        images=arguments.images_from, calibration_images=arguments.calibration_images
     )
     began, said = time.monotonic(), ""
     widths = dfq_tf.settings.parse_widths(arguments.widths)
@@ -68,10 +71,11 @@ def main() -> None:
         )
         network = result.network
         found = result.measurements
+        kind = result.source.kind
         said = (
             f"; expected {100 * found['expected_agreement']:.1f} %, SQNR "
-            f"{found['sqnr_generated']:.1f} dB generated, "
-            f"{found['sqnr_procedural']:.1f} procedural"
+            f"{found[f'sqnr_{kind}']:.1f} dB {kind}, "
+            f"{found['sqnr_procedural']:.1f} procedural; {result.source}"
         )
     seconds = time.monotonic() - began
     scores, expected = network.scores(images), exact.scores(images)

@@ -18,10 +18,16 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
 from dfq_tf.distillation import (
+    ObservedTeacher,
+    Source,
     WarmedUp,
+    check_source,
+    choose_source,
     generate,
     held_out,
+    held_out_count,
     make_bank,
+    observe,
     phases,
     warmed_up,
     with_batch_size,
@@ -40,7 +46,9 @@ from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import (
     AUTO_METHOD,
+    GENERATED,
     METHODS,
+    PROCEDURAL,
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
@@ -77,7 +85,10 @@ class Quantized:
     Attributes:
       network: the quantized network.
       tflite: the content of the `.tflite` file.
-      generators: make images that the teacher takes for its training data.
+      generators: make images that the teacher takes for its training data; none where
+        nothing was trained and the images came from elsewhere.
+      source: where the images came from that calibrated.
+      held_out: other images from there, uint8, which trained and calibrated nothing.
       measurements: what is expected of DF-Q, see `expected`. If something was trained,
         also the agreement with the teacher on held-out generated images, before and
         after it, and the last losses, which a run that had finished before no longer
@@ -88,6 +99,8 @@ class Quantized:
     network: QuantizedNetwork
     tflite: bytes
     generators: Sequence[keras.Model]
+    source: Source
+    held_out: np.ndarray
     measurements: dict[str, float]
     method: str
 
@@ -114,9 +127,9 @@ def quantize(
 ) -> Quantized:
     """Quantizes a classifier to an integer TFLite model, using no data.
 
-    A generator is warmed up on what the teacher knows of its training data; its images
-    give the activation ranges (DF-Q). For DF-QAT-KD, student and generator are then
-    trained against each other (Choi et al. 2020); the better is kept, see `trained`.
+    Images of a generator, or crops of photographs of anything, give the activation
+    ranges (DF-Q), see `choose_source`. For DF-QAT-KD, student and generator are trained
+    against each other (Choi et al. 2020); the better is kept, see `trained`.
 
     Args:
       teacher: the trained classifier; or a model or file that says itself how it is
@@ -134,8 +147,7 @@ def quantize(
       show_progress: whether to show a bar for each stage.
 
     Raises:
-      ConfigError: a setting is out of its limits, teacher and network do not fit, or a
-        model does not say how it is fed.
+      ConfigError: a setting or the feeding is wrong, or the networks do not fit.
       ModelError: the teacher is no image classifier, or its file cannot be read.
       UnsupportedLayerError: a layer has no integer form for the target; it is named.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
@@ -151,12 +163,13 @@ def quantize(
     _check_quantizes(method, teacher, network, widths, config, calibration, file)
     prepared = prepare(teacher, network, calibration, context)
     quantized = post_training(prepared.network, prepared.images, widths, calibration)
-    generators, found = prepared.warmed.generators, expected(prepared, quantized)
+    generators, found = prepared.generators, expected(prepared, quantized)
     if (method := _method(method, teacher, widths, found)) == "df_qat_kd":
         quantized, generators, more = trained(prepared, quantized, context)
         found |= more
-    content = convert(quantized, prepared.held_out, file)
-    return Quantized(quantized, content, generators, found, method)
+    source, images = prepared.source, prepared.held_out
+    content = convert(quantized, images, file)
+    return Quantized(quantized, content, generators, source, images, found, method)
 
 
 def _method(
@@ -188,6 +201,7 @@ def _check_quantizes(
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method == "df_qat_kd":
         check_trains(teacher)
+    check_source(calibration.images, teacher.image_shape[-1])
     if config.num_students != 1:
         raise ConfigError(
             f"num_students is {config.num_students}, but one network is quantized; "
@@ -203,25 +217,65 @@ def _check_quantizes(
 class Prepared:
     """What all quantized networks of one float network start from.
 
+    What takes long is made when it is first asked for, and kept.
+
     Attributes:
-      warmed: the teacher, and generators that are warmed up.
+      teacher: the trained classifier.
+      observed: the same, frozen, with its BN statistics.
       network: the float network, rewritten for integers.
-      images: calibration images drawn from the generators, uint8.
-      held_out: other images drawn from them, which train and calibrate nothing.
-      answers: the teacher's scores for those.
-      procedural: images that no generator made, uint8: 1/f noise.
-      procedural_answers: the teacher's scores for those.
       calibration: as it was given.
+      context: of the run.
+      source: where the images come from.
     """
 
-    warmed: WarmedUp
+    teacher: Classifier
+    observed: ObservedTeacher
     network: Classifier
-    images: np.ndarray
-    held_out: np.ndarray
-    answers: np.ndarray
-    procedural: np.ndarray
-    procedural_answers: np.ndarray
     calibration: CalibrationConfig
+    context: Context[DistillationConfig]
+    source: Source
+
+    @functools.cached_property
+    def warmed(self) -> WarmedUp:
+        """The teacher, and generators that are warmed up."""
+        return warmed_up(self.observed, self.context)
+
+    @property
+    def generators(self) -> list[keras.Model]:
+        """Those that made the images; none if these come from elsewhere."""
+        return self.warmed.generators if self.source.name == GENERATED else []
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """Calibration images, uint8."""
+        count = self.calibration.image_count(self.network.image_shape)
+        if made := self.generators:
+            return generate(made, self.context.settings, count, self.context.seed)
+        return self.source.draw(self.context.seed, count, self.network.image_shape)
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """Other images of the same source, which train and calibrate nothing."""
+        if made := self.generators:
+            return held_out(made, self.context.settings, self.context.seed)
+        shape = self.network.image_shape
+        return self.source.draw(self.context.seed + 1, held_out_count(shape), shape)
+
+    @functools.cached_property
+    def procedural(self) -> np.ndarray:
+        """1/f noise, uint8: as many images as are held out, but at most 256."""
+        count = min(_JUDGING_IMAGES, len(self.held_out))
+        return natural_noise(self.context.seed, count, self.network.image_shape)
+
+    @functools.cached_property
+    def answers(self) -> np.ndarray:
+        """The teacher's scores for the images held out."""
+        return self.teacher.scores(self.held_out)
+
+    @functools.cached_property
+    def procedural_answers(self) -> np.ndarray:
+        """The teacher's scores for the procedural images."""
+        return self.teacher.scores(self.procedural)
 
 
 def prepare(
@@ -230,37 +284,26 @@ def prepare(
     calibration: CalibrationConfig,
     context: Context[DistillationConfig],
 ) -> Prepared:
-    """Everything that does not depend on bit widths: rewriting and warm-up.
+    """Everything that does not depend on bit widths: rewriting, and images.
 
     Args:
       teacher: the trained classifier.
       network: what is to be quantized, the teacher itself or another network.
-      calibration: says how many images are drawn, and whether layers are balanced.
+      calibration: says where the images come from and how many are drawn, and whether
+        layers are balanced.
       context: of the run.
 
     Raises:
-      ConfigError: teacher and network do not fit.
+      ConfigError: teacher and network do not fit, or no images of that source can be
+        had.
       UnsupportedLayerError: a layer has no integer form; it is named.
       TrainingError: see `quantize`.
     """
     check_pair(teacher, network)
     rewritten = float_network(network, calibration)
-    warmed = warmed_up(teacher, context)
-    made, config, seed = warmed.generators, context.settings, context.seed
-    images = generate(made, config, calibration.calibration_images, seed)
-    others = held_out(made, config, seed)
-    count = min(_JUDGING_IMAGES, len(others))
-    procedural = natural_noise(seed, count, teacher.image_shape)
-    return Prepared(
-        warmed,
-        rewritten,
-        images,
-        others,
-        teacher.scores(others),
-        procedural,
-        teacher.scores(procedural),
-        calibration,
-    )
+    observed = observe(teacher, context.precision, context.strategy)
+    source = choose_source(observed, calibration.images, context.seed, context.strategy)
+    return Prepared(teacher, observed, rewritten, calibration, context, source)
 
 
 def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
@@ -271,16 +314,14 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
       network: quantized.
 
     Returns:
-      agreement_generated, agreement_procedural: the share of images, in [0, 1], on
-        which the network answers as the float network does. expected_agreement: the
-        same, the mean over both kinds, of the three quarters of images on which the
-        largest logit is farthest from the next. sqnr_generated, sqnr_procedural: of
-        the scores, in dB.
+      agreement_KIND: the share of images, in [0, 1], on which the network answers as
+        the float network does; of 'procedural' images, and of the kind that was
+        calibrated with, see `Source.kind`. expected_agreement: the same, the mean over
+        the kinds, of the three quarters of images on which the largest logit is
+        farthest from the next. sqnr_KIND: of the scores, in dB.
     """
-    kinds = {
-        "generated": prepared.held_out[: len(prepared.procedural)],
-        "procedural": prepared.procedural,
-    }
+    kinds = {PROCEDURAL: prepared.procedural}
+    kinds[prepared.source.kind] = prepared.held_out[: len(prepared.procedural)]
     found: dict[str, float] = {}
     sure = []
     for kind, images in kinds.items():
@@ -324,8 +365,8 @@ def trained(
 
     Returns:
       The trained network, or the one that was given if it agrees more with the teacher,
-      over generated and procedural images together; the generators as they are after
-      that; and the last measurements, with the agreement on held-out generated images
+      over images held out and procedural ones together; the generators as they are
+      after that; and the last measurements, with the agreement on images held out
       before and after, and untrained_is_kept.
 
     Warns:
@@ -355,8 +396,8 @@ def trained(
         result = network
     if np.mean(after) < np.mean(before) - _TOLERATED_LOSS:
         warnings.warn(
-            "training made the student agree less with the teacher: on generated and "
-            f"procedural images {_percents(before)} before it, {_percents(after)} "
+            "training made the student agree less with the teacher: on images held out "
+            f"and procedural ones {_percents(before)} before it, {_percents(after)} "
             "after. The student that is not trained is given. A lower learning rate "
             "may help",
             stacklevel=2,
@@ -460,7 +501,7 @@ def distill(
     precision = resolve_precision(precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
     bank = make_bank(learner, config, seed)
-    warmed = warmed_up(teacher, context, bank)
+    warmed = warmed_up(observe(teacher, precision, strategy), context, bank)
     images = held_out(warmed.generators, config, seed)
     answers = teacher.scores(images)
     students = _students(learner, context)

@@ -199,6 +199,15 @@ def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
     )
 
 
+# Where images come from that stand for those of the task; or a folder's name.
+GENERATED, PHOTOGRAPHS, PROCEDURAL = "generated", "photographs", "procedural"
+SOURCES = ("auto", GENERATED, PHOTOGRAPHS, PROCEDURAL)
+
+# Images of so many pixels are small: it takes seconds to learn to make them.
+SMALL_IMAGE = 64 * 64
+# How many images calibrate: the most, if they are small, and the least.
+_CALIBRATION_IMAGES = (1024, 256)
+
 RANGE_METHODS = ("auto", "min_max", "percentile", "mse")
 
 
@@ -206,8 +215,20 @@ RANGE_METHODS = ("auto", "min_max", "percentile", "mse")
 class CalibrationConfig(Checked):
     """How ranges are found, and what helps them, all of it without training."""
 
+    images: str = setting(
+        "auto",
+        "Images from which activation ranges are found: generated ones, crops of the "
+        "public-domain photographs that ship with the project, procedural ones (1/f "
+        "noise), or crops of the pictures in a folder. Auto takes the photographs if "
+        "images are larger than 64x64, and if photographs cause the statistics that "
+        "the network's BatchNormalization remembers; else generated images.",
+    )
     calibration_images: int = setting(
-        1024, "Generated images from which activation ranges are found.", minimum=1
+        AUTO,
+        "How many of them; auto takes 1024, and fewer, but at least 256, if they are "
+        "larger than 64x64.",
+        minimum=1,
+        auto=True,
     )
     activation_range: str = setting(
         "auto",
@@ -254,6 +275,23 @@ class CalibrationConfig(Checked):
         "(Nagel et al. 2019), on the calibration images; kept where images held out "
         "are answered better for it.",
     )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a setting that is out of its limits."""
+        super().__post_init__()
+        check_text("images", self.images)
+        if not self.images:
+            raise ConfigError(
+                f"images is empty; it takes one of {list(SOURCES)}, or a folder"
+            )
+
+    def image_count(self, image_shape: tuple[int, int, int]) -> int:
+        """How many images calibrate: as many as are asked for, or what auto takes."""
+        if self.calibration_images != AUTO:
+            return self.calibration_images
+        most, least = _CALIBRATION_IMAGES
+        fitting = most * SMALL_IMAGE // (image_shape[0] * image_shape[1])
+        return max(least, min(most, fitting))
 
 
 @dataclasses.dataclass(frozen=True)

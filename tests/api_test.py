@@ -12,7 +12,7 @@ import pytest
 from absl.testing import parameterized
 from ai_edge_litert import schema_py_generated as schema
 
-from dfq_tf import api
+from dfq_tf import api, photographs
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import batch_size, generator, phases
 from dfq_tf.distillation.generator import generate
@@ -26,7 +26,7 @@ from dfq_tf.errors import (
 from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization import student as quantized_student
-from dfq_tf.quantization.post_training import post_training
+from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import (
     BitWidths,
     CalibrationConfig,
@@ -43,7 +43,7 @@ from tests import digits, helpers
 layers = keras.layers
 
 CONFIG = DistillationConfig(batch_size=64, noise_dim=32, warm_up_steps=30, rounds=15)
-CALIBRATION = CalibrationConfig(calibration_images=128)
+CALIBRATION = CalibrationConfig(images="generated", calibration_images=128)
 # Enough to see whether something was done.
 TINY = DistillationConfig(
     batch_size=16,
@@ -52,7 +52,9 @@ TINY = DistillationConfig(
     rounds=3,
     student_learning_rate=1e-5,  # more would harm: what is trained is kept
 )
-TINY_CALIBRATION = CalibrationConfig(calibration_images=32, bias_correction=False)
+TINY_CALIBRATION = CalibrationConfig(
+    images="generated", calibration_images=32, bias_correction=False
+)
 # What is measured of DF-Q.
 EXPECTED = {
     "agreement_generated",
@@ -79,7 +81,12 @@ def quantize(teacher, **kwargs):
 
 def few_held_out(count=48):
     """Students are compared on so few images; `generator_test` counts the others."""
-    return mock.patch.object(generator, "held_out_count", return_value=count)
+    stack = contextlib.ExitStack()
+    for module in (api, generator):
+        stack.enter_context(
+            mock.patch.object(module, "held_out_count", return_value=count)
+        )
+    return stack
 
 
 def tiny(teacher, **kwargs):
@@ -175,6 +182,32 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         )
         scores = tflite.scores(self.test.images)
         self.assertGreaterEqual(agreement(self.scores, scores), 0.8)
+
+    def test_photographs_calibrate_without_a_step(self):
+        calibration = dataclasses.replace(TINY_CALIBRATION, images="photographs")
+        with assert_no_training():
+            result = tiny(self.teacher, method="df_q", calibration=calibration)
+        self.assertEqual((result.source.name, result.generators), ("photographs", []))
+        self.assertGreater(result.source.distance, 0)
+        kinds = ("photographs", "procedural")
+        measured = {
+            f"{what}_{kind}" for what in ("agreement", "sqnr") for kind in kinds
+        }
+        self.assertEqual({*result.measurements}, measured | {"expected_agreement"})
+        shape = self.teacher.image_shape
+        self.assertAllEqual(result.held_out, photographs.crops(1, 48, shape))
+        network = float_network(self.teacher)
+        for count, is_same in ((32, True), (31, False)):
+            images = photographs.crops(0, count, shape)
+            expected = post_training(network, images, BitWidths(), calibration)
+            found = result.network.ranges
+            self.assertEqual(found == expected.ranges, is_same)
+
+    def test_students_learn_from_generators_where_photographs_calibrate(self):
+        calibration = dataclasses.replace(TINY_CALIBRATION, images="photographs")
+        result = tiny(self.teacher, calibration=calibration)
+        self.assertLen(result.generators, 1)
+        self.assertIn("distillation_loss", result.measurements)
 
     @pytest.mark.long
     def test_seed_decides_every_byte_and_a_finished_run_is_not_repeated(self):

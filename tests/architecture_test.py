@@ -12,6 +12,7 @@ FOLDERS = (
     "graph",
     "importing",
     "models",
+    "photographs",
     "quantization",
     "reports",
     "tflite",
@@ -29,7 +30,7 @@ LIGHT = (
     "files",
 )
 # The ground that every room stands on.
-GROUND = {"compat", "errors", "files", "procedural", "settings"}
+GROUND = {"compat", "errors", "files", "photographs", "procedural", "settings"}
 # Room -> the rooms that it may import, besides the ground. A room is a folder of the
 # package, or a module of its own.
 MAY_IMPORT: dict[str, set[str]] = {

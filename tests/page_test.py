@@ -106,7 +106,7 @@ class RunPageTest(parameterized.TestCase):
             "4.0 times smaller",
             "0.25 ms",
             "11.8 dB",  # SQNR of the scores
-            "512 images set the ranges",
+            "512 generated images set the ranges",
             "at most 2 steps",
             "98.4 %",  # expected
             "1,234 MiB",
@@ -188,10 +188,30 @@ class RunPageTest(parameterized.TestCase):
         self.assertIn("on 96.2 % of generated images", parsed.words)
         self.assertIn("of 160 generated images", parsed.words)
 
-    def test_class_composition_is_said_where_sources_are_known(self):
-        metrics = {**pages.METRICS, "calibration_sources": {"generated": 384}}
-        _, _, parsed = made(metrics=metrics)
-        self.assertIn("512 images (384 generated) set the ranges", parsed.words)
+    def test_where_the_images_come_from_is_said(self):
+        training = {**pages.METRICS["df_q_training"]}
+        training["calibration_sources"] = {"photographs": 1256, "generated": 3}
+        folder = pages.write(
+            new_folder() / "run",
+            {**pages.METRICS, "df_q_training": training},
+            curves=False,
+        )
+        shown = facts.read(folder, "df_q")["generated"]
+        facts.add(folder, "df_q", generated={**shown, "kind": "photographs"})
+        words = Parsed(page.write(folder).read_text()).words
+        said = "1,256 crops of photographs and 3 generated images set the ranges"
+        self.assertIn(said, words)
+        self.assertIn("Classes among 60 crops of photographs", words)
+        self.assertNotIn("generator", words)
+
+    def test_run_of_an_earlier_version_has_a_page(self):
+        training = {"agreement_on_generated_images": 0.8125, "seconds": 1.0}
+        _, _, parsed = made(
+            metrics={"df_q_training": training},
+            flags={**pages.FLAGS, "calibration_images": "96"},
+        )
+        self.assertIn("81.2 % of generated images", parsed.words)
+        self.assertIn("96 generated images set the ranges", parsed.words)
 
     def test_folder_without_a_run_is_refused(self):
         folder = new_folder()
@@ -285,7 +305,7 @@ class ComparisonTest(parameterized.TestCase):
         process = run_in_process("report", *map(str, folders), f"--out={out}")
         self.assertEqual(process.returncode, 0, process.stderr)
         parsed = Parsed(out.read_text())
-        for words in ("first", "second", "--calibration_images512<64>", "77 s"):
+        for words in ("first", "second", "--calibration_imagesauto<64>", "77 s"):
             self.assertIn(words, parsed.words)
         self.assertNotIn("--widths", parsed.words)  # it is the same
         self.assertLen(parsed.all("script"), 1)

@@ -65,12 +65,13 @@ FLAGS = {
     "teacher": "tiny.keras",
     "widths": "W4A8",
     "dataset": "digits",
-    "calibration_images": "512",
+    "calibration_images": "auto",
 }
 METRICS = {
     "df_q_training": {
         "seconds": 4.0,
-        "agreement_on_generated_images": 0.9375,
+        "agreement_on_held_out_images": 0.9375,
+        "calibration_sources": {"generated": 512},
         "expected_agreement": 0.984375,
     },
     "df_q_seconds": 5.5,

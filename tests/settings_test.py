@@ -38,7 +38,8 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
             limits = [
                 field.metadata[k] for k in ("minimum", "maximum", "above", "choices")
             ]
-            if not isinstance(field.default, bool):
+            # A folder has any name.
+            if not isinstance(field.default, bool) and field.name != "images":
                 self.assertTrue(any(v is not None for v in limits), field.name)
 
     @parameterized.named_parameters(_fields_with("minimum"))
@@ -101,7 +102,6 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
         (settings.BitWidths, "num_bits_first", 2, 8),
         (settings.BitWidths, "num_bits_last", 2, 8),
         (settings.BitWidths, "num_bits_depthwise", 2, 8),
-        (settings.CalibrationConfig, "calibration_images", 1, None),
         (settings.CalibrationConfig, "activation_percentile", None, 100),
     )
     def test_numbers_of_quantization_have_these_limits(self, cls, name, low, high):
@@ -110,6 +110,22 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
                 self.assertEqual(getattr(cls(**{name: limit}), name), limit)
                 with self.assertRaisesRegex(ConfigError, f"{name} is {limit + sign};"):
                     cls(**{name: limit + sign})
+
+    def test_large_images_need_fewer_for_calibration(self):
+        auto = settings.CalibrationConfig()
+        for side, count in ((8, 1024), (64, 1024), (96, 455), (128, 256), (512, 256)):
+            self.assertEqual(auto.image_count((side, side, 3)), count)
+        self.assertEqual(auto.image_count((32, 256, 1)), 512)
+        asked = settings.CalibrationConfig(calibration_images=7)
+        self.assertEqual(asked.image_count((512, 512, 3)), 7)
+        with self.assertRaisesRegex(ConfigError, "is -1; it must be at least 1, or 0"):
+            settings.CalibrationConfig(calibration_images=-1)
+
+    def test_images_come_from_somewhere(self):
+        for name in (*settings.SOURCES, "~/pictures"):
+            self.assertEqual(settings.CalibrationConfig(images=name).images, name)
+        with self.assertRaisesRegex(ConfigError, "images is empty; it takes one of"):
+            settings.CalibrationConfig(images="")
 
     def test_a_percentile_is_more_than_half(self):
         # Half the values below the upper end and half above the lower: no range.
@@ -250,11 +266,11 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(ConfigError, f"^{message}$"):
             settings.DistillationConfig(**fields)
 
-    def test_batch_size_alone_may_be_auto_and_is_by_default(self):
+    def test_what_hangs_on_the_network_is_auto_by_default(self):
         self.assertEqual(settings.AUTO, 0)
         fields = [f for cls in _CLASSES for f in dataclasses.fields(cls)]
         names = [field.name for field in fields if field.metadata["auto"]]
-        self.assertEqual(names, ["batch_size"])
+        self.assertEqual(names, ["calibration_images", "batch_size"])
         for name in settings.RECIPES:
             self.assertEqual(settings.recipe(name).batch_size, settings.AUTO)
         self.assertEqual(settings.DistillationConfig().batch_size, settings.AUTO)

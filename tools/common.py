@@ -58,6 +58,7 @@ _FIRST = {
     "warm_up_steps",
     "rounds",
     "qat_rounds",
+    "images",
     "calibration_images",
     "file_output",
     "input_type",

@@ -102,6 +102,8 @@ class Comparison:
             self._calibration,
             common.context(config, workdir.path),
         )
+        source, count = self._prepared.source, len(self._prepared.images)
+        print(f"Images for the ranges, {count}: {source}")
         if "warm_up_minutes" not in workdir.metrics():
             minutes = (time.monotonic() - began) / 60
             workdir.add_metrics(warm_up_minutes=minutes, batch_size=config.batch_size)
@@ -185,7 +187,7 @@ class Comparison:
         """Measures for the curve; they select nothing."""
         scores = student.scores(self._prepared.held_out)
         same = agreement(scores, self._prepared.answers)
-        values = {"agreement_on_generated_images": same}
+        values = {"agreement_on_held_out_images": same}
         if self._labels is not None:
             some = slice(_CURVE_IMAGES)
             scores = student.scores(self._images[some])
@@ -197,8 +199,8 @@ class Comparison:
         self, network: QuantizedNetwork, content: bytes, path: pathlib.Path
     ) -> dict[str, Any]:
         tflite = TFLiteClassifier(content)
-        generated = self._prepared.held_out[:_NOISE_IMAGES]
-        noise = layer_noise.measure(self._prepared.network, content, generated)
+        images = self._prepared.held_out[:_NOISE_IMAGES]
+        noise = layer_noise.measure(self._prepared.network, content, images)
         title = f"{path.parent.name} {TITLES[path.name]}"
         layer_noise.write_report(noise, f"{path}_noise", title)
         worst = layer_noise.worst(noise)
@@ -398,7 +400,7 @@ def _plot_curves(folder: pathlib.Path) -> None:
         with path.open() as file:
             rows = list(csv.DictReader(file))
         is_real = "agreement" in rows[0]
-        key = "agreement" if is_real else "agreement_on_generated_images"
+        key = "agreement" if is_real else "agreement_on_held_out_images"
         kind = path.stem.removesuffix("_curve")
         last = float(rows[-1]["step"])
         axes.plot(

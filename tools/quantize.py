@@ -4,7 +4,7 @@
 
 Warms a generator up, sets the ranges from its images (df_q), and trains the
 quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
-tools/convert.py turns into a TFLite file, WORKDIR/METHOD.png, generated images, and
+tools/convert.py turns into a TFLite file, WORKDIR/METHOD.png, images held out, and
 WORKDIR/report.html, the page of the run.
 """
 
@@ -27,6 +27,7 @@ from dfq_tf.reports import facts, layer_noise, page, pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
+    GENERATED,
     METHODS,
     PHASE_SETTINGS,
     BitWidths,
@@ -127,13 +128,15 @@ def quantize_network(
         distilled = workdir.metrics()["student_training"]
         config = dataclasses.replace(config, batch_size=distilled["batch_size"])
     config = with_batch_size(config, teacher, network, strategy)
+    calibration = common.config_from_flags(CalibrationConfig)
+    count = calibration.image_count(teacher.image_shape)
     began = time.monotonic()
     result = api.quantize(
         teacher,
         network,
         method=method,
         config=config,
-        calibration=common.config_from_flags(CalibrationConfig),
+        calibration=calibration,
         widths=widths_from_flags(),
         file=file,
         seed=run.seed,
@@ -144,11 +147,15 @@ def quantize_network(
     )
     training = {
         "seconds": round(time.monotonic() - began, 1),
-        "agreement_on_generated_images": _agreement(teacher, result, config, path),
+        "agreement_on_held_out_images": _agreement(teacher, result, config, path),
         "batch_size": config.batch_size,
+        "calibration_sources": {result.source.kind: count},
+        "images": result.source.name,
+        "images_distance": result.source.distance,
         **result.measurements,
     }
     workdir.add_metrics(**{f"{method}_training": training})
+    print(f"Images for the ranges: {result.source}")
     student.save(result.network, path)
     return result.network, result.tflite
 
@@ -159,7 +166,10 @@ def _agreement(
     config: DistillationConfig,
     path: pathlib.Path,
 ) -> float:
-    """Agreement on held-out generated images, which it keeps, for other tools too.
+    """Agreement on images held out, which it keeps, for other tools too.
+
+    They are generated as the generators do at the end; without generators, of where
+    the calibration images came from.
 
     Args:
       teacher: the trained classifier.
@@ -167,15 +177,17 @@ def _agreement(
       config: gives the batch size.
       path: of METHOD.keras; the files beside it are METHOD_images.npy and METHOD.png.
     """
-    images = held_out(
-        result.generators, config, common.config_from_flags(RunConfig).seed
-    )
+    images = result.held_out
+    if result.generators:
+        seed = common.config_from_flags(RunConfig).seed
+        images = held_out(result.generators, config, seed)
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
         np.save(temporary, images)
     pictures.write_preview(images[:100], path.parent, path.stem)
     scores = teacher.scores(images)
-    generated = facts.generated(images, scores, teacher.description)
-    facts.add(path.parent, path.stem, generated=generated)
+    kind = GENERATED if result.generators else result.source.kind
+    shown = facts.generated(images, scores, teacher.description, kind)
+    facts.add(path.parent, path.stem, generated=shown)
     return agreement(result.network.scores(images), scores)
 
 
@@ -199,9 +211,9 @@ def measure_noise(
       The noisiest layer.
     """
     calibration = common.config_from_flags(CalibrationConfig)
-    generated = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
+    images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
     exact = float_network(source, calibration)
-    noise = layer_noise.measure(exact, content, generated)
+    noise = layer_noise.measure(exact, content, images)
     title = f"{TITLES[method]} {widths_from_flags().name}"
     layer_noise.write_report(noise, folder / f"{method}_noise", title)
     layers = facts.layers(source, network, noise, has_memory=not calibration.equalize)
@@ -254,8 +266,8 @@ def main() -> None:
         measure_noise(teacher, network, content, workdir.path, FLAGS.method)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
-        "Agreement with the teacher on generated images: "
-        f"{100 * metrics['agreement_on_generated_images']:.1f} %"
+        "Agreement with the teacher on images held out: "
+        f"{100 * metrics['agreement_on_held_out_images']:.1f} %"
     )
     print(f"The page of the run: {page.write(workdir.path)}")
     print(f"Wrote {workdir.path / FLAGS.method}.keras; now run tools/convert.py")

@@ -290,7 +290,7 @@ def measure(
     dataset: datasets.Dataset | None,
     workdir: Workdir,
 ) -> None:
-    """Measures teacher and files: on the test split, or else on generated images.
+    """Measures teacher and files: on the test split, or else on images held out.
 
     Args:
       teacher: the float teacher.

@@ -1,14 +1,25 @@
 """Generators against students: the data-free training."""
 
 from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.generator import generate, held_out, make_generators
+from dfq_tf.distillation.generator import (
+    generate,
+    held_out,
+    held_out_count,
+    make_generators,
+)
 from dfq_tf.distillation.phases import WarmedUp, make_bank, warmed_up
-from dfq_tf.distillation.teacher import observe
+from dfq_tf.distillation.sources import Source, check_source, choose_source
+from dfq_tf.distillation.teacher import ObservedTeacher, observe
 
 __all__ = [
+    "ObservedTeacher",
+    "Source",
     "WarmedUp",
+    "check_source",
+    "choose_source",
     "generate",
     "held_out",
+    "held_out_count",
     "make_bank",
     "make_generators",
     "observe",

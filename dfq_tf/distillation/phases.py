@@ -10,7 +10,7 @@ from dfq_tf.context import Context
 from dfq_tf.distillation import batch_size, steps
 from dfq_tf.distillation.bank import ImageBank
 from dfq_tf.distillation.generator import make_generators
-from dfq_tf.distillation.teacher import ObservedTeacher, observe
+from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.graph import FLOAT, Classifier
 from dfq_tf.settings import PHASE_SETTINGS, DistillationConfig
 from dfq_tf.training import (
@@ -49,14 +49,14 @@ class WarmedUp:
 
 
 def warmed_up(
-    teacher: Classifier,
+    teacher: ObservedTeacher,
     context: Context[DistillationConfig],
     bank: ImageBank | None = None,
 ) -> WarmedUp:
     """What distillation and quantization begin with.
 
     Args:
-      teacher: what the students will learn from.
+      teacher: what the students will learn from, on the context's devices.
       context: of the run.
       bank: takes the images of the warm-up.
 
@@ -64,10 +64,9 @@ def warmed_up(
       ConfigError: the batch does not divide between the devices.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
-    observed = observe(teacher, context.precision, context.strategy)
     generators = make_generators(teacher.image_shape, context)
-    warm_up(observed, generators, context, bank)
-    return WarmedUp(observed, generators)
+    warm_up(teacher, generators, context, bank)
+    return WarmedUp(teacher, generators)
 
 
 def warm_up(

@@ -8,11 +8,14 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.graph import (
+    FLOAT,
     KINDS,
     Classifier,
     Graph,
     ModelDescription,
+    images_per_pass,
     logits_graph,
+    num_values,
     running,
 )
 from dfq_tf.training import devices
@@ -31,6 +34,7 @@ class ObservedTeacher:
       bn_inputs: names of the nodes whose outputs enter the BN layers.
       means: stored moving mean of each BN layer, float32 (channels,).
       variances: stored moving variance of each BN layer, float32 (channels,).
+      epsilons: what each BN layer adds to variances.
     """
 
     graph: Graph
@@ -40,6 +44,12 @@ class ObservedTeacher:
     bn_inputs: list[str]
     means: list[tf.Tensor]
     variances: list[tf.Tensor]
+    epsilons: list[float]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images."""
+        return self.graph.image.shape  # type: ignore[return-value]
 
     def __call__(self, pixels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Logits, and what enters each BN layer, for float32 pixels in [0, 255].
@@ -94,7 +104,49 @@ def observe(
         [node.inputs[0] for node in norms],
         [tf.constant(node.weights["mean"]) for node in norms],
         [tf.constant(node.weights["variance"]) for node in norms],
+        [node.settings["epsilon"] for node in norms],
     )
+
+
+def distance_of(teacher: ObservedTeacher, images: np.ndarray) -> float | None:
+    """How far the statistics are that images cause from those that the teacher has.
+
+    Each channel's distance is that of `losses.bn_statistics_loss`,
+    KL(N(m, v) || N(mu, var)), with what the BN layer adds to variances added to both;
+    then the mean over the channels of a layer, and the most of all layers: where one
+    layer sees other values than it knows, what follows does too.
+
+    Args:
+      teacher: with or without BN layers.
+      images: uint8 (count, height, width, channels).
+
+    Returns:
+      In nats, at least 0; None for a teacher without BN layers.
+    """
+    if not teacher.bn_inputs:
+        return None
+    count = images_per_pass(FLOAT * num_values(teacher.graph), len(images))
+    means = [np.zeros(mean.shape) for mean in teacher.means]
+    squares = [np.zeros(mean.shape) for mean in teacher.means]
+    for start in range(0, len(images), count):
+        part = images[start : start + count]
+        share = len(part) / len(images)
+        _, found = teacher(tf.constant(part, tf.float32))
+        for mean, square, values in zip(means, squares, found):
+            values = tf.cast(values, tf.float32)
+            axes = range(values.shape.rank - 1)
+            mean += share * tf.reduce_mean(values, axes).numpy()
+            square += share * tf.reduce_mean(tf.square(values), axes).numpy()
+    distances = []
+    stored = zip(means, squares, teacher.means, teacher.variances, teacher.epsilons)
+    for mean, square, mu, variance, epsilon in stored:
+        v = np.maximum(square - mean**2, 0) + epsilon
+        var = variance.numpy().astype(np.float64) + epsilon
+        divergence = (
+            ((mean - mu.numpy()) ** 2 + v) / (2 * var) - 0.5 - 0.5 * np.log(v / var)
+        )
+        distances.append(float(divergence.mean()))
+    return max(distances)
 
 
 def _of_first_worker(graph: Graph, strategy: tf.distribute.Strategy | None) -> Graph:

@@ -237,7 +237,7 @@ def classes(names: Sequence[str], counts: Sequence[int], width: float) -> str:
             parts.append(_label(x, field.y(0) + 15, name, "middle"))
     if not fits:
         parts.append(_axis_name(field, f"{len(counts)} classes, in the file's order"))
-    return _svg(field, parts, "Generated images of each class.")
+    return _svg(field, parts, "How many images each class has.")
 
 
 def share(value: float, low: float, high: float) -> str:

@@ -99,7 +99,7 @@ def measure(
         dataclasses.replace(context, settings=config)
     )
     df_q = warm_up.compile_seconds + warm_up.seconds * (
-        (warm_up_images + calibration.calibration_images) / batch
+        (warm_up_images + calibration.image_count(teacher.image_shape)) / batch
     )
     training_seconds = times * config.rounds * per_step
     compile_seconds = generator.compile_seconds + students.compile_seconds

@@ -15,6 +15,7 @@ from dfq_tf.files import read_text, write_text
 from dfq_tf.graph import KINDS, Classifier, ModelDescription, Node, has_kernel
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.reports.layer_noise import LayerNoise
+from dfq_tf.settings import GENERATED
 
 # Images on the page, and the most pixels a side that one has there.
 NUM_SHOWN, MOST_PIXELS = 48, 80
@@ -23,18 +24,22 @@ _DEVIATIONS = 3.0
 
 
 def generated(
-    images: np.ndarray, scores: np.ndarray, description: ModelDescription
+    images: np.ndarray,
+    scores: np.ndarray,
+    description: ModelDescription,
+    kind: str = GENERATED,
 ) -> dict[str, Any]:
-    """What generated images look like, and what the teacher takes them for.
+    """What images held out look like, and what the teacher takes them for.
 
     Args:
       images: uint8 (n, height, width, channels), 1, 3 or 4 channels to be shown.
       scores: (n, num_classes), the teacher's for them.
       description: of the teacher.
+      kind: of the images, see `Source.kind`.
 
     Returns:
-      count: n. class_names: of all classes. per_class: how many images have each.
-      shown: the first of the images: png (base64), class (an index), confidence (in
+      kind, and count: n. class_names: of all classes. per_class: how many images have
+      each. shown: the first of them: png (base64), class (an index), confidence (in
       [0, 1]).
     """
     classes = scores.argmax(-1)
@@ -50,6 +55,7 @@ def generated(
             for i, image in enumerate(images[:NUM_SHOWN])
         ]
     return {
+        "kind": kind,
         "count": len(images),
         "class_names": list(description.class_names),
         "per_class": np.bincount(classes, minlength=scores.shape[-1]).tolist(),

@@ -13,6 +13,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_text
 from dfq_tf.reports import charts, record, verdict
 from dfq_tf.reports.record import Record, Row
+from dfq_tf.settings import GENERATED
 
 NAME = "report.html"
 
@@ -55,6 +56,7 @@ def of_run(run: Record) -> str:
     generated = run.page.get("generated", {})
     return _rendered(
         "run.html",
+        is_generated=generated.get("kind", GENERATED) == GENERATED,
         title=_title(run),
         run=run,
         verdict=said,
@@ -248,14 +250,14 @@ def _tiles(run: Record) -> list[tuple[str, str, str]]:
 
 def _calibration(run: Record) -> dict[str, Any]:
     """Which images have set the ranges."""
-    training = run.best.training if run.best else {}
-    sources = training.get("calibration_sources") or run.metrics.get(
-        "calibration_sources"
-    )
-    return {
-        "count": int(run.flags.get("calibration_images", 0)) if run.best else 0,
-        "sources": sources if isinstance(sources, Mapping) else {},
-    }
+    if run.best is None:
+        return {"count": 0, "words": ""}
+    sources = run.best.training.get("calibration_sources", {})
+    count = run.flags.get("calibration_images", "0")
+    if not sources and count.isdigit():  # of an earlier version
+        sources = {GENERATED: int(count)}
+    words = [f"{n:,} {record.IMAGES.get(kind, kind)}" for kind, n in sources.items()]
+    return {"count": sum(sources.values()), "words": " and ".join(words)}
 
 
 def _class_charts(generated: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from dfq_tf.errors import WorkdirError
 from dfq_tf.files import digest, read_text
 from dfq_tf.reports import facts, scalars
 from dfq_tf.reports.scalars import Curve
+from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL
 
 # What a run makes, in the order in which it does. Key in metrics.json -> title.
 TITLES = {
@@ -23,6 +24,13 @@ TITLES = {
     "df_qat_kd": "DF-QAT-KD",
 }
 METHODS = ("df_q", "df_qat_kd")
+# Kind of images, see `Source.kind` -> words.
+IMAGES = {
+    GENERATED: "generated images",
+    PHOTOGRAPHS: "crops of photographs",
+    PROCEDURAL: "images of 1/f noise",
+    "pictures": "crops of pictures",
+}
 # Folder of TensorBoard's scalars -> title.
 _PHASES = {
     "teacher": "Training of the teacher, on real images",
@@ -45,7 +53,7 @@ class Row:
       training: what was measured while it was made.
       seconds: that making it took; None where it was not measured.
       sqnr: of the scores, from the pixels on, in dB; None likewise.
-      num_generated: images that its agreement in `training` was measured on.
+      num_held_out: images that its agreement in `training` was measured on.
     """
 
     key: str
@@ -54,20 +62,24 @@ class Row:
     training: Mapping[str, Any]
     seconds: float | None = None
     sqnr: float | None = None
-    num_generated: int | None = None
+    num_held_out: int | None = None
 
     @property
     def agreement(self) -> tuple[float, int | None] | None:
         """Share of images with the float model's class, of how many; None if unknown.
 
-        Of the images that measured all models; else of generated ones.
+        Of the images that measured all models; else of those held out.
         """
         if "agreement" in self.measured:
             return self.measured["agreement"], self.measured["images"]
-        same = self.training.get("agreement_on_generated_images")
+        same = self.training.get(
+            "agreement_on_held_out_images",
+            # As an earlier version called it.
+            self.training.get("agreement_on_generated_images"),
+        )
         if same is None and self.training.get("agreements_on_generated_images"):
             same = max(self.training["agreements_on_generated_images"])
-        return None if same is None else (same, self.num_generated)
+        return None if same is None else (same, self.num_held_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +125,12 @@ class Record:
     def widths(self) -> str:
         """Bits of weights and activations, 'W8A8'; empty where nothing is quantized."""
         return self.flags.get("widths", "") if self.best else ""
+
+    @property
+    def images(self) -> str:
+        """What images held out are, in words."""
+        kind = self.page.get("generated", {}).get("kind", GENERATED)
+        return IMAGES.get(kind, kind)
 
     @property
     def has_labels(self) -> bool:

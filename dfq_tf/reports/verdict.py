@@ -88,8 +88,8 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
     same, _ = best.agreement
     subject = file_name(record.widths) if best.measured else "quantized network"
     sentence = (
-        f"The {subject} answers as the float model on {percent(same)} of generated "
-        "images"
+        f"The {subject} answers as the float model on {percent(same)} of "
+        f"{record.images}"
     )
     if expected is None:
         return Verdict(_level(1 - same), f"{sentence}.", rests)
@@ -126,7 +126,7 @@ def _measured(record: Record, best: Row) -> list[str]:
         low, high = interval(measured["agreement"], measured["images"])
         count = f"{measured['images']:,}"
         is_real = measured.get("accuracy") is not None
-        images = f"those {count} images" if is_real else f"{count} generated images"
+        images = f"those {count} images" if is_real else f"{count} {record.images}"
         said.append(
             "File and float model give the same class on "
             f"{percent(measured['agreement'])} of {images} (95 % interval: "
@@ -144,7 +144,7 @@ def _expected(record: Record, best: Row) -> list[str]:
     expected = _expected_agreement(best)
     if expected is not None:
         said.append(
-            "On the three quarters of generated and 1/f-noise images of which the "
+            "On the three quarters of images held out, and of 1/f noise, of which the "
             f"float model is surest, both agree on {percent(expected)}. Real images of "
             "the task are mostly of that kind; images near a border between two "
             "classes are where a rounding decides."
@@ -155,7 +155,7 @@ def _expected(record: Record, best: Row) -> list[str]:
         )
     elif {"held_out_agreement_before", "held_out_agreement_after"} <= training.keys():
         said.append(
-            "Training moved the agreement on generated images held out from "
+            "Training moved the agreement on images held out from "
             f"{percent(training['held_out_agreement_before'])} to "
             f"{percent(training['held_out_agreement_after'])}."
         )

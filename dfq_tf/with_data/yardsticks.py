@@ -37,15 +37,16 @@ def quantize_with_data(
 
     Args:
       teacher: the trained classifier.
-      images: real images, uint8 (n, height, width, channels); the first
-        `config.calibration_images` of them are used.
+      images: real images, uint8 (n, height, width, channels); the first of them are
+        used, as many as `config.image_count` says.
       widths: bits of weights and activations.
       config: how ranges are found; without margins, which stand for what generated
         images lack.
     """
     config = without_margins(config)
     network = float_network(teacher, config)
-    return post_training(network, images[: config.calibration_images], widths, config)
+    images = images[: config.image_count(teacher.image_shape)]
+    return post_training(network, images, widths, config)
 
 
 def train_with_data(

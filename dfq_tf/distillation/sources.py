@@ -1,0 +1,134 @@
+"""Where images come from that stand for those of the task.
+
+Generators make images that cause the statistics which the teacher's BatchNormalization
+remembers, and must be trained for it, which takes minutes for large images. Crops of
+photographs cost nothing: where the task is photographs they cause those statistics too.
+How near they come says whether it is (measured in docs/results.md).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from dfq_tf import photographs
+from dfq_tf.compat import tf
+from dfq_tf.distillation.teacher import ObservedTeacher, distance_of
+from dfq_tf.errors import ConfigError
+from dfq_tf.procedural import natural_noise
+from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL, SMALL_IMAGE, SOURCES
+from dfq_tf.training import devices
+
+# Photographs are taken whose distance is at most this, in nats per channel. They had
+# 0.08 to 0.23 where they calibrate as well as generated images, else 0.36 and more.
+NEAR = 0.3
+_PICTURES = "pictures"
+_TITLES = {
+    GENERATED: "Generated images",
+    PHOTOGRAPHS: "Crops of the photographs that ship with the project",
+    PROCEDURAL: "Procedural images (1/f noise)",
+    _PICTURES: "Crops of the pictures in the folder",
+}
+# So many pixels are looked at, in at most so many images.
+_PIXELS, _MOST_IMAGES = 2**22, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where images come from.
+
+    Attributes:
+      name: one of SOURCES but 'auto', or a folder of pictures.
+      distance: of its images, see `teacher.distance_of`; of the photographs, if they
+        were turned down for generated images; None where nothing was measured.
+    """
+
+    name: str
+    distance: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its images are: generated, photographs, procedural or pictures."""
+        return self.name if self.name in SOURCES else _PICTURES
+
+    def __str__(self) -> str:
+        """One line for the user: what was taken, and why."""
+        title = _TITLES[self.kind]
+        if self.distance is None:
+            return title
+        found = (
+            f"{self.distance:.2f} nats from what BatchNormalization remembers "
+            f"({NEAR} is near)"
+        )
+        if self.kind == GENERATED:
+            return f"{title}; photographs are {found}"
+        return f"{title}, {found}"
+
+    def draw(self, seed: int, count: int, shape: tuple[int, int, int]) -> np.ndarray:
+        """Images, uint8 (count, *shape); generated ones come of their generators."""
+        if self.name == PROCEDURAL:
+            return natural_noise(seed, count, shape)
+        folder = photographs.FOLDER if self.name == PHOTOGRAPHS else self.name
+        return photographs.crops(seed, count, shape, folder)
+
+
+def check_source(name: str, channels: int) -> None:
+    """Raises ConfigError if no images of a source can be had.
+
+    Args:
+      name: as of `choose_source`.
+      channels: of the images.
+    """
+    if name in SOURCES and name != PHOTOGRAPHS:
+        return
+    if not photographs.has_colours(channels):
+        raise ConfigError(
+            f"images is {name!r}, but the network takes images of {channels} channels, "
+            "which are no photographs; take 'generated' or 'procedural'"
+        )
+    if name != PHOTOGRAPHS:
+        try:
+            photographs.pictures_in(name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"images is {name!r}: {error}. Name a folder of pictures, or one of "
+                f"{', '.join(SOURCES)}"
+            ) from error
+
+
+def choose_source(
+    teacher: ObservedTeacher,
+    name: str,
+    seed: int,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Source:
+    """The source that is asked for, or the one that 'auto' stands for.
+
+    Auto takes the photographs that ship with the project if images are larger than
+    SMALL_IMAGE and photographs are near, see NEAR. Else it takes generated images: also
+    where no BatchNormalization can tell.
+
+    Args:
+      teacher: has the statistics that images are compared with.
+      name: one of SOURCES, or a folder of pictures.
+      seed: of the draws.
+      strategy: the devices of the run; None for one. All workers take what the first
+        one finds.
+
+    Raises:
+      ConfigError: see `check_source`.
+    """
+    shape = teacher.image_shape
+    check_source(name, shape[-1])
+    is_auto = name == "auto"
+    may_try = shape[0] * shape[1] > SMALL_IMAGE and photographs.has_colours(shape[-1])
+    if name == GENERATED or (is_auto and not may_try):
+        return Source(GENERATED)
+    source = Source(PHOTOGRAPHS if is_auto else name)
+    count = max(1, min(_MOST_IMAGES, _PIXELS // (shape[0] * shape[1])))
+    distance = distance_of(teacher, source.draw(seed + 2, count, shape))
+    if distance is not None:
+        (found,) = devices.from_first_worker(strategy, [np.array(distance)])
+        distance = float(found)
+    if is_auto and (distance is None or distance > NEAR):
+        return Source(GENERATED, distance)
+    return Source(source.name, distance)

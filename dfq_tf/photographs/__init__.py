@@ -1,0 +1,137 @@
+"""Images that are crops of photographs: of those that ship here, or of a user's folder.
+
+Real pictures reach as far as images of a task that is photographs too, whatever they
+show (Asano and Saeed, ICLR 2023, "The Augmented Image Prior").
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError
+
+# Those that ship here; README.md beside them names their authors and licences.
+FOLDER = pathlib.Path(__file__).parent
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+# Drawn for each crop. Its share of the picture's area, as an exponential of even draws:
+_LEAST_SHARE = 0.04
+# contrast, as the natural logarithm of a factor; how much of the colour stays;
+_CONTRAST, _COLOUR = 0.5, (0.0, 1.5)
+# each channel's factor, as the standard deviation of its logarithm; what is added.
+_TINT, _BRIGHTNESS = 0.1, 40.0
+
+
+def has_colours(channels: int) -> bool:
+    """Whether photographs can stand for images of so many channels: grey, RGB, RGBA."""
+    return channels in (1, 3, 4)
+
+
+def crops(
+    seed: int,
+    count: int,
+    shape: tuple[int, int, int],
+    folder: str | os.PathLike[str] = FOLDER,
+) -> np.ndarray:
+    """Random crops, turned, flipped, and changed in contrast, colour and brightness.
+
+    Args:
+      seed: of the draws; the same seed gives the same images.
+      count: number of images.
+      shape: (height, width, channels), of 1, 3 or 4 channels; the fourth is 255.
+      folder: has the pictures; what is in its subfolders is left out.
+
+    Returns:
+      uint8 (count, *shape).
+
+    Raises:
+      ConfigError: the folder has no picture, or one that cannot be read.
+    """
+    paths = pictures_in(folder)
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(paths), size=count)
+    images = np.empty((count, *shape), np.uint8)
+    for number in np.unique(chosen):  # each picture is read once, and let go
+        sizes = _halved(_read(paths[number]))
+        for i in map(int, np.flatnonzero(chosen == number)):
+            images[i] = _crop(np.random.default_rng((seed, i)), sizes, shape)
+    return images
+
+
+def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The pictures of a folder, by name.
+
+    Raises:
+      ConfigError: it has none, or is no folder.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"the folder of pictures {str(folder)!r} is not there")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ConfigError(
+            f"the folder {str(folder)!r} has no picture; it must have files that end "
+            f"in {', '.join(SUFFIXES)}"
+        )
+    return paths
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    """uint8 (height, width, 3); raises ConfigError for what cannot be read."""
+    try:
+        decoded = tf.io.decode_image(
+            tf.io.read_file(str(path)), channels=3, expand_animations=False
+        )
+    except tf.errors.OpError as error:
+        raise ConfigError(
+            f"the picture {str(path)!r} cannot be read; take it out of the folder, or "
+            "save it anew as JPEG or PNG"
+        ) from error
+    return decoded.numpy()
+
+
+def _halved(picture: np.ndarray) -> list[np.ndarray]:
+    """A picture, and smaller ones of half the sides each, by the mean of 2x2 pixels."""
+    sizes = [picture.astype(np.float32)]
+    while min(sizes[-1].shape[:2]) >= 2:
+        height, width = (side // 2 * 2 for side in sizes[-1].shape[:2])
+        blocks = sizes[-1][:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+        sizes.append(blocks.mean(axis=(1, 3)))
+    return sizes
+
+
+def _crop(
+    rng: np.random.Generator, sizes: list[np.ndarray], shape: tuple[int, int, int]
+) -> np.ndarray:
+    """One image, uint8 of `shape`, of a picture from `_halved`."""
+    height, width, channels = shape
+    # The picture's side, and the crop's, in units of the image's.
+    whole = np.sqrt(sizes[0][..., 0].size / height / width)
+    scale = whole * _LEAST_SHARE ** (rng.random() / 2)
+    # Of the sizes the smallest of which the crop has no fewer pixels than the image.
+    level = int(np.clip(np.log2(scale), 0, len(sizes) - 1))
+    picture, scale = sizes[level], scale / 2**level
+    if rng.random() < 0.5:
+        picture = np.swapaxes(picture, 0, 1)
+    rows = int(np.clip(scale * height, 1, picture.shape[0]))
+    columns = int(np.clip(scale * width, 1, picture.shape[1]))
+    top = rng.integers(picture.shape[0] - rows + 1)
+    left = rng.integers(picture.shape[1] - columns + 1)
+    part = picture[top : top + rows, left : left + columns]
+    part = part[:: rng.choice((1, -1)), :: rng.choice((1, -1))]
+    # What tf.image.resize calls, which takes ten times as long for small images.
+    (values,) = tf.raw_ops.ResizeBilinear(
+        images=part[None], size=(height, width), half_pixel_centers=True
+    ).numpy()
+    mean, grey = values.mean(), values.mean(axis=-1, keepdims=True)
+    values = grey + rng.uniform(*_COLOUR) * (values - grey)
+    values = mean + np.exp(rng.uniform(-_CONTRAST, _CONTRAST)) * (values - mean)
+    values *= np.exp(_TINT * rng.standard_normal(3))
+    values += rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
+    if channels == 1:
+        values = values.mean(axis=-1, keepdims=True)
+    if channels == 4:
+        values = np.concatenate([values, np.full((height, width, 1), 255.0)], axis=-1)
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)

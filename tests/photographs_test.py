@@ -1,0 +1,123 @@
+import re
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import photographs
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError
+from tests import helpers
+
+
+def folder_of(*pictures):
+    """A folder with these pictures, as PNG files."""
+    folder = helpers.new_folder()
+    for i, picture in enumerate(pictures):
+        (folder / f"{i}.png").write_bytes(tf.io.encode_png(picture).numpy())
+    return folder
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def unchanged():
+    """Crops are whole pictures, in their own colours, but turned and flipped."""
+    return mock.patch.multiple(
+        photographs,
+        _LEAST_SHARE=1.0,
+        _CONTRAST=0.0,
+        _COLOUR=(1.0, 1.0),
+        _TINT=0.0,
+        _BRIGHTNESS=0.0,
+    )
+
+
+def turned(image):
+    """The eight ways in which a square image can lie, as bytes."""
+    flipped = [image[::i, ::j] for i in (1, -1) for j in (1, -1)]
+    return [np.ascontiguousarray(np.swapaxes(f, 0, k)) for f in flipped for k in (0, 1)]
+
+
+class CropsTest(tf.test.TestCase, parameterized.TestCase):
+    def test_whole_pictures_lie_in_all_eight_ways(self):
+        original = picture(6, 6)
+        with unchanged():
+            images = photographs.crops(0, 64, (6, 6, 3), folder_of(original))
+        ways = {way.tobytes() for way in turned(original)}
+        self.assertEqual({image.tobytes() for image in images}, ways)
+
+    def test_smaller_images_are_means_of_pixels(self):
+        original = picture(12, 12)
+        means = original.astype(np.float32).reshape(6, 2, 6, 2, 3).mean((1, 3))
+        with unchanged():
+            (image,) = photographs.crops(0, 1, (6, 6, 3), folder_of(original))
+        ways = [np.rint(way).astype(np.uint8) for way in turned(means)]
+        self.assertIn(image.tobytes(), [way.tobytes() for way in ways])
+
+    def test_crops_are_parts(self):
+        original = np.zeros((20, 30, 3), np.uint8)
+        original[..., 0] = np.arange(20)[:, None]
+        original[..., 1] = np.arange(30)
+        with unchanged(), mock.patch.object(photographs, "_LEAST_SHARE", 0.02):
+            images = photographs.crops(0, 200, (4, 4, 3), folder_of(original))
+        self.assertAllEqual(images[..., 2], np.zeros((200, 4, 4)))
+        spans = np.ptp(images.reshape(200, 16, 3).astype(int), axis=1)
+        # From a fiftieth of the picture's pixels to nearly all that a square has.
+        self.assertLess(spans[:, 0].min(), 5)
+        self.assertGreater(spans[:, 0].max(), 14)
+
+    def test_draws_follow_the_seed(self):
+        folder = folder_of(picture(20, 30), picture(30, 20, seed=1))
+        shape = (8, 6, 3)
+        images = photographs.crops(3, 12, shape, folder)
+        self.assertEqual((images.shape, images.dtype), ((12, *shape), np.uint8))
+        self.assertAllEqual(images, photographs.crops(3, 12, shape, folder))
+        self.assertNotAllEqual(images, photographs.crops(4, 12, shape, folder))
+        self.assertLen({image.tobytes() for image in images}, 12)
+
+    def test_grey_images_are_means_of_colours_and_alpha_is_full(self):
+        folder = folder_of(picture(20, 20))
+        colours = photographs.crops(0, 5, (8, 8, 3), folder).astype(float)
+        grey = photographs.crops(0, 5, (8, 8, 1), folder)
+        inside = ((colours > 0) & (colours < 255)).all(-1)
+        self.assertAllClose(
+            grey[..., 0][inside], colours.mean(-1)[inside], atol=1.01, rtol=0
+        )
+        alpha = photographs.crops(0, 5, (8, 8, 4), folder)
+        self.assertAllEqual(alpha[..., :3], colours)
+        self.assertAllEqual(alpha[..., 3], np.full((5, 8, 8), 255))
+
+    def test_pictures_smaller_than_the_images_are_enlarged(self):
+        folder = folder_of(np.full((3, 2, 3), 77, np.uint8))
+        with unchanged():
+            images = photographs.crops(0, 2, (9, 9, 3), folder)
+        self.assertAllEqual(images, np.full((2, 9, 9, 3), 77))
+
+    def test_folders_that_will_not_do_are_refused(self):
+        folder = helpers.new_folder()
+        with self.assertRaisesRegex(ConfigError, "has no picture; .*jpg"):
+            photographs.crops(0, 1, (4, 4, 3), folder)
+        missing = folder / "missing"
+        with self.assertRaisesRegex(ConfigError, f"{missing}' is not there"):
+            photographs.crops(0, 1, (4, 4, 3), missing)
+        (folder / "torn.JPG").write_bytes(b"\xff\xd8\xff torn")
+        with self.assertRaisesRegex(ConfigError, "torn.JPG' cannot be read; take"):
+            photographs.crops(0, 1, (4, 4, 3), folder)
+
+
+class ShippedTest(tf.test.TestCase):
+    def test_each_is_named_with_a_licence_that_gives_it_to_all(self):
+        readme = (photographs.FOLDER / "README.md").read_text()
+        rows = re.findall(r"\| (\S+\.jpg) \|.*\|.*(public domain|CC0).* \|\n", readme)
+        names = [path.name for path in photographs.pictures_in(photographs.FOLDER)]
+        self.assertEqual([name for name, _ in rows], names)
+        self.assertLen(names, 5)
+        self.assertLess(
+            sum(p.stat().st_size for p in photographs.FOLDER.iterdir()), 3e5
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,154 @@
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf import photographs, procedural
+from dfq_tf.compat import tf
+from dfq_tf.distillation import check_source, choose_source, observe, sources
+from dfq_tf.distillation import teacher as teacher_module
+from dfq_tf.errors import ConfigError
+from dfq_tf.graph import Classifier, Graph
+from dfq_tf.graph.layers import image, node
+from tests import helpers
+
+SHAPE = (8, 8, 3)
+
+
+def teacher(mean=0.0, variance=1.0, channels=3, epsilon=1e-3):
+    """Pixels enter a BN layer with these statistics; their means are the scores."""
+    first = image("image", (8, 8, channels))
+    values = {
+        "gamma": np.ones(channels),
+        "beta": np.zeros(channels),
+        "mean": np.broadcast_to(mean, channels),
+        "variance": np.broadcast_to(variance, channels),
+    }
+    norm = node("batch_normalization", "bn", [first], {"epsilon": epsilon}, values)
+    pool = node("global_average_pool", "pool", [norm])
+    graph = Graph([first, norm, pool], "pool")
+    return Classifier(graph, helpers.description(channels))
+
+
+def fed(images):
+    """What enters the BN layer."""
+    return (images - 120.0) / 64
+
+
+def crops(count=100, seed=5):
+    return photographs.crops(seed, count, SHAPE)
+
+
+def statistics(images):
+    values = fed(images)
+    return values.mean((0, 1, 2)), values.var((0, 1, 2))
+
+
+class DistanceTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(None, 7)
+    def test_is_the_divergence_of_two_normal_distributions(self, per_pass):
+        mu, var, epsilon = np.array([0.5, -1, 0]), np.array([0.5, 2, 1]), 0.1
+        observed = observe(teacher(mu, var, epsilon=epsilon))
+        images = crops(20)
+        m, v = statistics(images)
+        v, var = v + epsilon, var + epsilon
+        expected = ((m - mu) ** 2 + v) / (2 * var) - 0.5 - np.log(v / var) / 2
+        with mock.patch.object(
+            teacher_module,
+            "images_per_pass",
+            side_effect=lambda _, most: per_pass or most,
+        ):
+            found = teacher_module.distance_of(observed, images)
+        self.assertAllClose(found, expected.mean(), rtol=1e-4)
+
+    def test_the_farthest_layer_counts(self):
+        learner = helpers.small_learner()
+        observed = observe(helpers.classifier(learner.model))
+        images = crops(12)
+        _, inputs = observed(images.astype(np.float32))
+        found = []
+        for values, name in zip(inputs, ("bn1", "bn2")):
+            bn, values = learner.model.get_layer(name), values.numpy()
+            mu, var = bn.moving_mean.numpy(), bn.moving_variance.numpy() + bn.epsilon
+            m, v = values.mean((0, 1, 2)), values.var((0, 1, 2)) + bn.epsilon
+            each = ((m - mu) ** 2 + v) / (2 * var) - 0.5 - np.log(v / var) / 2
+            found.append(each.mean())
+        self.assertNotAllClose(found[0], found[1], rtol=0.1)
+        self.assertAllClose(
+            teacher_module.distance_of(observed, images), max(found), rtol=1e-4
+        )
+
+    def test_statistics_of_the_images_themselves_are_no_distance_away(self):
+        images = crops()
+        observed = observe(teacher(*statistics(images)))
+        self.assertAllClose(teacher_module.distance_of(observed, images), 0, atol=1e-5)
+
+
+class ChooseTest(tf.test.TestCase, parameterized.TestCase):
+    def chosen(self, classifier, name="auto", small=63):
+        with mock.patch.object(sources, "SMALL_IMAGE", small):
+            return choose_source(observe(classifier), name, seed=0)
+
+    def test_auto_takes_photographs_that_are_near(self):
+        source = self.chosen(teacher(*statistics(crops())))
+        self.assertEqual((source.name, source.kind), ("photographs", "photographs"))
+        self.assertBetween(source.distance, 0, sources.NEAR)
+        said = r"^Crops of the photographs .*, 0\.0\d nats from .* \(0\.3 is near\)$"
+        self.assertRegex(str(source), said)
+
+    def test_auto_takes_generated_images_where_photographs_are_far(self):
+        mean, variance = statistics(crops())
+        source = self.chosen(teacher(mean + 2 * np.sqrt(variance), variance))
+        self.assertEqual((source.name, source.kind), ("generated", "generated"))
+        self.assertAllClose(source.distance, 2, atol=0.5)  # 2^2 / 2
+        self.assertRegex(str(source), r"^Generated images; photographs are [\d.]+ nats")
+
+    def test_auto_takes_generated_images_where_they_cost_little(self):
+        near = teacher(*statistics(crops()))
+        for small, name in ((64, "generated"), (63, "photographs")):
+            self.assertEqual(self.chosen(near, small=small).name, name)
+        self.assertIsNone(self.chosen(near, small=64).distance)
+
+    def test_auto_takes_generated_images_where_nothing_tells(self):
+        first = image("image", SHAPE)
+        graph = Graph([first, node("global_average_pool", "pool", [first])], "pool")
+        with self.assertWarnsRegex(UserWarning, "no BatchNormalization"):
+            source = self.chosen(Classifier(graph, helpers.description(3)))
+        self.assertEqual((source.name, source.distance), ("generated", None))
+        source = self.chosen(teacher(channels=5))
+        self.assertEqual((source.name, source.distance), ("generated", None))
+        self.assertEqual(str(source), "Generated images")
+
+    def test_what_is_asked_for_is_taken_however_far_it_is(self):
+        far = teacher(9.0)
+        for name in ("photographs", "procedural"):
+            source = self.chosen(far, name)
+            self.assertEqual(source.name, name)
+            self.assertGreater(source.distance, sources.NEAR)
+        self.assertIsNone(self.chosen(far, "generated").distance)
+
+    def test_each_source_draws_its_images(self):
+        folder = helpers.new_folder()
+        red = np.zeros((9, 9, 3), np.uint8) + np.uint8([200, 0, 0])
+        (folder / "red.png").write_bytes(tf.io.encode_png(red).numpy())
+        for name, expected in (
+            ("photographs", photographs.crops(4, 3, SHAPE)),
+            ("procedural", procedural.natural_noise(4, 3, SHAPE)),
+            (str(folder), photographs.crops(4, 3, SHAPE, folder)),
+        ):
+            self.assertAllEqual(sources.Source(name).draw(4, 3, SHAPE), expected)
+        self.assertEqual(sources.Source(str(folder)).kind, "pictures")
+
+    @parameterized.parameters(
+        ("photographs", 5, r"images is 'photographs', .* of 5 channels, .*procedural"),
+        ("missing", 3, r"images is 'missing': .*'missing' is not there\. Name a fold"),
+    )
+    def test_what_cannot_be_had_is_refused(self, name, channels, message):
+        with self.assertRaisesRegex(ConfigError, message):
+            check_source(name, channels)
+        with self.assertRaisesRegex(ConfigError, message):
+            self.chosen(teacher(channels=channels), name)
+
+
+if __name__ == "__main__":
+    tf.test.main()
