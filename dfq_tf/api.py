@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.context import Context
+from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
     ObservedTeacher,
     Source,
@@ -162,14 +162,29 @@ def quantize(
     context = Context(config, seed, precision, strategy, directory, show_progress)
     _check_quantizes(method, teacher, network, widths, config, calibration, file)
     prepared = prepare(teacher, network, calibration, context)
-    quantized = post_training(prepared.network, prepared.images, widths, calibration)
+    quantized = _calibrated(prepared, widths)
     generators, found = prepared.generators, expected(prepared, quantized)
     if (method := _method(method, teacher, widths, found)) == "df_qat_kd":
         quantized, generators, more = trained(prepared, quantized, context)
         found |= more
     source, images = prepared.source, prepared.held_out
-    content = convert(quantized, images, file)
+    content = _converted(quantized, images, file, show_progress)
     return Quantized(quantized, content, generators, source, images, found, method)
+
+
+def _converted(
+    network: QuantizedNetwork, images: np.ndarray, file: FileConfig, progress: bool
+) -> bytes:
+    """The file, with a line for how long it and its proof took."""
+    with stage("file and its proof", progress):
+        return convert(network, images, file)
+
+
+def _calibrated(prepared: "Prepared", widths: BitWidths) -> QuantizedNetwork:
+    """DF-Q, with a line for how long it took."""
+    images = prepared.images  # warms generators up, which has a bar
+    with stage("calibration", prepared.context.progress):
+        return post_training(prepared.network, images, widths, prepared.calibration)
 
 
 def _method(

@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api, models
+from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.importing import MODEL_SUFFIXES
@@ -305,7 +306,8 @@ def measure(
     else:
         images = np.load(workdir.path / f"{next(iter(made))}_images.npy")
         labels = None
-    teacher_scores = teacher.scores(images)
+    with stage(f"evaluation of the teacher on {len(images):,} images", FLAGS.progress):
+        teacher_scores = teacher.scores(images)
     for key, model in (("teacher", teacher), ("student", network)):
         if model is not None:
             scores = teacher_scores if model is teacher else model.scores(images)
@@ -315,11 +317,17 @@ def measure(
     for method, (quantized, content) in made.items():
         tflite = TFLiteClassifier(content)
         facts.add(workdir.path, method, file=tflite.interface())
-        worst = quantize.measure_noise(source, quantized, content, workdir.path, method)
+        title = quantize.TITLES[method]
+        with stage(f"noise of the layers, {title}", FLAGS.progress):
+            worst = quantize.measure_noise(
+                source, quantized, content, workdir.path, method
+            )
+        with stage(f"evaluation of {title} on {len(images):,}", FLAGS.progress):
+            scores = tflite.scores(images)
         row(
             workdir,
             method,
-            tflite.scores(images),
+            scores,
             labels,
             teacher_scores,
             bytes=len(content),
