@@ -31,7 +31,7 @@ runs/quickstart/df_qat_kd.tflite:
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy dfq_tf tools clients/make_files.py clients/check.py
+	$(VENV)/bin/mypy dfq_tf dfq_tf_command tools clients/make_files.py clients/check.py
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.context import Context
+from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
     ObservedTeacher,
     Source,
@@ -185,7 +185,7 @@ def quantize(
     if (method := _method(method, teacher, widths, found)) == "df_qat_kd":
         quantized, generators, more = trained(prepared, quantized, context)
         found |= more
-    content = convert(quantized, prepared.held_out, file)
+    content = _converted(quantized, prepared.held_out, file, show_progress)
     return Quantized(quantized, content, generators, prepared, found, method, layers)
 
 
@@ -206,13 +206,22 @@ def untrained(
       ConfigError: no file is so small; it says how small one can be.
     """
     calibration, images = prepared.calibration, prepared.images
-    network = post_training(prepared.network, images, widths, calibration)
-    if not file.has_size:
-        return network, widths, ()
-    weight_range = calibration.weight_range
-    mixed, layers = sized_widths(network, images, widths, file, weight_range)
-    network = post_training(prepared.network, images, mixed, calibration)
-    return network, mixed, layers
+    with stage("calibration", prepared.context.progress):
+        network = post_training(prepared.network, images, widths, calibration)
+        if not file.has_size:
+            return network, widths, ()
+        weight_range = calibration.weight_range
+        mixed, layers = sized_widths(network, images, widths, file, weight_range)
+        network = post_training(prepared.network, images, mixed, calibration)
+        return network, mixed, layers
+
+
+def _converted(
+    network: QuantizedNetwork, images: np.ndarray, file: FileConfig, progress: bool
+) -> bytes:
+    """The file, with a line for how long it and its proof took."""
+    with stage("file and its proof", progress):
+        return convert(network, images, file)
 
 
 def _method(

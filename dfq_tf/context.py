@@ -1,13 +1,44 @@
 """How one run runs: what the stages of a training share."""
 
+import contextlib
 import dataclasses
 import os
+import sys
+import time
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from dfq_tf.compat import tf
 from dfq_tf.settings import DistillationConfig, RunConfig, TeacherConfig
 
 S = TypeVar("S", DistillationConfig, TeacherConfig)
+# A stage without a bar that lasts so many seconds is worth a line.
+_WORTH_A_LINE = 2.0
+
+
+@contextlib.contextmanager
+def stage(name: str, progress: bool) -> Iterator[None]:
+    """Says that something without a bar is being done, and how long it has taken.
+
+    A terminal is told when it begins, on the standard error stream. A line stays there,
+    and in a log, if it has taken seconds. What raises leaves no line.
+
+    Args:
+      name: of the stage, such as 'calibration'.
+      progress: whether anything is said.
+    """
+    began = time.monotonic()
+    is_seen = progress and sys.stderr.isatty()
+    if is_seen:
+        print(f"{name} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if is_seen:
+            print(f"\r{' ' * (len(name) + 4)}\r", end="", file=sys.stderr, flush=True)
+    seconds = time.monotonic() - began
+    if progress and seconds >= _WORTH_A_LINE:
+        print(f"{name}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ DOORS: dict[str, set[str]] = {
     "importing": {"classifiers"},
     "quantization": {"grids", "post_training", "student"},
     "tflite": {"proof"},
-    "training": {"devices", "learner", "optimizers"},
+    "training": {"devices", "optimizers"},
 }
 # Imports of one room by another, besides those of the ground.
 MOST_THROUGH_WALLS = 100

@@ -12,7 +12,7 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import batch_size
 from dfq_tf.graph import running
 from dfq_tf.settings import AUTO, DistillationConfig
-from dfq_tf.training.learner import Learner, num_values
+from dfq_tf.training.learner import Learner, num_model_values
 from tests import helpers
 
 layers = keras.layers
@@ -41,7 +41,7 @@ def budget(size):
 
 class SizesTest(tf.test.TestCase, parameterized.TestCase):
     def test_outputs_of_all_layers_are_counted(self):
-        self.assertEqual(num_values(helpers.small_learner().model), SMALL)
+        self.assertEqual(num_model_values(helpers.small_learner().model), SMALL)
         self.assertEqual(running.num_values(helpers.small_classifier().graph), SMALL)
 
     def test_a_layer_counts_as_often_as_it_is_called(self):

@@ -1,7 +1,11 @@
 import dataclasses
+import io
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from dfq_tf import context as context_module
+from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError
 from tests import helpers
 
@@ -24,6 +28,43 @@ class ContextTest(parameterized.TestCase):
     def test_limits_are_those_of_the_settings(self, changes, message):
         with self.assertRaisesRegex(ConfigError, message):
             helpers.context(**changes)
+
+
+class StageTest(parameterized.TestCase):
+    def said(self, seconds, is_terminal, progress=True):
+        """What a stage that lasts so long has written, before and after its end."""
+        stream = io.StringIO()
+        stream.isatty = lambda: is_terminal
+        clock = iter([10.0, 10.0 + seconds])
+        with (
+            mock.patch("sys.stderr", stream),
+            mock.patch.object(context_module.time, "monotonic", lambda: next(clock)),
+        ):
+            with stage("calibration", progress):
+                before = stream.getvalue()
+        return before, stream.getvalue().removeprefix(before)
+
+    def test_log_has_a_line_for_what_took_long(self):
+        self.assertEqual(self.said(3.4, False), ("", "calibration: done in 3 s\n"))
+        self.assertEqual(self.said(1.9, False), ("", ""))
+
+    def test_terminal_is_told_at_once_and_cleared(self):
+        cleared = f"\r{' ' * len('calibration ...')}\r"
+        self.assertEqual(self.said(1.0, True), ("calibration ...", cleared))
+        self.assertEqual(
+            self.said(60.0, True),
+            ("calibration ...", f"{cleared}calibration: done in 60 s\n"),
+        )
+
+    def test_nothing_is_said_unless_asked_for(self):
+        self.assertEqual(self.said(60.0, True, progress=False), ("", ""))
+
+    def test_what_raises_leaves_no_line(self):
+        stream = io.StringIO()
+        with mock.patch("sys.stderr", stream), self.assertRaises(ConfigError):
+            with stage("calibration", True):
+                raise ConfigError("no")
+        self.assertEqual(stream.getvalue(), "")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,11 @@ class RunTest(tf.test.TestCase):
             line
             for line in lines
             if line.strip()
-            and not re.match(r"(teacher|warm_up|distillation|df_qat_kd): ", line)
+            and not re.match(
+                r"(teacher|warm_up|distillation|df_qat_kd|calibration|file and its|"
+                r"noise of|evaluation of).*: ",
+                line,
+            )
         ]
         self.assertEqual(others, [])
 
@@ -111,6 +115,25 @@ class RunTest(tf.test.TestCase):
             )
             chart = (self.workdir / f"{method}_noise.png").read_bytes()
             self.assertEqual(tf.io.decode_png(chart).shape.rank, 3)
+
+    def test_page_says_what_the_run_has_measured(self):
+        path = self.workdir / "report.html"
+        self.assertIn(f"The page of the run: {path}\n", self.process.stdout)
+        text = path.read_text()
+        metrics = json.loads((self.workdir / "metrics.json").read_text())
+        for key in ("teacher", "df_q", "df_qat_kd"):
+            self.assertIn(f"{100 * metrics[key]['accuracy']:.1f}\xa0%", text)
+        for section in ("images", "noise", "ranges", "layers", "training", "app"):
+            self.assertIn(f'<section id="{section}">', text)
+        for name in ("wrn_10_1", "teacher.keras", "df_qat_kd.tflite"):
+            self.assertIn(name, text)
+        self.assertIn("python tools/run.py --flagfile=", text)
+        layers = json.loads((self.workdir / "df_q_page.json").read_text())["layers"]
+        table = (self.workdir / "df_q_noise.csv").read_text()
+        names = [row["name"] for row in csv.DictReader(table.splitlines())]
+        self.assertEqual([layer["name"] for layer in layers], names)
+        # Layers that BatchNormalization remembers, some of them inside kernels.
+        self.assertGreater(sum(layer["bn_low"] is not None for layer in layers), 5)
 
     def test_noise_of_a_file_is_what_the_run_said(self):
         folder = new_folder()
@@ -215,6 +238,9 @@ class WholeRunTest(RunTest):
             f"--workdir={folder}",
         )
         self.assertEqual(process.returncode, 0, process.stderr)
+        text = (folder / "report.html").read_text()
+        self.assertIn('<section id="noise">', text)
+        self.assertNotIn('<section id="app">', text)  # there is no file yet
         (name,) = [f.partition("=")[2] for f in smoke if f.startswith("--teacher=")]
         process = run_tool(
             "convert", f"--student={folder}/df_q.keras", f"--model_name={name}"
@@ -345,6 +371,9 @@ class DistillTest(tf.test.TestCase):
         self.assertEqual(process.returncode, 0, process.stderr)
         # What the recipe means today is written, so that it holds tomorrow.
         self.assertIn("\n--temperature=20.0\n", (folder / "flags.cfg").read_text())
+        text = (folder / "report.html").read_text()
+        self.assertIn("The student answers as the teacher on", text)
+        self.assertIn("Distillation into another network", text)
         # Another teacher of the same name is not taken for the one of before.
         other = description.replace('"9"', '"nine"')
         self.assertNotEqual(other, description)
@@ -951,6 +980,8 @@ class DocumentsTest(tf.test.TestCase):
             if tool == "tools/inspect_model.py":
                 model, *flags = flags  # its model needs no --
                 self.assertEndsWith(model, ".keras")
+            if tool == "tools/report.py":
+                flags = [flag for flag in flags if flag.startswith("--")]  # folders
             for flag in flags:
                 name, _, value = flag.lstrip("-").partition("=")
                 name = name.removeprefix("no") if name not in known[tool] else name

@@ -88,6 +88,9 @@ _AWAY = {
     "target_kib",
 }
 
+# Whether this file is part of the command dfq-tf, and not of a source tree.
+_IS_INSTALLED = pathlib.Path(__file__).parents[1].name == "dfq_tf_command"
+
 # Exit code, as shells give it to a program that SIGPIPE has ended.
 _READER_GONE = 128 + 13
 
@@ -413,7 +416,8 @@ def open_workdir(
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
-    return Workdir(path, settings, free, defaults, digests, replaces)
+    command = command_of(pathlib.Path(sys.argv[0]).stem)
+    return Workdir(path, settings, free, defaults, digests, replaces, command)
 
 
 def _digest(path: str) -> str:
@@ -470,16 +474,28 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
       tool: name of one in tools/.
       values: of its flags, by their names; they are flags of this tool too.
     """
-    python = sys.executable or "python"
-    if python.startswith(os.getcwd() + os.sep):
-        python = os.path.relpath(python)
+    if _IS_INSTALLED:
+        parts = command_of(tool).split()
+    else:
+        python = sys.executable or "python"
+        if python.startswith(os.getcwd() + os.sep):
+            python = os.path.relpath(python)
+        parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
     texts = _as_texts(values)
-    parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
     return shlex.join([*parts, *(f"--{name}={texts[name]}" for name in texts)])
 
 
+def command_of(tool: str) -> str:
+    """How a user calls a tool: by dfq-tf where that was installed."""
+    return f"dfq-tf {tool}" if _IS_INSTALLED else f"python tools/{tool}.py"
+
+
 def run(
-    main: Callable[[], None], description: str, *, positional: str | None = None
+    main: Callable[[], None],
+    description: str,
+    *,
+    positional: str | None = None,
+    several: bool = False,
 ) -> None:
     """Runs a tool: parses the flags, calls `main`, and turns our errors into exits.
 
@@ -490,6 +506,7 @@ def run(
       main: the work.
       description: for --help.
       positional: the flag whose value may also be given alone, without its name.
+      several: whether that is a list, each of whose values is an argument of its own.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -505,7 +522,10 @@ def run(
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
-            FLAGS[positional].value = FLAGS[positional].parser.parse(rest.pop(1))
+            if several:
+                FLAGS[positional].value, rest = rest[1:], rest[:1]
+            else:
+                FLAGS[positional].value = FLAGS[positional].parser.parse(rest.pop(1))
         if len(rest) > 1:
             _fail(
                 f"unexpected argument {rest[1]!r}; flags begin with --. See --help", 2

@@ -100,4 +100,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main, __doc__)
+    common.run(main, __doc__, positional="student")

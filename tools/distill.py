@@ -4,7 +4,8 @@
 
 Generators warm up on what the teacher knows of its training data, then train against
 the students. Writes WORKDIR/student.keras, a float32 model like the teacher's file,
-WORKDIR/student.png, generated images, and WORKDIR/distillation_curve.csv.
+WORKDIR/student.png, generated images, WORKDIR/distillation_curve.csv, and
+WORKDIR/report.html, the page of the run.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from dfq_tf.distillation import generate, with_batch_size
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
-from dfq_tf.reports import pictures
+from dfq_tf.reports import facts, page, pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
@@ -136,6 +137,8 @@ def distilled_student(
     seconds = time.monotonic() - began
     images = generate(result.generators, config, 100, run.seed + 1)
     pictures.write_preview(images, workdir.path, "student")
+    generated = facts.generated(images, teacher.scores(images), teacher.description)
+    facts.add(workdir.path, "student", generated=generated)
     workdir.add_metrics(
         student_training={
             "seconds": round(seconds, 1),
@@ -178,6 +181,7 @@ def main() -> None:
         right = accuracy(student.scores(test.images), test.labels)
         workdir.add_metrics(student_accuracy=right)
         print(f"Student: {100 * right:.2f} % of {len(test.labels)} test images")
+    print(f"The page of the run: {page.write(workdir.path)}")
     print(f"Wrote {workdir.path / 'student.keras'}")
 
 
@@ -193,4 +197,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main, __doc__)
+    common.run(main, __doc__, positional="teacher")

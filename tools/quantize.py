@@ -4,8 +4,8 @@
 
 Warms a generator up, sets the ranges from its images (df_q), and trains the
 quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
-tools/convert.py turns into a TFLite file, and WORKDIR/METHOD.png, images
-held out.
+tools/convert.py turns into a TFLite file, WORKDIR/METHOD.png, images held out, and
+WORKDIR/report.html, the page of the run.
 """
 
 import dataclasses
@@ -24,10 +24,11 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
 from dfq_tf.quantization import QuantizedNetwork, check_widths, float_network, student
-from dfq_tf.reports import pictures
+from dfq_tf.reports import facts, layer_noise, page, pictures
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
+    GENERATED,
     METHODS,
     PHASE_SETTINGS,
     BitWidths,
@@ -44,6 +45,10 @@ from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
+# What a reader calls the methods.
+TITLES = {"df_q": "DF-Q", "df_qat_kd": "DF-QAT-KD"}
+# Images on which the layers' noise is measured.
+_NOISE_IMAGES = 64
 # Of the flags of quantization-aware training.
 _PREFIX = "qat_"
 
@@ -148,6 +153,7 @@ def quantize_network(
         "seconds": round(time.monotonic() - began, 1),
         "agreement_on_held_out_images": _agreement(teacher, result, config, path),
         "batch_size": config.batch_size,
+        "calibration_sources": {result.source.kind: len(result.prepared.images)},
         "images": result.source.name,
         "images_distance": result.source.distance,
         **result.measurements,
@@ -185,7 +191,41 @@ def _agreement(
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
         np.save(temporary, images)
     pictures.write_preview(images[:100], path.parent, path.stem)
-    return agreement(result.network.scores(images), teacher.scores(images))
+    scores = teacher.scores(images)
+    kind = GENERATED if result.generators else result.source.kind
+    shown = facts.generated(images, scores, teacher.description, kind)
+    facts.add(path.parent, path.stem, generated=shown)
+    return agreement(result.network.scores(images), scores)
+
+
+def measure_noise(
+    source: Classifier,
+    network: QuantizedNetwork,
+    content: bytes,
+    folder: pathlib.Path,
+    method: str,
+) -> layer_noise.LayerNoise:
+    """Charts the noise of a file's layers, and keeps for the page what they hold.
+
+    Args:
+      source: the float network that was quantized.
+      network: quantized.
+      content: of its file.
+      folder: has METHOD_images.npy, and gets METHOD_noise.csv and METHOD_noise.png.
+      method: that made the file.
+
+    Returns:
+      The noisiest layer.
+    """
+    calibration = common.config_from_flags(CalibrationConfig)
+    images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
+    exact = float_network(source, calibration)
+    noise = layer_noise.measure(exact, content, images)
+    title = f"{TITLES[method]} {widths_from_flags().name}"
+    layer_noise.write_report(noise, folder / f"{method}_noise", title)
+    layers = facts.layers(source, network, noise, has_memory=not calibration.equalize)
+    facts.add(folder, method, layers=layers)
+    return layer_noise.worst(noise)
 
 
 def check_settings(
@@ -229,12 +269,15 @@ def main() -> None:
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir()
     file = common.config_from_flags(FileConfig)
-    quantize_network(teacher, None, FLAGS.method, workdir, file)
+    network, content = quantize_network(teacher, None, FLAGS.method, workdir, file)
+    if content is not None:
+        measure_noise(teacher, network, content, workdir.path, FLAGS.method)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
         "Agreement with the teacher on images held out: "
         f"{100 * metrics['agreement_on_held_out_images']:.1f} %"
     )
+    print(f"The page of the run: {page.write(workdir.path)}")
     print(f"Wrote {workdir.path / FLAGS.method}.keras; now run tools/convert.py")
 
 
@@ -257,4 +300,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main, __doc__)
+    common.run(main, __doc__, positional="teacher")

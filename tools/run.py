@@ -22,11 +22,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api, models
+from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.importing import MODEL_SUFFIXES
-from dfq_tf.quantization import QuantizedNetwork, float_network
-from dfq_tf.reports import layer_noise
+from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.reports import facts, page
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
@@ -44,10 +45,6 @@ from tools import common, convert, distill, quantize, teacher_flags, train_teach
 
 FLAGS = common.FLAGS
 
-# How each row of the table is called.
-_TITLES = {"df_q": "DF-Q", "df_qat_kd": "DF-QAT-KD"}
-# Images on which the layers' noise is measured.
-_NOISE_IMAGES = 64
 # Images on which a file is compared with the student that it was made of.
 _COMPARED_IMAGES = 1000
 
@@ -121,7 +118,7 @@ def table(metrics: dict, widths: str) -> str:
         ("teacher", "teacher float"),
         ("student", "student float"),
         ("q", "Q (real images) *"),
-        *_TITLES.items(),
+        *quantize.TITLES.items(),
     ):
         if key not in metrics:
             continue
@@ -138,7 +135,7 @@ def table(metrics: dict, widths: str) -> str:
         lines.append(
             "DF-QAT-KD: the untrained network agreed more on images held out, and is it"
         )
-    for method, title in _TITLES.items():
+    for method, title in quantize.TITLES.items():
         worst = metrics.get(method, {}).get("worst_layer")
         if worst:
             lines.append(f"{title}: the noisiest layer is {worst}")
@@ -190,7 +187,8 @@ def main() -> None:
             made[method] = make_file(teacher, network, method, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
-    print("\nWrote:")
+    print(f"\nThe page of the run: {page.write(workdir.path)}")
+    print("Wrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
 
@@ -317,26 +315,34 @@ def measure(
     else:
         images = np.load(workdir.path / f"{next(iter(made))}_images.npy")
         labels = None
-    teacher_scores = teacher.scores(images)
+    with stage(f"evaluation of the teacher on {len(images):,} images", FLAGS.progress):
+        teacher_scores = teacher.scores(images)
     for key, model in (("teacher", teacher), ("student", network)):
         if model is not None:
             scores = teacher_scores if model is teacher else model.scores(images)
             size = num_bytes(model)
             row(workdir, key, scores, labels, teacher_scores, bytes=size)
     source = network or teacher
-    exact = float_network(source, common.config_from_flags(CalibrationConfig))
     for method, (quantized, content) in made.items():
         tflite = TFLiteClassifier(content)
+        facts.add(workdir.path, method, file=tflite.interface())
+        title = quantize.TITLES[method]
+        with stage(f"noise of the layers, {title}", FLAGS.progress):
+            worst = quantize.measure_noise(
+                source, quantized, content, workdir.path, method
+            )
+        with stage(f"evaluation of {title} on {len(images):,}", FLAGS.progress):
+            scores = tflite.scores(images)
         row(
             workdir,
             method,
-            tflite.scores(images),
+            scores,
             labels,
             teacher_scores,
             bytes=len(content),
             latency_ms=tflite.latency(),
             xnnpack_pieces=tflite.num_pieces,
-            worst_layer=worst_layer(exact, content, workdir.path, method),
+            worst_layer=f"{worst.name}, {worst.own_db:.1f} dB",
             largest_difference_in_steps=proof.largest_difference(
                 quantized, content, images[:_COMPARED_IMAGES]
             ),
@@ -353,25 +359,6 @@ def num_bytes(model: Classifier) -> int:
     """Size of a network's float32 weights."""
     nodes = model.graph.nodes.values()
     return sum(w.nbytes for node in nodes for w in node.weights.values())
-
-
-def worst_layer(
-    exact: Classifier, content: bytes, folder: pathlib.Path, method: str
-) -> str:
-    """Charts the noise of a file's layers, and says which is the worst.
-
-    Args:
-      exact: the float network, see `layer_noise.measure`.
-      content: of the file.
-      folder: has METHOD_images.npy, and gets METHOD_noise.csv and METHOD_noise.png.
-      method: that made the file.
-    """
-    images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
-    noise = layer_noise.measure(exact, content, images)
-    title = f"{_TITLES[method]} {quantize.widths_from_flags().name}"
-    layer_noise.write_report(noise, folder / f"{method}_noise", title)
-    worst = layer_noise.worst(noise)
-    return f"{worst.name}, {worst.own_db:.1f} dB"
 
 
 def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:
@@ -431,4 +418,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main, __doc__)
+    common.run(main, __doc__, positional="teacher")

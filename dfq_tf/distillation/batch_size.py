@@ -12,7 +12,7 @@ from dfq_tf.compat import tf
 from dfq_tf.distillation.generator import build_generator
 from dfq_tf.graph import FLOAT, Classifier, num_values
 from dfq_tf.settings import AUTO, DistillationConfig
-from dfq_tf.training import Learner, learner, round_batch
+from dfq_tf.training import Learner, num_model_values, round_batch
 
 # What one training step may take, in bytes. The program itself, its data and what the
 # allocator keeps come on top: one to two GiB.
@@ -42,7 +42,7 @@ def step_bytes_per_image(
       network: a student, or what it is the quantized twin of.
       config: gives the number of generators and students.
     """
-    generator = learner.num_values(build_generator(1, teacher.image_shape))
+    generator = num_model_values(build_generator(1, teacher.image_shape))
     networks = _num_values(teacher) + config.num_students * 2 * _num_values(network)
     values = config.num_generators * (generator + _KEPT * networks)
     return math.ceil(FLOAT * values)
@@ -50,7 +50,7 @@ def step_bytes_per_image(
 
 def _num_values(network: Classifier | Learner) -> int:
     if isinstance(network, Learner):
-        return learner.num_values(network.model)
+        return num_model_values(network.model)
     return num_values(network.graph)
 
 

@@ -16,7 +16,6 @@ from dfq_tf.distillation.teacher import ObservedTeacher, distance_of
 from dfq_tf.errors import ConfigError
 from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL, SMALL_IMAGE, SOURCES
-from dfq_tf.training import devices
 
 # Photographs are taken whose distance is at most this, in nats per channel. They had
 # 0.08 to 0.23 where they calibrate as well as generated images, else 0.36 and more.
@@ -128,11 +127,7 @@ def choose_source(
         return Source(GENERATED)
     source = Source(PHOTOGRAPHS if is_auto else name)
     count = max(1, min(_MOST_IMAGES, _PIXELS // (shape[0] * shape[1])))
-    distance = distance_of(teacher, source.draw(seed + 2, count, shape))
-    if distance is None:
-        return source
-    (found,) = devices.from_first_worker(strategy, [np.array(distance)])
-    distance = float(found)
-    if is_auto and distance > NEAR:
+    distance = distance_of(teacher, source.draw(seed + 2, count, shape), strategy)
+    if is_auto and distance is not None and distance > NEAR:
         return Source(GENERATED, distance)
     return Source(source.name, distance)

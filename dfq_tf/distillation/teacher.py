@@ -100,7 +100,11 @@ def observe(
     )
 
 
-def distance_of(teacher: ObservedTeacher, images: np.ndarray) -> float | None:
+def distance_of(
+    teacher: ObservedTeacher,
+    images: np.ndarray,
+    strategy: tf.distribute.Strategy | None = None,
+) -> float | None:
     """How far the statistics are that images cause from those that the teacher has.
 
     Each channel's distance is that of `losses.bn_statistics_loss`,
@@ -111,6 +115,7 @@ def distance_of(teacher: ObservedTeacher, images: np.ndarray) -> float | None:
     Args:
       teacher: with or without BN layers.
       images: uint8 (count, height, width, channels).
+      strategy: the devices of the run; None for one. Workers get what the first found.
 
     Returns:
       In nats, at least 0; None for a teacher without BN layers.
@@ -138,7 +143,8 @@ def distance_of(teacher: ObservedTeacher, images: np.ndarray) -> float | None:
             ((mean - mu.numpy()) ** 2 + v) / (2 * var) - 0.5 - 0.5 * np.log(v / var)
         )
         distances.append(float(divergence.mean()))
-    return max(distances)
+    (first,) = devices.from_first_worker(strategy, [np.array(max(distances))])
+    return float(first)
 
 
 def _of_first_worker(graph: Graph, strategy: tf.distribute.Strategy | None) -> Graph:

@@ -6,7 +6,17 @@ import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import TrainingError
-from dfq_tf.graph import Classifier, Exactly, Graph, NoFurther, by_output, running
+from dfq_tf.graph import (
+    FLOAT,
+    Classifier,
+    Exactly,
+    Graph,
+    NoFurther,
+    by_output,
+    compute,
+    images_per_pass,
+    num_values,
+)
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.ranges import (
@@ -237,15 +247,15 @@ def observe(
     _check_images_differ(images)
     if batch_size is None:
         # All outputs are alive at a time. Two images, at least, can be compared.
-        size = running.FLOAT * running.num_values(network.graph)
-        batch_size = running.images_per_pass(size, _MOST_IMAGES, least=2)
+        size = FLOAT * num_values(network.graph)
+        batch_size = images_per_pass(size, _MOST_IMAGES, least=2)
     graph = network.graph
     names, weights = grids.measured(graph), network.weights
 
     def passes(function: Callable[..., tf.Tensor]) -> list[np.ndarray]:
         def batch(pixels: tf.Tensor) -> tf.Tensor:
             inputs = network.description.normalize(pixels)
-            outputs = running.compute(graph, inputs, names, weights=weights)
+            outputs = compute(graph, inputs, names, weights=weights)
             return tf.stack([function(i, o) for i, o in enumerate(outputs)])
 
         run: Callable[[tf.Tensor], tf.Tensor] = batch

@@ -10,6 +10,7 @@ integers that the file fed to its own: what this layer alone adds.
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import math
 import os
@@ -19,9 +20,17 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.errors import ExportError
+from dfq_tf.errors import ConfigError, ExportError
 from dfq_tf.files import replacing, write_text
-from dfq_tf.graph import KINDS, Classifier, Graph, running
+from dfq_tf.graph import (
+    FLOAT,
+    KINDS,
+    Classifier,
+    Graph,
+    compute,
+    images_per_pass,
+    num_values,
+)
 from dfq_tf.quantization import decibels, grids, powers
 from dfq_tf.tflite import Feeding, dequantized, kernel_types, open_interpreter
 
@@ -66,8 +75,8 @@ def measure(
     graph = network.graph
     names = grids.measured(graph)
     # All outputs at a time: of the network, of the file, and the widened ones below.
-    size = 3 * running.FLOAT * running.num_values(graph)
-    batch_size = running.images_per_pass(size, len(images))
+    size = 3 * FLOAT * num_values(graph)
+    batch_size = images_per_pass(size, len(images))
     sums = {name: np.zeros((2, 2)) for name in names}
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -75,7 +84,7 @@ def measure(
         _check_stored(graph, names, stored)
         inputs = network.description.normalize(batch.astype(np.float32))
         stored[graph.image.name] = inputs  # in whatever type the file takes them
-        exact = running.compute(graph, tf.constant(inputs), names)
+        exact = compute(graph, tf.constant(inputs), names)
         for name, values in zip(names, exact):
             alone = _alone(graph, name, stored)
             sums[name] += [
@@ -115,12 +124,16 @@ def write_report(
 ) -> None:
     """Writes PATH.csv and PATH.png, a bar chart with the worst layer marked.
 
+    Without matplotlib there is no chart: the page of the run has one.
+
     Args:
       noise: from `measure`.
       path: of the two files, without a suffix.
       title: of the chart.
     """
     write_text(f"{os.fspath(path)}.csv", as_csv(noise))
+    if not has_pyplot():
+        return
     bad = worst(noise)
     # A layer without noise gets a bar as long as the longest.
     finite = [v for n in noise for v in (n.own_db, n.total_db) if math.isfinite(v)]
@@ -146,8 +159,22 @@ def write_report(
     plt.close(figure)
 
 
+def has_pyplot() -> bool:
+    """Whether matplotlib is installed, which draws PNG files and nothing else."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files; slow to import."""
+    """matplotlib.pyplot, drawing to files; slow to import.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    if not has_pyplot():
+        raise ConfigError(
+            "matplotlib, which draws this picture, is not installed: pip install "
+            "'dfq_tf[report]'"
+        )
     import matplotlib
 
     matplotlib.use("Agg")

@@ -40,6 +40,7 @@ class Workdir:
         whose digest the folder's run did not keep counts as unchanged.
       replaces: whether a run with other flags takes the folder all the same, and
         removes `metrics.json`: for what is made anew in moments.
+      command: how the tool that runs is called, without its flags.
 
     Raises:
       WorkdirError: the folder cannot be written, or was made with other settings, or
@@ -54,7 +55,9 @@ class Workdir:
         defaults: Mapping[str, str] | None = None,
         digests: Mapping[str, str] | None = None,
         replaces: bool = False,
+        command: str = "",
     ) -> None:
+        self._command = command
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,7 @@ class Workdir:
             run_path,
             json.dumps(
                 {
+                    "command": self._command,
                     "seed": settings.get("seed"),
                     "python": platform.python_version(),
                     "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -65,6 +65,22 @@ class TFLiteClassifier:
         """The name of each output; empty where the file does not say."""
         return self._feeding.metadata.class_names
 
+    def interface(self) -> dict[str, Any]:
+        """What an app puts in and takes out, as plain data.
+
+        Returns:
+          model: the name that the file says. input and output: each the name, shape,
+          type, scale and zero_point (0 of floats); the input also mean and std, of a
+          float one, which takes (pixel - mean) / std.
+        """
+        said = self._feeding.metadata
+        feeding = {"mean": list(said.mean), "std": list(said.std)}
+        return {
+            "model": said.name,
+            "input": {**_tensor(self._input), "name": "image", **feeding},
+            "output": {**_tensor(self._output), "name": said.output_name},
+        }
+
     @property
     def output_scale(self) -> float:
         """What one integer step of the output is worth; 0 of floats."""
@@ -123,6 +139,16 @@ class TFLiteClassifier:
         if scores.shape[-1] == 1:
             scores = np.concatenate([1 - scores, scores], axis=-1)
         return scores
+
+
+def _tensor(details: Mapping[str, Any]) -> dict[str, Any]:
+    scale, zero_point = details["quantization"]
+    return {
+        "shape": [int(size) for size in details["shape"]],
+        "type": details["dtype"].__name__,
+        "scale": float(scale),
+        "zero_point": int(zero_point),
+    }
 
 
 class Feeding:

@@ -3,7 +3,7 @@
 from dfq_tf.training.augmentation import augment, augment_pixels
 from dfq_tf.training.copies import randomized, resolve_precision, with_precision
 from dfq_tf.training.devices import Copies, check_batch, everywhere, round_batch
-from dfq_tf.training.learner import Learner, check_model
+from dfq_tf.training.learner import Learner, check_model, num_model_values
 from dfq_tf.training.loop import Evaluate, run_loop
 from dfq_tf.training.optimizers import descend
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
@@ -18,6 +18,7 @@ __all__ = [
     "check_model",
     "descend",
     "everywhere",
+    "num_model_values",
     "randomized",
     "replica_concat",
     "replica_mean",

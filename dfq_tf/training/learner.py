@@ -91,7 +91,7 @@ class Learner:
             self.description.save(description_path(path))
 
 
-def num_values(model: keras.Model) -> int:
+def num_model_values(model: keras.Model) -> int:
     """Values in the outputs of all layers of a model, for one image.
 
     A layer counts as often as it is called, and a model inside by its layers, once.
@@ -99,7 +99,7 @@ def num_values(model: keras.Model) -> int:
     total = 0
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            total += num_values(layer)
+            total += num_model_values(layer)
             continue
         for i in range(len(layer.inbound_nodes)):
             for output in tf.nest.flatten(layer.get_output_at(i)):

@@ -1,0 +1,204 @@
+"""What a run keeps for its page, beside its metrics: plain data in NAME_page.json."""
+
+import base64
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.files import read_text, write_text
+from dfq_tf.graph import KINDS, Classifier, ModelDescription, Node, has_kernel
+from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.reports.layer_noise import LayerNoise
+from dfq_tf.settings import GENERATED
+
+# Images on the page, and the most pixels a side that one has there.
+NUM_SHOWN, MOST_PIXELS = 48, 80
+# How far the values of a channel spread around what BatchNormalization remembers.
+_DEVIATIONS = 3.0
+
+
+def generated(
+    images: np.ndarray,
+    scores: np.ndarray,
+    description: ModelDescription,
+    kind: str = GENERATED,
+) -> dict[str, Any]:
+    """What images held out look like, and what the teacher takes them for.
+
+    Args:
+      images: uint8 (n, height, width, channels), 1, 3 or 4 channels to be shown.
+      scores: (n, num_classes), the teacher's for them.
+      description: of the teacher.
+      kind: of the images, see `Source.kind`.
+
+    Returns:
+      kind, and count: n. class_names: of all classes. per_class: how many images have
+      each. shown: the first of them: png (base64), class (an index), confidence (in
+      [0, 1]).
+    """
+    classes = scores.argmax(-1)
+    confidences = _probabilities(scores, description)[np.arange(len(scores)), classes]
+    shown = []
+    if images.shape[-1] in (1, 3, 4):
+        shown = [
+            {
+                "png": _png(image),
+                "class": int(classes[i]),
+                "confidence": round(float(confidences[i]), 4),
+            }
+            for i, image in enumerate(images[:NUM_SHOWN])
+        ]
+    return {
+        "kind": kind,
+        "count": len(images),
+        "class_names": list(description.class_names),
+        "per_class": np.bincount(classes, minlength=scores.shape[-1]).tolist(),
+        "shown": shown,
+    }
+
+
+def _probabilities(scores: np.ndarray, description: ModelDescription) -> np.ndarray:
+    if description.output != "logits":
+        return scores
+    if description.probabilities == "sigmoid":
+        return 1 / (1 + np.exp(-scores.astype(np.float64)))
+    powers = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _png(image: np.ndarray) -> str:
+    """A picture of an image; of a large one, the means of its blocks of pixels."""
+    times = -(-max(image.shape[:2]) // MOST_PIXELS)
+    if times > 1:
+        height, width = (times * (side // times) for side in image.shape[:2])
+        blocks = image[:height, :width].reshape(
+            height // times, times, width // times, times, -1
+        )
+        image = np.rint(blocks.mean((1, 3))).astype(np.uint8)
+    return base64.b64encode(tf.io.encode_png(image).numpy()).decode()
+
+
+def layers(
+    source: Classifier,
+    network: QuantizedNetwork,
+    noise: Sequence[LayerNoise],
+    has_memory: bool = True,
+) -> list[dict[str, Any]]:
+    """What each layer of a file holds and loses.
+
+    Args:
+      source: the float network, before it was made ready for integers.
+      network: quantized.
+      noise: of the file's layers, from `layer_noise.measure`.
+      has_memory: whether the quantized layers still have the scales of the source's,
+        so that its BatchNormalization can be compared: not after equalization.
+
+    Returns:
+      For each layer: name, kind, weights, own_db, total_db (None for infinite), low and
+      high (what its integers can mean), bits (of them), bytes (of its weights), macs
+      (multiply-accumulates of one image), and bn_low and bn_high, the mean plus and
+      minus 3 deviations that BatchNormalization remembers, over all channels; None
+      where none is.
+    """
+    bias_bytes = 8 if network.is_wide else 4
+    rows = []
+    for layer in noise:
+        low, high = network.ranges[layer.name]
+        nodes = [
+            network.graph.nodes[name]
+            for name in _inside(network, layer)
+            if network.graph.nodes[name].weights
+        ]
+        memory = _remembered(source, layer.name) if has_memory else None
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "weights": layer.weights,
+                "own_db": _finite(layer.own_db),
+                "total_db": _finite(layer.total_db),
+                "low": round(float(low), 5),
+                "high": round(float(high), 5),
+                "bits": network.bits[layer.name],
+                "bytes": sum(_bytes(node, layer.weights, bias_bytes) for node in nodes),
+                "macs": sum(KINDS[node.kind].macs(node) for node in nodes),
+                "bn_low": memory and round(memory[0], 5),
+                "bn_high": memory and round(memory[1], 5),
+            }
+        )
+    return rows
+
+
+def _finite(decibels: float) -> float | None:
+    return round(decibels, 2) if math.isfinite(decibels) else None
+
+
+def _inside(network: QuantizedNetwork, layer: LayerNoise) -> list[str]:
+    """The nodes of one operator of the file: an activation, and what it took in."""
+    if "+" not in layer.kind:
+        return [layer.name]
+    return [network.graph.nodes[layer.name].inputs[0], layer.name]
+
+
+def _bytes(node: Node, weights: str, bias_bytes: int) -> int:
+    """Bytes of a node's weights in the file: int4 is packed, each output has a bias."""
+    sizes = {role: values.size for role, values in node.weights.items()}
+    kernel = sizes.pop("kernel", 0)
+    sizes.pop("bias", None)  # zeros are written where there is none
+    biases = bias_bytes * (node.shape[-1] or 0) if kernel else 0
+    kernel = (kernel + 1) // 2 if weights == "int4" else kernel
+    return kernel + biases + sum(sizes.values())
+
+
+def _remembered(source: Classifier, name: str) -> tuple[float, float] | None:
+    """What BatchNormalization says of a layer's outputs; None where none does."""
+    graph = source.graph
+    if name not in graph.nodes:
+        return None
+    node = graph.nodes[name]
+    before = graph.nodes[node.inputs[0]] if node.kind == "relu" else node
+    if before.kind == "batch_normalization":
+        ends = _spread(before, "beta", "gamma")
+        if node.kind == "relu":
+            top = node.settings["top"]
+            ends = np.clip(ends, 0, np.inf if top is None else top)
+        return float(ends[0]), float(ends[1])
+    after = graph.consumers(name)
+    for reader in after:
+        if reader.kind == "batch_normalization":
+            # One that alone reads a kernel's output has gone into that kernel.
+            is_inside = has_kernel(node) and len(after) == 1
+            of = ("beta", "gamma") if is_inside else ("mean", "variance")
+            low, high = _spread(reader, *of)
+            return float(low), float(high)
+    return None
+
+
+def _spread(node: Node, mean: str, deviation: str) -> np.ndarray:
+    """Lowest and highest of the channels' means minus and plus some deviations."""
+    means, sizes = (node.weights[r].astype(np.float64) for r in (mean, deviation))
+    sizes = np.sqrt(sizes) if deviation == "variance" else np.abs(sizes)
+    spread = _DEVIATIONS * sizes
+    return np.array([(means - spread).min(), (means + spread).max()])
+
+
+def read(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    """What was kept of a method or phase; empty if nothing was."""
+    path = _path(folder, name)
+    return json.loads(read_text(path)) if path.is_file() else {}
+
+
+def add(folder: str | os.PathLike[str], name: str, **more: Any) -> None:
+    """Adds to what is kept of a method or phase, replacing what has the same name."""
+    merged = {**read(folder, name), **more}
+    write_text(_path(folder, name), json.dumps(merged) + "\n")
+
+
+def _path(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
+    return pathlib.Path(folder) / f"{name}_page.json"

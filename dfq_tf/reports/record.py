@@ -1,0 +1,243 @@
+"""What a workdir says of its run, read back: what a page is made of."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from dfq_tf.errors import WorkdirError
+from dfq_tf.files import digest, read_text
+from dfq_tf.reports import facts, scalars
+from dfq_tf.reports.scalars import Curve
+from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL
+
+# What a run makes, in the order in which it does. Key in metrics.json -> title.
+TITLES = {
+    "teacher": "Float teacher",
+    "student": "Float student",
+    "q": "Q, real images",
+    "df_q": "DF-Q",
+    "df_qat_kd": "DF-QAT-KD",
+}
+METHODS = ("df_q", "df_qat_kd")
+# Kind of images, see `Source.kind` -> words.
+IMAGES = {
+    GENERATED: "generated images",
+    PHOTOGRAPHS: "crops of photographs",
+    PROCEDURAL: "images of 1/f noise",
+    "pictures": "crops of pictures",
+}
+# Folder of TensorBoard's scalars -> title.
+_PHASES = {
+    "teacher": "Training of the teacher, on real images",
+    "warm_up": "Warm-up: the generator alone",
+    "distillation": "Distillation into another network",
+    "df_qat_kd": "Quantization-aware training (DF-QAT-KD)",
+}
+# Columns of NAME_curve.csv that are no measurement.
+_NO_CURVES = ("step", "minutes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A model of a run: the float one, or a file.
+
+    Attributes:
+      key: as in metrics.json, such as 'df_q'.
+      title: for a reader, such as 'DF-Q W8A8'.
+      measured: what was measured; empty where nothing was.
+      training: what was measured while it was made.
+      seconds: that making it took; None where it was not measured.
+      sqnr: of the scores, from the pixels on, in dB; None likewise.
+      num_held_out: images that its agreement in `training` was measured on.
+    """
+
+    key: str
+    title: str
+    measured: Mapping[str, Any]
+    training: Mapping[str, Any]
+    seconds: float | None = None
+    sqnr: float | None = None
+    num_held_out: int | None = None
+
+    @property
+    def agreement(self) -> tuple[float, int | None] | None:
+        """Share of images with the float model's class, of how many; None if unknown.
+
+        Of the images that measured all models; else of those held out.
+        """
+        if "agreement" in self.measured:
+            return self.measured["agreement"], self.measured["images"]
+        same = self.training.get(
+            "agreement_on_held_out_images",
+            # As an earlier version called it.
+            self.training.get("agreement_on_generated_images"),
+        )
+        if same is None and self.training.get("agreements_on_generated_images"):
+            same = max(self.training["agreements_on_generated_images"])
+        return None if same is None else (same, self.num_held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """The curves of a training, name -> (step, value)."""
+
+    title: str
+    curves: Mapping[str, Curve]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """All that a workdir says.
+
+    Attributes:
+      path: of the workdir.
+      rows: of the table of models.
+      best: the row whose file is given on; None where there is no quantized network.
+      page: what was kept for the page of the best row, or of the student, see `facts`.
+      metrics: as in metrics.json.
+      flags: name -> value.
+      run: as in run.json.
+      phases: the trainings that left curves.
+      files: name -> (bytes, SHA-256) of the models that the run has made.
+    """
+
+    path: pathlib.Path
+    rows: list[Row]
+    best: Row | None
+    page: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    flags: Mapping[str, str]
+    run: Mapping[str, Any]
+    phases: list[Phase]
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def name(self) -> str:
+        """How the run is called beside others."""
+        return self.path.resolve().name
+
+    @property
+    def widths(self) -> str:
+        """Bits of weights and activations, 'W8A8'; empty where nothing is quantized."""
+        return self.flags.get("widths", "") if self.best else ""
+
+    @property
+    def images(self) -> str:
+        """What images held out are, in words."""
+        kind = self.page.get("generated", {}).get("kind", GENERATED)
+        return IMAGES.get(kind, kind)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether real images with labels have measured the models."""
+        return any(row.measured.get("accuracy") is not None for row in self.rows)
+
+    @property
+    def command(self) -> str:
+        """What repeats the run, in another folder."""
+        tool = self.run.get("command") or "python tools/run.py"
+        flagfile = shlex.quote(str(self.path / "flags.cfg"))
+        return f"{tool} --flagfile={flagfile} --workdir=runs/again"
+
+
+def read(folder: str | os.PathLike[str]) -> Record:
+    """Reads a workdir.
+
+    Raises:
+      WorkdirError: there is no run in it, or a file there is not as it was written.
+    """
+    path = pathlib.Path(folder)
+    if not (path / "metrics.json").is_file():
+        raise WorkdirError(
+            f"there is no metrics.json in {str(path)!r}, so no run has ended there; "
+            "name the workdir of tools/run.py, tools/quantize.py or tools/distill.py"
+        )
+    try:
+        return _read(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{str(path)!r} cannot be read as a workdir: {error!r}. Run the tool that "
+            "made it again"
+        ) from error
+
+
+def _read(path: pathlib.Path) -> Record:
+    metrics = _json(path / "metrics.json")
+    flags = _flags(path / "flags.cfg")
+    rows = [
+        row
+        for key in TITLES
+        if (row := _row(path, key, metrics, flags.get("widths", ""))) is not None
+    ]
+    made = [row for row in rows if row.key in METHODS]
+    best = made[-1] if made else None
+    of_page = best.key if best else "student"
+    return Record(
+        path,
+        rows,
+        best,
+        facts.read(path, of_page),
+        metrics,
+        flags,
+        _json(path / "run.json"),
+        [*_phases(path)],
+        {
+            each.name: (each.stat().st_size, digest(each))
+            for pattern in ("*.tflite", "*.keras")
+            for each in sorted(path.glob(pattern))
+        },
+    )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(read_text(path)) if path.is_file() else {}
+
+
+def _flags(path: pathlib.Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    lines = [line[2:].partition("=") for line in read_text(path).splitlines()]
+    return {name: value for name, _, value in lines if name}
+
+
+def _row(
+    path: pathlib.Path, key: str, metrics: Mapping[str, Any], widths: str
+) -> Row | None:
+    measured = metrics.get(key)
+    training = metrics.get(f"{key}_training")
+    if measured is None and training is None:
+        return None
+    title = TITLES[key] if key in ("teacher", "student") else f"{TITLES[key]} {widths}"
+    training = training or {}
+    seconds = metrics.get(f"{key}_seconds", training.get("seconds"))
+    page = facts.read(path, key)
+    noise = page.get("layers")
+    sqnr = noise[-1]["total_db"] if noise else None
+    count = page.get("generated", {}).get("count")
+    return Row(key, title.strip(), measured or {}, training, seconds, sqnr, count)
+
+
+def _phases(path: pathlib.Path) -> list[Phase]:
+    phases = []
+    for name, title in _PHASES.items():
+        found = scalars.read(path / "tensorboard" / name)
+        # What is in a curve's table too has another name in TensorBoard.
+        curves = {k: v for k, v in found.items() if not k.startswith("evaluation/")}
+        table = path / f"{name}_curve.csv"
+        if table.is_file():
+            curves |= _table(table)
+        if curves:
+            phases.append(Phase(title, curves))
+    return phases
+
+
+def _table(path: pathlib.Path) -> dict[str, Curve]:
+    """The columns of NAME_curve.csv over its steps."""
+    rows = list(csv.DictReader(read_text(path).splitlines()))
+    names = [name for name in (rows[0] if rows else ()) if name not in _NO_CURVES]
+    return {n: [(float(r["step"]), float(r[n])) for r in rows] for n in names}

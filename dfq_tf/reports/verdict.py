@@ -1,0 +1,220 @@
+"""What a run comes to, in one sentence, and what that rests on."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dfq_tf.reports.record import Record, Row
+
+# Share of the images that a file may lose, and still be good or fair.
+_GOOD, _FAIR = 0.01, 0.03
+# SQNR in dB above which a layer loses nothing that anyone would see: less than a
+# twentieth of its signal.
+_QUIET_DB = 26.0
+# Quantile of the normal distribution, for 95 %.
+_Z = 1.96
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a run comes to.
+
+    Attributes:
+      level: 'good', 'fair' or 'poor'; 'unknown' where too little was measured.
+      sentence: what was found.
+      rests_on: what was measured, and what was not, a sentence each.
+    """
+
+    level: str
+    sentence: str
+    rests_on: Sequence[str]
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share that was measured on `count` images."""
+    middle = share + _Z**2 / (2 * count)
+    square = share * (1 - share) / count + _Z**2 / (4 * count**2)
+    spread = _Z * math.sqrt(square)
+    scale = 1 + _Z**2 / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def percent(share: float) -> str:
+    """Such as '98.6 %', which does not break; 100 only where nothing is missing."""
+    text = f"{100 * share:.1f}"
+    if text == "100.0":
+        text = "100" if share == 1 else "99.9"
+    return f"{text}\N{NO-BREAK SPACE}%"
+
+
+def of(record: Record) -> Verdict:
+    """The verdict on a run."""
+    best = record.best
+    if best is None:
+        return _of_distillation(record)
+    exact = next((r for r in record.rows if r.key in ("student", "teacher")), None)
+    rests = [*_measured(record, best), *_expected(record, best), *_proved(best)]
+    if record.has_labels and exact is not None:
+        return _by_labels(record, best, exact, rests)
+    return _by_agreement(record, best, rests)
+
+
+def file_name(widths: str) -> str:
+    """How a file of these widths is called in a sentence."""
+    return "int8 file" if widths == "W8A8" else f"{widths} file"
+
+
+def _by_labels(record: Record, best: Row, exact: Row, rests: list[str]) -> Verdict:
+    right, before = best.measured["accuracy"], exact.measured["accuracy"]
+    count = best.measured["images"]
+    lost = before - right
+    if abs(lost) * count < 0.5:
+        compared = "as many as the float model"
+    else:
+        points = f"{100 * abs(lost):.2f} points {'fewer' if lost > 0 else 'more'}"
+        compared = f"{points} than the float model"
+    sentence = (
+        f"The {file_name(record.widths)} is right on {percent(right)} of {count:,} "
+        f"labelled test images, {compared}."
+    )
+    return Verdict(_level(lost), sentence, rests)
+
+
+def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
+    expected = _expected_agreement(best)
+    if best.agreement is None:
+        return Verdict("unknown", "The file was made, and not measured.", rests)
+    same, _ = best.agreement
+    subject = file_name(record.widths) if best.measured else "quantized network"
+    sentence = (
+        f"The {subject} answers as the float model on {percent(same)} of "
+        f"{record.images}"
+    )
+    if expected is None:
+        return Verdict(_level(1 - same), f"{sentence}.", rests)
+    sentence += f"; on those of which the float model is sure, {percent(expected)}."
+    return Verdict(_level(1 - expected), sentence, rests)
+
+
+def _level(lost: float) -> str:
+    return "good" if lost <= _GOOD else "fair" if lost <= _FAIR else "poor"
+
+
+def _expected_agreement(row: Row) -> float | None:
+    """What was expected of a network, where it was not trained after that."""
+    is_df_q = row.key == "df_q" or row.training.get("untrained_is_kept")
+    return row.training.get("expected_agreement") if is_df_q else None
+
+
+def _measured(record: Record, best: Row) -> list[str]:
+    said = []
+    measured = best.measured
+    if measured.get("accuracy") is not None:
+        low, high = interval(measured["accuracy"], measured["images"])
+        said.append(
+            f"{measured['images']:,} labelled images of {_dataset(record)}, which took "
+            "no part in making the file. Of other images of the kind, it may be right "
+            f"on {percent(low)} to {percent(high)} (95 % interval)."
+        )
+    else:
+        said.append(
+            "No labelled images were given: accuracy is not known, and agreement with "
+            "the float model stands in for it."
+        )
+    if measured.get("agreement") is not None:
+        low, high = interval(measured["agreement"], measured["images"])
+        count = f"{measured['images']:,}"
+        is_real = measured.get("accuracy") is not None
+        images = f"those {count} images" if is_real else f"{count} {record.images}"
+        said.append(
+            "File and float model give the same class on "
+            f"{percent(measured['agreement'])} of {images} (95 % interval: "
+            f"{percent(low)} to {percent(high)})."
+        )
+    return said
+
+
+def _dataset(record: Record) -> str:
+    return record.flags.get("dataset") or "the data set"
+
+
+def _expected(record: Record, best: Row) -> list[str]:
+    training, said = best.training, []
+    expected = _expected_agreement(best)
+    if expected is not None:
+        said.append(
+            "On the three quarters of images held out, and of 1/f noise, of which the "
+            f"float model is surest, both agree on {percent(expected)}. Real images of "
+            "the task are mostly of that kind; images near a border between two "
+            "classes are where a rounding decides."
+        )
+    if training.get("untrained_is_kept"):
+        said.append(
+            "Training was tried and did not help: the file holds the untrained network."
+        )
+    elif {"held_out_agreement_before", "held_out_agreement_after"} <= training.keys():
+        said.append(
+            "Training moved the agreement on images held out from "
+            f"{percent(training['held_out_agreement_before'])} to "
+            f"{percent(training['held_out_agreement_after'])}."
+        )
+    return said
+
+
+def _proved(best: Row) -> list[str]:
+    steps = best.measured.get("largest_difference_in_steps")
+    if steps is None:
+        return []
+    return [
+        f"LiteRT ran the file itself: its outputs are at most {steps} "
+        f"{'step' if steps == 1 else 'steps'} of an integer from what the quantized "
+        "network computes."
+    ]
+
+
+def _of_distillation(record: Record) -> Verdict:
+    student = next((row for row in record.rows if row.key == "student"), None)
+    found = student.training.get("agreements_on_generated_images") if student else None
+    right = record.metrics.get("student_accuracy")
+    if not found:
+        return Verdict("unknown", "Nothing was made in this workdir yet.", [])
+    best = max(found)
+    rests = [
+        "The images were generated and held out from the training. On real images, of "
+        "which the student has seen none, expect less."
+    ]
+    sentence = (
+        f"The student answers as the teacher on {percent(best)} of generated images"
+    )
+    if right is None:
+        rests.append("No labelled images were given: accuracy is not known.")
+        return Verdict("unknown", f"{sentence}.", rests)
+    sentence += f", and is right on {percent(right)} of the labelled test images."
+    return Verdict("unknown", sentence, rests)
+
+
+def worst_layer(layers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The layer that adds the most noise; None where none is known."""
+    known = [layer for layer in layers if layer["own_db"] is not None]
+    return min(known, key=lambda layer: layer["own_db"], default=None)
+
+
+def advice(layers: Sequence[Mapping[str, Any]], worst: Mapping[str, Any]) -> str:
+    """What to try about the worst layer of a file."""
+    if worst["own_db"] >= _QUIET_DB:
+        return "All layers are quiet. There is nothing to mend."
+    if worst["weights"] == "int4":
+        kernels = [layer for layer in layers if layer["weights"]]
+        if "depthwise" in worst["kind"]:
+            return "Its weights have 4 bits. Try --num_bits_depthwise=8."
+        if worst is kernels[0]:
+            return "Its weights have few bits. Try --num_bits_first=8."
+        if worst is kernels[-1]:
+            return "Its weights have few bits. Try --num_bits_last=8."
+        return "Its weights have 4 bits. Try --methods=df_qat_kd, or --widths=W8A8."
+    if "depthwise" in worst["kind"]:
+        return "Channels of a depthwise kernel often differ in size. Try --equalize."
+    if worst["bits"] < 8:
+        return "Its outputs have few bits. Try --widths=W8A8."
+    return "Try --activation_range=mse, or activations of 16 bits: --widths=W8A16."

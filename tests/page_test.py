@@ -1,0 +1,489 @@
+"""The page of a run: what stands on it, and what must not."""
+
+import hashlib
+import html
+import io
+import math
+import os
+import pathlib
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError, WorkdirError
+from dfq_tf.graph.description import ModelDescription
+from dfq_tf.reports import charts, facts, page, record, scalars, verdict
+from tests import pages
+from tests.helpers import new_folder
+from tests.tool_runner import ROOT, run_in_process
+
+VOID = {"meta", "link", "img", "br"}
+SECTIONS = ("rests", "models", "images", "noise", "ranges", "layers", "training", "app")
+SECTIONS = (*SECTIONS, "again")
+
+
+class Parsed(HTMLParser):
+    """Elements of a page: all that are opened are closed, in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if "style" not in self.open and "script" not in self.open:
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def words(self):
+        return " ".join("".join(self.text).replace("\xa0", " ").split())
+
+
+def made(**more):
+    folder = pages.write(new_folder() / "run", **more)
+    text = page.write(folder).read_text()
+    return folder, text, Parsed(text)
+
+
+class RunPageTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder, cls.text, cls.page = made()
+
+    def test_has_all_parts_once_and_links_to_them(self):
+        ids = [a["id"] for a in self.page.all("section")]
+        self.assertCountEqual(ids, SECTIONS)
+        links = [a["href"][1:] for a in self.page.all("a")]
+        self.assertContainsSubset(set(links), {*ids, "main"})
+        self.assertLen(self.page.all("h1"), 1)
+
+    def test_asks_for_nothing(self):
+        for tag, attributes in self.page.elements:
+            for name in ("src", "href", "srcset", "action", "data", "poster"):
+                value = attributes.get(name, "#")
+                self.assertRegex(value, r"\A(#|data:)", f"{tag} {name}")
+        self.assertNotIn("@import", self.text)
+        self.assertNotRegex(self.text, r"url\(")
+        self.assertNotIn("http:", self.text)
+        self.assertNotIn("https:", self.text)
+        self.assertIn("default-src 'none'", self.text)
+
+    def test_text_of_others_is_text(self):
+        self.assertLen(self.page.all("script"), 1)
+        self.assertNotIn("alert(1)</script>", self.text.replace("&lt;", "<?"))
+        self.assertIn(html.escape(pages.NAMES[0]), self.text)
+        for name in (*pages.NAMES, "stem<b>", "tiny & small"):
+            self.assertIn(name, self.page.words)
+        self.assertNotIn("b", [tag for tag, _ in self.page.elements if tag == "stem"])
+
+    def test_figures_are_those_of_the_metrics(self):
+        words = self.page.words
+        for figure in (
+            "87.5 %",  # the teacher's accuracy
+            "86.2 %",  # the file's
+            "96.2 %",  # agreement
+            "16.0 kB",
+            "64.0 kB",
+            "4.0 times smaller",
+            "0.25 ms",
+            "11.8 dB",  # SQNR of the scores
+            "512 generated images set the ranges",
+            "at most 2 steps",
+            "98.4 %",  # expected
+            "1,234 MiB",
+            "made_up, 2 cores",
+            "tensorflow 2.21.0",
+            "0123abc",
+            hashlib.sha256(b"of no meaning").hexdigest(),
+            "middle: 12.3 dB",
+            "--num_bits_depthwise=8",
+            "--widths=W4A8",
+            f"tools/run.py --flagfile={self.folder}/flags.cfg",
+        ):
+            self.assertIn(figure, words)
+
+    def test_shows_images_with_the_teachers_class_and_confidence(self):
+        shown = [a for a in self.page.all("img") if a["src"].startswith("data:image/")]
+        self.assertLen(shown, facts.NUM_SHOWN)
+        kept = facts.read(self.folder, "df_q")["generated"]
+        first = kept["shown"][0]
+        self.assertIn(f"base64,{first['png']}", self.text)
+        said = f"{pages.NAMES[first['class']]}{100 * first['confidence']:.0f} %"
+        self.assertIn(said, self.page.words)
+        for count in kept["per_class"]:
+            self.assertIn(f">{count}</text>", self.text)
+
+    def test_charts_name_the_noisiest_layer_and_what_stands_where(self):
+        labels = [a["aria-label"] for a in self.page.all("svg") if "aria-label" in a]
+        said = "The noisiest layer is middle with 12.3 dB."
+        self.assertLen([each for each in labels if said in each], 2)  # and on phones
+        self.assertIn("middle 12.3 dB</text>", self.text)
+        self.assertIn("BatchNormalization -1 to 2", html.unescape(self.text))
+
+    def test_is_small_and_says_how_it_is_shown(self):
+        self.assertLess(len(self.text.encode()), 3e6)
+        self.assertIn("prefers-color-scheme: dark", self.text)
+        self.assertIn("@media print", self.text)
+        self.assertIn("width=device-width", self.text)
+
+    def test_large_images_make_a_page_of_less_than_3_mb(self):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (48, 224, 300, 3), np.uint8)
+        scores = rng.normal(size=(48, 3)).astype(np.float32)
+        description = ModelDescription((0.0,), (1.0,), "logits", pages.NAMES)
+        kept = facts.generated(images, scores, description)
+        folder = pages.write(new_folder() / "run", page=("file",), curves=False)
+        facts.add(folder, "df_q", generated=kept)
+        self.assertLess(page.write(folder).stat().st_size, 3e6)
+
+    @parameterized.parameters(
+        (dict(page=("generated", "file")), ("noise", "ranges", "layers")),
+        (dict(page=("layers", "file")), ("images",)),
+        (dict(page=("layers", "generated")), ("app",)),
+        (dict(curves=False), ("training",)),
+        (
+            dict(page=(), curves=False),
+            ("images", "noise", "ranges", "layers", "training", "app"),
+        ),
+    )
+    def test_what_was_not_measured_is_left_out(self, given, absent):
+        _, text, parsed = made(**given)
+        ids = [a["id"] for a in parsed.all("section")]
+        self.assertCountEqual(ids, {*SECTIONS} - {*absent})
+        links = [a["href"][1:] for a in parsed.all("a")]
+        self.assertNoCommonElements(links, absent)
+        self.assertNotIn("None", parsed.words)
+        self.assertNotIn("nan", parsed.words.split())
+
+    def test_without_labels_there_is_no_accuracy(self):
+        metrics = {
+            key: {k: v for k, v in value.items() if k != "accuracy"}
+            | {"accuracy": None}
+            if key in ("teacher", "df_q")
+            else value
+            for key, value in pages.METRICS.items()
+        }
+        _, _, parsed = made(metrics=metrics)
+        self.assertNotIn("Accuracy, labelled images", parsed.words)
+        self.assertIn("accuracy is not known", parsed.words)
+        self.assertIn("on 96.2 % of generated images", parsed.words)
+        self.assertIn("of 160 generated images", parsed.words)
+
+    def test_where_the_images_come_from_is_said(self):
+        training = {**pages.METRICS["df_q_training"]}
+        training["calibration_sources"] = {"photographs": 1256, "generated": 3}
+        folder = pages.write(
+            new_folder() / "run",
+            {**pages.METRICS, "df_q_training": training},
+            curves=False,
+        )
+        shown = facts.read(folder, "df_q")["generated"]
+        facts.add(folder, "df_q", generated={**shown, "kind": "photographs"})
+        words = Parsed(page.write(folder).read_text()).words
+        said = "1,256 crops of photographs and 3 generated images set the ranges"
+        self.assertIn(said, words)
+        self.assertIn("Classes among 60 crops of photographs", words)
+        self.assertNotIn("generator", words)
+
+    def test_run_of_an_earlier_version_has_a_page(self):
+        training = {"agreement_on_generated_images": 0.8125, "seconds": 1.0}
+        _, _, parsed = made(
+            metrics={"df_q_training": training},
+            flags={**pages.FLAGS, "calibration_images": "96"},
+        )
+        self.assertIn("81.2 % of generated images", parsed.words)
+        self.assertIn("96 generated images set the ranges", parsed.words)
+
+    def test_folder_without_a_run_is_refused(self):
+        folder = new_folder()
+        with self.assertRaisesRegex(WorkdirError, "there is no metrics.json in"):
+            page.write(folder)
+        (folder / "metrics.json").write_text("{")
+        with self.assertRaisesRegex(WorkdirError, "cannot be read as a workdir"):
+            page.write(folder)
+        self.assertEqual([p.name for p in folder.iterdir()], ["metrics.json"])
+
+    @parameterized.parameters("uint8", "int8", "float32")
+    def test_python_of_the_page_reads_a_photo(self, kind):
+        """The code runs as it stands; LiteRT gives what it was fed."""
+        folder = pages.write(new_folder() / "run", curves=False)
+        file = {**pages.FILE, "input": {**pages.FILE["input"], "type": kind}}
+        file["input"] |= {"mean": [10.0, 20.0, 30.0], "std": [2.0]}
+        facts.add(folder, "df_q", file=file)
+        text = page.write(folder).read_text()
+        code = html.unescape(
+            re.search(r'<code id="python">(.*?)</code>', text, re.S)[1]
+        )
+        image = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)
+        fed, said = _run(code, image)
+        expected = {
+            "uint8": image,
+            "int8": image.astype(int) - 128,
+            "float32": (image - np.array([10.0, 20, 30])) / 2,
+        }[kind]
+        self.assertEqual(fed.dtype, np.dtype(kind))
+        np.testing.assert_array_equal(fed[0], expected.astype(kind))
+        self.assertEqual(said, f"two {200 * 0.00390625}")
+
+
+def _run(code, image):
+    """Runs the Python of a page, LiteRT being made up: what it feeds, and prints."""
+    from unittest import mock
+
+    from PIL import Image
+
+    fed, folder = [], new_folder()
+    Image.fromarray(image).save(folder / "photo.png")
+    (folder / "labels.txt").write_text("one\ntwo\nthree\n")
+
+    class Interpreter:
+        def __init__(self, path):
+            assert path == "df_q.tflite"
+
+        def allocate_tensors(self):
+            pass
+
+        def get_input_details(self):
+            return [{"index": 0}]
+
+        def get_output_details(self):
+            return [{"index": 9}]
+
+        def set_tensor(self, index, values):
+            fed.append(values)
+
+        def invoke(self):
+            pass
+
+        def get_tensor(self, index):
+            return np.array([[3, 200, 1]], np.uint8)
+
+    out, before = io.StringIO(), os.getcwd()
+    try:
+        os.chdir(folder)
+        with (
+            mock.patch("ai_edge_litert.interpreter.Interpreter", Interpreter),
+            mock.patch("sys.stdout", out),
+        ):
+            exec(compile(code, "page", "exec"), {})
+    finally:
+        os.chdir(before)
+    return fed[0], out.getvalue().strip()
+
+
+class ComparisonTest(parameterized.TestCase):
+    def test_puts_runs_side_by_side_with_what_differs(self):
+        folders = [
+            pages.write(new_folder() / "first", curves=False),
+            pages.write(
+                new_folder() / "second",
+                flags={**pages.FLAGS, "calibration_images": "<64>"},
+                metrics={**pages.METRICS, "df_q_seconds": 77.0},
+                curves=False,
+            ),
+        ]
+        out = new_folder() / "both.html"
+        process = run_in_process("report", *map(str, folders), f"--out={out}")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        parsed = Parsed(out.read_text())
+        for words in ("first", "second", "--calibration_imagesauto<64>", "77 s"):
+            self.assertIn(words, parsed.words)
+        self.assertNotIn("--widths", parsed.words)  # it is the same
+        self.assertLen(parsed.all("script"), 1)
+
+    def test_runs_of_one_name_are_told_apart(self):
+        folders = [pages.write(new_folder() / "run", curves=False) for _ in range(2)]
+        text = page.comparison([record.read(folder) for folder in folders])
+        for folder in folders:
+            self.assertIn(f"{folder.parent.name}/run", text)
+        with self.assertRaisesRegex(ConfigError, "a workdir is given twice"):
+            page.comparison([record.read(folders[0])] * 2)
+
+
+class ToolTest(parameterized.TestCase):
+    def test_makes_the_page_again(self):
+        folder = pages.write(new_folder() / "run", curves=False)
+        process = run_in_process("report", str(folder))
+        self.assertEqual(process.stdout, f"Wrote {folder}/report.html\n")
+        self.assertEqual((folder / "report.html").read_text(), made_text(folder))
+
+    def test_wrong_arguments_are_one_message(self):
+        process = run_in_process("report")
+        self.assertEqual(process.returncode, 2)
+        self.assertStartsWith(process.stderr, "error: workdirs is empty; name a run's")
+        process = run_in_process("report", "absent")
+        self.assertEqual(process.returncode, 1)
+        self.assertStartsWith(process.stderr, "error: there is no metrics.json")
+
+
+def made_text(folder):
+    return page.of_run(record.read(folder))
+
+
+class VerdictTest(parameterized.TestCase):
+    @parameterized.parameters((0, 40), (40, 40), (7, 10), (398, 400), (1, 1))
+    def test_interval_is_wilsons(self, right, count):
+        """Its ends are where the share is 1.96 standard errors off, of the ends."""
+        share = right / count
+        for end in verdict.interval(share, count):
+            error = math.sqrt(end * (1 - end) / count)
+            self.assertAlmostEqual(abs(share - end), 1.96 * error, places=6)
+
+    @parameterized.parameters(
+        (1.0, "100 %"), (0.99999, "99.9 %"), (0.9994, "99.9 %"), (0.05, "5.0 %")
+    )
+    def test_percent_is_100_only_of_all(self, share, text):
+        self.assertEqual(verdict.percent(share).replace("\xa0", " "), text)
+
+    @parameterized.parameters(
+        (0.875, "good", "as many as the float model"),
+        (0.8625, "fair", "1.25 points fewer"),
+        (0.80, "poor", "7.50 points fewer"),
+        (0.9, "good", "2.50 points more"),
+    )
+    def test_labels_decide(self, accuracy, level, words):
+        df_q = {**pages.METRICS["df_q"], "accuracy": accuracy}
+        metrics = {**pages.METRICS, "df_q": df_q}
+        folder = pages.write(new_folder(), metrics, curves=False)
+        found = verdict.of(record.read(folder))
+        self.assertEqual(found.level, level)
+        self.assertIn(words, found.sentence)
+
+    def test_quantized_students_workdir_is_judged_by_its_agreement(self):
+        folder = pages.write(
+            new_folder(),
+            {"df_q_training": pages.METRICS["df_q_training"]},
+            curves=False,
+        )
+        found = verdict.of(record.read(folder))
+        self.assertEqual(found.level, "fair")
+        self.assertIn("93.8", found.sentence)
+        self.assertIn("98.4", found.sentence)
+
+    def test_distilled_student(self):
+        training = {"agreements_on_generated_images": [0.5, 0.75], "seconds": 3.0}
+        metrics = {"student_training": training, "student_accuracy": 0.625}
+        folder = pages.write(new_folder(), metrics, page=(), curves=False)
+        found = verdict.of(record.read(folder))
+        self.assertRegex(found.sentence, "75.0.%.*62.5.%")
+
+    @parameterized.parameters(
+        ("int4", "conv", 8, 0, "--num_bits_first=8"),
+        ("int4", "conv", 8, 1, "--widths=W8A8"),
+        ("int4", "dense", 8, 2, "--num_bits_last=8"),
+        ("int4", "depthwise_conv", 8, 1, "--num_bits_depthwise=8"),
+        ("int8", "depthwise_conv", 8, 1, "--equalize"),
+        ("int8", "conv", 5, 1, "--widths=W8A8"),
+        ("int8", "conv", 8, 1, "--widths=W8A16"),
+    )
+    def test_advice_names_flags_of_the_tools(self, weights, kind, bits, place, flag):
+        layers = [{**each, "weights": "int8"} for each in pages.LAYERS[1:]]
+        layers[place] |= {"weights": weights, "kind": kind, "bits": bits, "own_db": 5}
+        worst = verdict.worst_layer(layers)
+        self.assertIs(worst, layers[place])
+        self.assertIn(flag, verdict.advice(layers, worst))
+        help = run_in_process("run", "--helpfull").stdout
+        self.assertIn(f"  {flag.partition('=')[0]} ", help)
+
+    def test_quiet_layers_need_nothing(self):
+        layers = [{**each, "own_db": 40.0} for each in pages.LAYERS]
+        self.assertIn("nothing to mend", verdict.advice(layers, layers[0]))
+
+
+class ChartsTest(parameterized.TestCase):
+    @parameterized.parameters((0, 1), (-3, 17), (0.001, 0.0042), (5, 5), (-2, 900))
+    def test_ticks_are_round_and_hold_all(self, low, high):
+        marks = charts.ticks(low, high)
+        self.assertLessEqual(marks[0], low)
+        self.assertGreaterEqual(marks[-1], high)
+        self.assertBetween(len(marks), 2, 8)
+        steps = np.diff(marks)
+        np.testing.assert_allclose(steps, steps[0])
+        mantissa = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
+        self.assertTrue(np.isclose(mantissa, [1, 2, 5]).any(), mantissa)
+
+    def test_stems_end_where_the_axis_says(self):
+        """A layer of twice as many dB has a stem twice as long."""
+        layers = [{**pages.LAYERS[1], "own_db": db, "total_db": db} for db in (10, 20)]
+        drawn = charts.noise(layers, 900)
+        stems = re.findall(r'class="stem" d="M\S+ (\S+)L\S+ (\S+)"', drawn)
+        short, long = (float(a) - float(b) for a, b in stems)
+        self.assertAlmostEqual(long / short, 2, places=1)
+
+    def test_range_that_would_flatten_all_others_is_cut_and_named(self):
+        layers = [{**pages.LAYERS[1]} for _ in range(20)]
+        self.assertNotIn("↑", charts.ranges(layers, 900))
+        layers[3] |= {"high": 1000.0}
+        self.assertIn("↑ 1,000", charts.ranges(layers, 900))
+
+    def test_nothing_known_is_no_chart(self):
+        layers = [pages.LAYERS[0]]
+        self.assertEqual(charts.noise(layers, 900), "")
+
+    def test_curve_names_its_last_value(self):
+        drawn = charts.curve([(0, 0.5), (10, 0.75), (20, 0.875)], is_share=True)
+        self.assertIn(">87.5 %<", drawn)
+        self.assertIn(">step 20<", drawn)
+
+
+class ScalarsTest(tf.test.TestCase):
+    def test_reads_what_tensorboard_was_given(self):
+        folder = pathlib.Path(self.get_temp_dir()) / "warm_up"
+        for start in (0, 6):  # a run, and its continuation from step 6 on
+            writer = tf.summary.create_file_writer(str(folder))
+            with writer.as_default():
+                for step in range(start, start + 10):
+                    tf.summary.scalar("loss", step + start / 100, step=step)
+                    tf.summary.image("picture", np.zeros((1, 2, 2, 3)), step=step)
+            writer.close()
+        found = scalars.read(folder)
+        expected = [(i, i + 0.06 * (i >= 6)) for i in range(16)]
+        self.assertEqual([*found], ["loss"])
+        self.assertAllClose(found["loss"], expected)
+
+    def test_file_that_was_cut_off_is_read_as_far_as_it_goes(self):
+        folder = pathlib.Path(self.get_temp_dir()) / "cut"
+        writer = tf.summary.create_file_writer(str(folder))
+        with writer.as_default():
+            for step in range(3):
+                tf.summary.scalar("loss", step, step=step)
+        writer.close()
+        (path,) = folder.iterdir()
+        path.write_bytes(path.read_bytes()[:-5])
+        self.assertEqual(scalars.read(folder)["loss"], [(0, 0), (1, 1)])
+
+    def test_long_curves_are_thinned_and_keep_their_ends(self):
+        thin = scalars._thinned([(i, i) for i in range(10001)])
+        self.assertLess(len(thin), 300)
+        self.assertEqual((thin[0], thin[-1]), ((0, 0), (10000, 10000)))
+
+
+class ReadmeTest(parameterized.TestCase):
+    def test_is_short_and_shows_the_page(self):
+        lines = (ROOT / "README.md").read_text().splitlines()
+        self.assertLessEqual(len(lines), 120)
+        (picture,) = re.findall(r"!\[[^]]+\]\((\S+\.png)\)", "\n".join(lines[:40]))
+        self.assertLess((ROOT / picture).stat().st_size, 300_000)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,62 @@
+"""Makes the page of a run again, or one that puts several runs side by side.
+
+    python tools/report.py runs/run
+    python tools/report.py runs/run runs/second_seed --out=both.html
+
+Of one workdir, of tools/run.py, tools/quantize.py or tools/distill.py, it writes
+WORKDIR/report.html: one file that needs no network. Nothing is measured anew.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from dfq_tf.errors import ConfigError
+from dfq_tf.files import write_text
+from dfq_tf.reports import page, record
+from tools import common
+
+FLAGS = common.FLAGS
+
+
+def main() -> None:
+    """Reads and writes."""
+    folders = FLAGS.workdirs
+    if not folders:
+        raise ConfigError(
+            "workdirs is empty; name a run's folder: tools/report.py runs/run"
+        )
+    runs = [record.read(folder) for folder in folders]
+    if len(runs) == 1:
+        text, path = page.of_run(runs[0]), pathlib.Path(folders[0]) / page.NAME
+    else:
+        text, path = page.comparison(runs), pathlib.Path("comparison.html")
+    path = pathlib.Path(FLAGS.out or path)
+    write_text(path, text)
+    print(f"Wrote {path}")
+
+
+def define_flags() -> None:
+    """Defines the flags of this tool."""
+    common.define(
+        "Page",
+        "workdirs",
+        list,
+        [],
+        "Folders of runs, also given alone, without --workdirs: one for its page, "
+        "several for a page that compares them.",
+    )
+    common.define(
+        "Page",
+        "out",
+        str,
+        None,
+        "The page, a .html file (default: report.html in the workdir, or "
+        "comparison.html here).",
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main, __doc__, positional="workdirs", several=True)
