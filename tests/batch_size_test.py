@@ -52,7 +52,7 @@ class SizesTest(tf.test.TestCase, parameterized.TestCase):
         model = keras.Model(image, outputs)
         graph = helpers.classifier(model).graph
         self.assertEqual(running.num_values(graph), 5 * 8 * 8 * 3)
-        self.assertEqual(num_values(model), 5 * 8 * 8 * 3)
+        self.assertEqual(num_model_values(model), 5 * 8 * 8 * 3)
 
 
 class StepTest(tf.test.TestCase, parameterized.TestCase):
