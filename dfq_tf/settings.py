@@ -248,9 +248,10 @@ class CalibrationConfig(Checked):
         "auto",
         "Images from which activation ranges are found: generated ones, crops of the "
         "public-domain photographs that ship with the project, procedural ones (1/f "
-        "noise), or crops of the pictures in a folder. Auto takes the photographs if "
-        "images are larger than 64x64, and if photographs cause the statistics that "
-        "the network's BatchNormalization remembers; else generated images.",
+        "noise), or crops of the pictures in a folder. Auto takes procedural ones for "
+        "a network without BatchNormalization; the photographs if images are larger "
+        "than 64x64 and photographs cause the statistics that BatchNormalization "
+        "remembers; else generated ones.",
     )
     calibration_images: int = setting(
         AUTO,

@@ -670,7 +670,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             ["--model=absent.tflite", "--input_scale=1"],
             r"input_scale is \['1'\], but absent.tflite need no such flag",
         ),
-        ("evaluate", 2, ["stray"], "unexpected argument 'stray'"),
+        ("evaluate", 2, ["a.keras", "stray"], "unexpected argument 'stray'"),
     )
     def test_bad_input_is_one_message(self, tool, exit_code, flags, message):
         workdir = new_folder() / "run"

@@ -120,8 +120,8 @@ def sums(found: inspection.Inspection) -> list[str]:
     normalizations = str(count)
     if not count:
         normalizations = (
-            "0. WARNING: without a BatchNormalization, generated images follow no "
-            "statistics of the training data; expect less of them"
+            "0. WARNING: without a BatchNormalization, nothing is known of the "
+            "training images: 1/f noise stands for them; expect less"
         )
     partly = " (without the layers that cannot be read)" if found.problems else ""
     lines = [
