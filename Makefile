@@ -39,14 +39,15 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 $(CLIENTS)/.installed: requirements-clients.txt
 	$(call install,$(CLIENTS),requirements-clients.txt)
 
-# $(1): the environment, $(2): what is installed there.
+# $(1): the environment, $(2): what is installed there. What is used is compiled when it is
+# first imported; all of it would take half a minute.
 define install
 	@if command -v uv >/dev/null; then \
 	  uv venv --python "$(PYTHON)" --allow-existing $(1) && \
 	  uv pip install --python $(1)/bin/python -r $(2); \
 	else \
 	  $(PYTHON) -m venv $(1) && \
-	  $(1)/bin/python -m pip install --quiet -r $(2); \
+	  $(1)/bin/python -m pip install --quiet --no-compile -r $(2); \
 	fi
 	@touch $(1)/.installed
 endef

@@ -72,6 +72,7 @@ class CommandTest(parameterized.TestCase):
 
 
 class PackageTest(absltest.TestCase):
+    @pytest.mark.long
     def test_quantizing_needs_nothing_optional(self):
         """None of it can be imported in the process."""
         code = f"""

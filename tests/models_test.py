@@ -355,6 +355,7 @@ class MobilenetTest(NetworkTestCase):
         self.assertEqual(_types(model).count("DepthwiseConv2D"), 13)
 
     @parameterized.parameters((100, 4.2), (75, 2.6), (25, 0.5))
+    @pytest.mark.long
     def test_has_the_published_millions_of_parameters(self, percent, published):
         model = models.build_model(f"mobilenet_v1_{percent}", (64, 64, 3), 1000)
         self.assertEqual(round(_trainable(model) / 1e6, 1), published)
@@ -375,6 +376,7 @@ class MobilenetTest(NetworkTestCase):
         ((64, 64), (32, 32), (2, 2)),
         ((64, 128), (32, 64), (2, 4)),
     )
+    @pytest.mark.long
     def test_stem_has_strides_from_64_pixels(self, sides, stem, last):
         model = models.build_model("mobilenet_v1_1", (*sides, 3), 10)
         self.assertEqual(model.get_layer("stem_conv").output_shape, (None, *stem, 8))

@@ -2,6 +2,7 @@ import dataclasses
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
@@ -149,6 +150,7 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
         self.assertLess(before, 0.9)
         self.assertEqual(accuracy(teacher.scores(images), labels), 1.0)
 
+    @pytest.mark.long
     def test_seed_decides_the_result(self):
         one, same, other = (_train(_teacher(), seed=seed) for seed in (1, 1, 2))
         self.assertTrue(helpers.all_equal(one, same))
@@ -199,6 +201,7 @@ class TrainTeacherTest(parameterized.TestCase, tf.test.TestCase):
             self.assertLen(set(epoch), 9)
         self.assertNotAllEqual(*numbers)
 
+    @pytest.mark.long
     def test_images_grow_and_the_teacher_keeps_its_size(self):
         sizes = []
 

@@ -118,6 +118,7 @@ class ToolRunnerTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(value, after[name], f"{name} is not as it was")
         super().tearDown()
 
+    @pytest.mark.long
     def test_result_is_that_of_a_process(self):
         self.check(2, "run", "--batch_size=0")
 

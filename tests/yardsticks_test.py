@@ -3,6 +3,7 @@ import functools
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
@@ -228,6 +229,7 @@ class LearningTest(tf.test.TestCase):
             accuracy(before, self.test.labels) + 0.1,
         )
 
+    @pytest.mark.long
     def test_qat_kd_follows_the_teacher_whatever_is_true(self):
         # A teacher that takes each digit for the next one.
         learner = digits.learner()
@@ -240,6 +242,7 @@ class LearningTest(tf.test.TestCase):
         scores = trained.scores(self.test.images)
         self.assertGreater(accuracy(scores, self.next_digit), 0.8)
 
+    @pytest.mark.long
     def test_qat_follows_the_labels_whatever_the_teacher_says(self):
         network = digits_network()
         wrong = (self.train.labels + 1) % 10
