@@ -93,7 +93,7 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
         source = self.chosen(teacher(*statistics(crops())))
         self.assertEqual((source.name, source.kind), ("photographs", "photographs"))
         self.assertBetween(source.distance, 0, sources.NEAR)
-        said = r"^Crops of the photographs .*, 0\.0\d nats from .* \(0\.3 is near\)$"
+        said = r"^Crops of the photographs .*, 0\.0\d nats from .* \(0\.2 is near\)$"
         self.assertRegex(str(source), said)
 
     def test_auto_takes_generated_images_where_photographs_are_far(self):
