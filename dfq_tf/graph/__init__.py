@@ -26,7 +26,13 @@ from dfq_tf.graph.rewriting import (
     logits_graph,
     two_class_logits,
 )
-from dfq_tf.graph.running import FLOAT, compute, images_per_pass, num_values
+from dfq_tf.graph.running import (
+    FLOAT,
+    compute,
+    images_per_pass,
+    largest_output,
+    num_values,
+)
 
 __all__ = [
     "FLOAT",
@@ -55,6 +61,7 @@ __all__ = [
     "has_kernel",
     "head_activation",
     "in_batches",
+    "largest_output",
     "leading_to",
     "logits_graph",
     "problem",

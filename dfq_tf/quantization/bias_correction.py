@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf, traced
-from dfq_tf.graph import KINDS, Classifier, Graph, Node, has_kernel, running
+from dfq_tf.graph import (
+    FLOAT,
+    KINDS,
+    Classifier,
+    Graph,
+    Node,
+    compute,
+    has_kernel,
+    images_per_pass,
+    largest_output,
+    num_values,
+)
 from dfq_tf.quantization.network import QuantizedNetwork
 
 _BATCH_SIZE = 128
@@ -40,11 +51,11 @@ def with_corrected_biases(
     """
     graph = network.graph
     images = images[: max(1, _MOST_VALUES // math.prod(images.shape[1:]))]
-    layer = running.FLOAT * running.largest_output(graph)
-    images = images[: running.images_per_pass(_ALIVE * layer, len(images))]
+    layer = FLOAT * largest_output(graph)
+    images = images[: images_per_pass(_ALIVE * layer, len(images))]
     # Of the float network, the outputs of all layers are alive at a time.
-    size = running.FLOAT * running.num_values(graph)
-    batch_size = running.images_per_pass(size, _BATCH_SIZE)
+    size = FLOAT * num_values(graph)
+    batch_size = images_per_pass(size, _BATCH_SIZE)
     batches = [
         network.description.normalize(tf.cast(images[i : i + batch_size], tf.float32))
         for i in range(0, len(images), batch_size)
@@ -76,7 +87,7 @@ def _float_means(
     names = [node.name for node in graph.nodes.values() if has_kernel(node)]
 
     def run(inputs: tf.Tensor) -> list[tf.Tensor]:
-        return running.compute(graph, inputs, names, weights=weights)
+        return compute(graph, inputs, names, weights=weights)
 
     if len(batches) > 1:  # compiling takes longer than one pass
         run = traced(run, tf.TensorSpec((None, *network.image_shape), tf.float32))

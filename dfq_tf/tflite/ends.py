@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from dfq_tf.quantization import Grid
 from dfq_tf.settings import FileConfig
-from dfq_tf.tflite.flatbuffer import File, Grid, Tensor
+from dfq_tf.tflite.flatbuffer import File, Tensor
 from dfq_tf.tflite.forms import Integers
 from dfq_tf.tflite.operators import version_of
 
