@@ -315,8 +315,14 @@ class Prepared:
 
     @functools.cached_property
     def procedural(self) -> np.ndarray:
-        """1/f noise, uint8: as many images as are held out, but at most 256."""
+        """1/f noise, uint8, which calibrates nothing.
+
+        As many images as are held out, but at most 256; these themselves, if they are
+        of that kind.
+        """
         count = min(_JUDGING_IMAGES, len(self.held_out))
+        if self.source.name == PROCEDURAL:
+            return self.held_out[:count]
         return natural_noise(self.context.seed, count, self.network.image_shape)
 
     @functools.cached_property

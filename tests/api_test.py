@@ -205,6 +205,20 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             found = result.network.ranges
             self.assertEqual(found == expected.ranges, is_same)
 
+    def test_images_that_judge_calibrate_nothing_of_whatever_kind(self):
+        for name in ("procedural", "photographs"):
+            calibration = dataclasses.replace(TINY_CALIBRATION, images=name)
+            with few_held_out():
+                context = helpers.context(TINY, seed=3)
+                made = api.prepare(self.teacher, self.teacher, calibration, context)
+                calibrating = {image.tobytes() for image in made.images}
+                self.assertLen(calibrating, 32)
+                for judging in (made.held_out, made.procedural):
+                    self.assertLen(judging, 48)
+                    judged = {image.tobytes() for image in judging}
+                    self.assertLen(judged, 48)
+                    self.assertEmpty(calibrating & judged)
+
     def test_students_learn_from_generators_where_photographs_calibrate(self):
         calibration = dataclasses.replace(TINY_CALIBRATION, images="photographs")
         result = tiny(self.teacher, calibration=calibration)
