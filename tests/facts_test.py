@@ -11,7 +11,7 @@ from dfq_tf.quantization.calibration import with_ranges
 from dfq_tf.quantization.post_training import float_network
 from dfq_tf.reports import facts
 from dfq_tf.reports.layer_noise import LayerNoise
-from dfq_tf.settings import BitWidths
+from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite import TFLiteClassifier, kernel_types, proof
 from tests.graphs import Sketch
 from tests.helpers import new_folder
@@ -67,9 +67,9 @@ class LayersTest(tf.test.TestCase):
             self.assertEqual(row["bits"], 8)
             self.assertEqual((row["own_db"], row["total_db"]), (None, 20.12))
 
-    def test_bytes_are_what_the_file_grows_by(self):
-        """Of weights in the file, by its tensors."""
-        model = schema.Model.GetRootAs(self.content, 0)
+    def stored(self, content):
+        """Node -> bytes of its weights in a file, by its tensors."""
+        model = schema.Model.GetRootAs(content, 0)
         subgraph = model.Subgraphs(0)
         stored = {}
         for i in range(subgraph.TensorsLength()):
@@ -78,6 +78,21 @@ class LayersTest(tf.test.TestCase):
             size = model.Buffers(tensor.Buffer()).DataLength()
             if role in ("kernel", "bias"):
                 stored[name] = stored.get(name, 0) + size
+        return stored
+
+    def test_bytes_of_two_bits_are_what_the_file_grows_by(self):
+        ranges = self.quantized.ranges
+        widths = BitWidths(num_bits_weight=2, num_bits_first=4, num_bits_last=2)
+        quantized = with_ranges(self.exact, ranges, widths)
+        content = proof.convert(quantized, config=FileConfig(favor="size"))
+        types, stored = kernel_types(content), self.stored(content)
+        self.assertContainsSubset({"int4", "int2"}, {*types.values()})
+        for name, kind in types.items():
+            found = facts._bytes(quantized.graph.nodes[name], kind, 4)
+            self.assertEqual(found, stored[name], f"{name}, {kind}")
+
+    def test_bytes_are_what_the_file_grows_by(self):
+        stored = self.stored(self.content)
         self.assertEqual({each.weights for each in self.noise}, {"int4", "int8", ""})
         for layer in self.noise:
             inside = facts._inside(self.quantized, layer)

@@ -389,6 +389,7 @@ class VerdictTest(parameterized.TestCase):
     @parameterized.parameters(
         ("int4", "conv", 8, 0, "--num_bits_first=8"),
         ("int4", "conv", 8, 1, "--widths=W8A8"),
+        ("int2", "conv", 8, 1, "--widths=W8A8"),
         ("int4", "dense", 8, 2, "--num_bits_last=8"),
         ("int4", "depthwise_conv", 8, 1, "--num_bits_depthwise=8"),
         ("int8", "depthwise_conv", 8, 1, "--equalize"),

@@ -147,13 +147,19 @@ def _inside(network: QuantizedNetwork, layer: LayerNoise) -> list[str]:
 
 
 def _bytes(node: Node, weights: str, bias_bytes: int) -> int:
-    """Bytes of a node's weights in the file: int4 is packed, each output has a bias."""
+    """Bytes of a node's weights in the file; few bits are packed, biases always there.
+
+    Args:
+      node: of the quantized network.
+      weights: the type of its kernel in the file, such as 'int4'.
+      bias_bytes: of the bias of one output.
+    """
     sizes = {role: values.size for role, values in node.weights.items()}
     kernel = sizes.pop("kernel", 0)
     sizes.pop("bias", None)  # zeros are written where there is none
     biases = bias_bytes * (node.shape[-1] or 0) if kernel else 0
-    kernel = (kernel + 1) // 2 if weights == "int4" else kernel
-    return kernel + biases + sum(sizes.values())
+    num_bits = int(weights.removeprefix("int") or 8)
+    return -(-kernel * num_bits // 8) + biases + sum(sizes.values())
 
 
 def _remembered(source: Classifier, name: str) -> tuple[float, float] | None:

@@ -42,7 +42,8 @@ class LayerNoise:
     Attributes:
       name: the layer's.
       kind: such as 'conv'; with the activation that it took in, 'conv+relu'.
-      weights: what the file stores the kernel in, 'int8' or 'int4'; empty without one.
+      weights: what the file stores the kernel in, 'int8', 'int4' or 'int2'; empty
+        without one.
       own_db: SQNR of what this layer alone adds, in decibels; infinite if nothing.
       total_db: SQNR from the pixels up to here, in decibels.
     """

@@ -204,15 +204,16 @@ def advice(layers: Sequence[Mapping[str, Any]], worst: Mapping[str, Any]) -> str
     """What to try about the worst layer of a file."""
     if worst["own_db"] >= _QUIET_DB:
         return "All layers are quiet. There is nothing to mend."
-    if worst["weights"] == "int4":
+    if worst["weights"] in ("int4", "int2"):
+        says = f"Its weights have {worst['weights'].removeprefix('int')} bits."
         kernels = [layer for layer in layers if layer["weights"]]
         if "depthwise" in worst["kind"]:
-            return "Its weights have 4 bits. Try --num_bits_depthwise=8."
+            return f"{says} Try --num_bits_depthwise=8."
         if worst is kernels[0]:
-            return "Its weights have few bits. Try --num_bits_first=8."
+            return f"{says} Try --num_bits_first=8."
         if worst is kernels[-1]:
-            return "Its weights have few bits. Try --num_bits_last=8."
-        return "Its weights have 4 bits. Try --methods=df_qat_kd, or --widths=W8A8."
+            return f"{says} Try --num_bits_last=8."
+        return f"{says} Try --methods=df_qat_kd, or --widths=W8A8."
     if "depthwise" in worst["kind"]:
         return "Channels of a depthwise kernel often differ in size. Try --equalize."
     if worst["bits"] < 8:
