@@ -482,12 +482,11 @@ def _identity(prepared: Prepared, network: QuantizedNetwork) -> dict[str, str]:
     it.
     """
     settings = dataclasses.asdict(prepared.calibration)
-    per_channel = any(np.ndim(each) for each in network.kernel_ranges.values())
     return {
         "network": prepared.network.graph.digest(),
         "bits of activations": _runs(network.bits.values()),
         "bits of kernels": _runs(network.kernel_bits.values()),
-        "per_channel": str(per_channel),
+        "per_channel": str(network.is_per_channel),
         **{name: str(value) for name, value in settings.items()},
     }
 

@@ -24,7 +24,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
 from dfq_tf.quantization import QuantizedNetwork, check_widths, float_network, student
-from dfq_tf.reports import facts, layer_noise, page, pictures
+from dfq_tf.reports import facts, layer_noise, page, pictures, record
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
@@ -46,7 +46,7 @@ from tools import common, teacher_flags
 FLAGS = common.FLAGS
 
 # What a reader calls the methods.
-TITLES = {"df_q": "DF-Q", "df_qat_kd": "DF-QAT-KD"}
+TITLES = {method: record.TITLES[method] for method in METHODS}
 # Images on which the layers' noise is measured.
 _NOISE_IMAGES = 64
 # Of the flags of quantization-aware training.
@@ -200,6 +200,7 @@ def _agreement(
 
 def measure_noise(
     source: Classifier,
+    exact: Classifier,
     network: QuantizedNetwork,
     content: bytes,
     folder: pathlib.Path,
@@ -209,6 +210,7 @@ def measure_noise(
 
     Args:
       source: the float network that was quantized.
+      exact: the same, rewritten for integers, see `layer_noise.measure`.
       network: quantized.
       content: of its file.
       folder: has METHOD_images.npy, and gets METHOD_noise.csv and METHOD_noise.png.
@@ -217,13 +219,12 @@ def measure_noise(
     Returns:
       The noisiest layer.
     """
-    calibration = common.config_from_flags(CalibrationConfig)
     images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
-    exact = float_network(source, calibration)
     noise = layer_noise.measure(exact, content, images)
     title = f"{TITLES[method]} {widths_from_flags().name}"
     layer_noise.write_report(noise, folder / f"{method}_noise", title)
-    layers = facts.layers(source, network, noise, has_memory=not calibration.equalize)
+    has_memory = not common.config_from_flags(CalibrationConfig).equalize
+    layers = facts.layers(source, network, noise, has_memory)
     facts.add(folder, method, layers=layers)
     return layer_noise.worst(noise)
 
@@ -271,7 +272,8 @@ def main() -> None:
     file = common.config_from_flags(FileConfig)
     network, content = quantize_network(teacher, None, FLAGS.method, workdir, file)
     if content is not None:
-        measure_noise(teacher, network, content, workdir.path, FLAGS.method)
+        exact = float_network(teacher, common.config_from_flags(CalibrationConfig))
+        measure_noise(teacher, exact, network, content, workdir.path, FLAGS.method)
     metrics = workdir.metrics()[f"{FLAGS.method}_training"]
     print(
         "Agreement with the teacher on images held out: "

@@ -26,7 +26,7 @@ from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.importing import MODEL_SUFFIXES
-from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.quantization import QuantizedNetwork, float_network
 from dfq_tf.reports import facts, page
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -320,16 +320,16 @@ def measure(
     for key, model in (("teacher", teacher), ("student", network)):
         if model is not None:
             scores = teacher_scores if model is teacher else model.scores(images)
-            size = num_bytes(model)
-            row(workdir, key, scores, labels, teacher_scores, bytes=size)
+            row(workdir, key, scores, labels, teacher_scores, bytes=num_bytes(model))
     source = network or teacher
+    exact = float_network(source, common.config_from_flags(CalibrationConfig))
     for method, (quantized, content) in made.items():
         tflite = TFLiteClassifier(content)
         facts.add(workdir.path, method, file=tflite.interface())
         title = quantize.TITLES[method]
         with stage(f"noise of the layers, {title}", FLAGS.progress):
             worst = quantize.measure_noise(
-                source, quantized, content, workdir.path, method
+                source, exact, quantized, content, workdir.path, method
             )
         with stage(f"evaluation of {title} on {len(images):,}", FLAGS.progress):
             scores = tflite.scores(images)

@@ -33,8 +33,8 @@ def with_kernel_bits(
       bits: node -> bits of its kernel.
       weight_range: 'min_max' or 'mse', see `ranges.kernel_magnitudes`.
     """
-    per_channel = any(np.ndim(each) for each in network.kernel_ranges.values())
-    widths = MixedWidths(per_channel=per_channel, layer_bits=tuple(bits.items()))
+    given = tuple(bits.items())
+    widths = MixedWidths(per_channel=network.is_per_channel, layer_bits=given)
     found = magnitudes_of(network.graph, widths, weight_range, tuple(bits))
     changed = dataclasses.replace(
         network,

@@ -110,6 +110,11 @@ class QuantizedNetwork:
         """Whether activations are int16."""
         return any(map(grids.is_symmetric, self.bits.values()))
 
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether kernels have a range for each output channel."""
+        return any(np.ndim(each) for each in self.kernel_ranges.values())
+
     # The integers.
 
     def grid(self, name: str) -> Grid:

@@ -13,7 +13,7 @@ from dfq_tf.errors import WorkdirError
 from dfq_tf.files import digest, read_text
 from dfq_tf.reports import facts, scalars
 from dfq_tf.reports.scalars import Curve
-from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL
+from dfq_tf.settings import GENERATED, METHODS, PHOTOGRAPHS, PROCEDURAL
 
 # What a run makes, in the order in which it does. Key in metrics.json -> title.
 TITLES = {
@@ -23,7 +23,6 @@ TITLES = {
     "df_q": "DF-Q",
     "df_qat_kd": "DF-QAT-KD",
 }
-METHODS = ("df_q", "df_qat_kd")
 # Kind of images, see `Source.kind` -> words.
 IMAGES = {
     GENERATED: "generated images",
