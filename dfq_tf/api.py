@@ -18,7 +18,9 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
+    Budget,
     ObservedTeacher,
+    Rounds,
     Source,
     WarmedUp,
     check_source,
@@ -26,7 +28,6 @@ from dfq_tf.distillation import (
     generate,
     held_out,
     held_out_count,
-    make_bank,
     observe,
     phases,
     warmed_up,
@@ -50,6 +51,7 @@ from dfq_tf.settings import (
     METHODS,
     PROCEDURAL,
     BitWidths,
+    BudgetConfig,
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
@@ -80,6 +82,8 @@ _ENOUGH_AGREEMENT = 0.98
 # them on which the float network is surest. On the others a rounding decides, and a
 # network is surer of images of its task (measured in docs/results.md).
 _JUDGING_IMAGES, _SURE_SHARE = 256, 0.75
+# Images of a distillation that are given back.
+_SHOWN = 100
 # What the curve of a distillation calls the students' agreement with the teacher.
 _AGREEMENT = "agreement_on_generated_images"
 
@@ -506,12 +510,14 @@ class Distilled:
       agreements: share of held-out generated images, in [0, 1], on which each
         student answers as the teacher does; `student` is the best of them.
       generators: as they were at the end.
+      images: some that they have made, uint8 (at most 100, height, width, channels).
       measurements: the last losses; empty for a run that had finished before.
     """
 
     student: Learner
     agreements: Sequence[float]
     generators: Sequence[keras.Model]
+    images: np.ndarray
     measurements: dict[str, float]
 
 
@@ -519,7 +525,7 @@ def distill(
     teacher: Any,
     student: keras.Model | Learner,
     *,
-    config: DistillationConfig = recipe("bank"),
+    config: DistillationConfig | BudgetConfig = recipe("budget"),
     seed: int = 0,
     precision: str = "auto",
     strategy: tf.distribute.Strategy | None = None,
@@ -529,8 +535,8 @@ def distill(
 ) -> Distilled:
     """Teaches a network to answer as the teacher does, using no data.
 
-    Generators are warmed up on what the teacher knows of its training data, then
-    trained against the students (Choi et al. 2020).
+    Generators learn from what the teacher knows of its training data, and look for
+    images on which student and teacher still differ (Choi et al. 2020).
 
     Args:
       teacher: as in `quantize`; it is not changed.
@@ -556,25 +562,26 @@ def distill(
     check_trains(teacher)
     config = with_batch_size(config, teacher, learner, strategy)
     precision = resolve_precision(precision)
-    context = Context(config, seed, precision, strategy, directory, show_progress)
-    bank = make_bank(learner, config, seed)
-    warmed = warmed_up(observe(teacher, precision, strategy), context, bank)
-    images = held_out(warmed.generators, config, seed)
-    answers = teacher.scores(images)
-    students = _students(learner, context)
+    rest = (seed, precision, strategy, directory, show_progress)
+    students = _students(learner, config.num_students, seed, precision)
+    observed = observe(teacher, precision, strategy)
+    run: Budget | Rounds
+    if isinstance(config, BudgetConfig):
+        run = Budget(observed, students, Context(config, *rest))
+    else:
+        run = Rounds(observed, students, Context(config, *rest))
+    answers = teacher.scores(run.held_out)
 
     def measured() -> dict[str, float]:
-        same = agreement(students[0].scores(images), answers)
+        same = agreement(students[0].scores(run.held_out), answers)
         return {_AGREEMENT: same, **(evaluate(students[0]) if evaluate else {})}
 
     identity = {"student": _structure(learner.model)}
-    found = phases.distill(
-        warmed, students, context, identity=identity, bank=bank, evaluate=measured
-    )
-    agreements = [agreement(each.scores(images), answers) for each in students]
+    found = run.run(identity=identity, evaluate=measured)
+    agreements = [agreement(each.scores(run.held_out), answers) for each in students]
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)
-    return Distilled(result, agreements, warmed.generators, found)
+    return Distilled(result, agreements, run.generators, run.sample(_SHOWN), found)
 
 
 def _check_curve_has_a_place(
@@ -646,14 +653,12 @@ def _head_activation(model: keras.Model) -> str:
     return name if name in ("softmax", "sigmoid") else "logits"
 
 
-def _students(learner: Learner, context: Context[DistillationConfig]) -> list[Learner]:
-    """Copies of a network in the context's precision, from the second on randomized."""
-    models = [learner.model] + [
-        randomized(learner.model, context.seed + i)
-        for i in range(1, context.settings.num_students)
-    ]
+def _students(learner: Learner, count: int, seed: int, precision: str) -> list[Learner]:
+    """Copies of a network in a precision, from the second on randomized."""
+    models = [learner.model]
+    models += [randomized(learner.model, seed + i) for i in range(1, count)]
     return [
-        Learner(with_precision(model, context.precision), learner.description)
+        Learner(with_precision(model, precision), learner.description)
         for model in models
     ]
 

@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from dfq_tf.compat import tf
-from dfq_tf.settings import DistillationConfig, RunConfig, TeacherConfig
+from dfq_tf.settings import (
+    BudgetConfig,
+    DistillationConfig,
+    RunConfig,
+    TeacherConfig,
+)
 
-S = TypeVar("S", DistillationConfig, TeacherConfig)
+S = TypeVar("S", bound=DistillationConfig | BudgetConfig | TeacherConfig)
 # A stage without a bar that lasts so many seconds is worth a line.
 _WORTH_A_LINE = 2.0
 

@@ -447,6 +447,145 @@ class DistillationConfig(Checked):
             )
 
 
+# What students see besides generated images as they are.
+IMAGE_KINDS = ("noise", "leaves", "photographs", "mixup", "cutmix")
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetConfig(Checked):
+    """Distillation from scratch in a given time: the recipe `budget`.
+
+    A round makes one new batch of images, in `generator_steps`, and takes
+    `student_steps` on past ones; as many rounds are taken as fit into the time. The
+    values are those of Fang et al. 2022 ("Up to 100x Faster Data-free Knowledge
+    Distillation") where it has them; docs/results.md has the figures of the others.
+    """
+
+    minutes: float = setting(
+        30.0,
+        "Minutes that the distillation takes on this machine, with compiling and all.",
+        above=0,
+    )
+    steps: int = setting(
+        0,
+        "Student steps in all, in place of minutes; 0 for as many as fit into these.",
+        minimum=0,
+    )
+    batch_size: int = setting(
+        AUTO,
+        "Images per step; auto takes 128, or the next lower power of two with which a "
+        "step needs no more than about 4 GiB of memory.",
+        minimum=1,
+        auto=True,
+    )
+    noise_dim: int = setting(256, "Length of a noise vector.", minimum=1)
+    num_generators: int = setting(
+        1, "Generators, which make the new batches in turn.", minimum=1
+    )
+    num_students: int = setting(
+        1,
+        "Students of different random weights; the one that agrees best with the "
+        "teacher is kept.",
+        minimum=1,
+    )
+    generator_steps: int = setting(
+        10, "Generator steps for a new batch, of which the best images stay.", minimum=1
+    )
+    student_steps: int = setting(80, "Student steps for each new batch.", minimum=1)
+    first_share: float = setting(
+        0.1,
+        "Share of the batches that are made before the first student step.",
+        minimum=0,
+        maximum=1,
+    )
+    bank_images: int = setting(
+        40_000,
+        "How many of the last generated images are kept, or fewer where they take more "
+        "than 512 MiB.",
+        minimum=1,
+    )
+    answer_uses: int = setting(
+        4,
+        "Student steps on each crop, about, before the teacher answers a new one in "
+        "its place.",
+        minimum=1,
+    )
+    noise_share: float = setting(
+        0.15, "Share of the students' images that are 1/f noise.", minimum=0, maximum=1
+    )
+    leaves_share: float = setting(
+        0.0, "Share that are dead leaves: discs on discs.", minimum=0, maximum=1
+    )
+    photographs_share: float = setting(
+        0.0,
+        "Share that are crops of the public-domain photographs of the project.",
+        minimum=0,
+        maximum=1,
+    )
+    mixup_share: float = setting(
+        0.075, "Share that are means of two generated images.", minimum=0, maximum=1
+    )
+    cutmix_share: float = setting(
+        0.075,
+        "Share that are generated images with a box out of another one.",
+        minimum=0,
+        maximum=1,
+    )
+    student_augmentation: str = setting(
+        "crop_flip",
+        "Changes to all images before the teacher sees them: random crops after "
+        "padding by an eighth of the side, and horizontal flips.",
+        choices=AUGMENTATIONS,
+    )
+    synthesis_learning_rate: float = setting(
+        2e-3, "Learning rate of Adam for the generator.", above=0
+    )
+    latent_learning_rate: float = setting(
+        0.01, "Learning rate of Adam for the noise of a batch.", above=0
+    )
+    bn_distance_weight: float = setting(
+        10.0, "Weight of the BN statistics in the generators' loss.", minimum=0
+    )
+    class_weight: float = setting(
+        0.4, "Weight of the cross entropy to the classes that are drawn.", minimum=0
+    )
+    adversarial_weight: float = setting(
+        1.1,
+        "Weight of the divergence of the students, where they have the teacher's "
+        "class, from the students' first step on.",
+        minimum=0,
+    )
+    student_learning_rate: float = setting(
+        0.1,
+        "Peak learning rate of SGD for the student, with a cosine decay to 0.",
+        above=0,
+    )
+    student_momentum: float = setting(
+        0.9, "Nesterov momentum of the student's SGD.", minimum=0, maximum=0.999
+    )
+    student_weight_decay: float = setting(
+        1e-4, "L2 penalty on the student's kernels, added to their gradient.", minimum=0
+    )
+    temperature: float = setting(
+        20.0, "Divides the logits in the students' loss (Hinton et al. 2015).", above=0
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a setting out of its limits, or too many shares."""
+        super().__post_init__()
+        shares = {f"{kind}_share": self.share_of(kind) for kind in IMAGE_KINDS}
+        if sum(shares.values()) > 1:
+            given = ", ".join(f"{name} {value:g}" for name, value in shares.items())
+            raise ConfigError(
+                f"the shares are {given}, {sum(shares.values()):g} together; they must "
+                "be at most 1, and what is left is generated images"
+            )
+
+    def share_of(self, kind: str) -> float:
+        """Share of the students' images that are of a kind of IMAGE_KINDS."""
+        return getattr(self, f"{kind}_share")
+
+
 # The settings of one phase, generators against students; those of the second phase,
 # on the quantized student, have flags of their own. All others hold for both.
 PHASE_SETTINGS = (
@@ -470,7 +609,9 @@ PHASE_SETTINGS = (
 # keeps past images, on which most steps run (Fang et al. 2022, "Up to 100x Faster
 # Data-free Knowledge Distillation").
 _FROM_SCRATCH = dict(student_optimizer="sgd", student_learning_rate=0.1)
+# `budget` is of another kind: see BudgetConfig.
 RECIPES: dict[str, dict[str, Any]] = {
+    "budget": {},
     "bank": dict(
         _FROM_SCRATCH,
         rounds=1000,
@@ -490,18 +631,28 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(name: str, **changes: Any) -> DistillationConfig:
+def recipe(name: str, **changes: Any) -> DistillationConfig | BudgetConfig:
     """Settings for a student trained from scratch.
 
     Args:
       name: key of RECIPES.
-      **changes: settings of DistillationConfig that differ from the recipe's.
+      **changes: settings that differ from the recipe's; of BudgetConfig for `budget`,
+        else of DistillationConfig.
 
     Raises:
-      ConfigError: there is no such recipe, or a setting is out of its limits.
+      ConfigError: there is no such recipe, it has no such setting, or a setting is out
+        of its limits.
     """
     check_value("recipe", name, {"choices": tuple(RECIPES)})
-    return DistillationConfig(**{**RECIPES[name], **changes})
+    kind = BudgetConfig if name == "budget" else DistillationConfig
+    names = [field.name for field in dataclasses.fields(kind)]
+    for each, value in changes.items():
+        if each not in names:
+            raise ConfigError(
+                f"{each} is {value}, but the recipe {name} has no such setting; it has "
+                f"{', '.join(names)}"
+            )
+    return kind(**{**RECIPES[name], **changes})
 
 
 METHODS = ("df_q", "df_qat_kd")

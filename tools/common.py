@@ -56,6 +56,7 @@ _FIRST = {
     "teacher_epochs",
     "batch_size",
     "warm_up_steps",
+    "minutes",
     "rounds",
     "qat_rounds",
     "images",
@@ -69,6 +70,8 @@ _FIRST = {
 _AWAY = {
     "teacher_momentum",
     "noise_dim",
+    "synthesis_learning_rate",
+    "latent_learning_rate",
     "student_optimizer",
     "student_momentum",
     "qat_generator_steps",
@@ -186,7 +189,7 @@ def define_config(
       names: of the fields; by default all. Some have no flag in any case.
       prefix: of the flags' names.
       recipes: what decides where a flag is not given, instead of the default of the
-        class; the flags' own default is then None.
+        class: name -> all settings that it has. The flags' own default is then None.
       first: whether --help shows all of them.
     """
     for field in dataclasses.fields(config_class):
@@ -198,7 +201,7 @@ def define_config(
             help += f" One of: {', '.join(field.metadata['choices'])}."
         default = field.default
         if recipes is not None:
-            values = {k: v.get(field.name, default) for k, v in recipes.items()}
+            values = {k: v[field.name] for k, v in recipes.items() if field.name in v}
             help += f" Default: {', '.join(f'{v} ({k})' for k, v in values.items())}."
             default = None
         kind = _CountOrAuto if field.metadata["auto"] else type(field.default)

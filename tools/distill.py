@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.distillation import generate, with_batch_size
+from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
@@ -29,6 +29,7 @@ from dfq_tf.settings import (
     AUTO,
     PHASE_SETTINGS,
     RECIPES,
+    BudgetConfig,
     DistillationConfig,
     RunConfig,
     recipe,
@@ -43,7 +44,10 @@ FLAGS = common.FLAGS
 # Test images from which the curve's accuracy is taken.
 _CURVE_IMAGES = 2000
 # Settings that belong to this phase alone. Some have no flag: they are the recipe's.
-DISTILLATION_SETTINGS = (*PHASE_SETTINGS, "num_students")
+_OF_ROUNDS = (*PHASE_SETTINGS, "num_students")
+_SHARED = [f.name for f in dataclasses.fields(DistillationConfig)]
+_OF_BUDGET = [f.name for f in dataclasses.fields(BudgetConfig) if f.name not in _SHARED]
+DISTILLATION_SETTINGS = (*_OF_BUDGET, *_OF_ROUNDS)
 
 
 def define_distillation_flags() -> None:
@@ -60,14 +64,14 @@ def define_distillation_flags() -> None:
         group,
         "recipe",
         str,
-        "bank",
-        "Settings for what no flag is given for: bank keeps past images and takes most "
-        "steps on them; paper is the loop of Choi et al. 2020. One of: "
-        f"{', '.join(RECIPES)}.",
+        "budget",
+        "Settings for what no flag is given for: budget ends in --minutes; bank keeps "
+        "past images and takes most steps on them; paper is the loop of Choi et al. "
+        f"2020. One of: {', '.join(RECIPES)}.",
     )
-    common.define_config(
-        group, DistillationConfig, DISTILLATION_SETTINGS, recipes=RECIPES
-    )
+    values = {name: dataclasses.asdict(recipe(name)) for name in RECIPES}
+    common.define_config(group, BudgetConfig, _OF_BUDGET, recipes=values)
+    common.define_config(group, DistillationConfig, _OF_ROUNDS, recipes=values)
 
 
 def distillation_flags() -> list[str]:
@@ -75,22 +79,25 @@ def distillation_flags() -> list[str]:
     return [name for name in DISTILLATION_SETTINGS if name in FLAGS]
 
 
-def distillation_config() -> DistillationConfig:
+def distillation_config() -> DistillationConfig | BudgetConfig:
     """The settings of this phase: the recipe's, unless a flag says otherwise.
 
     Raises:
-      ConfigError: there is no such recipe, or a value is outside its limits.
+      ConfigError: there is no such recipe, it has no such setting, or a value is
+        outside its limits.
     """
     common.config_from_flags(DistillationConfig)  # checks each value by itself
-    names = [field.name for field in dataclasses.fields(DistillationConfig)]
-    given = {name: FLAGS[name].value for name in names if name in FLAGS}
+    own = {field.name for field in dataclasses.fields(recipe(FLAGS.recipe))}
+    # Those of other phases are for these, if the recipe has none of that name.
+    names = {*own, *DISTILLATION_SETTINGS} & set(FLAGS)
+    given = {name: FLAGS[name].value for name in sorted(names)}
     return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
 
 
 def resolved_flags() -> dict[str, Any]:
     """Name -> value of the flags whose default is the recipe's."""
-    config = distillation_config()
-    return {name: getattr(config, name) for name in distillation_flags()}
+    config = dataclasses.asdict(distillation_config())
+    return {name: config[name] for name in distillation_flags() if name in config}
 
 
 def new_student(teacher: Classifier) -> keras.Model:
@@ -135,7 +142,7 @@ def distilled_student(
         show_progress=FLAGS.progress,
     )
     seconds = time.monotonic() - began
-    images = generate(result.generators, config, 100, run.seed + 1)
+    images = result.images
     pictures.write_preview(images, workdir.path, "student")
     generated = facts.generated(images, teacher.scores(images), teacher.description)
     facts.add(workdir.path, "student", generated=generated)

@@ -1,18 +1,22 @@
 """Generators against students: the data-free training."""
 
 from dfq_tf.distillation.batch_size import with_batch_size
+from dfq_tf.distillation.budget import Budget
 from dfq_tf.distillation.generator import (
     generate,
     held_out,
     held_out_count,
     make_generators,
 )
-from dfq_tf.distillation.phases import WarmedUp, make_bank, warmed_up
+from dfq_tf.distillation.phases import WarmedUp, warmed_up
+from dfq_tf.distillation.rounds import Rounds
 from dfq_tf.distillation.sources import Source, check_source, choose_source
 from dfq_tf.distillation.teacher import ObservedTeacher, observe
 
 __all__ = [
+    "Budget",
     "ObservedTeacher",
+    "Rounds",
     "Source",
     "WarmedUp",
     "check_source",
@@ -20,7 +24,6 @@ __all__ = [
     "generate",
     "held_out",
     "held_out_count",
-    "make_bank",
     "make_generators",
     "observe",
     "warmed_up",

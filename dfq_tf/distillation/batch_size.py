@@ -7,12 +7,15 @@ everywhere, and a run continues on another machine as it began.
 import dataclasses
 import math
 import warnings
+from typing import TypeVar
 
 from dfq_tf.compat import tf
 from dfq_tf.distillation.generator import build_generator
 from dfq_tf.graph import FLOAT, Classifier, num_values
-from dfq_tf.settings import AUTO, DistillationConfig
+from dfq_tf.settings import AUTO, BudgetConfig, DistillationConfig
 from dfq_tf.training import Learner, num_model_values, round_batch
+
+C = TypeVar("C", bound=DistillationConfig | BudgetConfig)
 
 # What one training step may take, in bytes. The program itself, its data and what the
 # allocator keeps come on top: one to two GiB.
@@ -29,7 +32,9 @@ _KEPT = 0.75
 
 
 def step_bytes_per_image(
-    teacher: Classifier, network: Classifier | Learner, config: DistillationConfig
+    teacher: Classifier,
+    network: Classifier | Learner,
+    config: DistillationConfig | BudgetConfig,
 ) -> int:
     """About what a step of the generators takes per image, in bytes.
 
@@ -55,11 +60,11 @@ def _num_values(network: Classifier | Learner) -> int:
 
 
 def with_batch_size(
-    config: DistillationConfig,
+    config: C,
     teacher: Classifier,
     network: Classifier | Learner | None = None,
     strategy: tf.distribute.Strategy | None = None,
-) -> DistillationConfig:
+) -> C:
     """Settings with a number for the batch size; the same ones if they have it.
 
     In place of AUTO comes the largest power of two, from 2 to 128, whose step fits

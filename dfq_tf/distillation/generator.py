@@ -10,13 +10,13 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError
-from dfq_tf.settings import DistillationConfig
+from dfq_tf.settings import BudgetConfig, DistillationConfig
 from dfq_tf.training import replica_slice, with_precision
 
 layers = keras.layers
 
 # Each kind of step draws random numbers of its own from the same (seed, step).
-WARM_UP, GENERATOR, STUDENT, SAMPLE, AUGMENTATION = range(5)
+WARM_UP, GENERATOR, STUDENT, SAMPLE, AUGMENTATION, SYNTHESIS, ANSWER = range(7)
 
 # Generated images on which students are compared with the teacher, and their bytes.
 _HELD_OUT_IMAGES, _LEAST_HELD_OUT = 1000, 100
@@ -181,7 +181,8 @@ def _doubling(x: tf.Tensor, filters: int, initializer: Any, index: int) -> tf.Te
 
 
 def make_generators(
-    image_shape: tuple[int, int, int], context: Context[DistillationConfig]
+    image_shape: tuple[int, int, int],
+    context: Context[DistillationConfig] | Context[BudgetConfig],
 ) -> list[keras.Model]:
     """Generators with random weights, each its own.
 

@@ -38,6 +38,27 @@ def distillation_loss(
     return temperature**2 * tf.reduce_mean(tf.reduce_sum(divergence, axis=-1))
 
 
+def agreeing_divergence(
+    teacher_logits: tf.Tensor, student_logits: tf.Tensor
+) -> tf.Tensor:
+    """KL(softmax(teacher) || softmax(student)) where both have the same first class.
+
+    Args:
+      teacher_logits: float32 (batch, num_classes).
+      student_logits: float32 (batch, num_classes).
+
+    Returns:
+      float32 scalar in nats, at least 0: the sum over these images by the batch size.
+    """
+    teacher_log = tf.nn.log_softmax(teacher_logits)
+    student_log = tf.nn.log_softmax(student_logits)
+    divergence = tf.reduce_sum(
+        tf.exp(teacher_log) * (teacher_log - student_log), axis=-1
+    )
+    same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
+    return tf.reduce_mean(tf.where(same, divergence, 0.0))
+
+
 def instance_entropy(logits: tf.Tensor) -> tf.Tensor:
     """Mean entropy of the class distribution of each image.
 
@@ -142,4 +163,21 @@ def bn_statistics_loss(
         divergence = (tf.square(m - mu) + v) / (2 * (var + _TINY)) - 0.5
         divergence -= 0.5 * (tf.math.log(v + _TINY) - tf.math.log(var + _TINY))
         total += tf.reduce_sum(divergence)
+    return total
+
+
+def bn_distance(found: Sequence[tf.Tensor], stored: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Sum of the Euclidean distances of moments from those that the teacher stores.
+
+    The loss of Yin et al. 2020, "Dreaming to Distill". Unlike `bn_statistics_loss`, it
+    does not divide by variances: layers of large values count for more.
+
+    Args:
+      found: means or variances, float32 (channels,) each.
+      stored: the same of the BN layers.
+    """
+    total = tf.constant(0.0)
+    for each, wanted in zip(found, stored):
+        # The square root has no gradient at 0.
+        total += tf.sqrt(tf.reduce_sum(tf.square(each - wanted)) + _TINY)
     return total

@@ -13,7 +13,7 @@ from dfq_tf.distillation.bank import ImageBank
 from dfq_tf.distillation.generator import make_generators
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.graph import FLOAT, Classifier
-from dfq_tf.settings import PHASE_SETTINGS, DistillationConfig
+from dfq_tf.settings import PHASE_SETTINGS, BudgetConfig, DistillationConfig
 from dfq_tf.training import (
     Copies,
     Evaluate,
@@ -123,11 +123,11 @@ def warm_up(
         "warm_up",
         one_step,
         config.warm_up_steps,
-        _trackables(
+        trackables(
             bank, generator=state.generators, optimizer=state.generator_optimizers
         ),
         context,
-        identity=_identity(teacher, context, _WARM_UP_SETTINGS | others),
+        identity=identity_of(teacher, context, _WARM_UP_SETTINGS | others),
     )
     copies.write_back()
     return measurements
@@ -186,7 +186,7 @@ def distill(
         name,
         _Round(state, context, bank),
         config.rounds,
-        _trackables(
+        trackables(
             bank,
             generator=state.generators,
             generator_optimizer=state.generator_optimizers,
@@ -194,7 +194,7 @@ def distill(
             student_optimizer=state.student_optimizers,
         ),
         context,
-        identity={**_identity(warmed.teacher, context), **(identity or {})},
+        identity={**identity_of(warmed.teacher, context), **(identity or {})},
         evaluate=copies.up_to_date(evaluate),
         evaluate_every=max(1, config.rounds // 10),
     )
@@ -342,9 +342,9 @@ def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
     )
 
 
-def _identity(
+def identity_of(
     teacher: ObservedTeacher,
-    context: Context[DistillationConfig],
+    context: Context[DistillationConfig] | Context[BudgetConfig],
     names: Collection[str] | None = None,
 ) -> dict[str, str]:
     """What a phase hangs on, see `run_loop`; of the settings, by default all."""
@@ -363,7 +363,7 @@ def _identity(
     }
 
 
-def _trackables(bank: ImageBank | None, **groups: Sequence[Any]) -> dict[str, Any]:
+def trackables(bank: ImageBank | None, **groups: Sequence[Any]) -> dict[str, Any]:
     """Names for what a checkpoint keeps: generator, generator_1, generator_2, ..."""
     named = {
         f"{name}_{i}" if i else name: each

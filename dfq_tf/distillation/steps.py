@@ -20,7 +20,7 @@ from dfq_tf.distillation.generator import (
     sample_noise,
 )
 from dfq_tf.distillation.teacher import ObservedTeacher
-from dfq_tf.settings import DistillationConfig
+from dfq_tf.settings import BudgetConfig, DistillationConfig
 from dfq_tf.training import (
     Learner,
     augment_pixels,
@@ -98,7 +98,7 @@ def generator_step(
         pixels: tf.Tensor, logits: tf.Tensor, auxiliary: tf.Tensor
     ) -> tuple[tf.Tensor, Measurements]:
         differences = [
-            losses.distillation_loss(logits, _logits(student, pixels, False))
+            losses.distillation_loss(logits, student.logits(pixels, False))
             for student in state.students
         ]
         distillation = tf.add_n(differences) / len(differences)
@@ -145,7 +145,10 @@ def student_step(
         for i, part in enumerate(parts)
     ]
     pixels = tf.concat(changed, axis=0)
-    return _descend_students(state, config, pixels, state.teacher(pixels)[0])
+    logits, _ = state.teacher(pixels)
+    return descend_students(
+        state.students, state.student_optimizers, config, pixels, logits
+    )
 
 
 def answered_step(
@@ -171,7 +174,9 @@ def answered_step(
       As `distillation_step`, each the mean over the students.
     """
     pixels = _augmented(state, config, images, seed_and_step)
-    return _descend_students(state, config, pixels, teacher_logits)
+    return descend_students(
+        state.students, state.student_optimizers, config, pixels, teacher_logits
+    )
 
 
 def _augmented(
@@ -186,12 +191,25 @@ def _augmented(
     return augment_pixels(images, mean, config.student_augmentation, seed)
 
 
-def _descend_students(
-    state: State,
-    config: DistillationConfig,
+def descend_students(
+    students: Sequence[Learner],
+    student_optimizers: Sequence[Any],
+    config: DistillationConfig | BudgetConfig,
     pixels: tf.Tensor,
     teacher_logits: tf.Tensor,
 ) -> Measurements:
+    """Trains each student on the same images.
+
+    Args:
+      students: are changed.
+      student_optimizers: one for each.
+      config: temperature, weight decay.
+      pixels: float32 (batch, height, width, channels).
+      teacher_logits: float32 (batch, num_classes).
+
+    Returns:
+      As `distillation_step`, each the mean over the students.
+    """
     return _means(
         [
             distillation_step(
@@ -202,7 +220,7 @@ def _descend_students(
                 temperature=config.temperature,
                 weight_decay=config.student_weight_decay,
             )
-            for student, optimizer in zip(state.students, state.student_optimizers)
+            for student, optimizer in zip(students, student_optimizers)
         ]
     )
 
@@ -232,7 +250,7 @@ def distillation_step(
     pixels = tf.cast(images, tf.float32)
     teacher_logits = tf.stop_gradient(teacher_logits)
     with tf.GradientTape() as tape:
-        student_logits = _logits(student, pixels, training=True)
+        student_logits = student.logits(pixels, training=True)
         loss = losses.distillation_loss(teacher_logits, student_logits, temperature)
     descend(tape, loss, student.model, optimizer, weight_decay)
     same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
@@ -248,10 +266,6 @@ def _with_noise(
     noise = sample_noise(config, seed_and_step, stream, count)
     noises = map(replica_slice, tf.split(noise, count))
     return zip(state.generators, state.generator_optimizers, noises)
-
-
-def _logits(student: Learner, pixels: tf.Tensor, training: bool) -> tf.Tensor:
-    return student.model(student.description.normalize(pixels), training=training)
 
 
 def _auxiliary_loss(

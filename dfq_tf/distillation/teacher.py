@@ -50,6 +50,11 @@ class ObservedTeacher:
         """(height, width, channels) of the images."""
         return self.graph.image.shape  # type: ignore[return-value]
 
+    @property
+    def num_classes(self) -> int:
+        """Length of an answer."""
+        return self.graph.last.shape[-1]  # type: ignore[return-value]
+
     def __call__(self, pixels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Logits, and what enters each BN layer, for float32 pixels in [0, 255].
 

@@ -69,6 +69,10 @@ class Learner:
         size = batch_size or self._images_per_pass
         return in_batches(self._compiled, images, self.image_shape, size)
 
+    def logits(self, pixels: tf.Tensor, training: bool) -> tf.Tensor:
+        """What the last layer gives for float32 pixels, with its gradient."""
+        return self.model(self.description.normalize(pixels), training=training)
+
     @functools.cached_property
     def _images_per_pass(self) -> int:
         size = FLOAT * largest_tensor(self._compiled)
@@ -79,7 +83,7 @@ class Learner:
         """Scores of one batch of pixels, compiled once for all calls."""
 
         def scores(pixels: tf.Tensor) -> tf.Tensor:
-            return self.model(self.description.normalize(pixels), training=False)
+            return self.logits(pixels, training=False)
 
         return traced(scores, tf.TensorSpec((None, *self.image_shape), tf.float32))
 

@@ -1,5 +1,7 @@
 """What trains a network: an optimizer with a cosine decay, and one step down."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from dfq_tf.compat import keras, tf
@@ -16,11 +18,61 @@ def adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:
     return optimizer
 
 
-def sgd(
-    model: keras.Model, learning_rate: float, num_steps: int, momentum: float
+def steady_adam(
+    variables: Sequence[tf.Variable],
+    learning_rate: float,
+    betas: tuple[float, float],
 ) -> Any:
-    """SGD with Nesterov momentum, otherwise like `adam`."""
-    schedule = _cosine(learning_rate, num_steps)
+    """Adam, built for variables, its learning rate always the same.
+
+    Args:
+      variables: that it will change.
+      learning_rate: as it is.
+      betas: decay of the means of gradients and of their squares.
+    """
+    optimizer = keras.optimizers.legacy.Adam(learning_rate, *betas)
+    optimizer._create_all_weights(variables)
+    return optimizer
+
+
+class CosineOf(keras.optimizers.schedules.LearningRateSchedule):
+    """A cosine decay to 0 whose end is a variable, set once the end is known.
+
+    Args:
+      learning_rate: at step 0.
+      num_steps: scalar int32 or float32 variable.
+    """
+
+    def __init__(self, learning_rate: float, num_steps: tf.Variable) -> None:
+        super().__init__()
+        self.learning_rate, self.num_steps = learning_rate, num_steps
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The learning rate at a step, float32."""
+        end = tf.cast(self.num_steps, tf.float32)
+        done = tf.minimum(tf.cast(step, tf.float32) / tf.maximum(end, 1.0), 1.0)
+        return self.learning_rate * 0.5 * (1 + tf.cos(math.pi * done))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"learning_rate": self.learning_rate, "num_steps": self.num_steps}
+
+
+def sgd(
+    model: keras.Model, learning_rate: float, num_steps: Any, momentum: float
+) -> Any:
+    """SGD with Nesterov momentum, otherwise like `adam`.
+
+    Args:
+      model: is trained.
+      learning_rate: at first.
+      num_steps: a number, or a variable, see `CosineOf`.
+      momentum: in [0, 1).
+    """
+    if isinstance(num_steps, tf.Variable):
+        schedule = CosineOf(learning_rate, num_steps)
+    else:
+        schedule = _cosine(learning_rate, num_steps)
     optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
     optimizer.build(model.trainable_variables)
     return optimizer

@@ -1,0 +1,414 @@
+"""Distillation from scratch in a given time: the recipe `budget`.
+
+A round makes one batch of new images, which goes into the bank, and takes student steps
+on crops of the bank's images, and of others, that the teacher has answered. How many
+rounds there are is decided once, from the pace of the first steps, and written down:
+from then on steps are counted and not seconds.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfq_tf import photographs
+from dfq_tf.compat import keras, tf
+from dfq_tf.context import Context, stage
+from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation.batch_size import BANK_MEMORY
+from dfq_tf.distillation.generator import STUDENT, make_generators
+from dfq_tf.distillation.pool import Answers, Store
+from dfq_tf.distillation.synthesis import Synthesizer
+from dfq_tf.distillation.teacher import ObservedTeacher
+from dfq_tf.errors import ConfigError
+from dfq_tf.files import read_text, write_text
+from dfq_tf.procedural import dead_leaves, natural_noise
+from dfq_tf.settings import BudgetConfig
+from dfq_tf.training import Evaluate, Learner, optimizers, run_loop
+
+# Batches that train nothing: students are compared with the teacher on them.
+_HELD_OUT = 2
+# Answered batches that are kept, from which student steps draw.
+_ANSWERED = 32
+# Images of each kind that a formula makes; they are cropped and flipped anew each time.
+_OTHERS = 4096
+_MAKERS = {
+    "noise": natural_noise,
+    "leaves": dead_leaves,
+    "photographs": photographs.crops,
+}
+# Part of the time that the curve and the checkpoints take.
+_SPARE = 0.03
+_TIMED = 3
+_PLAN = "distillation_plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Seconds that each kind of step takes on this machine.
+
+    Attributes:
+      batch: to make a batch of new images, with all its generator steps.
+      answers: for the teacher to answer a batch.
+      student: a step of the students.
+    """
+
+    batch: float
+    answers: float
+    student: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the budget is divided.
+
+    Attributes:
+      rounds: each makes one batch of new images.
+      first: so many of them come before the students' first step.
+      student_steps: in each round from then on.
+      answer_uses: student steps for each batch that is answered.
+    """
+
+    rounds: int
+    first: int
+    student_steps: int
+    answer_uses: int
+
+    @property
+    def total_student_steps(self) -> int:
+        """Student steps in all rounds."""
+        return (self.rounds - self.first) * self.student_steps
+
+    @property
+    def answers_in_round(self) -> int:
+        """Batches that the teacher answers in a round with student steps."""
+        return math.ceil(self.student_steps / self.answer_uses)
+
+    def seconds(self, pace: Pace) -> float:
+        """How long all rounds take."""
+        answers = _ANSWERED + (self.rounds - self.first) * self.answers_in_round
+        return (
+            self.rounds * pace.batch
+            + answers * pace.answers
+            + self.total_student_steps * pace.student
+        )
+
+
+def plan_of_steps(config: BudgetConfig, rounds: int) -> Plan:
+    """The plan of so many rounds."""
+    first = min(int(config.first_share * rounds), rounds - 1)
+    return Plan(rounds, first, config.student_steps, config.answer_uses)
+
+
+def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> Plan:
+    """As many rounds as fit into the time that is left.
+
+    Args:
+      config: its minutes are named where they do not suffice.
+      pace: of this machine.
+      seconds: what is left for rounds.
+      spent: what has gone by, in seconds.
+
+    Raises:
+      ConfigError: there is no time for one round.
+    """
+    least = plan_of_steps(config, 1).seconds(pace)
+    if least > seconds:
+        raise ConfigError(
+            f"minutes is {config.minutes:g}; this machine needs at least "
+            f"{math.ceil((least + spent) / 6) / 10:g} for one batch of images and "
+            f"{config.student_steps} student steps on it. Give more minutes, or lower "
+            "batch_size, generator_steps or student_steps"
+        )
+    rounds, step = 1, 2 ** math.ceil(math.log2(seconds / pace.batch + 1))
+    while step:
+        longer = plan_of_steps(config, rounds + step)
+        if longer.seconds(pace) <= seconds:
+            rounds += step
+        else:
+            step //= 2
+    return plan_of_steps(config, rounds)
+
+
+class Training(tf.Module):
+    """Everything that a distillation changes, and the steps that change it.
+
+    Args:
+      teacher: frozen.
+      students: are trained in place; of the context's precision.
+      context: of the run.
+    """
+
+    def __init__(
+        self,
+        teacher: ObservedTeacher,
+        students: Sequence[Learner],
+        context: Context[BudgetConfig],
+    ) -> None:
+        super().__init__(name="budget")
+        config = context.settings
+        self.teacher, self.students, self._context = teacher, students, context
+        self.generators: list[keras.Model] = make_generators(
+            teacher.image_shape, context
+        )
+        opponents = students if config.adversarial_weight else ()
+        self.synthesizers = [
+            Synthesizer(teacher, generator, opponents, config)
+            for generator in self.generators
+        ]
+        size, shape = config.batch_size, (config.batch_size, *teacher.image_shape)
+        most = min(config.bank_images, BANK_MEMORY // math.prod(shape[1:]))
+        self.bank = Store(max(1, most // size), images=(shape, tf.uint8))
+        self.held_out = Store(_HELD_OUT, images=(shape, tf.uint8))
+        self.answers = Answers(
+            teacher, self.bank, _others(teacher, context), config, _ANSWERED
+        )
+        self.total_student_steps = tf.Variable(1)
+        self.student_optimizers = [
+            optimizers.sgd(
+                student.model,
+                config.student_learning_rate,
+                self.total_student_steps,
+                config.student_momentum,
+            )
+            for student in students
+        ]
+
+    @property
+    def all_variables(self) -> list[tf.Variable]:
+        """Everything that steps change, each once, in an order that stays."""
+        found = [
+            *(v for each in self.synthesizers for v in each.all_variables),
+            *self.bank.variables,
+            *self.held_out.variables,
+            *self.answers.variables,
+            *(v for each in self.students for v in each.model.variables),
+            *(v for each in self.student_optimizers for v in each.variables),
+        ]
+        return list({id(v): v for v in found}.values())
+
+    def keep(
+        self, synthesizer: Synthesizer, store: Store, seed_and_step: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Ends a batch, and puts it into the bank, or to those held out."""
+        store.add(images=synthesizer.keep(seed_and_step))
+        return {}
+
+    def student_step(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Trains the students on images that are answered."""
+        config = self._context.settings
+        seed = tf.random.fold_in(seed_and_step, STUDENT)
+        images, logits = self.answers.store.draw(config.batch_size, seed)
+        pixels = tf.cast(images, tf.float32)
+        return steps.descend_students(
+            self.students, self.student_optimizers, config, pixels, logits
+        )
+
+
+def _others(
+    teacher: ObservedTeacher, context: Context[BudgetConfig]
+) -> dict[str, np.ndarray]:
+    """Images of each kind that has a share and needs no generator."""
+    config, shape = context.settings, teacher.image_shape
+    if config.photographs_share and not photographs.has_colours(shape[-1]):
+        raise ConfigError(
+            f"photographs_share is {config.photographs_share:g}, but the teacher takes "
+            f"images of {shape[-1]} channels, which are no photographs; set it to 0"
+        )
+    count = max(config.batch_size, min(_OTHERS, BANK_MEMORY // 4 // math.prod(shape)))
+    return {
+        kind: make(context.seed, count, shape)
+        for kind, make in _MAKERS.items()
+        if config.share_of(kind)
+    }
+
+
+class Budget:
+    """A distillation that ends in time.
+
+    Args:
+      teacher: frozen, on one device.
+      students: are trained in place; of the context's precision.
+      context: of the run.
+
+    Raises:
+      ConfigError: there are several devices, or no such images for the teacher.
+    """
+
+    def __init__(
+        self,
+        teacher: ObservedTeacher,
+        students: Sequence[Learner],
+        context: Context[BudgetConfig],
+    ) -> None:
+        self._began = time.monotonic()
+        if context.strategy and context.strategy.num_replicas_in_sync > 1:
+            raise ConfigError(
+                f"{context.strategy.num_replicas_in_sync} devices are to train, but "
+                "the recipe budget trains on one. Take another recipe "
+                "(--recipe=bank), or one device (--distribute=none)"
+            )
+        self._context, self._config = context, context.settings
+        with stage("images of formulas", context.progress):
+            self._training = Training(teacher, students, context)
+        self._compile()
+        self._plan = self._planned()
+        for number in range(_HELD_OUT):
+            self._make_batch(number, held_out=True)
+
+    @property
+    def generators(self) -> list[keras.Model]:
+        """As they were for the newest batch of each."""
+        return self._training.generators
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Images that train nothing, uint8 (n, height, width, channels)."""
+        return self._training.held_out.all()["images"]
+
+    def sample(self, count: int) -> np.ndarray:
+        """Some of the images that were generated, uint8, the newest first."""
+        images = self._training.bank.all()["images"]
+        places = np.linspace(len(images) - 1, 0, min(count, len(images)))
+        return images[places.astype(int)]
+
+    def run(
+        self,
+        identity: Mapping[str, str] | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> dict[str, float]:
+        """Takes all rounds, or those that are left of them.
+
+        Args:
+          identity: what else the run hangs on, see `run_loop`.
+          evaluate: measures the students now and then.
+
+        Returns:
+          The last measurements; empty if an earlier run had finished.
+
+        Raises:
+          TrainingError: a loss or a weight became infinite or NaN.
+        """
+        training, plan = self._training, self._plan
+        training.total_student_steps.assign(plan.total_student_steps)
+        return run_loop(
+            "distillation",
+            self._round,
+            plan.rounds,
+            phases.trackables(
+                None,
+                training=[training],
+                student=[student.model for student in training.students],
+                student_optimizer=training.student_optimizers,
+            ),
+            self._context,
+            identity={
+                **phases.identity_of(training.teacher, self._context),
+                "plan": repr(plan),
+                **(identity or {}),
+            },
+            evaluate=evaluate,
+            evaluate_every=max(1, plan.rounds // 10),
+            measure_every=1,
+        )
+
+    def _round(self, index: int) -> steps.Measurements:
+        """One batch of new images, and the student steps of the round, if any."""
+        plan, training = self._plan, self._training
+        measurements = self._make_batch(_HELD_OUT + index)
+        done = index - plan.first
+        if done < 0:
+            return measurements
+        if done == 0:
+            weight = self._config.adversarial_weight
+            for synthesizer in training.synthesizers:
+                synthesizer.adversarial_weight.assign(weight)
+            for number in range(_ANSWERED):
+                self._answer(self._step(number))
+        answered = _ANSWERED + done * plan.answers_in_round
+        for i in range(plan.student_steps):
+            if i % plan.answer_uses == 0:
+                self._answer(self._step(answered + i // plan.answer_uses))
+            number = done * plan.student_steps + i
+            measurements |= self._student_step(self._step(number))
+        return measurements
+
+    def _step(self, number: int) -> tf.Tensor:
+        return tf.constant([self._context.seed, number])
+
+    def _compile(self) -> None:
+        training = self._training
+        self._answer = phases.compiled(training.answers.refresh)
+        self._student_step = phases.compiled(training.student_step)
+        stores = (training.bank, training.held_out)
+        self._batch_steps = [
+            (
+                phases.compiled(each.begin),
+                phases.compiled(each.improve),
+                [phases.compiled(_keeping(training, each, store)) for store in stores],
+            )
+            for each in training.synthesizers
+        ]
+
+    def _make_batch(self, number: int, held_out: bool = False) -> steps.Measurements:
+        """A batch of new images, which go into the bank, or to those held out."""
+        begin, improve, keeps = self._batch_steps[number % len(self._batch_steps)]
+        begin(self._step(number))
+        first = number * self._config.generator_steps
+        measurements: steps.Measurements = {}
+        for i in range(self._config.generator_steps):
+            measurements = improve(self._step(first + i))
+        keeps[held_out](self._step(number))
+        return dict(measurements)
+
+    def _planned(self) -> Plan:
+        """The plan: that of the steps, or one written down before, or a new one."""
+        config, context = self._config, self._context
+        if config.steps:
+            ratio = config.student_steps * (1 - config.first_share)
+            return plan_of_steps(config, max(1, round(config.steps / max(ratio, 1))))
+        settings = dataclasses.asdict(config)
+        path = pathlib.Path(context.directory or "") / _PLAN
+        if context.directory is not None and path.is_file():
+            before = json.loads(read_text(path))
+            if before["settings"] == settings:
+                return plan_of_steps(config, before["rounds"])
+        with stage("pace of this machine", context.progress):
+            pace = self._pace()
+        spent = time.monotonic() - self._began + _HELD_OUT * pace.batch
+        left = (60 * config.minutes - spent) * (1 - _SPARE)
+        plan = plan_for(config, pace, left, spent)
+        if context.directory is not None:
+            known = dict(rounds=plan.rounds, pace=dataclasses.asdict(pace))
+            text = json.dumps({**known, "settings": settings}, indent=2)
+            write_text(path, text + "\n")
+        return plan
+
+    def _pace(self) -> Pace:
+        """Takes some steps of each kind, and undoes them."""
+        variables = self._training.all_variables
+        before = [v.numpy() for v in variables]
+        batch = _seconds(lambda: self._make_batch(0), 1)
+        answers = _seconds(lambda: self._answer(self._step(0)), _TIMED)
+        student = _seconds(lambda: self._student_step(self._step(0)), _TIMED)
+        for variable, value in zip(variables, before):
+            variable.assign(value)
+        return Pace(batch, answers, student)
+
+
+def _keeping(training: Training, synthesizer: Synthesizer, store: Store) -> Any:
+    return lambda seed_and_step: training.keep(synthesizer, store, seed_and_step)
+
+
+def _seconds(step: Callable[[], Mapping[str, Any]], count: int) -> float:
+    """The mean time of a step, once it is compiled."""
+    tf.nest.map_structure(np.asarray, step())
+    began = time.monotonic()
+    for _ in range(count):
+        tf.nest.map_structure(np.asarray, step())  # waits for its end
+    return (time.monotonic() - began) / count

@@ -1,0 +1,148 @@
+"""What students of the recipe `budget` learn from, all of it in variables.
+
+New images go into the `Store` of a run. Batches of them, changed at random, with
+images that a formula makes, are put to the teacher: its answers and the images as the
+teacher saw them are the `Store` from which student steps draw. So each answer is to
+the very crop that the student sees, and serves several steps.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.distillation.generator import ANSWER
+from dfq_tf.distillation.teacher import ObservedTeacher
+from dfq_tf.settings import BudgetConfig
+from dfq_tf.training import augment_pixels
+
+
+class Store(tf.Module):
+    """A ring of batches: the newest takes the place of the oldest.
+
+    Args:
+      num_batches: how many it holds.
+      **shapes: name -> (shape with the batch, dtype) of each part of a batch.
+
+    Attributes:
+      added: how many batches have been added, a scalar int32 variable.
+    """
+
+    def __init__(self, num_batches: int, **shapes: tuple[tuple[int, ...], tf.DType]):
+        super().__init__(name="store")
+        self.num_batches = num_batches
+        self._size = next(iter(shapes.values()))[0][0]
+        self._parts = {
+            name: tf.Variable(tf.zeros((num_batches, *shape), dtype))
+            for name, (shape, dtype) in shapes.items()
+        }
+        self.added = tf.Variable(0)
+
+    def add(self, **parts: tf.Tensor) -> None:
+        """Takes a batch in."""
+        place = self.added % self.num_batches
+        for name, variable in self._parts.items():
+            variable.scatter_update(tf.IndexedSlices(parts[name][tf.newaxis], [place]))
+        self.added.assign_add(1)
+
+    def all(self) -> dict[str, np.ndarray]:
+        """All rows that it holds, by the names of their parts."""
+        filled = min(int(self.added), self.num_batches)
+        return {
+            name: np.concatenate(variable.numpy()[:filled])
+            for name, variable in self._parts.items()
+        }
+
+    def draw(self, count: int, seed: tf.Tensor) -> list[tf.Tensor]:
+        """`count` rows of all parts, each row as likely, with repetition."""
+        filled = tf.minimum(self.added, self.num_batches) * self._size
+        rows = tf.random.stateless_uniform((count,), seed, 0, filled, tf.int32)
+        places = tf.stack([rows // self._size, rows % self._size], axis=-1)
+        # Read first: XLA has no kernel that gathers from a variable.
+        return [tf.gather_nd(v.value(), places) for v in self._parts.values()]
+
+
+class Answers(tf.Module):
+    """Images with the teacher's answers, made from those of a bank and from others.
+
+    Args:
+      teacher: answers.
+      bank: the images that were generated, a Store with one part.
+      others: kind -> uint8 (n, height, width, channels): images that nothing has to
+        learn to make, such as 1/f noise.
+      config: batch size; `share_of` each kind; how images are changed.
+      num_batches: how many answered batches are kept.
+    """
+
+    def __init__(
+        self,
+        teacher: ObservedTeacher,
+        bank: Store,
+        others: Mapping[str, np.ndarray],
+        config: BudgetConfig,
+        num_batches: int,
+    ) -> None:
+        super().__init__(name="answers")
+        self._teacher, self._bank, self._config = teacher, bank, config
+        self._others = {k: tf.constant(v) for k, v in others.items()}
+        size, shape = config.batch_size, teacher.image_shape
+        self.store = Store(
+            num_batches,
+            images=((size, *shape), tf.uint8),
+            logits=((size, teacher.num_classes), tf.float32),
+        )
+        kinds = ("mixup", "cutmix", *others)
+        self.shares = {kind: tf.Variable(config.share_of(kind)) for kind in kinds}
+
+    def refresh(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Answers one more batch, of (seed, step), int32 (2,)."""
+        config = self._config
+        seeds = tf.random.split(tf.random.fold_in(seed_and_step, ANSWER), 2)
+        images = self._drawn(config.batch_size, seeds[0])
+        mean = self._teacher.description.input_mean
+        changed = augment_pixels(images, mean, config.student_augmentation, seeds[1])
+        changed = tf.round(changed)
+        logits, _ = self._teacher(changed)
+        self.store.add(images=tf.cast(changed, tf.uint8), logits=logits)
+        return {}
+
+    def _drawn(self, count: int, seed: tf.Tensor) -> tf.Tensor:
+        """float32 images, of each kind about its share, the rest from the bank."""
+        seeds = tf.random.split(seed, 5 + len(self._others))
+        first, second = (
+            tf.cast(self._bank.draw(count, s)[0], tf.float32)
+            for s in tf.unstack(seeds[:2])
+        )
+        weights = tf.random.stateless_uniform((count, 1, 1, 1), seeds[2])
+        made = {
+            "mixup": weights * first + (1 - weights) * second,
+            "cutmix": tf.where(_boxes(first.shape, seeds[3]), second, first),
+        }
+        for (kind, images), s in zip(self._others.items(), tf.unstack(seeds[5:])):
+            rows = tf.random.stateless_uniform((count,), s, 0, len(images), tf.int32)
+            made[kind] = tf.cast(tf.gather(images, rows), tf.float32)
+        draws = tf.random.stateless_uniform((count, 1, 1, 1), seeds[4])
+        result, begin = first, tf.constant(0.0)
+        for kind, share in self.shares.items():
+            chosen = (draws >= begin) & (draws < begin + share)
+            result = tf.where(chosen, made[kind], result)
+            begin += share
+        return result
+
+
+def _boxes(shape: tf.TensorShape, seed: tf.Tensor) -> tf.Tensor:
+    """A box in each image, bool (batch, height, width, 1), its area drawn evenly.
+
+    Its centre is anywhere, and what lies outside of the image is cut off (Yun et al.
+    2019, "CutMix").
+    """
+    batch, height, width, _ = shape
+    draws = tf.random.stateless_uniform((3, batch, 1), seed)
+    half = tf.sqrt(draws[0]) / 2
+
+    def inside(centre: tf.Tensor, side: int) -> tf.Tensor:
+        places = (tf.range(side, dtype=tf.float32) + 0.5) / side
+        return tf.abs(places - centre) < half
+
+    rows, columns = inside(draws[1], height), inside(draws[2], width)
+    return (rows[:, :, tf.newaxis] & columns[:, tf.newaxis])[..., tf.newaxis]
