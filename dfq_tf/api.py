@@ -562,9 +562,9 @@ def distill(
     check_trains(teacher)
     config = with_batch_size(config, teacher, learner, strategy)
     precision = resolve_precision(precision)
-    rest = (seed, precision, strategy, directory, show_progress)
     students = _students(learner, config.num_students, seed, precision)
     observed = observe(teacher, precision, strategy)
+    rest = (seed, precision, strategy, directory, show_progress)
     run: Budget | Rounds
     if isinstance(config, BudgetConfig):
         run = Budget(observed, students, Context(config, *rest))
@@ -576,8 +576,7 @@ def distill(
         same = agreement(students[0].scores(run.held_out), answers)
         return {_AGREEMENT: same, **(evaluate(students[0]) if evaluate else {})}
 
-    identity = {"student": _structure(learner.model)}
-    found = run.run(identity=identity, evaluate=measured)
+    found = run.run({"student": _structure(learner.model)}, measured)
     agreements = [agreement(each.scores(run.held_out), answers) for each in students]
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)

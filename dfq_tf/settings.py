@@ -511,25 +511,23 @@ class BudgetConfig(Checked):
         minimum=1,
     )
     noise_share: float = setting(
-        0.15, "Share of the students' images that are 1/f noise.", minimum=0, maximum=1
+        0.15, "Share of the students' images that are 1/f noise.", minimum=0
     )
     leaves_share: float = setting(
-        0.0, "Share that are dead leaves: discs on discs.", minimum=0, maximum=1
+        0.0, "Share that are dead leaves: discs on discs.", minimum=0
     )
     photographs_share: float = setting(
         0.0,
         "Share that are crops of the public-domain photographs of the project.",
         minimum=0,
-        maximum=1,
     )
     mixup_share: float = setting(
-        0.075, "Share that are means of two generated images.", minimum=0, maximum=1
+        0.075, "Share that are means of two generated images.", minimum=0
     )
     cutmix_share: float = setting(
         0.075,
         "Share that are generated images with a box out of another one.",
         minimum=0,
-        maximum=1,
     )
     student_augmentation: str = setting(
         "crop_flip",

@@ -30,21 +30,27 @@ LIGHT = (
     "files",
 )
 # The ground that every room stands on.
-GROUND = {"compat", "errors", "files", "photographs", "procedural", "settings"}
+GROUND = {
+    "compat",
+    "context",
+    "errors",
+    "files",
+    "photographs",
+    "procedural",
+    "settings",
+}
 # Room -> the rooms that it may import, besides the ground. A room is a folder of the
 # package, or a module of its own.
 MAY_IMPORT: dict[str, set[str]] = {
     "graph": set(),
     "models": set(),
-    "context": set(),
     "importing": {"graph"},
     "quantization": {"graph"},
-    "training": {"context", "graph"},
+    "training": {"graph"},
     "tflite": {"graph", "quantization"},
-    "distillation": {"context", "graph", "training"},
-    "with_data": {"context", "distillation", "graph", "quantization", "training"},
+    "distillation": {"graph", "training"},
+    "with_data": {"distillation", "graph", "quantization", "training"},
     "api": {
-        "context",
         "distillation",
         "graph",
         "importing",
@@ -53,7 +59,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
     },
     "reports": {
-        "context",
         "distillation",
         "graph",
         "importing",

@@ -190,5 +190,33 @@ class BnStatisticsLossTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(losses.bn_statistics_loss([], [], []).numpy(), 0.0)
 
 
+class SynthesisLossesTest(tf.test.TestCase):
+    def test_divergence_where_the_first_class_is_the_same(self):
+        rng = np.random.default_rng(0)
+        teacher = rng.normal(size=(6, 4)).astype(np.float32)
+        student = rng.normal(size=(6, 4)).astype(np.float32)
+        student[:3] = teacher[:3] * 2  # these agree
+        same = teacher.argmax(-1) == student.argmax(-1)
+        self.assertBetween(same.sum(), 3, 5)
+        p, q = (
+            np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (teacher, student)
+        )
+        expected = ((p * np.log(p / q)).sum(-1) * same).sum() / 6
+        found = losses.agreeing_divergence(teacher, student)
+        self.assertAllClose(found, expected, rtol=1e-5)
+
+    def test_bn_distance_is_the_sum_of_norms(self):
+        found = [np.float32([3.0, 0.0]), np.float32([1.0])]
+        stored = [np.float32([0.0, 4.0]), np.float32([-1.0])]
+        self.assertAllClose(losses.bn_distance(found, stored), 5.0 + 2.0)
+
+    def test_bn_distance_has_a_gradient_where_it_is_0(self):
+        value = tf.constant([1.0, 2.0])
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            distance = losses.bn_distance([value], [[1.0, 2.0]])
+        self.assertAllClose(tape.gradient(distance, value), [0.0, 0.0])
+
+
 if __name__ == "__main__":
     tf.test.main()

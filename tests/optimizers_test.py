@@ -35,6 +35,23 @@ class DecayTest(tf.test.TestCase):
         adam = helpers.displacements(lambda m: optimizers.adam(m, 0.01, 5), 7)
         self.assertAllClose(adam, 0.01 * cosine, atol=1e-5)
 
+    def test_end_of_the_decay_may_be_known_later(self):
+        end = tf.Variable(1)
+        moved = []
+        for value in (5, 3):
+            end.assign(value)
+            sgd = helpers.displacements(lambda m: optimizers.sgd(m, 0.2, end, 0.0), 4)
+            moved.append(sgd)
+        for found, value in zip(moved, (5, 3)):
+            done = np.arange(4).clip(max=value) / value
+            self.assertAllClose(found, 0.1 * (1 + np.cos(np.pi * done)), atol=1e-6)
+
+    def test_steady_adam_keeps_its_learning_rate(self):
+        def make(model):
+            return optimizers.steady_adam(model.trainable_variables, 0.01, (0.5, 0.9))
+
+        self.assertAllClose(helpers.displacements(make, 5), [0.01] * 5, atol=1e-6)
+
     def test_sgd_has_nesterov_momentum(self):
         moved = helpers.displacements(lambda m: optimizers.sgd(m, 1.0, 10**9, 0.5), 2)
         self.assertAllClose(moved, [1.5, 1.75], rtol=1e-4)

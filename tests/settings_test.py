@@ -13,6 +13,7 @@ _CLASSES = (
     settings.BitWidths,
     settings.CalibrationConfig,
     settings.DistillationConfig,
+    settings.BudgetConfig,
 )
 
 
@@ -270,7 +271,7 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(settings.AUTO, 0)
         fields = [f for cls in _CLASSES for f in dataclasses.fields(cls)]
         names = [field.name for field in fields if field.metadata["auto"]]
-        self.assertEqual(names, ["calibration_images", "batch_size"])
+        self.assertEqual(names, ["calibration_images", "batch_size", "batch_size"])
         for name in settings.RECIPES:
             self.assertEqual(settings.recipe(name).batch_size, settings.AUTO)
         self.assertEqual(settings.DistillationConfig().batch_size, settings.AUTO)
@@ -294,15 +295,32 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_changes_take_the_place_of_the_recipes_settings(self):
         for name in settings.RECIPES:
-            changed = settings.recipe(name, rounds=7, temperature=2.0)
+            changed = settings.recipe(name, student_steps=7, temperature=2.0)
             expected = dataclasses.replace(
-                settings.recipe(name), rounds=7, temperature=2.0
+                settings.recipe(name), student_steps=7, temperature=2.0
             )
             self.assertEqual(changed, expected)
 
+    def test_setting_of_another_recipe_is_refused(self):
+        for name, setting in (("budget", "rounds"), ("bank", "minutes")):
+            with self.assertRaisesRegex(
+                ConfigError, f"^{setting} is 7, but the recipe {name} has no such setti"
+            ):
+                settings.recipe(name, **{setting: 7})
+
+    def test_shares_of_more_than_all_are_refused(self):
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"^the shares are noise_share 0\.5, .* 1\.15 together; they must be at mo",
+        ):
+            settings.recipe("budget", noise_share=0.5, leaves_share=0.5)
+        whole = dict(noise_share=0.5, leaves_share=0.35)
+        self.assertEqual(settings.recipe("budget", **whole).share_of("leaves"), 0.35)
+
     def test_unknown_recipe_is_refused(self):
         with self.assertRaisesRegex(
-            ConfigError, r"^recipe is 'soup'; it must be one of \['bank', 'paper'\]$"
+            ConfigError,
+            r"^recipe is 'soup'; it must be one of \['budget', 'bank', 'paper'\]$",
         ):
             settings.recipe("soup")
 

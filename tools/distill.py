@@ -47,6 +47,7 @@ _CURVE_IMAGES = 2000
 _OF_ROUNDS = (*PHASE_SETTINGS, "num_students")
 _SHARED = [f.name for f in dataclasses.fields(DistillationConfig)]
 _OF_BUDGET = [f.name for f in dataclasses.fields(BudgetConfig) if f.name not in _SHARED]
+_LENGTH = {"minutes", "steps"}
 DISTILLATION_SETTINGS = (*_OF_BUDGET, *_OF_ROUNDS)
 
 
@@ -88,8 +89,8 @@ def distillation_config() -> DistillationConfig | BudgetConfig:
     """
     common.config_from_flags(DistillationConfig)  # checks each value by itself
     own = {field.name for field in dataclasses.fields(recipe(FLAGS.recipe))}
-    # Those of other phases are for these, if the recipe has none of that name.
-    names = {*own, *DISTILLATION_SETTINGS} & set(FLAGS)
+    # What says how long `budget` takes is for it alone: others have --rounds.
+    names = ({*own, *DISTILLATION_SETTINGS} & set(FLAGS)) - (_LENGTH - own)
     given = {name: FLAGS[name].value for name in sorted(names)}
     return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
 

@@ -6,8 +6,8 @@ Needs jax and numpy. RUNS.json is a list of runs. Each has a `name`; `rounds`, o
 `seconds` for as many rounds as fit, or both for what comes first; `least`, the seconds
 without which it is left out; and what differs from the recipe: `first_share`,
 `student_steps`, `answer_uses`, `generator_steps`, and values of variables by their
-names, such as `noise_share` or `adversarial_weight`. The steps of a run, and the numbers
-that they draw from, are those of `dfq_tf.distillation.budget`.
+names, such as `noise_share` or `adversarial_weight`. The steps of a run, and the
+numbers that they draw from, are those of `dfq_tf.distillation.budget`.
 
 FOLDER/NAME.npz has the student's weights; with `snapshots`, NAME_K.npz those on the
 way, and NAME_images.npz some images of the bank.

@@ -215,11 +215,6 @@ def _others(
 ) -> dict[str, np.ndarray]:
     """Images of each kind that has a share and needs no generator."""
     config, shape = context.settings, teacher.image_shape
-    if config.photographs_share and not photographs.has_colours(shape[-1]):
-        raise ConfigError(
-            f"photographs_share is {config.photographs_share:g}, but the teacher takes "
-            f"images of {shape[-1]} channels, which are no photographs; set it to 0"
-        )
     count = max(config.batch_size, min(_OTHERS, BANK_MEMORY // 4 // math.prod(shape)))
     return {
         kind: make(context.seed, count, shape)
@@ -237,7 +232,7 @@ class Budget:
       context: of the run.
 
     Raises:
-      ConfigError: there are several devices, or no such images for the teacher.
+      ConfigError: there are several devices, or too little time.
     """
 
     def __init__(

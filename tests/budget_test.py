@@ -1,0 +1,210 @@
+import contextlib
+import dataclasses
+import functools
+import json
+from unittest import mock
+
+import numpy as np
+from absl.testing import parameterized
+
+from dfq_tf.compat import tf
+from dfq_tf.distillation import budget
+from dfq_tf.distillation import generator as generators_module
+from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation.teacher import observe
+from dfq_tf.errors import ConfigError
+from dfq_tf.settings import BudgetConfig
+from dfq_tf.training import loop
+from dfq_tf.training.learner import Learner
+from tests import helpers
+
+SHAPE = (8, 8, 3)
+CONFIG = BudgetConfig(
+    batch_size=4,
+    noise_dim=3,
+    generator_steps=2,
+    student_steps=3,
+    answer_uses=2,
+    first_share=0.4,
+    bank_images=40,
+    steps=7,  # of 4 rounds, the last 3 with student steps
+)
+PACE = budget.Pace(batch=2.0, answers=0.1, student=0.25)
+
+_models = helpers.Reused(lambda seed: helpers.small_learner(SHAPE, seed=seed).model)
+
+
+@contextlib.contextmanager
+def small():
+    """A small generator, few images of formulas, few answers, nothing compiled."""
+    generator = functools.partial(build_generator, channels=8)
+    with (
+        mock.patch.object(generators_module, "build_generator", generator),
+        mock.patch.multiple(budget, _OTHERS=4, _ANSWERED=2),
+        helpers.eagerly(),
+    ):
+        yield
+
+
+class PlanTest(parameterized.TestCase):
+    def test_seconds_are_those_of_all_steps(self):
+        plan = budget.Plan(rounds=10, first=2, student_steps=5, answer_uses=4)
+        self.assertEqual(plan.total_student_steps, 8 * 5)
+        # Two batches are answered in a round, beside those of the beginning.
+        answers = budget._ANSWERED + 8 * 2
+        self.assertAlmostEqual(plan.seconds(PACE), 10 * 2.0 + answers * 0.1 + 40 * 0.25)
+
+    @parameterized.parameters(60, 333, 5000)
+    def test_as_many_rounds_as_fit(self, seconds):
+        config = BudgetConfig()
+        plan = budget.plan_for(config, PACE, seconds, spent=0)
+        self.assertLessEqual(plan.seconds(PACE), seconds)
+        longer = budget.plan_of_steps(config, plan.rounds + 1)
+        self.assertGreater(longer.seconds(PACE), seconds)
+
+    @parameterized.parameters((0.0, 0), (0.1, 2), (0.5, 10), (1.0, 19))
+    def test_share_of_batches_before_the_students(self, share, first):
+        config = BudgetConfig(first_share=share)
+        self.assertEqual(budget.plan_of_steps(config, 20).first, first)
+
+    def test_too_short_a_time_says_the_least(self):
+        config = BudgetConfig(minutes=0.5)
+        # A batch, 32 + 20 answers, 80 student steps, and 4 s that are gone: 31.2 s.
+        with self.assertRaisesRegex(
+            ConfigError, r"^minutes is 0\.5; this machine needs at least 0\.6 for one"
+        ):
+            budget.plan_for(config, PACE, 26.0, spent=4.0)
+        plan = budget.plan_for(config, PACE, 27.3, spent=4.0)
+        self.assertEqual(plan.rounds, 1)
+
+
+class BudgetTest(parameterized.TestCase, tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        _models.begin()
+        self.observed = observe(helpers.small_classifier(SHAPE))
+
+    def made(self, directory=None, config=CONFIG, **changes):
+        self.student = Learner(_models(5), helpers.description(4))
+        context = helpers.context(config, directory=directory, **changes)
+        return budget.Budget(self.observed, [self.student], context)
+
+    def test_steps_are_counted_and_nothing_but_students_learns_by_them(self):
+        with small():
+            made = self.made(helpers.new_folder())
+            calls = []
+            for kind in ("_answer", "_student_step"):
+
+                def watched(at, step=getattr(made, kind), kind=kind):
+                    calls.append((kind, at.numpy()[1]))
+                    return step(at)
+
+                setattr(made, kind, watched)
+            teacher = helpers.copies(tf.nest.flatten(self.observed.weights))
+            held_out = made.held_out
+            before = helpers.copies(self.student.model.trainable_variables)
+            found = made.run()
+        self.assertEqual(held_out.shape, (2 * 4, *SHAPE))
+        self.assertAllEqual(made.held_out, held_out)
+        answers = [number for kind, number in calls if kind == "_answer"]
+        steps = [number for kind, number in calls if kind == "_student_step"]
+        # Two at the beginning, two in each round; every one draws other numbers.
+        self.assertEqual(answers, list(range(2 + 3 * 2)))
+        self.assertEqual(steps, list(range(9)))
+        self.assertLen(made._training.bank.all()["images"], 4 * 4)
+        now = tf.nest.flatten(self.observed.weights)
+        self.assertTrue(helpers.all_equal(now, teacher))
+        after = self.student.model.trainable_variables
+        self.assertFalse(helpers.all_equal(after, before))
+        self.assertContainsSubset({"synthesis_loss", "distillation_loss"}, found)
+        # The learning rate ends at 0 with the last step.
+        (optimizer,) = made._training.student_optimizers
+        schedule = optimizer._learning_rate
+        self.assertAllClose(schedule(9), 0.0, atol=1e-7)
+        self.assertGreater(schedule(8), 1e-4)
+
+    def test_images_held_out_are_not_in_the_bank(self):
+        with small():
+            made = self.made()
+            made.run()
+        bank = {image.tobytes() for image in made._training.bank.all()["images"]}
+        for image in made.held_out:
+            self.assertNotIn(image.tobytes(), bank)
+        self.assertContainsSubset({i.tobytes() for i in made.sample(3)}, bank)
+
+    def test_interrupted_run_goes_on_bit_by_bit(self):
+        with small():
+            whole = self.made(helpers.new_folder())
+            whole.run()
+            expected = helpers.copies(self.student.model.weights)
+            folder = helpers.new_folder()
+            interrupted = self.made(folder)
+            take = interrupted._round
+
+            def stopped(index):
+                if index == 3:
+                    raise KeyboardInterrupt
+                return take(index)
+
+            interrupted._round = stopped
+            save = functools.partial(loop.run_loop, save_seconds=0)
+            with (
+                mock.patch.object(budget, "run_loop", save),
+                self.assertRaises(KeyboardInterrupt),
+            ):
+                interrupted.run()
+            self.assertFalse(helpers.all_equal(self.student.model.weights, expected))
+            self.made(folder).run()
+            self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
+
+    def test_pace_is_measured_once_and_leaves_everything_as_it_was(self):
+        config = dataclasses.replace(CONFIG, steps=0, minutes=1.0)
+        folder = helpers.new_folder()
+        values = []
+        with small():
+            take = budget.Budget._pace
+
+            def watched(made):
+                before = helpers.copies(made._training.all_variables)
+                pace = take(made)
+                after = made._training.all_variables
+                values.append(helpers.all_equal(after, before))
+                self.assertGreater(min(dataclasses.astuple(pace)), 0)
+                return PACE
+
+            with mock.patch.object(budget.Budget, "_pace", watched):
+                plans = [self.made(folder, config)._plan for _ in range(2)]
+        self.assertEqual(values, [True])
+        self.assertEqual(*plans)
+        kept = json.loads((folder / "distillation_plan.json").read_text())
+        self.assertEqual(kept["rounds"], plans[0].rounds)
+        self.assertEqual(kept["pace"], dataclasses.asdict(PACE))
+
+    def test_generators_take_turns(self):
+        config = dataclasses.replace(CONFIG, num_generators=2, adversarial_weight=0.0)
+        with small():
+            made = self.made(config=config)
+            starts = [helpers.copies(s._start) for s in made._training.synthesizers]
+            for number, moved in ((2, [True, False]), (3, [True, True])):
+                made._make_batch(number)
+                now = [s._start for s in made._training.synthesizers]
+                same = [helpers.all_equal(*pair) for pair in zip(now, starts)]
+                self.assertEqual([not each for each in same], moved)
+
+    def test_several_devices_are_refused(self):
+        strategy = mock.Mock(num_replicas_in_sync=2)
+        with self.assertRaisesRegex(ConfigError, "^2 devices are to train, but the"):
+            self.made(strategy=strategy)
+
+    def test_images_of_formulas_are_those_with_a_share(self):
+        config = dataclasses.replace(CONFIG, noise_share=0.0, leaves_share=0.2)
+        with mock.patch.object(budget, "_OTHERS", 4):
+            found = budget._others(self.observed, helpers.context(config))
+        self.assertEqual(
+            {k: v.shape for k, v in found.items()}, {"leaves": (4, *SHAPE)}
+        )
+        self.assertGreater(np.std(found["leaves"]), 10)
+
+
+if __name__ == "__main__":
+    tf.test.main()
