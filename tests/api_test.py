@@ -593,6 +593,32 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         same = agreement(result.student.scores(test.images), tflite.scores(test.images))
         self.assertGreater(same, 0.9)
 
+    def test_recipe_budget(self):
+        config = recipe(
+            "budget", batch_size=4, steps=2, student_steps=1, generator_steps=1
+        )
+        teacher, student = digits.teacher(), small_student()
+        before = [
+            helpers.copies(w) for w in (weights_of(teacher), student.model.weights)
+        ]
+        with helpers.eagerly():
+            result = api.distill(
+                teacher,
+                student,
+                config=config,
+                precision="float32",
+                show_progress=False,
+            )
+        for one, other in zip(before, [weights_of(teacher), student.model.weights]):
+            self.assertTrue(helpers.all_equal(one, other))
+        learnt = result.student.model.trainable_weights
+        self.assertFalse(helpers.all_equal(learnt, student.model.trainable_weights))
+        self.assertLen(result.agreements, 1)
+        self.assertEqual(result.images.shape[1:], teacher.image_shape)
+        self.assertContainsSubset(
+            {"synthesis_loss", "distillation_loss"}, result.measurements
+        )
+
     @pytest.mark.long
     def test_quantized_network_learns_from_the_teacher(self):
         # Training on its own answers would leave it as ignorant as it is.

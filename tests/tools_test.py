@@ -306,6 +306,7 @@ class DistillTest(tf.test.TestCase):
         cls.workdir = new_folder() / "run"
         cls.student_flags = (
             "--student=wrn_10_2",
+            "--recipe=bank",
             "--rounds=2",
             "--student_steps=2",
             "--num_students=2",
@@ -388,6 +389,29 @@ class DistillTest(tf.test.TestCase):
         )
         for weights, others in zip(one.weights, other.weights):
             self.assertAllEqual(weights, others)
+
+    def test_recipe_budget_is_the_default(self):
+        folder = self.workdir.with_name("budget")
+        flags = ("--steps=2", "--student_steps=1", "--generator_steps=1")
+        with helpers.eagerly():
+            process = run_in_process(
+                "distill",
+                *flags,
+                f"--teacher={self.workdir}/teacher.keras",
+                "--student=wrn_10_1",
+                "--batch_size=4",
+                f"--workdir={folder}",
+            )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        written = (folder / "flags.cfg").read_text()
+        self.assertContainsSubset(
+            {"--recipe=budget", "--minutes=30.0", "--mixup_share=0.075"},
+            set(written.splitlines()),
+        )
+        self.assertNotIn("--rounds", written)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        self.assertIn("synthesis_loss", metrics["student_training"])
+        self.assertTrue((folder / "student.png").exists())
 
     def test_workers_must_have_the_same_flags_and_files(self):
         from dfq_tf.training import devices
@@ -653,6 +677,18 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             2,
             ["--teacher=a.keras", "--student=wrn_10_1", "--temperature=0"],
             "temperature is 0.0; it must be above 0",
+        ),
+        (
+            "distill",
+            2,
+            ["--teacher=a.keras", "--student=wrn_10_1", "--rounds=3"],
+            "rounds is 3, but the recipe budget has no such setting; it has minutes",
+        ),
+        (
+            "distill",
+            2,
+            ["--teacher=a.keras", "--student=wrn_10_1", "--noise_share=0.9"],
+            "the shares are noise_share 0.9, .* 1.05 together; they must be at most 1",
         ),
         (
             "run",
