@@ -22,7 +22,9 @@ _WORTH_A_LINE = 2.0
 
 
 @contextlib.contextmanager
-def stage(name: str, progress: bool) -> Iterator[None]:
+def stage(
+    name: str, progress: bool, least_seconds: float = _WORTH_A_LINE
+) -> Iterator[None]:
     """Says that something without a bar is being done, and how long it has taken.
 
     A terminal is told when it begins, on the standard error stream. A line stays there,
@@ -31,6 +33,7 @@ def stage(name: str, progress: bool) -> Iterator[None]:
     Args:
       name: of the stage, such as 'calibration'.
       progress: whether anything is said.
+      least_seconds: how long it must have taken for a line.
     """
     began = time.monotonic()
     is_seen = progress and sys.stderr.isatty()
@@ -42,7 +45,7 @@ def stage(name: str, progress: bool) -> Iterator[None]:
         if is_seen:
             print(f"\r{' ' * (len(name) + 4)}\r", end="", file=sys.stderr, flush=True)
     seconds = time.monotonic() - began
-    if progress and seconds >= _WORTH_A_LINE:
+    if progress and seconds >= least_seconds:
         print(f"{name}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
 
 

@@ -90,9 +90,21 @@ def few_held_out(count=48):
     return stack
 
 
-def tiny(teacher, **kwargs):
+@contextlib.contextmanager
+def quickly(count=48, channels=16):
+    """A few steps, of a small generator, that are compared on few images."""
+    small = functools.partial(generator.build_generator, channels=channels)
+    with (
+        helpers.eagerly(),
+        few_held_out(count),
+        mock.patch.object(generator, "build_generator", small),
+    ):
+        yield
+
+
+def tiny(teacher, channels=16, **kwargs):
     settings = dict(config=TINY, calibration=TINY_CALIBRATION)
-    with helpers.eagerly(), few_held_out():
+    with quickly(channels=channels):
         return quantize(teacher, **{**settings, **kwargs})
 
 
@@ -391,6 +403,7 @@ class CalibrationTest(tf.test.TestCase, parameterized.TestCase):
     def quantized(cls, widths=ALL_4_BITS, **changes):
         return tiny(
             cls.teacher,
+            channels=128,  # its images differ as much as they do in a run
             method="df_q",
             calibration=dataclasses.replace(TINY_CALIBRATION, **changes),
             widths=widths,
@@ -487,8 +500,7 @@ class BatchSizeTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.seen = set()
-        self.enter_context(helpers.eagerly())
-        self.enter_context(few_held_out(8))
+        self.enter_context(quickly(8))
         for module, name in (
             (phases, "warm_up"),
             (phases, "distill"),
@@ -563,8 +575,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         is_short = settings["config"].rounds <= self.TINY.rounds
         with contextlib.ExitStack() as stack:
             if is_short:
-                stack.enter_context(helpers.eagerly())
-                stack.enter_context(few_held_out())
+                stack.enter_context(quickly())
             return api.distill(digits.teacher(), student or small_student(), **settings)
 
     @pytest.mark.long
@@ -798,8 +809,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         super().setUpClass()
         stack = contextlib.ExitStack()
         cls.addClassCleanup(stack.close)
-        stack.enter_context(helpers.eagerly())
-        stack.enter_context(few_held_out(200))
+        stack.enter_context(quickly(200))
         cls.context = helpers.context(TINY, seed=1)
         teacher = digits.teacher()
         cls.prepared = api.prepare(teacher, teacher, TINY_CALIBRATION, cls.context)

@@ -1,6 +1,7 @@
 """The import graph is what the BUILD files and the architecture say it is."""
 
 import ast
+import functools
 import pathlib
 
 from absl.testing import absltest, parameterized
@@ -96,10 +97,14 @@ def python_files() -> dict[str, pathlib.Path]:
     return files
 
 
-def imported_names(source: str) -> list[str]:
-    """Dotted names that a file imports, at its top or inside a function."""
+MODULES = python_files()
+
+
+@functools.cache
+def imports_of(module: str) -> list[str]:
+    """Dotted names that a module imports, at its top or inside a function."""
     names = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -109,16 +114,10 @@ def imported_names(source: str) -> list[str]:
     return names
 
 
-MODULES = python_files()
-IMPORTS = {
-    name: imported_names(path.read_text()) for name, path in sorted(MODULES.items())
-}
-
-
 def project_imports(name: str) -> set[str]:
     """Modules of the project that a module imports."""
     found = set()
-    for imported in IMPORTS[name]:
+    for imported in imports_of(name):
         # `from package import module` and `from module import name` look the same.
         candidates = (imported, imported.rpartition(".")[0])
         module = next((c for c in candidates if c in MODULES), None)
@@ -133,7 +132,7 @@ def imports_package(name: str, *packages: str) -> list[str]:
     """What a module imports of some packages, inside the project or outside."""
     return [
         imported
-        for imported in IMPORTS[name]
+        for imported in imports_of(name)
         if any(f"{imported}.".startswith(f"{package}.") for package in packages)
     ]
 
@@ -334,7 +333,7 @@ class ImportDirectionsTest(parameterized.TestCase):
         rooms = ("dfq_tf.graph", "dfq_tf.quantization", "dfq_tf.tflite")
         modules = [module for room in rooms for module in of_package(room)]
         readers = {"dfq_tf.quantization.student", "dfq_tf.quantization.quantizers"}
-        keras = [m for m in modules if "dfq_tf.compat.keras" in IMPORTS[m]]
+        keras = [m for m in modules if "dfq_tf.compat.keras" in imports_of(m)]
         self.assertContainsSubset(set(keras), readers)
 
     @parameterized.parameters(*LIGHT)

@@ -148,7 +148,8 @@ print(len(made.tflite), [m for m in {OPTIONAL} if m in sys.modules])
                 (version,) = [spec.version for spec in each.specifier]
                 self.assertIn(version, ranges[name].specifier, name)
         names = {canonicalize_name(each.name) for each in locked}
-        dev = {"mypy", "pytest", "pytest-xdist", "ruff", "selenium", "requests"}
+        dev = {"ipykernel", "mypy", "nbclient", "pytest", "pytest-xdist", "requests"}
+        dev |= {"ruff", "selenium"}
         self.assertEmpty(ranges.keys() - names - dev)
 
 

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from dfq_tf.compat import tf
 from tests.helpers import new_folder
+from tests.tool_runner import run_in_process
 from tools import common
 
 
@@ -76,6 +77,33 @@ class EndTest(parameterized.TestCase):
 
         with self.assertRaises(tf.errors.ResourceExhaustedError):
             common._run(main)
+
+
+class QuietTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.tool = new_folder() / "tool.py"
+        cls.tool.write_text(
+            "import os, sys\n"
+            "sys.path.insert(0, os.getcwd())\n"
+            "from tools import common\n"
+            "def main():\n"
+            "    common.say('what is done')\n"
+            "    print('result', common.FLAGS.progress)\n"
+            "common.define_run_flags(None, trains=False)\n"
+            "common.run(main, 'A tool.')\n"
+        )
+
+    @parameterized.parameters(
+        ([], "what is done\nresult True\n"),
+        (["--noprogress"], "what is done\nresult False\n"),
+        (["--quiet"], "result False\n"),
+        (["--quiet", "--progress"], "result False\n"),
+    )
+    def test_results_alone_are_said(self, flags, expected):
+        result = run_in_process(self.tool, *flags)
+        self.assertEqual((result.stdout, result.stderr), (expected, ""))
 
 
 class DigestTest(parameterized.TestCase):

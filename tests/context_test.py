@@ -31,7 +31,7 @@ class ContextTest(parameterized.TestCase):
 
 
 class StageTest(parameterized.TestCase):
-    def said(self, seconds, is_terminal, progress=True):
+    def said(self, seconds, is_terminal, progress=True, **settings):
         """What a stage that lasts so long has written, before and after its end."""
         stream = io.StringIO()
         stream.isatty = lambda: is_terminal
@@ -40,13 +40,18 @@ class StageTest(parameterized.TestCase):
             mock.patch("sys.stderr", stream),
             mock.patch.object(context_module.time, "monotonic", lambda: next(clock)),
         ):
-            with stage("calibration", progress):
+            with stage("calibration", progress, **settings):
                 before = stream.getvalue()
         return before, stream.getvalue().removeprefix(before)
 
     def test_log_has_a_line_for_what_took_long(self):
         self.assertEqual(self.said(3.4, False), ("", "calibration: done in 3 s\n"))
         self.assertEqual(self.said(1.9, False), ("", ""))
+
+    def test_line_may_take_longer(self):
+        self.assertEqual(self.said(4.9, False, least_seconds=5.0), ("", ""))
+        _, line = self.said(5.0, False, least_seconds=5.0)
+        self.assertEqual(line, "calibration: done in 5 s\n")
 
     def test_terminal_is_told_at_once_and_cleared(self):
         cleared = f"\r{' ' * len('calibration ...')}\r"

@@ -153,6 +153,14 @@ class RunTest(tf.test.TestCase):
         worst = metrics["df_q"]["worst_layer"].removesuffix(" dB")
         self.assertIn(f"The noisiest layer is {worst}", process.stdout)
 
+    def test_what_is_to_be_done_is_said_once_before_it_is_done(self):
+        plans = re.findall(r"^(DF-.*) steps of warm-up.*$", self.process.stdout, re.M)
+        self.assertEqual(plans, ["DF-Q W8A8: up to 4", "DF-QAT-KD W8A8: up to 4"])
+        (trained,) = re.findall(
+            r"^DF-QAT-KD W8A8: .* rounds .*$", self.process.stdout, re.M
+        )
+        self.assertRegex(trained, r"; a step of \d+ images takes about [1-9]\d* MiB, ")
+
     def test_labels_are_class_names_in_order(self):
         labels = (self.workdir / "labels.txt").read_text().split()
         self.assertEqual(labels, list("0123456789"))
@@ -163,9 +171,10 @@ class RunTest(tf.test.TestCase):
             for pattern in ("*.tflite", "*.keras")
             for p in self.workdir.glob(pattern)
         }
-        again = self.tool("run", *self.flags)
+        again = self.tool("run", *self.flags, "--quiet")
         self.assertEqual(again.returncode, 0, again.stderr)
-        self.assertNotIn("step/s", again.stderr)
+        self.assertEqual(again.stderr, "")
+        self.assertStartsWith(again.stdout.lstrip(), "accuracy")  # the table
         self.assertEqual(before, {p: p.read_bytes() for p in before})
 
     def test_other_flags_in_same_workdir_are_refused_with_the_difference(self):

@@ -44,7 +44,7 @@ T = TypeVar("T")
 S = TypeVar("S", DistillationConfig, TeacherConfig)
 
 # Flags that do not change a run's results: a run may continue with others.
-_FREE_FLAGS = {"workdir", "data_dir", "archive", "progress"}
+_FREE_FLAGS = {"workdir", "data_dir", "archive", "progress", "quiet"}
 # Heading in the help -> name of each flag -> whether --help shows it.
 _groups: dict[str, dict[str, bool]] = {}
 
@@ -296,7 +296,8 @@ def define_run_flags(workdir: str | None, *, trains: bool = True) -> None:
     """
     define("Run", "workdir", str, workdir, "Folder for all that the run writes.")
     define_config("Run", RunConfig, None if trains else ONE_DEVICE)
-    define("Run", "progress", bool, True, "Show a progress bar for each stage.")
+    help = "Show a progress bar for each stage."
+    define("Run", "progress", bool, True, help, first=False)
 
 
 def define_dataset_flags(default: str | None) -> None:
@@ -346,8 +347,14 @@ def strategy() -> tf.distribute.Strategy:
     """
     name = config_from_flags(RunConfig).distribute
     if name == "multi_worker":
-        print("Waiting for the other workers that TF_CONFIG names", flush=True)
+        say("Waiting for the other workers that TF_CONFIG names")
     return devices.make_strategy(name)
+
+
+def say(text: str) -> None:
+    """Prints what is neither a result nor an error, unless --quiet is given."""
+    if "quiet" not in FLAGS or not FLAGS.quiet:
+        print(text, flush=True)
 
 
 def is_made(*paths: pathlib.Path) -> bool:
@@ -511,6 +518,9 @@ def run(
       positional: the flag whose value may also be given alone, without its name.
       several: whether that is a list, each of whose values is an argument of its own.
     """
+    if "quiet" not in FLAGS:
+        help = "Say nothing but results, warnings and errors."
+        define("Run", "quiet", bool, False, help)
 
     def parse(argv: list[str]) -> list[str]:
         asked = {"--help", "-h", "-help", "--helpfull"}.intersection(argv[1:])
@@ -522,6 +532,8 @@ def run(
             rest = FLAGS(argv)
         except flags.Error as error:
             _fail(f"{error}. See --help", 2)
+        if FLAGS.quiet and "progress" in FLAGS:
+            FLAGS.progress = False
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)

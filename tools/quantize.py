@@ -20,6 +20,7 @@ import numpy as np
 
 from dfq_tf import api
 from dfq_tf.distillation import held_out, with_batch_size
+from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
@@ -128,12 +129,8 @@ def quantize_network(
     if common.is_made(path, description_path(path)):
         return api.load_quantized(path), None
     run, strategy = common.config_from_flags(RunConfig), common.strategy()
-    config = qat_config()
-    if network is not None and config.batch_size == AUTO:
-        # The distillation's, with which the generators have been warmed up.
-        distilled = workdir.metrics()["student_training"]
-        config = dataclasses.replace(config, batch_size=distilled["batch_size"])
-    config = with_batch_size(config, teacher, network, strategy)
+    config = _config_of(teacher, network, workdir)
+    common.say(plan(teacher, network, method, config))
     began = time.monotonic()
     result = api.quantize(
         teacher,
@@ -162,9 +159,46 @@ def quantize_network(
         training["layers"] = [dataclasses.asdict(layer) for layer in result.layers]
         print(as_table(result.layers))
     workdir.add_metrics(**{f"{method}_training": training})
-    print(f"Images for the ranges: {result.source}")
+    common.say(f"Images for the ranges: {result.source}")
     student.save(result.network, path)
     return result.network, result.tflite
+
+
+def _config_of(
+    teacher: Classifier, network: Classifier | None, workdir: Workdir
+) -> DistillationConfig:
+    """The settings, with a number for the batch size."""
+    config = qat_config()
+    if network is not None and config.batch_size == AUTO:
+        # The distillation's, with which the generators have been warmed up.
+        distilled = workdir.metrics()["student_training"]
+        config = dataclasses.replace(config, batch_size=distilled["batch_size"])
+    return with_batch_size(config, teacher, network, common.strategy())
+
+
+def plan(
+    teacher: Classifier,
+    network: Classifier | None,
+    method: str,
+    config: DistillationConfig,
+) -> str:
+    """One line: what is to be done, and with how much memory. Bars say how long.
+
+    Args:
+      teacher: the trained classifier.
+      network: what is quantized; None for the teacher.
+      method: one of METHODS.
+      config: has a number for the batch size.
+    """
+    work = [f"up to {config.warm_up_steps:,} steps of warm-up", "calibration"]
+    if method == "df_qat_kd":
+        work.append(f"{config.rounds:,} rounds of training")
+    each = step_bytes_per_image(teacher, network or teacher, config)
+    return (
+        f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; a step of "
+        f"{config.batch_size} images takes about "
+        f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
+    )
 
 
 def _agreement(

@@ -171,14 +171,14 @@ def main() -> None:
 
     if teacher is None:
         assert dataset is not None
-        print(f"Training the teacher {FLAGS.teacher} on {dataset.name}")
+        common.say(f"Training the teacher {FLAGS.teacher} on {dataset.name}")
         teacher = train_teacher.trained_teacher(
             FLAGS.teacher, dataset, teacher_config, workdir
         )
-        print("The data is put away. From here on, no image of it is used.")
+        common.say("The data is put away. From here on, no image of it is used.")
     network = None
     if FLAGS.student:
-        print(f"Distilling into {FLAGS.student}, with generated images")
+        common.say(f"Distilling into {FLAGS.student}, with generated images")
         network = distill.distilled_student(teacher, dataset, workdir)
         quantize.check_settings(network, asked, widths)
     made = {}
@@ -229,9 +229,9 @@ def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
     if asked_size():  # some weights have fewer bits than --widths says
         widths = dataclasses.replace(widths, num_bits_weight=4)
     if api.needs_training(teacher, widths, share):
-        print(f"{said}, {widths.name}: the student is trained too")
+        common.say(f"{said}, {widths.name}: the student is trained too")
         return False
-    print(f"{said}: nothing more is trained; --methods=df_q,df_qat_kd does")
+    common.say(f"{said}: nothing more is trained; --methods=df_q,df_qat_kd does")
     return True
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError, DataError
 from dfq_tf.files import read_text
 from dfq_tf.graph import OUTPUTS, Classifier
@@ -14,6 +15,8 @@ from dfq_tf.with_data import datasets
 from tools import common
 
 FLAGS = common.FLAGS
+# A file that takes so many seconds to read gets a line that says so.
+_LONG_READING = 5.0
 
 
 # Name, type, default and help of each flag that says what a teacher file does not.
@@ -138,7 +141,9 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
       ModelError: the file cannot be read.
     """
     said = arguments()
-    teacher = load_classifier(path, **said)
+    is_shown = "progress" in FLAGS and FLAGS.progress
+    with stage(f"reading of {path}", is_shown, least_seconds=_LONG_READING):
+        teacher = load_classifier(path, **said)
     names = said["class_names"]
     has_numbers = teacher.description.class_names == tuple(
         map(str, range(teacher.num_classes))
