@@ -22,6 +22,7 @@ from dfq_tf.graph import Classifier, ModelDescription
 from dfq_tf.importing import as_classifier, load_classifier
 from dfq_tf.settings import (
     BitWidths,
+    BudgetConfig,
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "ConfigError",
     "DfqError",
     "Distilled",
+    "BudgetConfig",
     "DistillationConfig",
     "ExportError",
     "FileConfig",

@@ -3,7 +3,8 @@
     python examples/smaller_network.py my_model.keras my_student.tflite
 
 The smaller network is yours: any functional model of Keras 2 (tf_keras) that takes the
-same images and ends in as many logits. This takes hours; see docs/distillation.md.
+same images and ends in as many logits. This takes 30 minutes; docs/distillation.md says
+what more of them bring.
 """
 
 import pathlib
