@@ -26,6 +26,7 @@ from dfq_tf.settings import (
     DistillationConfig,
     FileConfig,
     MixedWidths,
+    ReconstructionConfig,
     recipe,
 )
 from dfq_tf.tflite import TFLiteClassifier
@@ -46,6 +47,7 @@ __all__ = [
     "ModelDescription",
     "ModelError",
     "Quantized",
+    "ReconstructionConfig",
     "TFLiteClassifier",
     "TrainingError",
     "UnsupportedLayerError",

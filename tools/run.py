@@ -31,6 +31,7 @@ from dfq_tf.reports import facts, page
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
+    AUTO_METHODS,
     METHODS,
     BitWidths,
     CalibrationConfig,
@@ -45,6 +46,11 @@ from tools import common, convert, distill, quantize, teacher_flags, train_teach
 
 FLAGS = common.FLAGS
 
+# Where training made a network worse: what says so, and what is kept.
+_KEPT = {
+    "unreconstructed_is_kept": "network before reconstruction",
+    "untrained_is_kept": "untrained network",
+}
 # Images on which a file is compared with the student that it was made of.
 _COMPARED_IMAGES = 1000
 
@@ -131,10 +137,13 @@ def table(metrics: dict, widths: str) -> str:
             f"{100 * result['agreement']:>7.2f} %  "
             f"{result['bytes'] / 1000:>6.1f} kB"
         )
-    if metrics.get("df_qat_kd_training", {}).get("untrained_is_kept"):
-        lines.append(
-            "DF-QAT-KD: the untrained network agreed more on images held out, and is it"
-        )
+    for method, title in quantize.TITLES.items():
+        made = metrics.get(f"{method}_training", {})
+        for key, which in _KEPT.items():
+            if made.get(key):
+                lines.append(
+                    f"{title}: the {which} agreed more on images held out, and is it"
+                )
     for method, title in quantize.TITLES.items():
         worst = metrics.get(method, {}).get("worst_layer")
         if worst:
@@ -202,11 +211,11 @@ def methods_from_flags() -> list[str]:
     methods = FLAGS.methods
     if not methods:
         raise ConfigError(
-            "methods is empty; it takes auto, df_q, df_qat_kd or both of these. To "
+            f"methods is empty; it takes auto, or some of {', '.join(METHODS)}. To "
             "distil and not quantize, run tools/distill.py"
         )
     if methods == [AUTO_METHOD]:
-        return list(METHODS)
+        return list(AUTO_METHODS)
     if AUTO_METHOD in methods:
         raise ConfigError(
             f"methods is {','.join(methods)!r}; {AUTO_METHOD} stands alone: it chooses"
@@ -405,8 +414,9 @@ def define_flags() -> None:
         "methods",
         list,
         [AUTO_METHOD],
-        "What to make: df_q sets ranges only, df_qat_kd also trains the student; auto "
-        "makes the second where the first is not enough.",
+        "What to make: df_q sets ranges only; df_rec also reconstructs one block after "
+        "the other; df_qat_kd trains the student, df_rec_kd that of reconstructed "
+        "blocks; auto makes df_q, and df_qat_kd where that is not enough.",
     )
     quantize.define_generator_flags()
     distill.define_distillation_flags()
