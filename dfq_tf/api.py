@@ -478,7 +478,7 @@ def reconstructed(
     result, blocks = reconstruct(
         network, prepared.network, prepared.images, config, context.seed, run
     )
-    result, before, after = better(prepared, network, result, "reconstruction")
+    result, before, after = better(prepared, network, result, "reconstructed")
     found = {
         "agreement_before_reconstruction": before,
         "agreement_after_reconstruction": after,
@@ -525,7 +525,7 @@ def trained(
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
     result = quantized_student.trained(network, learner.model)
-    result, before, after = better(prepared, network, result, "training")
+    result, before, after = better(prepared, network, result, "trained")
     found = {
         "held_out_agreement_before": before,
         "held_out_agreement_after": after,
@@ -543,7 +543,7 @@ def better(
       prepared: has images held out, and procedural ones, which count as much together.
       before: a quantized network.
       after: the same, after something was done to it.
-      what: was done to it, such as 'training'.
+      what: was done to it: 'trained'.
 
     Returns:
       One of the two; and the agreement on images held out of each.
@@ -554,9 +554,10 @@ def better(
     old, new = (_agreements(prepared, each) for each in (before, after))
     if np.mean(new) < np.mean(old) - _TOLERATED_LOSS:
         warnings.warn(
-            f"{what} made the student agree less with the teacher: on images held out "
-            f"and procedural ones {_percents(old)} before it, {_percents(new)} after. "
-            "The student as it was before is given. A lower learning rate may help",
+            f"being {what} made the student agree less with the teacher: on images "
+            f"held out and procedural ones {_percents(old)} before it, "
+            f"{_percents(new)} after. The student that is not {what} is given. A lower "
+            "learning rate may help",
             stacklevel=3,
         )
     return (before if sum(new) < sum(old) else after), old[0], new[0]

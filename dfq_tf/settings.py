@@ -517,7 +517,9 @@ class ReconstructionConfig(Checked):
     )
     rec_batch_size: int = setting(32, "Images of a step.", minimum=1)
     rec_learning_rate: float = setting(
-        0.03, "Learning rate of Adam for the rounding of weights.", above=0
+        0.05,
+        "Peak learning rate of Adam for the rounding of weights; it decays to 0.",
+        above=0,
     )
     rec_drop: float = setting(
         0.5,

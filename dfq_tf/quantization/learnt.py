@@ -1,13 +1,15 @@
-"""What a block learns when it is reconstructed: which way weights are rounded, scales.
+"""What a block learns when it is reconstructed: rounding, step sizes, biases.
 
 A kernel is rounded softly while it learns (AdaRound, Nagel et al. 2020): with the step
 size s of its grid, h from 0 to 1 for each weight and the largest integer L,
 
     w' = s clip(floor(w / s) + h(v), -L, L),    h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)
 
-It starts at w' = w, but for what the range cuts off. A penalty, 1 - |2 h - 1|^b, drives
-each h to 0 or 1, more sharply with a smaller b. The step sizes of kernels and
-activations learn too (LSQ, Esser et al. 2020).
+It starts at w' = w, but for what the range cuts off. A penalty, 1 - |2 h - 1|^b, draws
+each h to 0 or 1, more of them with a smaller b. So few steps do not bring all of them
+there: in the last ones h is rounded, with a straight-through gradient, so that the rest
+learns beside what will be. The step sizes of kernels and activations learn too (LSQ,
+Esser et al. 2020), and so do biases.
 """
 
 import dataclasses
@@ -38,10 +40,12 @@ from dfq_tf.settings import ReconstructionConfig
 _LOW, _HIGH = -0.1, 1.1
 # Weight of the penalty on soft rounding, its mean over the weights, against the error,
 # which is 1 with nearest rounding; the share of the steps before it begins; its
-# sharpness then, and at the end.
-_PENALTY, _FREE_SHARE, _SHARPNESS = 1.0, 0.2, (20.0, 2.0)
+# sharpness then, and at the end; and the share of the steps with soft rounding.
+_PENALTY, _FREE_SHARE, _SHARPNESS, _SOFT_SHARE = 1.0, 0.2, (20.0, 2.0), 0.6
 # Learning rate of the step sizes, which are in units of what they were.
 _GROWTH_RATE = 1e-3
+# Learning rate of biases, see `LearntBias`.
+_SHIFT_RATE = 1e-3
 # Adam's.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 # A block without an error has this one.
@@ -78,6 +82,12 @@ class LearntKernel:
     def soft(self) -> tf.Tensor:
         """w', float32, in the kernel's shape."""
         return self._of(self._share())
+
+    def settled(self) -> tf.Tensor:
+        """`hard`, with the gradient of `soft` (straight-through)."""
+        share = self._share()
+        hard = tf.cast(share >= 0.5, tf.float32)
+        return self._of(share + tf.stop_gradient(hard - share))
 
     def hard(self) -> np.ndarray:
         """The same with each h at 0 or 1, whichever is nearer."""
@@ -159,6 +169,26 @@ class LearntRange:
         return float(scale * self._lowest), float(scale * self._highest)
 
 
+class LearntBias:
+    """The bias of a layer, which learns too: rounded weights move means.
+
+    Args:
+      bias: float32 (outputs,).
+      width: of the range of the layer's outputs.
+
+    Attributes:
+      shift: what is added to it, in units of a quarter of the width, a variable.
+    """
+
+    def __init__(self, bias: np.ndarray, width: float) -> None:
+        self._bias, self._unit = bias, np.float32(width / 4)
+        self.shift = tf.Variable(np.zeros_like(bias))
+
+    def __call__(self) -> tf.Tensor:
+        """The bias as it is now."""
+        return self._bias + self._unit * self.shift
+
+
 class _Trained(NamedTuple):
     """A variable that Adam changes.
 
@@ -166,20 +196,18 @@ class _Trained(NamedTuple):
       variable: float32.
       mean: of past gradients, decaying.
       square: of the squares of past gradients, decaying.
-      rate: the learning rate.
-      has_decay: whether the rate falls to 0, as half a cosine.
+      rate: the learning rate, which falls to 0 as half a cosine.
     """
 
     variable: tf.Variable
     mean: tf.Variable
     square: tf.Variable
     rate: float
-    has_decay: bool
 
 
-def _trained(variable: tf.Variable, rate: float, has_decay: bool) -> _Trained:
+def _trained(variable: tf.Variable, rate: float) -> _Trained:
     mean, square = (tf.Variable(tf.zeros_like(variable)) for _ in range(2))
-    return _Trained(variable, mean, square, rate, has_decay)
+    return _Trained(variable, mean, square, rate)
 
 
 class BlockLearner:
@@ -209,13 +237,21 @@ class BlockLearner:
             if has_kernel(node)
         }
         self._owners = grids.owners(network.graph)
-        self._ranges = _ranges_of(block, network, self._owners)
+        self._ranges = _ranges_of(block, network)
+        self._biases = {
+            name: LearntBias(
+                block.nodes[name].weights["bias"], _width_of(network, name)
+            )
+            for name in self._kernels
+            if "bias" in block.nodes[name].weights
+        }
         rate, kernels = config.rec_learning_rate, self._kernels.values()
         growths = [each.growth for each in kernels]
         growths += [each.growth for each in self._ranges.values()]
         self._trained = [
-            *(_trained(kernel.rounding, rate, False) for kernel in kernels),
-            *(_trained(growth, _GROWTH_RATE, True) for growth in growths),
+            *(_trained(kernel.rounding, rate) for kernel in kernels),
+            *(_trained(growth, _GROWTH_RATE) for growth in growths),
+            *(_trained(b.shift, _SHIFT_RATE) for b in self._biases.values()),
         ]
         self._weights = frozen_weights(block)
         inputs = tf.TensorSpec((None, *block.image.shape), tf.float32)
@@ -291,9 +327,10 @@ class BlockLearner:
             ranges={**network.ranges, **ranges},
             kernel_ranges={**network.kernel_ranges, **magnitudes},
         )
-        return changed.with_weights(
-            {name: {"kernel": each.hard()} for name, each in kernels.items()}
-        )
+        weights = {name: {"kernel": each.hard()} for name, each in kernels.items()}
+        for name, learnt_bias in self._biases.items():
+            weights[name]["bias"] = learnt_bias().numpy()
+        return changed.with_weights(weights)
 
     def _take(
         self,
@@ -314,8 +351,9 @@ class BlockLearner:
             late, 0
         )
         weight = tf.where(late < 0, 0.0, _PENALTY)
+        is_hard = progress >= _SOFT_SHARE
         with tf.GradientTape() as tape:
-            given = self._given(self._mixed(exact, fed, random), random)
+            given = self._given(self._mixed(exact, fed, random), random, is_hard)
             error = tf.reduce_mean(tf.square(given - wanted)) / unit
             softness = self._softness(sharpness)
             loss = error + weight * softness
@@ -329,11 +367,14 @@ class BlockLearner:
         """The first where chance says so, else the second."""
         return tf.where(random.mask(exact, self._config.rec_drop), exact, fed)
 
-    def _given(self, inputs: tf.Tensor, random: "_Random") -> tf.Tensor:
+    def _given(
+        self, inputs: tf.Tensor, random: "_Random", is_hard: tf.Tensor
+    ) -> tf.Tensor:
         """What the block gives; within it, some activations stay float."""
 
         def kernel(node: Node, values: Any) -> tf.Tensor:
-            return self._kernels[node.name].soft()
+            learnt = self._kernels[node.name]
+            return tf.where(is_hard, learnt.settled(), learnt.soft())
 
         def output(node: Node, values: Any) -> tf.Tensor:
             rounded = self._rounded(node, values)
@@ -341,11 +382,14 @@ class BlockLearner:
                 return rounded
             return self._mixed(values, rounded, random)
 
+        weights: dict[str, Mapping[str, Any]] = dict(self._weights)
+        for name, bias in self._biases.items():
+            weights[name] = {**weights[name], "bias": bias()}
         (given,) = compute(
             self._block,
             inputs,
             [self._block.output],
-            weights=self._weights,
+            weights=weights,
             kernel=kernel,
             output=output,
         )
@@ -365,9 +409,17 @@ class BlockLearner:
         return tf.add_n(penalties) / tf.cast(count, tf.float32)
 
 
-def _ranges_of(
-    block: Graph, network: QuantizedNetwork, owners: Mapping[str, str]
-) -> dict[str, LearntRange]:
+def _width_of(network: QuantizedNetwork, name: str) -> float:
+    """Of the range in which a layer's output is stored, behind its ReLU if need be."""
+    graph = network.graph
+    if grids.is_taken_in(graph, name):
+        (relu,) = graph.consumers(name)
+        name = relu.name
+    low, high = network.ranges[grids.owners(graph)[name]]
+    return high - low
+
+
+def _ranges_of(block: Graph, network: QuantizedNetwork) -> dict[str, LearntRange]:
     """Owner of a grid -> its range, if it is learnt.
 
     Those are not whose width is an insurance: of 8 bits and more, and from global
@@ -389,9 +441,7 @@ def _descend(
 ) -> None:
     """One step of Adam."""
     count = tf.cast(index + 1, tf.float32)
-    rate = tf.constant(trained.rate)
-    if trained.has_decay:
-        rate *= 0.5 * (1 + tf.cos(np.pi * progress))
+    rate = trained.rate * 0.5 * (1 + tf.cos(np.pi * progress))
     tf.raw_ops.ResourceApplyAdam(
         var=trained.variable.handle,
         m=trained.mean.handle,
