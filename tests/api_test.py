@@ -32,6 +32,7 @@ from dfq_tf.settings import (
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
+    ReconstructionConfig,
     parse_widths,
     recipe,
 )
@@ -56,6 +57,7 @@ TINY = DistillationConfig(
 TINY_CALIBRATION = CalibrationConfig(
     images="generated", calibration_images=32, bias_correction=False
 )
+FEW_STEPS = ReconstructionConfig(rec_steps=5, rec_minutes=0, rec_batch_size=8)
 # What is measured of DF-Q.
 EXPECTED = {
     "agreement_generated",
@@ -797,6 +799,12 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         )
         return network, trained
 
+    def reconstructed(self, network, config=None, directory=None, prepared=None):
+        context = helpers.context(TINY, seed=1, directory=directory)
+        return api.reconstructed(
+            prepared or self.prepared, network, config or FEW_STEPS, context
+        )
+
     def test_images_are_drawn_from_the_generator(self):
         expected = generate(self.generators, TINY, 32, seed=1)
         self.assertAllEqual(self.prepared.images, expected)
@@ -857,6 +865,74 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
                 rf"{100 * before:.1f} % and .* before it, {100 * after:.1f} % and .*"
                 "not trained is given",
             )
+
+    def test_blocks_are_reconstructed_and_what_is_measured_is_that(self):
+        network = self.network(ALL_4_BITS)
+        result, blocks, found = self.reconstructed(network)
+        self.assertEqual([b.name for b in blocks], ["relu1", "relu2", "logits"])
+        self.assertIsNot(result, network)
+        self.assertFalse(found["unreconstructed_is_kept"])
+        held_out, answers = self.prepared.held_out, self.prepared.answers
+        for when, each in (("before", network), ("after", result)):
+            expected = agreement(each.scores(held_out), answers)
+            self.assertEqual(found[f"agreement_{when}_reconstruction"], expected)
+        content = proof.convert(result)
+        self.assertLessEqual(proof.largest_difference(result, content, held_out), 1)
+
+    def test_what_reconstruction_harms_is_not_given(self):
+        network = self.network(ALL_4_BITS)
+        (name, *_) = network.kernel_bits
+        kernel = np.zeros_like(network.graph.nodes[name].weights["kernel"])
+        harmed = network.with_weights({name: {"kernel": kernel}})
+        with mock.patch.object(api, "reconstruct", return_value=(harmed, [])):
+            with self.assertWarnsRegex(UserWarning, "not reconstructed is given"):
+                result, _, found = self.reconstructed(network)
+        self.assertIs(result, network)
+        self.assertTrue(found["unreconstructed_is_kept"])
+        before, after = (
+            found[f"agreement_{when}_reconstruction"] for when in ("before", "after")
+        )
+        self.assertLess(after, before)
+
+    def test_checkpoints_of_another_reconstruction_are_refused(self):
+        folder, network = self.get_temp_dir(), self.network(BitWidths())
+        self.reconstructed(network, directory=folder)
+        others = dataclasses.replace(TINY_CALIBRATION, weight_range="min_max")
+        prepared = dataclasses.replace(self.prepared, calibration=others)
+        vars(prepared).update(images=self.prepared.images)
+        for change in (
+            dict(prepared=prepared),
+            dict(config=dataclasses.replace(FEW_STEPS, rec_drop=0.0)),
+            dict(network=self.network(ALL_4_BITS)),
+        ):
+            with self.assertRaisesRegex(TrainingError, "df_rec_1_of_3: .* another run"):
+                self.reconstructed(**{"network": network, **change}, directory=folder)
+
+    @parameterized.parameters("df_rec", "df_rec_kd")
+    def test_methods_of_reconstruction_take_their_stages(self, method):
+        network, given = self.network(BitWidths()), self.prepared.warmed.generators
+        blocks = [api.FittedBlock("logits", 1.0, 2.0)]
+        with (
+            mock.patch.object(api, "prepare", return_value=self.prepared),
+            mock.patch.object(api, "post_training", return_value=network),
+            mock.patch.object(
+                api, "reconstructed", return_value=(self.other, blocks, {"rec": 1.0})
+            ) as reconstructed,
+            mock.patch.object(
+                api, "trained", return_value=(self.first, given, {"loss": 1.0})
+            ) as trained,
+        ):
+            result = quantize(digits.teacher(), method=method, reconstruction=FEW_STEPS)
+        trains = method == "df_rec_kd"
+        self.assertEqual((result.method, result.blocks), (method, blocks))
+        self.assertIs(result.network, self.first if trains else self.other)
+        self.assertIs(reconstructed.call_args.args[1], network)
+        self.assertIs(reconstructed.call_args.args[2], FEW_STEPS)
+        self.assertEqual(trained.call_count, int(trains))
+        if trains:
+            self.assertIs(trained.call_args.args[1], self.other)
+        self.assertEqual("loss" in result.measurements, trains)
+        self.assertIn("rec", result.measurements)
 
     def test_what_is_expected_is_measured_on_both_kinds(self):
         network = self.network(BitWidths())
