@@ -4,7 +4,7 @@
         --dataset=cifar10 --compare_widths=W8A8,W4A8
 
 Columns: float, and for each width Q, QAT, QAT-KD (on real images, as yardsticks),
-DF-Q with noise, DF-Q, DF-QAT-KD; with --columns also DF-REC and DF-REC-KD. Writes
+DF-Q with noise, DF-Q, DF-QAT-KD; with --columns also REC, DF-REC and DF-REC-KD. Writes
 WORKDIR/table.txt, table.csv, size.png (accuracy against size) and curves.png (agreement
 over training steps); each file, and where it loses accuracy, in WORKDIR/WIDTHS/. Give
 the same command again after an interruption, or after a row failed, or with more widths
@@ -55,6 +55,7 @@ FLAGS = common.FLAGS
 # Method -> its title in the table. Those of the first line need labelled images.
 TITLES = {
     "q": "Q *",
+    "rec": "REC *",
     "qat": "QAT *",
     "qat_kd": "QAT-KD *",
     "noise": "DF-Q, noise",
@@ -63,7 +64,9 @@ TITLES = {
     "df_qat_kd": "DF-QAT-KD",
     "df_rec_kd": "DF-REC-KD",
 }
-_DATA_DEPENDENT = ("q", "qat", "qat_kd")
+_DATA_DEPENDENT = ("q", "rec", "qat", "qat_kd")
+# Those that are made only where they are named.
+_ASKED_FOR = ("rec", *RECONSTRUCTING)
 _FIELDS = (
     "widths",
     "method",
@@ -175,7 +178,7 @@ class Comparison:
     def _with_data(
         self, widths: BitWidths, method: str, folder: pathlib.Path
     ) -> QuantizedNetwork:
-        """Q, QAT or QAT-KD, on real images."""
+        """Q, REC, QAT or QAT-KD, on real images."""
         assert self._train is not None
         images, labels = self._train.images, self._train.labels
         network = yardsticks.quantize_with_data(
@@ -183,12 +186,18 @@ class Comparison:
         )
         if method == "q":
             return network
+        context = common.context(self._config, folder, on_one_device=True)
+        if method == "rec":
+            config = common.config_from_flags(ReconstructionConfig)
+            return yardsticks.reconstruct_with_data(
+                self._teacher, network, images, self._calibration, config, context
+            )
         network, _ = yardsticks.train_with_data(
             self._teacher,
             network,
             images,
             labels if method == "qat" else None,
-            common.context(self._config, folder, on_one_device=True),
+            context,
             augmentation=FLAGS.augmentation,
             evaluate=self._on_the_way,
         )
@@ -448,7 +457,7 @@ def checked_columns(has_data: bool) -> list[str]:
     columns = FLAGS.columns or [
         name
         for name in TITLES
-        if (has_data or name not in _DATA_DEPENDENT) and name not in RECONSTRUCTING
+        if (has_data or name not in _DATA_DEPENDENT) and name not in _ASKED_FOR
     ]
     for name in columns:
         if name not in TITLES:

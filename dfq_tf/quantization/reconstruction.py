@@ -67,6 +67,7 @@ def reconstruct(
     config: ReconstructionConfig,
     seed: int,
     run: Run,
+    name: str = "df_rec",
 ) -> tuple[QuantizedNetwork, list[FittedBlock]]:
     """The network whose blocks have learnt to round, and what each has gained.
 
@@ -81,6 +82,7 @@ def reconstruct(
       config: how many steps, of how many images.
       seed: decides all random numbers.
       run: see `Run`.
+      name: of the whole, for the names of its runs.
 
     Raises:
       TrainingError: an error is not finite.
@@ -90,7 +92,7 @@ def reconstruct(
         BlockLearner(block, network, config, [seed, i])
         for i, block in enumerate(blocks)
     ]
-    num_steps = _num_steps(learners, config, run)
+    num_steps = _num_steps(learners, config, run, name)
     exact_blocks = blocks_of(exact.graph)
     images = _fitting(images, exact_blocks)
     count = min(_MOST_JUDGING, max(1, int(_JUDGING_SHARE * len(images))))
@@ -102,8 +104,8 @@ def reconstruct(
         error = tf.reduce_mean(tf.square(before - wanted)[count:])
         exact_in, fed_in, out = (each[count:] for each in (inputs, fed, wanted))
         step = learner.step(exact_in, fed_in, out, error, num_steps)
-        name = f"df_rec_{i + 1}_of_{len(blocks)}"
-        run(name, step, num_steps, learner.trackables)
+        place = f"{name}_{i + 1}_of_{len(blocks)}"
+        run(place, step, num_steps, learner.trackables)
         changed = learner.result(network)
         after = _outputs(blocks_of(changed.graph)[i], fed, changed)
         judged = [each[:count].numpy() for each in (wanted, before, after)]
@@ -116,7 +118,7 @@ def reconstruct(
 
 
 def _num_steps(
-    learners: Sequence[BlockLearner], config: ReconstructionConfig, run: Run
+    learners: Sequence[BlockLearner], config: ReconstructionConfig, run: Run, name: str
 ) -> int:
     """Steps of each block: what is asked for, or as many as there is time for.
 
@@ -133,7 +135,7 @@ def _num_steps(
         found.assign(min(config.rec_steps, max(_FEWEST_STEPS, affordable)))
         return {"steps": found.read_value()}
 
-    run("df_rec_timing", measure, 1, {"steps": found})
+    run(f"{name}_timing", measure, 1, {"steps": found})
     return int(found.numpy())
 
 
