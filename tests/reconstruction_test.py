@@ -3,6 +3,8 @@
 import functools
 
 import numpy as np
+import pytest
+from absl.testing import parameterized
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import TrainingError
@@ -11,7 +13,7 @@ from dfq_tf.quantization import post_training, reconstruction
 from dfq_tf.settings import BitWidths, CalibrationConfig, ReconstructionConfig
 from dfq_tf.tflite import proof
 from dfq_tf.training import run_loop
-from tests import graphs, helpers
+from tests import graphs, helpers, networks
 from tests.graphs import Sketch
 
 WIDTHS = BitWidths(num_bits_weight=2, num_bits_activation=6)
@@ -188,6 +190,30 @@ class ReconstructionTest(tf.test.TestCase):
                 0,
                 functools.partial(run, helpers.context()),
             )
+
+
+class NetworksTest(tf.test.TestCase, parameterized.TestCase):
+    """Layers of all kinds."""
+
+    @parameterized.parameters(*networks.NETWORKS)
+    @pytest.mark.long
+    def test_any_network_can_be_reconstructed(self, name):
+        exact = post_training.float_network(networks.build(name))
+        images = networks.images(exact.image_shape, 32)
+        nearest = post_training.post_training(exact, images, WIDTHS, CALIBRATION)
+        result, found = reconstruction.reconstruct(
+            nearest,
+            exact,
+            images,
+            ReconstructionConfig(rec_steps=4, rec_batch_size=8),
+            0,
+            functools.partial(run, helpers.context()),
+        )
+        self.assertLen(found, len(blocks_of(exact.graph)))
+        content = proof.convert(result, images)
+        allowed = proof.largest_difference(nearest, proof.convert(nearest), images)
+        steps = proof.largest_difference(result, content, images)
+        self.assertLessEqual(steps, allowed + 2)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ _LOW, _HIGH = -0.1, 1.1
 # sharpness then, and at the end; and the share of the steps with soft rounding.
 _PENALTY, _FREE_SHARE, _SHARPNESS, _SOFT_SHARE = 1.0, 0.2, (20.0, 2.0), 0.6
 # Learning rate of the step sizes, which are in units of what they were.
-_GROWTH_RATE = 1e-3
+_GROWTH_RATE = 1e-2
 # Learning rate of biases, see `LearntBias`.
-_SHIFT_RATE = 1e-3
+_SHIFT_RATE = 1e-2
 # Adam's.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 # A block without an error has this one.
