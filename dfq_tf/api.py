@@ -80,7 +80,7 @@ from dfq_tf.training import (
 # How much less a student may agree with the teacher after its training, without a
 # warning: two standard errors, and some more.
 _TOLERATED_LOSS = 0.02
-# As much expected agreement makes training needless, where there are 8 bits.
+# As much expected agreement makes training needless, with 8 bits.
 _ENOUGH_AGREEMENT = 0.98
 # Images of each kind by which DF-Q is judged, fewer if they are large; and the share of
 # them on which the float network is surest. On the others a rounding decides, and a
@@ -163,8 +163,8 @@ def quantize(
       teacher: the trained classifier; or a model or file that says itself how it is
         fed, of which `as_classifier` makes one. It is not changed.
       network: what is quantized, as `distill` gives it; None for the teacher.
-      method: 'df_q', 'df_rec', 'df_qat_kd' or 'df_rec_kd'; or 'auto': 'df_qat_kd' if
-        `needs_training` says so, else 'df_q'.
+      method: 'df_q', 'df_rec', 'df_qat_kd' or 'df_rec_kd'; or 'auto', for which
+        `needed_method` chooses.
       config: steps, batch size, learning rates, weights of the losses.
       calibration: how ranges are found, and what helps them.
       reconstruction: steps and learning rate of each block.
@@ -207,7 +207,9 @@ def _made(
     context = prepared.context
     network, widths, layers = untrained(prepared, widths, file)
     generators, found = prepared.generators, expected(prepared, network)
-    method = _method(method, prepared.teacher, widths, found)
+    if method == AUTO_METHOD:
+        expectation = found["expected_agreement"]
+        method = needed_method(prepared.teacher, widths, expectation)
     blocks: Sequence[FittedBlock] = ()
     if method in RECONSTRUCTING:
         network, blocks, more = reconstructed(
@@ -256,16 +258,6 @@ def _converted(
     """The file, with a line for how long it and its proof took."""
     with stage("file and its proof", progress):
         return convert(network, images, file)
-
-
-def _method(
-    method: str, teacher: Classifier, widths: BitWidths, found: Mapping[str, float]
-) -> str:
-    """The method that is asked for, or what 'auto' stands for."""
-    if method != AUTO_METHOD:
-        return method
-    trains = needs_training(teacher, widths, found["expected_agreement"])
-    return "df_qat_kd" if trains else "df_q"
 
 
 def _named(file: FileConfig, model: Any) -> FileConfig:
@@ -427,18 +419,20 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     return {**found, "expected_agreement": float(np.mean(sure))}
 
 
-def needs_training(
+def needed_method(
     teacher: Classifier, widths: BitWidths, expected_agreement: float
-) -> bool:
-    """Whether training a quantized network is worth the time.
+) -> str:
+    """What 'auto' stands for: the method that is worth its time.
 
-    It is with fewer than 8 bits, and where less agreement than 98 % is expected; never
-    where nothing can learn from the teacher's answers.
+    With fewer than 8 bits it is reconstruction, which did best there (docs/results.md).
+    With 8 it is training where less agreement than 98 % is expected of DF-Q, unless
+    nothing can learn from the teacher's answers.
     """
-    if teacher.description.output == "sigmoid":
-        return False
-    bits = min(widths.fewest_bits, widths.num_bits_activation)
-    return bits < 8 or expected_agreement < _ENOUGH_AGREEMENT
+    if min(widths.fewest_bits, widths.num_bits_activation) < 8:
+        return "df_rec"
+    can_train = teacher.description.output != "sigmoid"
+    trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
+    return "df_qat_kd" if trains else "df_q"
 
 
 def reconstructed(

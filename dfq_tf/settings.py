@@ -534,8 +534,8 @@ class ReconstructionConfig(Checked):
 # from reconstructed blocks.
 METHODS = ("df_q", "df_rec", "df_qat_kd", "df_rec_kd")
 RECONSTRUCTING, TRAINING = ("df_rec", "df_rec_kd"), ("df_qat_kd", "df_rec_kd")
-# DF-Q first, and the other one where it is needed.
-AUTO_METHOD, AUTO_METHODS = "auto", ("df_q", "df_qat_kd")
+# DF-Q first, and another one where it is needed.
+AUTO_METHOD = "auto"
 
 
 TARGETS = ("android", "micro", "ethos_u", "edge_tpu")

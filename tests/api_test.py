@@ -958,41 +958,54 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(found["expected_agreement"], np.mean(sure), atol=1e-6)
 
     @parameterized.parameters(
-        ("W8A8", 0.98, False),
-        ("W8A8", 0.97, True),
-        ("W8A16", 0.99, False),
-        ("W4A8", 1.0, True),
-        ("W8A4", 1.0, True),
+        ("W8A8", 0.98, "df_q"),
+        ("W8A8", 0.97, "df_qat_kd"),
+        ("W8A16", 0.99, "df_q"),
+        ("W4A8", 1.0, "df_rec"),
+        ("W4A16", 1.0, "df_rec"),
+        ("W8A4", 1.0, "df_rec"),
     )
-    def test_training_is_for_few_bits_or_little_agreement(self, widths, share, trains):
-        needs = functools.partial(
-            api.needs_training,
+    def test_more_is_done_for_few_bits_or_little_agreement(self, widths, share, method):
+        needed = functools.partial(
+            api.needed_method,
             widths=parse_widths(widths),
             expected_agreement=share,
         )
-        self.assertEqual(needs(digits.teacher()), trains)
+        self.assertEqual(needed(digits.teacher()), method)
         description = dataclasses.replace(
             digits.teacher().description, output="sigmoid", probabilities=None
         )
         several = Classifier(digits.teacher().graph, description)
-        self.assertFalse(needs(several))
+        kept = method if method == "df_rec" else "df_q"  # nothing is to be trained
+        self.assertEqual(needed(several), kept)
 
-    @parameterized.parameters((0.0, "df_q"), (2.0, "df_qat_kd"))
-    def test_auto_trains_where_it_is_needed(self, enough, method):
-        network, given = self.network(BitWidths()), self.prepared.warmed.generators
+    @parameterized.parameters(
+        (0.0, BitWidths(), "df_q"),
+        (2.0, BitWidths(), "df_qat_kd"),
+        (0.0, ALL_4_BITS, "df_rec"),
+    )
+    def test_auto_does_what_is_needed(self, enough, widths, method):
+        network, given = self.network(widths), self.prepared.warmed.generators
         with (
             mock.patch.object(api, "_ENOUGH_AGREEMENT", enough),
             mock.patch.object(api, "prepare", return_value=self.prepared),
             mock.patch.object(api, "post_training", return_value=network),
             mock.patch.object(
+                api, "reconstructed", return_value=(self.other, [], {"loss": 2.0})
+            ),
+            mock.patch.object(
                 api, "trained", return_value=(self.first, given, {"loss": 1.0})
             ),
         ):
-            result = quantize(digits.teacher(), method="auto")
+            result = quantize(digits.teacher(), method="auto", widths=widths)
         self.assertEqual(result.method, method)
-        trains = method == "df_qat_kd"
-        self.assertIs(result.network, self.first if trains else network)
-        self.assertEqual("loss" in result.measurements, trains)
+        expected, loss = {
+            "df_q": (network, None),
+            "df_qat_kd": (self.first, 1.0),
+            "df_rec": (self.other, 2.0),
+        }[method]
+        self.assertIs(result.network, expected)
+        self.assertEqual(result.measurements.get("loss"), loss)
         found = api.expected(self.prepared, network)
         self.assertContainsSubset(found.items(), result.measurements.items())
 

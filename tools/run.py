@@ -31,7 +31,6 @@ from dfq_tf.reports import facts, page
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
-    AUTO_METHODS,
     METHODS,
     BitWidths,
     CalibrationConfig,
@@ -164,13 +163,12 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    # What auto may train besides is looked at when DF-Q is made.
-    asked = methods[:1] if FLAGS.methods == [AUTO_METHOD] else methods
-    quantize.check_settings(None, asked, widths)
+    # What auto may do besides is looked at when DF-Q is made.
+    quantize.check_settings(None, methods, widths)
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
-        quantize.check_settings(teacher, asked, widths)
+        quantize.check_settings(teacher, methods, widths)
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
@@ -189,11 +187,12 @@ def main() -> None:
     if FLAGS.student:
         print(f"Distilling into {FLAGS.student}, with generated images")
         network = distill.distilled_student(teacher, dataset, workdir)
-        quantize.check_settings(network, asked, widths)
+        quantize.check_settings(network, methods, widths)
     made = {}
     for method in methods:
-        if method == methods[0] or not is_enough(teacher, widths, workdir):
-            made[method] = make_file(teacher, network, method, workdir)
+        made[method] = make_file(teacher, network, method, workdir)
+    if further := further_method(teacher, widths, workdir):
+        made[further] = make_file(teacher, network, further, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
     print(f"\nThe page of the run: {page.write(workdir.path)}")
@@ -203,7 +202,7 @@ def main() -> None:
 
 
 def methods_from_flags() -> list[str]:
-    """The methods that may be needed.
+    """The methods that are made in any case.
 
     Raises:
       ConfigError: --methods is empty, or 'auto' is not alone.
@@ -215,7 +214,7 @@ def methods_from_flags() -> list[str]:
             "distil and not quantize, run tools/distill.py"
         )
     if methods == [AUTO_METHOD]:
-        return list(AUTO_METHODS)
+        return [METHODS[0]]
     if AUTO_METHOD in methods:
         raise ConfigError(
             f"methods is {','.join(methods)!r}; {AUTO_METHOD} stands alone: it chooses"
@@ -223,8 +222,10 @@ def methods_from_flags() -> list[str]:
     return methods
 
 
-def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
-    """Whether --methods=auto stops at DF-Q; says so, and why.
+def further_method(
+    teacher: Classifier, widths: BitWidths, workdir: Workdir
+) -> str | None:
+    """What --methods=auto makes behind DF-Q, None for nothing; says so, and why.
 
     Args:
       teacher: the trained classifier.
@@ -232,16 +233,17 @@ def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
       workdir: has the metrics of DF-Q.
     """
     if FLAGS.methods != [AUTO_METHOD]:
-        return False
+        return None
     share = workdir.metrics()["df_q_training"]["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
     if asked_size():  # some weights have fewer bits than --widths says
         widths = dataclasses.replace(widths, num_bits_weight=4)
-    if api.needs_training(teacher, widths, share):
-        print(f"{said}, {widths.name}: the student is trained too")
-        return False
-    print(f"{said}: nothing more is trained; --methods=df_q,df_qat_kd does")
-    return True
+    method = api.needed_method(teacher, widths, share)
+    if method == METHODS[0]:
+        print(f"{said}: nothing more is done; --methods=df_q,df_qat_kd trains")
+        return None
+    print(f"{said}, {widths.name}: {quantize.TITLES[method]} is made too")
+    return method
 
 
 def file_config() -> FileConfig:
@@ -416,7 +418,7 @@ def define_flags() -> None:
         [AUTO_METHOD],
         "What to make: df_q sets ranges only; df_rec also reconstructs one block after "
         "the other; df_qat_kd trains the student, df_rec_kd that of reconstructed "
-        "blocks; auto makes df_q, and df_qat_kd where that is not enough.",
+        "blocks; auto makes df_q, and another where that is not enough.",
     )
     quantize.define_generator_flags()
     distill.define_distillation_flags()
