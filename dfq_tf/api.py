@@ -424,13 +424,15 @@ def needed_method(
 ) -> str:
     """What 'auto' stands for: the method that is worth its time.
 
-    With fewer than 8 bits it is reconstruction, which did best there (docs/results.md).
-    With 8 it is training where less agreement than 98 % is expected of DF-Q, unless
-    nothing can learn from the teacher's answers.
+    Weights of few bits are reconstructed, and with activations of few bits the student
+    is trained: each did best there (docs/results.md). With 8 bits it is trained where
+    less agreement than 98 % is expected of DF-Q. Where nothing can learn from the
+    teacher's answers, blocks still can.
     """
-    if min(widths.fewest_bits, widths.num_bits_activation) < 8:
-        return "df_rec"
     can_train = teacher.description.output != "sigmoid"
+    has_few = widths.num_bits_activation < 8
+    if has_few or widths.fewest_bits < 8:
+        return "df_qat_kd" if has_few and can_train else "df_rec"
     trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
     return "df_qat_kd" if trains else "df_q"
 
