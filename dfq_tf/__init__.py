@@ -27,6 +27,7 @@ from dfq_tf.settings import (
     DistillationConfig,
     FileConfig,
     MixedWidths,
+    ReconstructionConfig,
     recipe,
 )
 from dfq_tf.tflite import TFLiteClassifier
@@ -48,6 +49,7 @@ __all__ = [
     "ModelDescription",
     "ModelError",
     "Quantized",
+    "ReconstructionConfig",
     "TFLiteClassifier",
     "TrainingError",
     "UnsupportedLayerError",

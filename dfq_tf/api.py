@@ -38,9 +38,11 @@ from dfq_tf.graph import Classifier, agreement, description_beside, description_
 from dfq_tf.importing import as_classifier, read_model
 from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import (
+    FittedBlock,
     QuantizedNetwork,
     check_widths,
     float_network,
+    reconstruct,
     sqnr,
 )
 from dfq_tf.quantization import student as quantized_student
@@ -50,11 +52,14 @@ from dfq_tf.settings import (
     GENERATED,
     METHODS,
     PROCEDURAL,
+    RECONSTRUCTING,
+    TRAINING,
     BitWidths,
     BudgetConfig,
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
+    ReconstructionConfig,
     check_value,
     recipe,
 )
@@ -70,13 +75,14 @@ from dfq_tf.training import (
     check_model,
     randomized,
     resolve_precision,
+    run_loop,
     with_precision,
 )
 
 # How much less a student may agree with the teacher after its training, without a
 # warning: two standard errors, and some more.
 _TOLERATED_LOSS = 0.02
-# As much expected agreement makes training needless, where there are 8 bits.
+# As much expected agreement makes training needless, with 8 bits.
 _ENOUGH_AGREEMENT = 0.98
 # Images of each kind by which DF-Q is judged, fewer if they are large; and the share of
 # them on which the float network is surest. On the others a rounding decides, and a
@@ -102,9 +108,10 @@ class Quantized:
         also the agreement with the teacher on held-out generated images, before and
         after it, and the last losses, which a run that had finished before no longer
         has.
-      method: 'df_q' or 'df_qat_kd': what has been done.
+      method: one of `settings.METHODS`: what has been done.
       layers: the widths of kernels that were chosen for a size that `file` asks for,
         and what they do; empty where it asks for none.
+      blocks: what reconstruction did for each block; empty without it.
     """
 
     network: QuantizedNetwork
@@ -114,6 +121,7 @@ class Quantized:
     measurements: dict[str, float]
     method: str
     layers: Sequence[SizedLayer] = ()
+    blocks: Sequence[FittedBlock] = ()
 
     @property
     def source(self) -> Source:
@@ -138,6 +146,7 @@ def quantize(
     method: str = AUTO_METHOD,
     config: DistillationConfig = DistillationConfig(),
     calibration: CalibrationConfig = CalibrationConfig(),
+    reconstruction: ReconstructionConfig = ReconstructionConfig(),
     widths: BitWidths = BitWidths(),
     file: FileConfig = FileConfig(),
     seed: int = 0,
@@ -149,16 +158,20 @@ def quantize(
     """Quantizes a classifier to an integer TFLite model, using no data.
 
     Images of a generator, or crops of photographs of anything, give the activation
-    ranges (DF-Q), see `choose_source`. For DF-QAT-KD, student and generator are trained
-    against each other (Choi et al. 2020); the better is kept, see `trained`.
+    ranges (DF-Q), see `choose_source`. For DF-REC, one block after the other learns on
+    these images to give what the float network's gives. For DF-QAT-KD, student and
+    generator are trained against each other (Choi et al. 2020), for DF-REC-KD behind
+    reconstruction. Of before and after, the better is kept, see `better`.
 
     Args:
       teacher: the trained classifier; or a model or file that says itself how it is
         fed, of which `as_classifier` makes one. It is not changed.
       network: what is quantized, as `distill` gives it; None for the teacher.
-      method: 'df_q'; 'df_qat_kd'; or 'auto': the second if `needs_training` says so.
+      method: 'df_q', 'df_rec', 'df_qat_kd' or 'df_rec_kd'; or 'auto', for which
+        `needed_method` chooses.
       config: steps, batch size, learning rates, weights of the losses.
       calibration: how ranges are found, and what helps them.
+      reconstruction: steps and learning rate of each block.
       widths: bits of weights and activations.
       file: what the file takes and gives, and what it says of itself.
       seed: decides all random numbers.
@@ -184,13 +197,36 @@ def quantize(
     context = Context(config, seed, precision, strategy, directory, show_progress)
     _check_quantizes(method, teacher, network, widths, config, calibration, file)
     prepared = prepare(teacher, network, calibration, context)
-    quantized, widths, layers = untrained(prepared, widths, file)
-    generators, found = prepared.generators, expected(prepared, quantized)
-    if (method := _method(method, teacher, widths, found)) == "df_qat_kd":
-        quantized, generators, more = trained(prepared, quantized, context)
+    return _made(prepared, method, widths, reconstruction, file)
+
+
+def _made(
+    prepared: "Prepared",
+    method: str,
+    widths: BitWidths,
+    reconstruction: ReconstructionConfig,
+    file: FileConfig,
+) -> Quantized:
+    """Takes the steps of a method; arguments as of `quantize`."""
+    context = prepared.context
+    network, widths, layers = untrained(prepared, widths, file)
+    generators, found = prepared.generators, expected(prepared, network)
+    if method == AUTO_METHOD:
+        expectation = found["expected_agreement"]
+        method = needed_method(prepared.teacher, widths, expectation)
+    blocks: Sequence[FittedBlock] = ()
+    if method in RECONSTRUCTING:
+        network, blocks, more = reconstructed(
+            prepared, network, reconstruction, context
+        )
         found |= more
-    content = _converted(quantized, prepared.held_out, file, show_progress)
-    return Quantized(quantized, content, generators, prepared, found, method, layers)
+    if method in TRAINING:
+        network, generators, more = trained(prepared, network, context, name=method)
+        found |= more
+    content = _converted(network, prepared.held_out, file, context.progress)
+    return Quantized(
+        network, content, generators, prepared, found, method, layers, blocks
+    )
 
 
 def untrained(
@@ -228,16 +264,6 @@ def _converted(
         return convert(network, images, file)
 
 
-def _method(
-    method: str, teacher: Classifier, widths: BitWidths, found: Mapping[str, float]
-) -> str:
-    """The method that is asked for, or what 'auto' stands for."""
-    if method != AUTO_METHOD:
-        return method
-    trains = needs_training(teacher, widths, found["expected_agreement"])
-    return "df_qat_kd" if trains else "df_q"
-
-
 def _named(file: FileConfig, model: Any) -> FileConfig:
     """What is asked of a file, with the name of the model's own where none is given."""
     if file.model_name or not isinstance(model, (str, os.PathLike)):
@@ -255,7 +281,7 @@ def _check_quantizes(
     file: FileConfig,
 ) -> None:
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
-    if method == "df_qat_kd":
+    if method in TRAINING:
         check_trains(teacher)
     check_source(calibration.images, teacher.image_shape[-1])
     if config.num_students != 1:
@@ -397,18 +423,68 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     return {**found, "expected_agreement": float(np.mean(sure))}
 
 
-def needs_training(
+def needed_method(
     teacher: Classifier, widths: BitWidths, expected_agreement: float
-) -> bool:
-    """Whether training a quantized network is worth the time.
+) -> str:
+    """What 'auto' stands for: the method that is worth its time.
 
-    It is with fewer than 8 bits, and where less agreement than 98 % is expected; never
-    where nothing can learn from the teacher's answers.
+    Weights of few bits are reconstructed, and with activations of few bits the student
+    is trained: each did best there (docs/results.md). With 8 bits it is trained where
+    less agreement than 98 % is expected of DF-Q. Where nothing can learn from the
+    teacher's answers, blocks still can.
     """
-    if teacher.description.output == "sigmoid":
-        return False
-    bits = min(widths.fewest_bits, widths.num_bits_activation)
-    return bits < 8 or expected_agreement < _ENOUGH_AGREEMENT
+    can_train = teacher.description.output != "sigmoid"
+    has_few = widths.num_bits_activation < 8
+    if has_few or widths.fewest_bits < 8:
+        return "df_qat_kd" if has_few and can_train else "df_rec"
+    trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
+    return "df_qat_kd" if trains else "df_q"
+
+
+def reconstructed(
+    prepared: "Prepared",
+    network: QuantizedNetwork,
+    config: ReconstructionConfig,
+    context: Context[DistillationConfig],
+) -> tuple[QuantizedNetwork, list[FittedBlock], dict[str, float]]:
+    """Each block learns, on the calibration images, to give what the float one gives.
+
+    One device does it, whatever the strategy.
+
+    Args:
+      prepared: from `prepare`.
+      network: from `post_training`; it is not changed.
+      config: of the reconstruction.
+      context: of the run; its directory keeps checkpoints of each block.
+
+    Returns:
+      The better of the network before and after it, see `better`; what each block has
+      gained; and the agreement on images held out before and after, and
+      unreconstructed_is_kept.
+
+    Warns:
+      UserWarning: the reconstruction made the agreement much worse.
+    """
+    identity = {
+        **_identity(prepared, network),
+        "seed": str(context.seed),
+        **{name: str(value) for name, value in vars(config).items()},
+    }
+    run = functools.partial(
+        run_loop,
+        context=dataclasses.replace(context, strategy=None),
+        identity=identity,
+    )
+    result, blocks = reconstruct(
+        network, prepared.network, prepared.images, config, context.seed, run
+    )
+    result, before, after = better(prepared, network, result, "reconstructed")
+    found = {
+        "agreement_before_reconstruction": before,
+        "agreement_after_reconstruction": after,
+        "unreconstructed_is_kept": result is network,
+    }
+    return result, blocks, found
 
 
 def trained(
@@ -416,20 +492,21 @@ def trained(
     network: QuantizedNetwork,
     context: Context[DistillationConfig],
     evaluate: Callable[[Learner], Mapping[str, float]] | None = None,
+    name: str = "df_qat_kd",
 ) -> tuple[QuantizedNetwork, list[keras.Model], dict[str, float]]:
     """Quantization-aware training against copies of the warmed-up generators.
 
     Args:
       prepared: from `prepare`.
-      network: from `post_training`; it is not changed.
+      network: from `post_training` or `reconstructed`; it is not changed.
       context: of the run.
       evaluate: measures the student now and then, see `loop.run_loop`.
+      name: of the phase, for its checkpoints and curves.
 
     Returns:
-      The trained network, or the one that was given if it agrees more with the teacher,
-      over images held out and procedural ones together; the generators as they are
-      after that; and the last measurements, with the agreement on images held out
-      before and after, and untrained_is_kept.
+      The better of the network that was given and the trained one, see `better`; the
+      generators as they are after that; and the last measurements, with the agreement
+      on images held out before and after, and untrained_is_kept.
 
     Warns:
       UserWarning: the training made the agreement much worse.
@@ -443,28 +520,47 @@ def trained(
         WarmedUp(prepared.warmed.teacher, generators),
         [learner],
         context,
-        name="df_qat_kd",
+        name=name,
         identity=_identity(prepared, network),
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
     result = quantized_student.trained(network, learner.model)
-    before, after = (_agreements(prepared, each) for each in (network, result))
+    result, before, after = better(prepared, network, result, "trained")
     found = {
-        "held_out_agreement_before": before[0],
-        "held_out_agreement_after": after[0],
+        "held_out_agreement_before": before,
+        "held_out_agreement_after": after,
+        "untrained_is_kept": result is network,
     }
-    found["untrained_is_kept"] = sum(after) < sum(before)
-    if found["untrained_is_kept"]:
-        result = network
-    if np.mean(after) < np.mean(before) - _TOLERATED_LOSS:
-        warnings.warn(
-            "training made the student agree less with the teacher: on images held out "
-            f"and procedural ones {_percents(before)} before it, {_percents(after)} "
-            "after. The student that is not trained is given. A lower learning rate "
-            "may help",
-            stacklevel=2,
-        )
     return result, generators, {**measurements, **found}
+
+
+def better(
+    prepared: Prepared, before: QuantizedNetwork, after: QuantizedNetwork, what: str
+) -> tuple[QuantizedNetwork, float, float]:
+    """The network that agrees more with the teacher; of equals, the later.
+
+    Args:
+      prepared: has images held out, and procedural ones, which count as much together.
+      before: a quantized network.
+      after: the same, after something was done to it.
+      what: was done to it: 'trained'.
+
+    Returns:
+      One of the two; and the agreement on images held out of each.
+
+    Warns:
+      UserWarning: the second is much worse.
+    """
+    old, new = (_agreements(prepared, each) for each in (before, after))
+    if np.mean(new) < np.mean(old) - _TOLERATED_LOSS:
+        warnings.warn(
+            f"being {what} made the student agree less with the teacher: on images "
+            f"held out and procedural ones {_percents(old)} before it, "
+            f"{_percents(new)} after. The student that is not {what} is given. A lower "
+            "learning rate may help",
+            stacklevel=3,
+        )
+    return (before if sum(new) < sum(old) else after), old[0], new[0]
 
 
 def _agreements(prepared: Prepared, network: QuantizedNetwork) -> tuple[float, float]:

@@ -653,8 +653,37 @@ def recipe(name: str, **changes: Any) -> DistillationConfig | BudgetConfig:
     return kind(**{**RECIPES[name], **changes})
 
 
-METHODS = ("df_q", "df_qat_kd")
-# DF-Q first, and the other one where it is needed.
+@dataclasses.dataclass(frozen=True)
+class ReconstructionConfig(Checked):
+    """Blocks that learn to give what they give in the float network."""
+
+    rec_steps: int = setting(500, "Steps of each block.", minimum=1)
+    rec_minutes: float = setting(
+        20.0,
+        "Minutes that the steps of all blocks may take: each has fewer steps if these "
+        "would take longer; 0 for any time.",
+        minimum=0,
+    )
+    rec_batch_size: int = setting(32, "Images of a step.", minimum=1)
+    rec_learning_rate: float = setting(
+        0.05,
+        "Peak learning rate of Adam for the rounding of weights; it decays to 0.",
+        above=0,
+    )
+    rec_drop: float = setting(
+        0.5,
+        "Share of a block's inputs and activations, chosen at random in each step, "
+        "that are not quantized (QDrop, Wei et al. 2022).",
+        minimum=0,
+        maximum=1,
+    )
+
+
+# Ranges alone; blocks reconstructed behind that; the student trained, from ranges or
+# from reconstructed blocks.
+METHODS = ("df_q", "df_rec", "df_qat_kd", "df_rec_kd")
+RECONSTRUCTING, TRAINING = ("df_rec", "df_rec_kd"), ("df_qat_kd", "df_rec_kd")
+# DF-Q first, and another one where it is needed.
 AUTO_METHOD = "auto"
 
 

@@ -32,6 +32,7 @@ from dfq_tf.settings import (
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
+    ReconstructionConfig,
     parse_widths,
     recipe,
 )
@@ -56,6 +57,7 @@ TINY = DistillationConfig(
 TINY_CALIBRATION = CalibrationConfig(
     images="generated", calibration_images=32, bias_correction=False
 )
+FEW_STEPS = ReconstructionConfig(rec_steps=5, rec_minutes=0, rec_batch_size=8)
 # What is measured of DF-Q.
 EXPECTED = {
     "agreement_generated",
@@ -833,6 +835,12 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         )
         return network, trained
 
+    def reconstructed(self, network, config=None, directory=None, prepared=None):
+        context = helpers.context(TINY, seed=1, directory=directory)
+        return api.reconstructed(
+            prepared or self.prepared, network, config or FEW_STEPS, context
+        )
+
     def test_images_are_drawn_from_the_generator(self):
         expected = generate(self.generators, TINY, 32, seed=1)
         self.assertAllEqual(self.prepared.images, expected)
@@ -894,6 +902,74 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
                 "not trained is given",
             )
 
+    def test_blocks_are_reconstructed_and_what_is_measured_is_that(self):
+        network = self.network(ALL_4_BITS)
+        result, blocks, found = self.reconstructed(network)
+        self.assertEqual([b.name for b in blocks], ["relu1", "relu2", "logits"])
+        self.assertIsNot(result, network)
+        self.assertFalse(found["unreconstructed_is_kept"])
+        held_out, answers = self.prepared.held_out, self.prepared.answers
+        for when, each in (("before", network), ("after", result)):
+            expected = agreement(each.scores(held_out), answers)
+            self.assertEqual(found[f"agreement_{when}_reconstruction"], expected)
+        content = proof.convert(result)
+        self.assertLessEqual(proof.largest_difference(result, content, held_out), 1)
+
+    def test_what_reconstruction_harms_is_not_given(self):
+        network = self.network(ALL_4_BITS)
+        (name, *_) = network.kernel_bits
+        kernel = np.zeros_like(network.graph.nodes[name].weights["kernel"])
+        harmed = network.with_weights({name: {"kernel": kernel}})
+        with mock.patch.object(api, "reconstruct", return_value=(harmed, [])):
+            with self.assertWarnsRegex(UserWarning, "not reconstructed is given"):
+                result, _, found = self.reconstructed(network)
+        self.assertIs(result, network)
+        self.assertTrue(found["unreconstructed_is_kept"])
+        before, after = (
+            found[f"agreement_{when}_reconstruction"] for when in ("before", "after")
+        )
+        self.assertLess(after, before)
+
+    def test_checkpoints_of_another_reconstruction_are_refused(self):
+        folder, network = self.get_temp_dir(), self.network(BitWidths())
+        self.reconstructed(network, directory=folder)
+        others = dataclasses.replace(TINY_CALIBRATION, weight_range="min_max")
+        prepared = dataclasses.replace(self.prepared, calibration=others)
+        vars(prepared).update(images=self.prepared.images)
+        for change in (
+            dict(prepared=prepared),
+            dict(config=dataclasses.replace(FEW_STEPS, rec_drop=0.0)),
+            dict(network=self.network(ALL_4_BITS)),
+        ):
+            with self.assertRaisesRegex(TrainingError, "df_rec_1_of_3: .* another run"):
+                self.reconstructed(**{"network": network, **change}, directory=folder)
+
+    @parameterized.parameters("df_rec", "df_rec_kd")
+    def test_methods_of_reconstruction_take_their_stages(self, method):
+        network, given = self.network(BitWidths()), self.prepared.warmed.generators
+        blocks = [api.FittedBlock("logits", 1.0, 2.0)]
+        with (
+            mock.patch.object(api, "prepare", return_value=self.prepared),
+            mock.patch.object(api, "post_training", return_value=network),
+            mock.patch.object(
+                api, "reconstructed", return_value=(self.other, blocks, {"rec": 1.0})
+            ) as reconstructed,
+            mock.patch.object(
+                api, "trained", return_value=(self.first, given, {"loss": 1.0})
+            ) as trained,
+        ):
+            result = quantize(digits.teacher(), method=method, reconstruction=FEW_STEPS)
+        trains = method == "df_rec_kd"
+        self.assertEqual((result.method, result.blocks), (method, blocks))
+        self.assertIs(result.network, self.first if trains else self.other)
+        self.assertIs(reconstructed.call_args.args[1], network)
+        self.assertIs(reconstructed.call_args.args[2], FEW_STEPS)
+        self.assertEqual(trained.call_count, int(trains))
+        if trains:
+            self.assertIs(trained.call_args.args[1], self.other)
+        self.assertEqual("loss" in result.measurements, trains)
+        self.assertIn("rec", result.measurements)
+
     def test_what_is_expected_is_measured_on_both_kinds(self):
         network = self.network(BitWidths())
         found = api.expected(self.prepared, network)
@@ -918,41 +994,56 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(found["expected_agreement"], np.mean(sure), atol=1e-6)
 
     @parameterized.parameters(
-        ("W8A8", 0.98, False),
-        ("W8A8", 0.97, True),
-        ("W8A16", 0.99, False),
-        ("W4A8", 1.0, True),
-        ("W8A4", 1.0, True),
+        ("W8A8", 0.98, "df_q"),
+        ("W8A8", 0.97, "df_qat_kd"),
+        ("W8A16", 0.99, "df_q"),
+        ("W4A8", 1.0, "df_rec"),
+        ("W4A16", 1.0, "df_rec"),
+        ("W8A4", 1.0, "df_qat_kd"),
+        ("W4A4", 1.0, "df_qat_kd"),
     )
-    def test_training_is_for_few_bits_or_little_agreement(self, widths, share, trains):
-        needs = functools.partial(
-            api.needs_training,
+    def test_more_is_done_for_few_bits_or_little_agreement(self, widths, share, method):
+        needed = functools.partial(
+            api.needed_method,
             widths=parse_widths(widths),
             expected_agreement=share,
         )
-        self.assertEqual(needs(digits.teacher()), trains)
+        self.assertEqual(needed(digits.teacher()), method)
         description = dataclasses.replace(
             digits.teacher().description, output="sigmoid", probabilities=None
         )
         several = Classifier(digits.teacher().graph, description)
-        self.assertFalse(needs(several))
+        # Nothing is to be trained; blocks learn all the same.
+        kept = "df_q" if widths.startswith("W8A8") or widths == "W8A16" else "df_rec"
+        self.assertEqual(needed(several), kept)
 
-    @parameterized.parameters((0.0, "df_q"), (2.0, "df_qat_kd"))
-    def test_auto_trains_where_it_is_needed(self, enough, method):
-        network, given = self.network(BitWidths()), self.prepared.warmed.generators
+    @parameterized.parameters(
+        (0.0, BitWidths(), "df_q"),
+        (2.0, BitWidths(), "df_qat_kd"),
+        (0.0, ALL_4_BITS, "df_rec"),
+    )
+    def test_auto_does_what_is_needed(self, enough, widths, method):
+        network, given = self.network(widths), self.prepared.warmed.generators
         with (
             mock.patch.object(api, "_ENOUGH_AGREEMENT", enough),
             mock.patch.object(api, "prepare", return_value=self.prepared),
             mock.patch.object(api, "post_training", return_value=network),
             mock.patch.object(
+                api, "reconstructed", return_value=(self.other, [], {"loss": 2.0})
+            ),
+            mock.patch.object(
                 api, "trained", return_value=(self.first, given, {"loss": 1.0})
             ),
         ):
-            result = quantize(digits.teacher(), method="auto")
+            result = quantize(digits.teacher(), method="auto", widths=widths)
         self.assertEqual(result.method, method)
-        trains = method == "df_qat_kd"
-        self.assertIs(result.network, self.first if trains else network)
-        self.assertEqual("loss" in result.measurements, trains)
+        expected, loss = {
+            "df_q": (network, None),
+            "df_qat_kd": (self.first, 1.0),
+            "df_rec": (self.other, 2.0),
+        }[method]
+        self.assertIs(result.network, expected)
+        self.assertEqual(result.measurements.get("loss"), loss)
         found = api.expected(self.prepared, network)
         self.assertContainsSubset(found.items(), result.measurements.items())
 

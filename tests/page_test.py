@@ -174,6 +174,14 @@ class RunPageTest(parameterized.TestCase):
         self.assertNotIn("None", parsed.words)
         self.assertNotIn("nan", parsed.words.split())
 
+    def test_blocks_that_learnt_are_listed(self):
+        blocks = [{"name": "end<b>", "before_db": 11.24, "after_db": 13.96}]
+        training = {**pages.METRICS["df_q_training"], "blocks": blocks}
+        metrics = {**pages.METRICS, "df_q_training": training}
+        _, _, parsed = made(metrics=metrics, page=(), curves=False)
+        self.assertIn("blocks", [a["id"] for a in parsed.all("section")])
+        self.assertIn("end<b>11.214.0", parsed.words)
+
     def test_without_labels_there_is_no_accuracy(self):
         metrics = {
             key: {k: v for k, v in value.items() if k != "accuracy"}

@@ -14,6 +14,7 @@ _CLASSES = (
     settings.CalibrationConfig,
     settings.DistillationConfig,
     settings.BudgetConfig,
+    settings.ReconstructionConfig,
 )
 
 
@@ -166,7 +167,9 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
         for method in settings.METHODS:
             self.assertIsNone(settings.check_value("method", method, limits))
         with self.assertRaisesRegex(
-            ConfigError, r"method is 'qat'; it must be one of \['df_q', 'df_qat_kd'\]"
+            ConfigError,
+            r"method is 'qat'; it must be one of "
+            r"\['df_q', 'df_rec', 'df_qat_kd', 'df_rec_kd'\]",
         ):
             settings.check_value("method", "qat", limits)
 

@@ -11,7 +11,12 @@ from dfq_tf.distillation import steps
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph.classifier import agreement
 from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.settings import (
+    BitWidths,
+    CalibrationConfig,
+    DistillationConfig,
+    ReconstructionConfig,
+)
 from dfq_tf.tflite import proof
 from dfq_tf.training import loop
 from dfq_tf.with_data import yardsticks
@@ -164,6 +169,29 @@ class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
         before = helpers.copies(weights_of(teacher))
         network_of(teacher, config=dataclasses.replace(MIN_MAX, equalize=True))
         self.assertTrue(helpers.all_equal(weights_of(teacher), before))
+
+
+class ReconstructWithDataTest(tf.test.TestCase):
+    def test_blocks_learn_on_the_first_calibration_images(self):
+        images = digits.split("train").images[:100]
+        network, context = digits_network(), helpers.context(TINY, seed=3)
+        config = ReconstructionConfig(rec_steps=3)
+        with mock.patch.object(
+            yardsticks, "reconstruct", return_value=("the result", [])
+        ) as reconstruct:
+            result = yardsticks.reconstruct_with_data(
+                digits.teacher(), network, images, MIN_MAX, config, context
+            )
+        self.assertEqual(result, "the result")
+        begun, exact, given, *others, run, name = reconstruct.call_args.args
+        self.assertIs(begun, network)
+        self.assertAllEqual(given, images[:64])
+        self.assertEqual((others, name), ([config, 3], "rec"))
+        self.assertEqual(
+            (run.func, run.keywords), (loop.run_loop, {"context": context})
+        )
+        expected = digits.teacher().scores(images)
+        self.assertAllClose(exact.scores(images), expected, atol=1e-4)
 
 
 class LearningTest(tf.test.TestCase):

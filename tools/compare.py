@@ -4,11 +4,11 @@
         --dataset=cifar10 --compare_widths=W8A8,W4A8
 
 Columns: float, and for each width Q, QAT, QAT-KD (on real images, as yardsticks),
-DF-Q with noise, DF-Q, DF-QAT-KD. Writes WORKDIR/table.txt, table.csv, size.png
-(accuracy against size) and curves.png (agreement over training steps); each file, and
-where it loses accuracy, in WORKDIR/WIDTHS/. Give the same command again after an
-interruption, or after a row failed, or with more widths or columns: rows that are
-done are not repeated.
+DF-Q with noise, DF-Q, DF-QAT-KD; with --columns also REC, DF-REC and DF-REC-KD. Writes
+WORKDIR/table.txt, table.csv, size.png (accuracy against size) and curves.png (agreement
+over training steps); each file, and where it loses accuracy, in WORKDIR/WIDTHS/. Give
+the same command again after an interruption, or after a row failed, or with more widths
+or columns: rows that are done are not repeated.
 """
 
 import csv
@@ -34,9 +34,13 @@ from dfq_tf.reports import layer_noise
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
+    METHODS,
+    RECONSTRUCTING,
+    TRAINING,
     BitWidths,
     CalibrationConfig,
     FileConfig,
+    ReconstructionConfig,
     check_value,
     parse_widths,
 )
@@ -51,13 +55,18 @@ FLAGS = common.FLAGS
 # Method -> its title in the table. Those of the first line need labelled images.
 TITLES = {
     "q": "Q *",
+    "rec": "REC *",
     "qat": "QAT *",
     "qat_kd": "QAT-KD *",
     "noise": "DF-Q, noise",
     "df_q": "DF-Q",
+    "df_rec": "DF-REC",
     "df_qat_kd": "DF-QAT-KD",
+    "df_rec_kd": "DF-REC-KD",
 }
-_DATA_DEPENDENT = ("q", "qat", "qat_kd")
+_DATA_DEPENDENT = ("q", "rec", "qat", "qat_kd")
+# Those that are made only where they are named.
+_ASKED_FOR = ("rec", *RECONSTRUCTING)
 _FIELDS = (
     "widths",
     "method",
@@ -135,7 +144,7 @@ class Comparison:
             content = proof.convert(network, config=file_config())
             write_bytes(folder / f"{method}.tflite", content)
             minutes = (time.monotonic() - began) / 60
-            if method in ("df_q", "df_qat_kd"):
+            if method in METHODS:
                 minutes += self.workdir.metrics()["warm_up_minutes"]
             result = self._measured(network, content, folder / method)
             self._add(widths.name, method, result | {"minutes": minutes})
@@ -156,15 +165,20 @@ class Comparison:
             rng = np.random.default_rng(FLAGS.seed)
             images = rng.integers(0, 256, images.shape, np.uint8)
         network = post_training(prepared.network, images, widths, calibration)
-        if method == "df_qat_kd":
-            context = common.context(self._config, folder)
-            network, _, _ = api.trained(prepared, network, context, self._on_the_way)
+        context = common.context(self._config, folder)
+        if method in RECONSTRUCTING:
+            config = common.config_from_flags(ReconstructionConfig)
+            network, _, _ = api.reconstructed(prepared, network, config, context)
+        if method in TRAINING:
+            network, _, _ = api.trained(
+                prepared, network, context, self._on_the_way, method
+            )
         return network
 
     def _with_data(
         self, widths: BitWidths, method: str, folder: pathlib.Path
     ) -> QuantizedNetwork:
-        """Q, QAT or QAT-KD, on real images."""
+        """Q, REC, QAT or QAT-KD, on real images."""
         assert self._train is not None
         images, labels = self._train.images, self._train.labels
         network = yardsticks.quantize_with_data(
@@ -172,12 +186,18 @@ class Comparison:
         )
         if method == "q":
             return network
+        context = common.context(self._config, folder, on_one_device=True)
+        if method == "rec":
+            config = common.config_from_flags(ReconstructionConfig)
+            return yardsticks.reconstruct_with_data(
+                self._teacher, network, images, self._calibration, config, context
+            )
         network, _ = yardsticks.train_with_data(
             self._teacher,
             network,
             images,
             labels if method == "qat" else None,
-            common.context(self._config, folder, on_one_device=True),
+            context,
             augmentation=FLAGS.augmentation,
             evaluate=self._on_the_way,
         )
@@ -392,8 +412,7 @@ def _plot_curves(folder: pathlib.Path) -> None:
         return
     pyplot = layer_noise.pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    styles = {"df_qat_kd": "-", "qat_kd": "--", "qat": ":"}
-    titles = {"df_qat_kd": "DF-QAT-KD", "qat_kd": "QAT-KD", "qat": "QAT"}
+    styles = {"df_qat_kd": "-", "df_rec_kd": "-.", "qat_kd": "--", "qat": ":"}
     widths = sorted({path.parent.name for path in paths})
     colors = {name: f"C{i}" for i, name in enumerate(widths)}
     for path in paths:
@@ -408,7 +427,7 @@ def _plot_curves(folder: pathlib.Path) -> None:
             [100 * float(row[key]) for row in rows],
             styles[kind],
             color=colors[path.parent.name],
-            label=f"{path.parent.name} {titles[kind]}",
+            label=f"{path.parent.name} {TITLES[kind].rstrip(' *')}",
         )
     axes.set_xlabel("share of the training steps")
     axes.set_ylabel(f"{key.replace('_', ' ')} of student and teacher in %")
@@ -436,7 +455,9 @@ def checked_columns(has_data: bool) -> list[str]:
       ConfigError: one is unknown, or needs labelled images and there are none.
     """
     columns = FLAGS.columns or [
-        name for name in TITLES if has_data or name not in _DATA_DEPENDENT
+        name
+        for name in TITLES
+        if (has_data or name not in _DATA_DEPENDENT) and name not in _ASKED_FOR
     ]
     for name in columns:
         if name not in TITLES:
@@ -499,7 +520,8 @@ def define_flags() -> None:
         "columns",
         list,
         [],
-        f"Methods, of {', '.join(TITLES)} (default: all that the data allow).",
+        f"Methods, of {', '.join(TITLES)} (default: all that the data allow, "
+        "but those of reconstruction).",
     )
     common.define(
         "Comparison",

@@ -2,16 +2,18 @@
 
     python tools/quantize.py --teacher=teacher.keras --method=df_qat_kd
 
-Warms a generator up, sets the ranges from its images (df_q), and trains the
-quantized student against it (df_qat_kd). Writes WORKDIR/METHOD.keras, which
-tools/convert.py turns into a TFLite file, WORKDIR/METHOD.png, images held out, and
-WORKDIR/report.html, the page of the run.
+Warms a generator up, sets the ranges from its images (df_q), reconstructs one block
+after the other on them (df_rec), and trains the quantized student against the
+generator (df_qat_kd, or df_rec_kd behind reconstruction). Writes
+WORKDIR/METHOD.keras, which tools/convert.py turns into a TFLite file,
+WORKDIR/METHOD.png, images held out, and WORKDIR/report.html, the page of the run.
 """
 
 import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -24,7 +26,13 @@ from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
-from dfq_tf.quantization import QuantizedNetwork, check_widths, float_network, student
+from dfq_tf.quantization import (
+    FittedBlock,
+    QuantizedNetwork,
+    check_widths,
+    float_network,
+    student,
+)
 from dfq_tf.reports import facts, layer_noise, page, pictures, record
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -32,10 +40,12 @@ from dfq_tf.settings import (
     GENERATED,
     METHODS,
     PHASE_SETTINGS,
+    TRAINING,
     BitWidths,
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
+    ReconstructionConfig,
     RunConfig,
     check_value,
     parse_widths,
@@ -70,6 +80,7 @@ def define_quantization_flags() -> None:
         PHASE_SETTINGS,
         prefix=_PREFIX,
     )
+    common.define_config("Reconstruction (df_rec)", ReconstructionConfig)
     common.define_config("Calibration", CalibrationConfig)
     common.define_config("Bit widths", BitWidths)
 
@@ -138,6 +149,7 @@ def quantize_network(
         method=method,
         config=config,
         calibration=common.config_from_flags(CalibrationConfig),
+        reconstruction=common.config_from_flags(ReconstructionConfig),
         widths=widths_from_flags(),
         file=file,
         seed=run.seed,
@@ -155,9 +167,7 @@ def quantize_network(
         "images_distance": result.source.distance,
         **result.measurements,
     }
-    if result.layers:
-        training["layers"] = [dataclasses.asdict(layer) for layer in result.layers]
-        print(as_table(result.layers))
+    training |= _tables(result)
     workdir.add_metrics(**{f"{method}_training": training})
     common.say(f"Images for the ranges: {result.source}")
     student.save(result.network, path)
@@ -191,7 +201,9 @@ def plan(
       config: has a number for the batch size.
     """
     work = [f"up to {config.warm_up_steps:,} steps of warm-up", "calibration"]
-    if method == "df_qat_kd":
+    if method in ("df_rec", "df_rec_kd"):
+        work.append("reconstruction of blocks")
+    if method in ("df_qat_kd", "df_rec_kd"):
         work.append(f"{config.rounds:,} rounds of training")
     each = step_bytes_per_image(teacher, network or teacher, config)
     return (
@@ -199,6 +211,25 @@ def plan(
         f"{config.batch_size} images takes about "
         f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
     )
+
+
+def _tables(result: api.Quantized) -> dict[str, Any]:
+    """What was chosen for layers, and done for blocks; it prints them too."""
+    tables = {}
+    for key, show in (("layers", as_table), ("blocks", blocks_as_table)):
+        if parts := getattr(result, key):
+            tables[key] = [dataclasses.asdict(part) for part in parts]
+            common.say(show(parts))
+    return tables
+
+
+def blocks_as_table(blocks: Sequence[FittedBlock]) -> str:
+    """A line for each block, for readers."""
+    lines = [f"{'block, by its last layer':40} {'SQNR before':>12} {'after':>9}"]
+    for block in blocks:
+        before, after = block.before_db, block.after_db
+        lines.append(f"{block.name:40} {before:>9.1f} dB {after:>6.1f} dB")
+    return "\n".join(lines)
 
 
 def _agreement(
@@ -280,13 +311,14 @@ def check_settings(
     common.config_from_flags(RunConfig)
     config, file = qat_config(), common.config_from_flags(FileConfig)
     common.config_from_flags(CalibrationConfig)
+    common.config_from_flags(ReconstructionConfig)
     for each in widths:
         check_target_takes(file, each)
     strategy = common.strategy()
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:
-        if "df_qat_kd" in methods:
+        if not set(methods).isdisjoint(TRAINING):
             api.check_trains(teacher)
         network = float_network(teacher)
         for each in widths:

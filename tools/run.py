@@ -45,6 +45,11 @@ from tools import common, convert, distill, quantize, teacher_flags, train_teach
 
 FLAGS = common.FLAGS
 
+# Where training made a network worse: what says so, and what is kept.
+_KEPT = {
+    "unreconstructed_is_kept": "network before reconstruction",
+    "untrained_is_kept": "untrained network",
+}
 # Images on which a file is compared with the student that it was made of.
 _COMPARED_IMAGES = 1000
 
@@ -131,10 +136,13 @@ def table(metrics: dict, widths: str) -> str:
             f"{100 * result['agreement']:>7.2f} %  "
             f"{result['bytes'] / 1000:>6.1f} kB"
         )
-    if metrics.get("df_qat_kd_training", {}).get("untrained_is_kept"):
-        lines.append(
-            "DF-QAT-KD: the untrained network agreed more on images held out, and is it"
-        )
+    for method, title in quantize.TITLES.items():
+        made = metrics.get(f"{method}_training", {})
+        for key, which in _KEPT.items():
+            if made.get(key):
+                lines.append(
+                    f"{title}: the {which} agreed more on images held out, and is it"
+                )
     for method, title in quantize.TITLES.items():
         worst = metrics.get(method, {}).get("worst_layer")
         if worst:
@@ -155,13 +163,12 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    # What auto may train besides is looked at when DF-Q is made.
-    asked = methods[:1] if FLAGS.methods == [AUTO_METHOD] else methods
-    quantize.check_settings(None, asked, widths)
+    # What auto may do besides is looked at when DF-Q is made.
+    quantize.check_settings(None, methods, widths)
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
-        quantize.check_settings(teacher, asked, widths)
+        quantize.check_settings(teacher, methods, widths)
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
@@ -180,11 +187,12 @@ def main() -> None:
     if FLAGS.student:
         common.say(f"Distilling into {FLAGS.student}, with generated images")
         network = distill.distilled_student(teacher, dataset, workdir)
-        quantize.check_settings(network, asked, widths)
+        quantize.check_settings(network, methods, widths)
     made = {}
     for method in methods:
-        if method == methods[0] or not is_enough(teacher, widths, workdir):
-            made[method] = make_file(teacher, network, method, workdir)
+        made[method] = make_file(teacher, network, method, workdir)
+    if further := further_method(teacher, widths, workdir):
+        made[further] = make_file(teacher, network, further, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
     print(f"\nThe page of the run: {page.write(workdir.path)}")
@@ -194,7 +202,7 @@ def main() -> None:
 
 
 def methods_from_flags() -> list[str]:
-    """The methods that may be needed.
+    """The methods that are made in any case.
 
     Raises:
       ConfigError: --methods is empty, or 'auto' is not alone.
@@ -202,11 +210,11 @@ def methods_from_flags() -> list[str]:
     methods = FLAGS.methods
     if not methods:
         raise ConfigError(
-            "methods is empty; it takes auto, df_q, df_qat_kd or both of these. To "
+            f"methods is empty; it takes auto, or some of {', '.join(METHODS)}. To "
             "distil and not quantize, run tools/distill.py"
         )
     if methods == [AUTO_METHOD]:
-        return list(METHODS)
+        return [METHODS[0]]
     if AUTO_METHOD in methods:
         raise ConfigError(
             f"methods is {','.join(methods)!r}; {AUTO_METHOD} stands alone: it chooses"
@@ -214,8 +222,10 @@ def methods_from_flags() -> list[str]:
     return methods
 
 
-def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
-    """Whether --methods=auto stops at DF-Q; says so, and why.
+def further_method(
+    teacher: Classifier, widths: BitWidths, workdir: Workdir
+) -> str | None:
+    """What --methods=auto makes behind DF-Q, None for nothing; says so, and why.
 
     Args:
       teacher: the trained classifier.
@@ -223,16 +233,17 @@ def is_enough(teacher: Classifier, widths: BitWidths, workdir: Workdir) -> bool:
       workdir: has the metrics of DF-Q.
     """
     if FLAGS.methods != [AUTO_METHOD]:
-        return False
+        return None
     share = workdir.metrics()["df_q_training"]["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
     if asked_size():  # some weights have fewer bits than --widths says
         widths = dataclasses.replace(widths, num_bits_weight=4)
-    if api.needs_training(teacher, widths, share):
-        common.say(f"{said}, {widths.name}: the student is trained too")
-        return False
-    common.say(f"{said}: nothing more is trained; --methods=df_q,df_qat_kd does")
-    return True
+    method = api.needed_method(teacher, widths, share)
+    if method == METHODS[0]:
+        common.say(f"{said}: nothing more is done; --methods=df_q,df_qat_kd trains")
+        return None
+    common.say(f"{said}, {widths.name}: {quantize.TITLES[method]} is made too")
+    return method
 
 
 def file_config() -> FileConfig:
@@ -405,8 +416,9 @@ def define_flags() -> None:
         "methods",
         list,
         [AUTO_METHOD],
-        "What to make: df_q sets ranges only, df_qat_kd also trains the student; auto "
-        "makes the second where the first is not enough.",
+        "What to make: df_q sets ranges only; df_rec also reconstructs one block after "
+        "the other; df_qat_kd trains the student, df_rec_kd that of reconstructed "
+        "blocks; auto makes df_q, and another where that is not enough.",
     )
     quantize.define_generator_flags()
     distill.define_distillation_flags()

@@ -1,5 +1,6 @@
 """The representation of a network, the rewrites of it, and what a classifier is."""
 
+from dfq_tf.graph.blocks import blocks_of
 from dfq_tf.graph.classifier import Classifier, agreement, check_images, in_batches
 from dfq_tf.graph.description import (
     OUTPUTS,
@@ -9,6 +10,7 @@ from dfq_tf.graph.description import (
 )
 from dfq_tf.graph.equalization import equalize
 from dfq_tf.graph.layers import (
+    GLOBAL_POOLS,
     KINDS,
     Bounds,
     Exactly,
@@ -29,13 +31,16 @@ from dfq_tf.graph.rewriting import (
 from dfq_tf.graph.running import (
     FLOAT,
     compute,
+    frozen_weights,
     images_per_pass,
+    keep,
     largest_output,
     num_values,
 )
 
 __all__ = [
     "FLOAT",
+    "GLOBAL_POOLS",
     "images_per_pass",
     "num_values",
     "Bounds",
@@ -50,6 +55,7 @@ __all__ = [
     "Shape",
     "activation_last",
     "agreement",
+    "blocks_of",
     "by_output",
     "check_images",
     "compute",
@@ -58,9 +64,11 @@ __all__ = [
     "description_path",
     "equalize",
     "frozen",
+    "frozen_weights",
     "has_kernel",
     "head_activation",
     "in_batches",
+    "keep",
     "largest_output",
     "leading_to",
     "logits_graph",

@@ -20,6 +20,8 @@ from dfq_tf.graph.nodes import Graph, Node, Shape, frozen
 
 Weights = Mapping[str, Any]
 REQUIRED = object()
+# The kinds that make one position of an image.
+GLOBAL_POOLS = ("global_average_pool", "global_max_pool")
 
 
 class Exactly(NamedTuple):

@@ -2,7 +2,13 @@
 
 from dfq_tf.quantization.calibration import calibrate, with_ranges
 from dfq_tf.quantization.choosing import without_margins
-from dfq_tf.quantization.grids import Grid, check_widths, is_taken_in, slope_integers
+from dfq_tf.quantization.grids import (
+    Grid,
+    check_widths,
+    is_taken_in,
+    measured,
+    slope_integers,
+)
 from dfq_tf.quantization.mixed_widths import (
     MIXED_BITS,
     chosen_bits,
@@ -12,8 +18,10 @@ from dfq_tf.quantization.mixed_widths import (
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import decibels, powers, sqnr
 from dfq_tf.quantization.post_training import float_network, with_pixels
+from dfq_tf.quantization.reconstruction import FittedBlock, reconstruct
 
 __all__ = [
+    "FittedBlock",
     "Grid",
     "MIXED_BITS",
     "QuantizedNetwork",
@@ -24,7 +32,9 @@ __all__ = [
     "float_network",
     "is_taken_in",
     "kernel_noise",
+    "measured",
     "powers",
+    "reconstruct",
     "slope_integers",
     "sqnr",
     "with_pixels",

@@ -12,6 +12,7 @@ import numpy as np
 
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.graph import (
+    GLOBAL_POOLS,
     KINDS,
     Bounds,
     Exactly,
@@ -116,8 +117,6 @@ def with_rounded_slopes(graph: Graph) -> Graph:
 
 # Which outputs there are, and who shares a grid.
 
-_GLOBAL_POOLS = ("global_average_pool", "global_max_pool")
-
 
 def is_taken_in(graph: Graph, name: str) -> bool:
     """Whether the ReLU behind a node is in the node's operator.
@@ -216,7 +215,7 @@ def pooled(graph: Graph) -> set[str]:
     for name, node in graph.nodes.items():
         is_behind = any(source in found for source in node.inputs)
         has_one_position = all(size == 1 for size in node.shape[:-1])
-        if node.kind in _GLOBAL_POOLS or (is_behind and has_one_position):
+        if node.kind in GLOBAL_POOLS or (is_behind and has_one_position):
             found.add(name)
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import ExportError
 from dfq_tf.graph import (
+    FLOAT,
     KINDS,
     Classifier,
     Exactly,
@@ -18,8 +19,10 @@ from dfq_tf.graph import (
     Node,
     NoFurther,
     by_output,
+    compute,
+    images_per_pass,
     in_batches,
-    running,
+    largest_output,
 )
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.grids import Grid
@@ -203,8 +206,8 @@ class QuantizedNetwork:
         Raises:
           ModelError: there is no image, or they are of another shape.
         """
-        size = running.FLOAT * running.largest_output(self.graph)
-        batch_size = running.images_per_pass(4 * size, _BATCH_SIZE)
+        size = FLOAT * largest_output(self.graph)
+        batch_size = images_per_pass(4 * size, _BATCH_SIZE)
         # Compiling takes longer than a few images do.
         compiles = len(images) > _FEW_IMAGES or "_compiled" in vars(self)
         function = self._compiled if compiles else self._scorer()
@@ -237,7 +240,7 @@ class QuantizedNetwork:
     def _compute(
         self, pixels: tf.Tensor, names: Sequence[str], weights: Mapping[str, Any]
     ) -> list[tf.Tensor]:
-        return running.compute(
+        return compute(
             self.graph,
             self.description.normalize(pixels),
             names,

@@ -14,7 +14,7 @@ from dfq_tf.compat import tf
 from dfq_tf.context import Context
 from dfq_tf.distillation import make_generators, observe, phases, steps, with_batch_size
 from dfq_tf.graph import Classifier
-from dfq_tf.quantization import float_network, grids, student, with_ranges
+from dfq_tf.quantization import float_network, measured, student, with_ranges
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
 from dfq_tf.training import Learner, optimizers, resolve_precision
 
@@ -135,7 +135,7 @@ def _state(teacher: Classifier, context: Context[DistillationConfig]) -> steps.S
         observed = observe(teacher, context.precision)
     generators = make_generators(teacher.image_shape, context)
     network = float_network(teacher)
-    anything = dict.fromkeys(grids.measured(network.graph), (-1.0, 1.0))
+    anything = dict.fromkeys(measured(network.graph), (-1.0, 1.0))
     quantized = with_ranges(network, anything, BitWidths(), "min_max")
     learner = Learner(student.build(quantized), quantized.description)
     return steps.State(

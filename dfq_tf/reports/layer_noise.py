@@ -31,7 +31,7 @@ from dfq_tf.graph import (
     images_per_pass,
     num_values,
 )
-from dfq_tf.quantization import decibels, grids, powers
+from dfq_tf.quantization import decibels, is_taken_in, measured, powers
 from dfq_tf.tflite import Feeding, dequantized, kernel_types, open_interpreter
 
 
@@ -74,7 +74,7 @@ def measure(
       ExportError: the file's tensors are not those of the network.
     """
     graph = network.graph
-    names = grids.measured(graph)
+    names = measured(graph)
     # All outputs at a time: of the network, of the file, and the widened ones below.
     size = 3 * FLOAT * num_values(graph)
     batch_size = images_per_pass(size, len(images))
@@ -187,7 +187,7 @@ def pyplot() -> Any:
 def _inside(graph: Graph, name: str) -> list[str]:
     """The nodes inside one operator of the file, the last of which is `name`."""
     (source, *_) = graph.nodes[name].inputs
-    return [source, name] if grids.is_taken_in(graph, source) else [name]
+    return [source, name] if is_taken_in(graph, source) else [name]
 
 
 def _alone(graph: Graph, name: str, stored: Mapping[str, np.ndarray]) -> tf.Tensor:

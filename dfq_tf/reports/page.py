@@ -72,6 +72,7 @@ def of_run(run: Record) -> str:
         is_long=len(layers) > _MANY_LAYERS,
         worst=worst,
         advice=verdict.advice(layers, worst) if worst else "",
+        blocks=run.best.training.get("blocks", []) if run.best else [],
         phases=_phases(run),
         file=_app(run),
     )

@@ -21,7 +21,9 @@ TITLES = {
     "student": "Float student",
     "q": "Q, real images",
     "df_q": "DF-Q",
+    "df_rec": "DF-REC",
     "df_qat_kd": "DF-QAT-KD",
+    "df_rec_kd": "DF-REC-KD",
 }
 # Kind of images, see `Source.kind` -> words.
 IMAGES = {
@@ -36,6 +38,7 @@ _PHASES = {
     "warm_up": "Warm-up: the generator alone",
     "distillation": "Distillation into another network",
     "df_qat_kd": "Quantization-aware training (DF-QAT-KD)",
+    "df_rec_kd": "Quantization-aware training of reconstructed blocks (DF-REC-KD)",
 }
 # Columns of NAME_curve.csv that are no measurement.
 _NO_CURVES = ("step", "minutes")

@@ -213,7 +213,7 @@ def advice(layers: Sequence[Mapping[str, Any]], worst: Mapping[str, Any]) -> str
             return f"{says} Try --num_bits_first=8."
         if worst is kernels[-1]:
             return f"{says} Try --num_bits_last=8."
-        return f"{says} Try --methods=df_qat_kd, or --widths=W8A8."
+        return f"{says} Try --methods=df_qat_kd or df_rec, or --widths=W8A8."
     if "depthwise" in worst["kind"]:
         return "Channels of a depthwise kernel often differ in size. Try --equalize."
     if worst["bits"] < 8:

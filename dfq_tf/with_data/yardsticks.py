@@ -1,10 +1,11 @@
 """Data-dependent twins of the data-free methods: what real images would have given.
 
-Q, QAT and QAT-KD of the paper's tables. They share the network, its ranges and its
-optimizer with DF-Q and DF-QAT-KD; only the images differ. Nothing data-free imports
-this module.
+Q, QAT and QAT-KD of the paper's tables, and REC, reconstruction. They share the
+network, its ranges and its optimizer with DF-Q, DF-QAT-KD and DF-REC; only the images
+differ. Nothing data-free imports this module.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,11 +19,17 @@ from dfq_tf.graph import Classifier
 from dfq_tf.quantization import (
     QuantizedNetwork,
     float_network,
+    reconstruct,
     student,
     without_margins,
 )
 from dfq_tf.quantization.post_training import post_training
-from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig
+from dfq_tf.settings import (
+    BitWidths,
+    CalibrationConfig,
+    DistillationConfig,
+    ReconstructionConfig,
+)
 from dfq_tf.training import Learner, augment_pixels, run_loop
 from dfq_tf.with_data.supervised import Order, supervised_step
 
@@ -47,6 +54,34 @@ def quantize_with_data(
     network = float_network(teacher, config)
     images = images[: config.image_count(teacher.image_shape)]
     return post_training(network, images, widths, config)
+
+
+def reconstruct_with_data(
+    teacher: Classifier,
+    network: QuantizedNetwork,
+    images: np.ndarray,
+    calibration: CalibrationConfig,
+    config: ReconstructionConfig,
+    context: Context[DistillationConfig],
+) -> QuantizedNetwork:
+    """REC: a network whose blocks have learnt on real images, on one device.
+
+    Args:
+      teacher: the trained classifier.
+      network: from `quantize_with_data`; it is not changed.
+      images: real images, uint8 (n, height, width, channels); as many are used as for
+        the ranges.
+      calibration: says how many, and whether layers are balanced.
+      config: of the reconstruction.
+      context: of the run. It has no strategy.
+
+    Raises:
+      TrainingError: an error is not finite.
+    """
+    exact = float_network(teacher, calibration)
+    images = images[: calibration.image_count(teacher.image_shape)]
+    run = functools.partial(run_loop, context=context)
+    return reconstruct(network, exact, images, config, context.seed, run, "rec")[0]
 
 
 def train_with_data(

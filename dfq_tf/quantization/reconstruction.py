@@ -1,0 +1,170 @@
+"""Reconstruction: each block learns to give what it gives in the float network.
+
+One block after the other, from the image on (Li et al. 2021, BRECQ). A block is fed as
+it will be in the quantized network; for half of its inputs, element by element, the
+float network's are taken, and half of its activations stay float (Wei et al. 2022,
+QDrop). Rounding and step sizes learn (`learnt`), by Adam on the squared error of the
+block's output. All of it needs images, and no labels.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfq_tf.compat import tf
+from dfq_tf.graph import (
+    FLOAT,
+    Classifier,
+    Graph,
+    blocks_of,
+    compute,
+    images_per_pass,
+    keep,
+    num_values,
+)
+from dfq_tf.quantization.learnt import BlockLearner
+from dfq_tf.quantization.network import QuantizedNetwork
+from dfq_tf.quantization.noise import sqnr
+from dfq_tf.settings import ReconstructionConfig
+
+# (name, step, number of steps, what it changes) -> the last measurements: takes the
+# steps, and goes on where an earlier run was interrupted; `training.run_loop`.
+Run = Callable[
+    [str, Callable[[int], Mapping[str, Any]], int, Mapping[str, Any]], Mapping[str, Any]
+]
+
+# Images per pass.
+_MOST_IMAGES = 128
+# Of the images, so many teach nothing: they say whether a block has gained.
+_JUDGING_SHARE, _MOST_JUDGING = 0.125, 128
+# The fewest steps that a limit of time leaves a block.
+_FEWEST_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedBlock:
+    """What reconstruction has done for a block, on images that taught nothing.
+
+    Attributes:
+      name: of the node that gives its output.
+      before_db: SQNR of its output with nearest rounding, in dB, all before it being
+        quantized; the signal is the float network's.
+      after_db: the same with what it has learnt, which is kept only if it is more.
+    """
+
+    name: str
+    before_db: float
+    after_db: float
+
+
+def reconstruct(
+    network: QuantizedNetwork,
+    exact: Classifier,
+    images: np.ndarray,
+    config: ReconstructionConfig,
+    seed: int,
+    run: Run,
+    name: str = "df_rec",
+) -> tuple[QuantizedNetwork, list[FittedBlock]]:
+    """The network whose blocks have learnt to round, and what each has gained.
+
+    Ranges of 8 bits and more, and of global pools and what is behind them, stay as they
+    are: they are wider than generated images need, for those of the task.
+
+    Args:
+      network: from `post_training.post_training`; it is not changed.
+      exact: the float network that it was made of.
+      images: uint8 (n, height, width, channels), of which an eighth teaches nothing;
+        as many are used as fit into memory.
+      config: how many steps, of how many images.
+      seed: decides all random numbers.
+      run: see `Run`.
+      name: of the whole, for the names of its runs.
+
+    Raises:
+      TrainingError: an error is not finite.
+    """
+    blocks = blocks_of(network.graph)
+    learners = [
+        BlockLearner(block, network, config, [seed, i])
+        for i, block in enumerate(blocks)
+    ]
+    num_steps = _num_steps(learners, config, run, name)
+    exact_blocks = blocks_of(exact.graph)
+    images = _fitting(images, exact_blocks)
+    count = min(_MOST_JUDGING, max(1, int(_JUDGING_SHARE * len(images))))
+    inputs = fed = exact.description.normalize(tf.constant(images, tf.float32))
+    found = []
+    for i, (learner, exact_block) in enumerate(zip(learners, exact_blocks)):
+        wanted = _outputs(exact_block, inputs)
+        before = _outputs(blocks[i], fed, network)
+        error = tf.reduce_mean(tf.square(before - wanted)[count:])
+        exact_in, fed_in, out = (each[count:] for each in (inputs, fed, wanted))
+        step = learner.step(exact_in, fed_in, out, error, num_steps)
+        place = f"{name}_{i + 1}_of_{len(blocks)}"
+        run(place, step, num_steps, learner.trackables)
+        changed = learner.result(network)
+        after = _outputs(blocks_of(changed.graph)[i], fed, changed)
+        judged = [each[:count].numpy() for each in (wanted, before, after)]
+        ratings = sqnr(judged[0], judged[1]), sqnr(judged[0], judged[2])
+        found.append(FittedBlock(exact_block.output, ratings[0], max(ratings)))
+        is_better = ratings[1] > ratings[0]
+        network = changed if is_better else network
+        inputs, fed = wanted, after if is_better else before
+    return network.with_room_for_biases().with_rounded_biases(), found
+
+
+def _num_steps(
+    learners: Sequence[BlockLearner], config: ReconstructionConfig, run: Run, name: str
+) -> int:
+    """Steps of each block: what is asked for, or as many as there is time for.
+
+    How long a step of each block takes is measured once; a run that goes on keeps to
+    what was found.
+    """
+    if not config.rec_minutes:
+        return config.rec_steps
+    found = tf.Variable(0, trainable=False)
+
+    def measure(index: int) -> Mapping[str, tf.Tensor]:
+        seconds = sum(learner.step_seconds() for learner in learners)
+        affordable = int(60 * config.rec_minutes / max(seconds, 1e-9))
+        found.assign(min(config.rec_steps, max(_FEWEST_STEPS, affordable)))
+        return {"steps": found.read_value()}
+
+    run(f"{name}_timing", measure, 1, {"steps": found})
+    return int(found.numpy())
+
+
+def _fitting(images: np.ndarray, blocks: Sequence[Graph]) -> np.ndarray:
+    """As many images as have room in memory between two blocks; two at least."""
+    ends = [node for block in blocks for node in (block.image, block.last)]
+    most = max(
+        (math.prod(size or 1 for size in node.shape) for node in ends), default=1
+    )
+    # What enters a block, in float and quantized, and what leaves it, as often.
+    return images[: images_per_pass(4 * FLOAT * most, len(images), least=2)]
+
+
+def _outputs(
+    block: Graph, inputs: tf.Tensor, network: QuantizedNetwork | None = None
+) -> tf.Tensor:
+    """What a block gives, some images at a time.
+
+    Args:
+      block: with its weights.
+      inputs: (n, ...), of all images.
+      network: which quantizes it; None for the float block.
+    """
+    kernel = network.rounded_kernel if network else keep
+    output = network.rounded_output if network else keep
+    count = images_per_pass(FLOAT * num_values(block), _MOST_IMAGES)
+    passes = [inputs[i : i + count] for i in range(0, len(inputs), count)]
+    wanted = [block.output]
+    return tf.concat(
+        [compute(block, x, wanted, kernel=kernel, output=output)[0] for x in passes],
+        axis=0,
+    )

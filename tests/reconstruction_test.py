@@ -1,0 +1,220 @@
+"""Blocks that learn to give what the float network's give."""
+
+import functools
+
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from dfq_tf.compat import tf
+from dfq_tf.errors import TrainingError
+from dfq_tf.graph import Classifier, blocks_of, compute
+from dfq_tf.quantization import post_training, reconstruction
+from dfq_tf.settings import BitWidths, CalibrationConfig, ReconstructionConfig
+from dfq_tf.tflite import proof
+from dfq_tf.training import run_loop
+from tests import graphs, helpers, networks
+from tests.graphs import Sketch
+
+WIDTHS = BitWidths(num_bits_weight=2, num_bits_activation=6)
+CONFIG = ReconstructionConfig(rec_steps=100, rec_batch_size=16, rec_minutes=0)
+# Of random kernels, 2 bits leave little: nearest rounding is far from the best.
+CALIBRATION = CalibrationConfig(bias_correction=False)
+
+
+def network():
+    """Three blocks, the second residual."""
+    sketch = Sketch((6, 6, 3))
+    stem = sketch("relu", "stem", sketch.conv("stem_conv", outputs=8))
+    sketch("relu", "hidden", sketch.conv("in", stem, outputs=8))
+    sketch("add", "sum", stem, sketch.conv("out", outputs=8))
+    sketch("global_average_pool", "pool", sketch("relu", "last", "sum"))
+    sketch.dense("logits")
+    return sketch.classifier()
+
+
+def run(context, name, step, num_steps, trackables):
+    """What `reconstruct` takes its steps by."""
+    return run_loop(name, step, num_steps, trackables, context, identity={"a": "b"})
+
+
+class Interrupted(Exception):
+    """Stands for a machine that is switched off."""
+
+
+class ReconstructionTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.exact = network()
+        cls.images = graphs.noise((6, 6, 3), 160)
+        cls.nearest = post_training.post_training(
+            cls.exact, cls.images, WIDTHS, CALIBRATION
+        )
+        cls.result, cls.found = cls.reconstructed()
+
+    @classmethod
+    def reconstructed(cls, directory=None, config=CONFIG, take=run):
+        context = helpers.context(directory=directory)
+        return reconstruction.reconstruct(
+            cls.nearest,
+            cls.exact,
+            cls.images,
+            config,
+            0,
+            functools.partial(take, context),
+        )
+
+    def block_errors(self, quantized, place):
+        """Squared error of a block's output on other images, fed by the float one."""
+        images = graphs.noise((6, 6, 3), 64, seed=5).astype(np.float32)
+        inputs = self.exact.description.normalize(tf.constant(images))
+        exact = blocks_of(self.exact.graph)[place]
+        name = exact.image.name
+        if name != self.exact.graph.image.name:
+            inputs = compute(self.exact.graph, inputs, [name])[0]
+        (wanted,) = compute(exact, inputs, [exact.output])
+        (given,) = compute(
+            blocks_of(quantized.graph)[place],
+            inputs,
+            [exact.output],
+            kernel=quantized.rounded_kernel,
+            output=quantized.rounded_output,
+        )
+        return float(tf.reduce_mean(tf.square(wanted - given)))
+
+    def test_blocks_err_less_than_with_nearest_rounding(self):
+        before, after = (
+            self.block_errors(each, 1) for each in (self.nearest, self.result)
+        )
+        self.assertLess(after, 0.8 * before)
+        self.assertEqual([b.name for b in self.found], ["stem", "last", "logits"])
+        self.assertGreater(self.found[1].after_db, self.found[1].before_db + 1)
+        for block in self.found:
+            self.assertGreaterEqual(block.after_db, block.before_db)
+
+    def test_before_is_the_block_behind_what_has_been_reconstructed(self):
+        images = self.images[:20]  # an eighth of them teaches nothing
+        (wanted,) = compute(
+            self.exact.graph,
+            self.exact.description.normalize(tf.constant(images, tf.float32)),
+            ["stem"],
+        )
+        (given,) = self.nearest.outputs(images, ["stem"])
+        noise = np.sum((given - wanted.numpy()) ** 2)
+        expected = 10 * np.log10(np.sum(wanted.numpy() ** 2) / noise)
+        self.assertAllClose(self.found[0].before_db, expected, atol=1e-3)
+
+    def test_the_file_is_exact(self):
+        images = graphs.noise((6, 6, 3), 32, seed=5)
+        content = proof.convert(self.result, images)
+        self.assertEqual(proof.largest_difference(self.result, content, images), 0)
+
+    def test_rounding_moves_by_one_step_at_most_and_ranges_of_8_bits_stay(self):
+        changed = 0
+        for name in self.nearest.kernel_bits:
+            integers = [
+                each.kernel_integers(name)[0].astype(int)
+                for each in (self.nearest, self.result)
+            ]
+            self.assertLessEqual(np.abs(integers[1] - integers[0]).max(), 1)
+            changed += np.sum(integers[1] != integers[0])
+        self.assertGreater(changed, 10)
+        for name in ("pixels", "pool", "logits"):
+            self.assertEqual(self.result.ranges[name], self.nearest.ranges[name])
+        self.assertNotEqual(self.result.ranges["hidden"], self.nearest.ranges["hidden"])
+        self.assertEqual(self.result.ranges["hidden"][0], 0)
+
+    def test_a_run_that_was_interrupted_goes_on_bit_for_bit(self):
+        folder = helpers.new_folder()
+
+        def stopped(context, name, step, num_steps, trackables):
+            if name == "df_rec_2_of_3":
+                raise Interrupted
+            return run(context, name, step, num_steps, trackables)
+
+        taken = []
+
+        def counted(context, name, step, num_steps, trackables):
+            def one(index):
+                taken.append(name)
+                return step(index)
+
+            return run(context, name, one, num_steps, trackables)
+
+        with self.assertRaises(Interrupted):
+            self.reconstructed(folder, take=stopped)
+        result, found = self.reconstructed(folder, take=counted)
+        self.assertEqual(set(taken), {"df_rec_2_of_3", "df_rec_3_of_3"})
+        self.assertEqual(found, self.found)
+        self.assertEqual(result.graph.digest(), self.result.graph.digest())
+        self.assertEqual(result.ranges, self.result.ranges)
+        for name, expected in self.result.kernel_ranges.items():
+            self.assertAllEqual(result.kernel_ranges[name], expected)
+
+    def test_a_limit_of_time_gives_all_blocks_fewer_steps_and_changes_nothing(self):
+        asked = []
+
+        def noted(context, name, step, num_steps, trackables):
+            before = [variable.numpy() for variable in trackables.values()]
+            asked.append(num_steps)
+            measured = step(0)
+            if name == "df_rec_timing":
+                self.assertBetween(int(measured["steps"]), 20, 59)
+            for variable, value in zip(trackables.values(), before):
+                if name != "df_rec_timing":
+                    variable.assign(value)
+            return measured
+
+        config = ReconstructionConfig(
+            rec_steps=10**6, rec_batch_size=2, rec_minutes=1e-6
+        )
+        result, _ = self.reconstructed(config=config, take=noted)
+        self.assertEqual(asked, [1, 20, 20, 20])  # the fewest
+        for name in self.nearest.kernel_bits:
+            self.assertAllEqual(
+                result.kernel_integers(name)[0], self.nearest.kernel_integers(name)[0]
+            )
+
+    def test_an_error_that_is_not_finite_is_told(self):
+        weights = {"out": {"bias": np.full(8, np.nan)}}
+        broken = self.exact.graph.with_weights(weights)
+        with self.assertRaisesRegex(
+            TrainingError, "df_rec_2_of_3: error is not finite"
+        ):
+            reconstruction.reconstruct(
+                self.nearest,
+                Classifier(broken, self.exact.description),
+                self.images,
+                ReconstructionConfig(rec_steps=1, rec_minutes=0),
+                0,
+                functools.partial(run, helpers.context()),
+            )
+
+
+class NetworksTest(tf.test.TestCase, parameterized.TestCase):
+    """Layers of all kinds."""
+
+    @parameterized.parameters(*networks.NETWORKS)
+    @pytest.mark.long
+    def test_any_network_can_be_reconstructed(self, name):
+        exact = post_training.float_network(networks.build(name))
+        images = networks.images(exact.image_shape, 32)
+        nearest = post_training.post_training(exact, images, WIDTHS, CALIBRATION)
+        result, found = reconstruction.reconstruct(
+            nearest,
+            exact,
+            images,
+            ReconstructionConfig(rec_steps=4, rec_batch_size=8),
+            0,
+            functools.partial(run, helpers.context()),
+        )
+        self.assertLen(found, len(blocks_of(exact.graph)))
+        content = proof.convert(result, images)
+        allowed = proof.largest_difference(nearest, proof.convert(nearest), images)
+        steps = proof.largest_difference(result, content, images)
+        self.assertLessEqual(steps, allowed + 2)
+
+
+if __name__ == "__main__":
+    tf.test.main()
