@@ -162,6 +162,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         ):
             result = api.quantize(
                 teacher,
+                method="df_qat_kd",
                 config=config,
                 calibration=CalibrationConfig(calibration_images=4),
                 widths=quantize.widths_from_flags(),
