@@ -73,6 +73,7 @@ from dfq_tf.tflite import (
 from dfq_tf.training import (
     Learner,
     check_model,
+    check_one_process,
     randomized,
     resolve_precision,
     run_loop,
@@ -283,6 +284,12 @@ def _check_quantizes(
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method in TRAINING:
         check_trains(teacher)
+    count = calibration.image_count(network.image_shape)
+    if method in RECONSTRUCTING and count < 2:
+        raise ConfigError(
+            f"calibration_images is {count}; a reconstruction learns from some and is "
+            "judged by others, so that it needs at least 2, and does well with 1,024"
+        )
     check_source(calibration.images, teacher.image_shape[-1])
     if config.num_students != 1:
         raise ConfigError(
@@ -459,12 +466,13 @@ def reconstructed(
 
     Returns:
       The better of the network before and after it, see `better`; what each block has
-      gained; and the agreement on images held out before and after, and
-      unreconstructed_is_kept.
+      gained, nothing if that is not kept; and the agreement on images held out before
+      and after, and unreconstructed_is_kept.
 
     Warns:
       UserWarning: the reconstruction made the agreement much worse.
     """
+    check_one_process(context.strategy, "the reconstruction")
     identity = {
         **_identity(prepared, network),
         "seed": str(context.seed),
@@ -479,6 +487,8 @@ def reconstructed(
         network, prepared.network, prepared.images, config, context.seed, run
     )
     result, before, after = better(prepared, network, result, "reconstructed")
+    if result is network:
+        blocks = []  # what they gained is not in the file
     found = {
         "agreement_before_reconstruction": before,
         "agreement_after_reconstruction": after,
@@ -794,7 +804,8 @@ def check_trains(teacher: Classifier) -> None:
         raise ConfigError(
             "the teacher gives sigmoid scores, of classes that do not exclude each "
             "other, from which no student can be trained. To quantize the teacher "
-            "itself without training, take the method df_q (--methods=df_q)"
+            "itself without training, take the method df_q (--methods=df_q), or "
+            "df_rec with fewer bits"
         )
 
 

@@ -1,8 +1,8 @@
-"""Weights of 4 bits, in a file of half the size.
+"""Weights of 4 bits, in a smaller file.
 
     python examples/four_bits.py my_model.keras my_model.tflite
 
-The network is trained for the fewer bits, with generated images. First and last layer
+Its blocks learn to round to the fewer bits, on generated images. First and last layer
 keep 8 bits, which costs little and helps much.
 """
 
@@ -15,7 +15,7 @@ source, target = sys.argv[1:]
 teacher = dfq_tf.load_classifier(source)
 quantized = dfq_tf.quantize(
     teacher,
-    method="df_qat_kd",
+    method="df_rec",
     widths=dfq_tf.BitWidths(num_bits_weight=4),
     file=dfq_tf.FileConfig(favor="size"),
 )

@@ -920,10 +920,11 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         (name, *_) = network.kernel_bits
         kernel = np.zeros_like(network.graph.nodes[name].weights["kernel"])
         harmed = network.with_weights({name: {"kernel": kernel}})
-        with mock.patch.object(api, "reconstruct", return_value=(harmed, [])):
+        with mock.patch.object(api, "reconstruct", return_value=(harmed, ["gains"])):
             with self.assertWarnsRegex(UserWarning, "not reconstructed is given"):
-                result, _, found = self.reconstructed(network)
+                result, blocks, found = self.reconstructed(network)
         self.assertIs(result, network)
+        self.assertEmpty(blocks)
         self.assertTrue(found["unreconstructed_is_kept"])
         before, after = (
             found[f"agreement_{when}_reconstruction"] for when in ("before", "after")

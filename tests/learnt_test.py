@@ -120,6 +120,16 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
         learnt.growth.assign(0.5)
         self.assertAllClose(learnt.range(), (0.0, 3.0))
 
+    def test_a_range_finds_the_way_back_from_its_limits(self):
+        for growth, top in ((1.5, 6.0), (-0.5, 0.6)):
+            learnt = LearntRange(0.0, 6.0, 4, NoFurther(6.0))
+            learnt.growth.assign(growth)
+            with tf.GradientTape() as tape:
+                value = learnt(tf.constant([9.0]))
+            self.assertAllClose(value, [top], rtol=1e-5)
+            self.assertAllClose(learnt.range(), (0.0, top), rtol=1e-5)
+            self.assertGreater(tape.gradient(value, learnt.growth), 0.1)
+
 
 if __name__ == "__main__":
     tf.test.main()

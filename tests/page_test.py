@@ -298,6 +298,21 @@ def _run(code, image):
     return fed[0], out.getvalue().strip()
 
 
+class BestTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (("df_q", "df_rec", "df_qat_kd"), (0.5, 0.8, 0.6), "df_rec"),
+        (("df_q", "df_rec"), (0.5, 0.5), "df_rec"),
+        (("df_q", "df_qat_kd"), (None, None), "df_qat_kd"),
+    )
+    def test_page_is_of_the_file_that_is_right_most_often(self, made, shares, best):
+        metrics = {
+            name: {"accuracy": share, "agreement": share, "images": 10, "bytes": 1}
+            for name, share in zip(made, shares)
+        }
+        read = record.read(pages.write(new_folder() / "run", metrics, curves=False))
+        self.assertEqual(read.best.key, best)
+
+
 class ComparisonTest(parameterized.TestCase):
     def test_puts_runs_side_by_side_with_what_differs(self):
         folders = [

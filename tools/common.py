@@ -57,7 +57,6 @@ _FIRST = {
     "batch_size",
     "warm_up_steps",
     "minutes",
-    "rounds",
     "qat_rounds",
     "images",
     "calibration_images",

@@ -48,7 +48,7 @@ FLAGS = common.FLAGS
 # Where training made a network worse: what says so, and what is kept.
 _KEPT = {
     "unreconstructed_is_kept": "network before reconstruction",
-    "untrained_is_kept": "untrained network",
+    "untrained_is_kept": "network before training",
 }
 # Images on which a file is compared with the student that it was made of.
 _COMPARED_IMAGES = 1000
@@ -234,15 +234,21 @@ def further_method(
     """
     if FLAGS.methods != [AUTO_METHOD]:
         return None
-    share = workdir.metrics()["df_q_training"]["expected_agreement"]
+    training = workdir.metrics()["df_q_training"]
+    share = training["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
-    if asked_size():  # some weights have fewer bits than --widths says
-        widths = dataclasses.replace(widths, num_bits_weight=4)
+    if layers := training.get("layers"):  # a size has decided of their bits
+        fewest = min(layer["bits"] for layer in layers)
+        widths = dataclasses.replace(widths, num_bits_weight=fewest)
     method = api.needed_method(teacher, widths, share)
     if method == METHODS[0]:
-        common.say(f"{said}: nothing more is done; --methods=df_q,df_qat_kd trains")
+        trains = teacher.description.output != "sigmoid"
+        how = "; --methods=df_q,df_qat_kd trains" if trains else ""
+        common.say(f"{said}: nothing more is done{how}")
         return None
-    common.say(f"{said}, {widths.name}: {quantize.TITLES[method]} is made too")
+    common.say(
+        f"{said}, {asked_size() or widths.name}: {quantize.TITLES[method]} is made too"
+    )
     return method
 
 

@@ -44,6 +44,7 @@ _LOW, _HIGH = -0.1, 1.1
 _PENALTY, _FREE_SHARE, _SHARPNESS, _SOFT_SHARE = 1.0, 0.2, (20.0, 2.0), 0.6
 # Learning rate of the step sizes, which are in units of what they were.
 _GROWTH_RATE = 1e-2
+_LEAST_GROWTH = np.float32(0.1)
 # Learning rate of biases, see `LearntBias`.
 _SHIFT_RATE = 1e-2
 # Adam's.
@@ -53,6 +54,12 @@ _LEAST_ERROR = 1e-12
 _TIMED_STEPS = 3
 # More than a step draws random tensors.
 _MOST_DRAWS = 1000
+
+
+def _within(growth: tf.Tensor, most: Any = np.inf) -> tf.Tensor:
+    """A growth within its limits; beyond them it still learns the way back."""
+    clipped = tf.clip_by_value(growth, _LEAST_GROWTH, most)
+    return growth + tf.stop_gradient(clipped - growth)
 
 
 class LearntKernel:
@@ -95,7 +102,7 @@ class LearntKernel:
 
     def magnitudes(self) -> np.ndarray:
         """Half the range, as learnt."""
-        return self._magnitudes * self.growth.numpy()
+        return self._magnitudes * np.maximum(self.growth.numpy(), _LEAST_GROWTH)
 
     def penalty(self, sharpness: tf.Tensor) -> tf.Tensor:
         """The sum of 1 - |2 h - 1|^b over all weights, b being the sharpness."""
@@ -108,7 +115,7 @@ class LearntKernel:
 
     def _of(self, share: tf.Tensor) -> tf.Tensor:
         steps = tf.clip_by_value(self._floor + share, -self._largest, self._largest)
-        scale = self._magnitudes * self.growth / self._largest
+        scale = self._magnitudes * _within(self.growth) / self._largest
         return tf.reshape(steps * scale, self._shape)
 
 
@@ -143,7 +150,7 @@ class LearntRange:
         what a value moves by where rounding and clipping stay the same: (y - x) / s
         inside, y / s outside.
         """
-        growth = tf.minimum(self.growth, self._most)
+        growth = _within(self.growth, self._most)
         low, high = (
             end * self._scale * growth for end in (self._lowest, self._highest)
         )
@@ -165,7 +172,7 @@ class LearntRange:
 
     def range(self) -> Range:
         """As learnt."""
-        scale = self._scale * min(self.growth.numpy(), self._most)
+        scale = self._scale * np.clip(self.growth.numpy(), _LEAST_GROWTH, self._most)
         return float(scale * self._lowest), float(scale * self._highest)
 
 

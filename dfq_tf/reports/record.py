@@ -177,7 +177,8 @@ def _read(path: pathlib.Path) -> Record:
         if (row := _row(path, key, metrics, flags.get("widths", ""))) is not None
     ]
     made = [row for row in rows if row.key in METHODS]
-    best = made[-1] if made else None
+    # Of equal ones the later, which has had more done to it.
+    best = max(reversed(made), key=_goodness, default=None)
     of_page = best.key if best else "student"
     return Record(
         path,
@@ -194,6 +195,12 @@ def _read(path: pathlib.Path) -> Record:
             for each in sorted(path.glob(pattern))
         },
     )
+
+
+def _goodness(row: Row) -> float:
+    """Accuracy where there are labels, else agreement; less than 0 if not measured."""
+    accuracy, same = (row.measured.get(k) for k in ("accuracy", "agreement"))
+    return next((value for value in (accuracy, same) if value is not None), -1.0)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

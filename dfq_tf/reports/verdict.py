@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfq_tf.reports.record import Record, Row
+from dfq_tf.settings import RECONSTRUCTING, TRAINING
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
@@ -102,8 +103,12 @@ def _level(lost: float) -> str:
 
 
 def _expected_agreement(row: Row) -> float | None:
-    """What was expected of a network, where it was not trained after that."""
-    is_df_q = row.key == "df_q" or row.training.get("untrained_is_kept")
+    """What was expected of a network, where nothing has changed it after that."""
+    changed = [
+        row.key in RECONSTRUCTING and not row.training.get("unreconstructed_is_kept"),
+        row.key in TRAINING and not row.training.get("untrained_is_kept"),
+    ]
+    is_df_q = not any(changed)
     return row.training.get("expected_agreement") if is_df_q else None
 
 
@@ -149,9 +154,13 @@ def _expected(record: Record, best: Row) -> list[str]:
             "the task are mostly of that kind; images near a border between two "
             "classes are where a rounding decides."
         )
+    if training.get("unreconstructed_is_kept"):
+        said.append(
+            "Reconstruction was tried and did not help: the network before it was kept."
+        )
     if training.get("untrained_is_kept"):
         said.append(
-            "Training was tried and did not help: the file holds the untrained network."
+            "Training was tried and did not help: the file holds the network before it."
         )
     elif {"held_out_agreement_before", "held_out_agreement_after"} <= training.keys():
         said.append(

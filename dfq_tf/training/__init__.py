@@ -2,7 +2,13 @@
 
 from dfq_tf.training.augmentation import augment, augment_pixels
 from dfq_tf.training.copies import randomized, resolve_precision, with_precision
-from dfq_tf.training.devices import Copies, check_batch, everywhere, round_batch
+from dfq_tf.training.devices import (
+    Copies,
+    check_batch,
+    check_one_process,
+    everywhere,
+    round_batch,
+)
 from dfq_tf.training.learner import Learner, check_model, num_model_values
 from dfq_tf.training.loop import Evaluate, run_loop
 from dfq_tf.training.optimizers import descend
@@ -15,6 +21,7 @@ __all__ = [
     "augment",
     "augment_pixels",
     "check_batch",
+    "check_one_process",
     "check_model",
     "descend",
     "everywhere",

@@ -116,6 +116,20 @@ def worker_index(strategy: tf.distribute.Strategy | None) -> int:
     return strategy.cluster_resolver.task_id
 
 
+def check_one_process(strategy: tf.distribute.Strategy | None, what: str) -> None:
+    """Raises ConfigError if several workers would do what one does by itself.
+
+    Args:
+      strategy: None for one device.
+      what: is done, for the message.
+    """
+    if strategy is not None and _num_workers(strategy) > 1:
+        raise ConfigError(
+            f"distribute is multi_worker, of {_num_workers(strategy)} workers, but "
+            f"{what} is for one process; run it with --distribute=none on one machine"
+        )
+
+
 def check_batch(
     strategy: tf.distribute.Strategy | None,
     batch_size: int,
