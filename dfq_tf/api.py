@@ -659,7 +659,8 @@ def distill(
       show_progress: as in `quantize`.
 
     Raises:
-      ConfigError: a setting is out of its limits, or teacher and student do not fit.
+      ConfigError: a setting is out of its limits, teacher and student do not fit, or
+        the minutes do not suffice.
       TrainingError: as in `quantize`.
     """
     _check_curve_has_a_place(evaluate is not None, directory)
@@ -668,25 +669,34 @@ def distill(
     check_trains(teacher)
     config = with_batch_size(config, teacher, learner, strategy)
     precision = resolve_precision(precision)
-    students = _students(learner, config.num_students, seed, precision)
     observed = observe(teacher, precision, strategy)
-    rest = (seed, precision, strategy, directory, show_progress)
-    run: Budget | Rounds
-    if isinstance(config, BudgetConfig):
-        run = Budget(observed, students, Context(config, *rest))
-    else:
-        run = Rounds(observed, students, Context(config, *rest))
-    answers = teacher.scores(run.held_out)
+    students = _students(learner, config.num_students, seed, precision)
+    context = Context(config, seed, precision, strategy, directory, show_progress)
+    kind: Any = Budget if isinstance(config, BudgetConfig) else Rounds
+    run = kind(observed, students, context)
+    same = _held_out_agreement(teacher, run)
 
     def measured() -> dict[str, float]:
-        same = agreement(students[0].scores(run.held_out), answers)
-        return {_AGREEMENT: same, **(evaluate(students[0]) if evaluate else {})}
+        more = evaluate(students[0]) if evaluate else {}
+        return {_AGREEMENT: same(students[0]), **more}
 
     found = run.run({"student": _structure(learner.model)}, measured)
-    agreements = [agreement(each.scores(run.held_out), answers) for each in students]
+    agreements = [same(each) for each in students]
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)
     return Distilled(result, agreements, run.generators, run.sample(_SHOWN), found)
+
+
+def _held_out_agreement(
+    teacher: Classifier, run: Budget | Rounds
+) -> Callable[[Learner], float]:
+    """Gives the share of a run's images held out that have the teacher's class."""
+
+    @functools.cache  # when first asked for: a checkpoint may hold the images
+    def answers() -> np.ndarray:
+        return teacher.scores(run.held_out)
+
+    return lambda learner: agreement(learner.scores(run.held_out), answers())
 
 
 def _check_curve_has_a_place(

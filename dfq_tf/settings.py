@@ -463,12 +463,14 @@ class BudgetConfig(Checked):
 
     minutes: float = setting(
         30.0,
-        "Minutes that the distillation takes on this machine, with compiling and all.",
+        "Minutes that the distillation takes on this machine, about, with compiling "
+        "and all; other recipes have --rounds.",
         above=0,
     )
     steps: int = setting(
         0,
-        "Student steps in all, in place of minutes; 0 for as many as fit into these.",
+        "Student steps in all, rounded up to whole rounds, in place of minutes; 0 for "
+        "as many as fit into these.",
         minimum=0,
     )
     batch_size: int = setting(
@@ -496,7 +498,7 @@ class BudgetConfig(Checked):
         0.1,
         "Share of the batches that are made before the first student step.",
         minimum=0,
-        maximum=1,
+        maximum=0.9,
     )
     bank_images: int = setting(
         40_000,

@@ -27,7 +27,7 @@ CONFIG = BudgetConfig(
     answer_uses=2,
     first_share=0.4,
     bank_images=40,
-    steps=7,  # of 4 rounds, the last 3 with student steps
+    steps=7,  # 3 rounds of 3, after 2 without
 )
 PACE = budget.Pace(batch=2.0, answers=0.1, student=0.25)
 
@@ -40,7 +40,7 @@ def small():
     generator = functools.partial(build_generator, channels=8)
     with (
         mock.patch.object(generators_module, "build_generator", generator),
-        mock.patch.multiple(budget, _OTHERS=4, _ANSWERED=2),
+        mock.patch.multiple(budget, _OTHERS=4, _ANSWERED=2, _HELD_OUT_IMAGES=8),
         helpers.eagerly(),
     ):
         yield
@@ -59,13 +59,25 @@ class PlanTest(parameterized.TestCase):
         config = BudgetConfig()
         plan = budget.plan_for(config, PACE, seconds, spent=0)
         self.assertLessEqual(plan.seconds(PACE), seconds)
-        longer = budget.plan_of_steps(config, plan.rounds + 1)
+        longer = budget.plan_of_rounds(config, plan.rounds + 1)
         self.assertGreater(longer.seconds(PACE), seconds)
 
-    @parameterized.parameters((0.0, 0), (0.1, 2), (0.5, 10), (1.0, 19))
+    @parameterized.parameters(
+        (7, 3, 0.4, 2, 9),
+        (1000, 1, 0.1, 111, 1000),
+        (10, 80, 0.9, 9, 80),
+        (160, 80, 0.0, 0, 160),
+    )
+    def test_steps_that_are_asked_for(self, steps, each, share, first, total):
+        """All of them, in whole rounds, behind the share of the other rounds."""
+        config = BudgetConfig(steps=steps, student_steps=each, first_share=share)
+        plan = budget.plan_of_steps(config)
+        self.assertEqual((plan.first, plan.total_student_steps), (first, total))
+
+    @parameterized.parameters((0.0, 0), (0.1, 2), (0.5, 10), (0.9, 18))
     def test_share_of_batches_before_the_students(self, share, first):
         config = BudgetConfig(first_share=share)
-        self.assertEqual(budget.plan_of_steps(config, 20).first, first)
+        self.assertEqual(budget.plan_of_rounds(config, 20).first, first)
 
     def test_too_short_a_time_says_the_least(self):
         config = BudgetConfig(minutes=0.5)
@@ -101,6 +113,8 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
 
                 setattr(made, kind, watched)
             teacher = helpers.copies(tf.nest.flatten(self.observed.weights))
+            (synthesizer,) = made._training.synthesizers
+            self.assertEqual(synthesizer.adversarial_weight, 0)
             held_out = made.held_out
             before = helpers.copies(self.student.model.trainable_variables)
             found = made.run()
@@ -111,12 +125,13 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         # Two at the beginning, two in each round; every one draws other numbers.
         self.assertEqual(answers, list(range(2 + 3 * 2)))
         self.assertEqual(steps, list(range(9)))
-        self.assertLen(made._training.bank.all()["images"], 4 * 4)
+        self.assertLen(made._training.bank.all()["images"], 5 * 4)
         now = tf.nest.flatten(self.observed.weights)
         self.assertTrue(helpers.all_equal(now, teacher))
         after = self.student.model.trainable_variables
         self.assertFalse(helpers.all_equal(after, before))
         self.assertContainsSubset({"synthesis_loss", "distillation_loss"}, found)
+        self.assertAllClose(synthesizer.adversarial_weight, 1.1)
         # The learning rate ends at 0 with the last step.
         (optimizer,) = made._training.student_optimizers
         schedule = optimizer._learning_rate
@@ -142,7 +157,7 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             take = interrupted._round
 
             def stopped(index):
-                if index == 3:
+                if index == 4:
                     raise KeyboardInterrupt
                 return take(index)
 
@@ -154,7 +169,11 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             ):
                 interrupted.run()
             self.assertFalse(helpers.all_equal(self.student.model.weights, expected))
-            self.made(folder).run()
+            again = self.made(folder)
+            take, taken = again._round, []
+            again._round = lambda index: (taken.append(index), take(index))[1]
+            again.run()
+            self.assertEqual(taken, [4])
             self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
     def test_pace_is_measured_once_and_leaves_everything_as_it_was(self):
@@ -174,7 +193,14 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
 
             with mock.patch.object(budget.Budget, "_pace", watched):
                 plans = [self.made(folder, config)._plan for _ in range(2)]
-        self.assertEqual(values, [True])
+                longer = dataclasses.replace(config, minutes=2.0)
+                other = self.made(helpers.new_folder(), longer)._plan
+                self.assertGreater(other.rounds, plans[0].rounds)
+                # Checkpoints keep their plan, and another run is refused.
+                (folder / "checkpoints/distillation").mkdir(parents=True)
+                (folder / "checkpoints/distillation/ckpt-1.index").touch()
+                self.assertEqual(self.made(folder, longer)._plan, plans[0])
+        self.assertEqual(values, [True, True])
         self.assertEqual(*plans)
         kept = json.loads((folder / "distillation_plan.json").read_text())
         self.assertEqual(kept["rounds"], plans[0].rounds)

@@ -95,11 +95,14 @@ class SynthesizerTest(tf.test.TestCase):
             for each, gradient in zip(total, tape.gradient(loss, weights)):
                 each += gradient.numpy()
             synthesizer.improve(FIRST)
+        for found, gradient in zip(synthesizer._gradients, total):
+            self.assertAllClose(found, gradient, rtol=1e-3, atol=1e-3)
         synthesizer.keep(FIRST)
         # Adam's first step is its learning rate long, whatever the gradient.
         rate = CONFIG.synthesis_learning_rate * CONFIG.generator_steps
         for before, now, gradient in zip(start, synthesizer._start, total):
             large = np.abs(gradient) > 1e-2
+            self.assertTrue(large.any() or gradient.ndim == 1)
             expected = before - rate * np.sign(gradient)
             self.assertAllClose(now.numpy()[large], expected[large], atol=1e-4)
 

@@ -696,6 +696,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         (
             "distill",
             2,
+            ["--teacher=a.keras", "--student=wrn_10_1", "--warm_up_steps=3"],
+            "warm_up_steps is 3, but the recipe budget has no such setting; leave",
+        ),
+        (
+            "distill",
+            2,
             ["--teacher=a.keras", "--student=wrn_10_1", "--noise_share=0.9"],
             "the shares are noise_share 0.9, .* 1.05 together; they must be at most 1",
         ),

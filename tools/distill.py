@@ -2,10 +2,10 @@
 
     python tools/distill.py --teacher=teacher.keras --student=wrn_16_1
 
-Generators warm up on what the teacher knows of its training data, then train against
-the students. Writes WORKDIR/student.keras, a float32 model like the teacher's file,
-WORKDIR/student.png, generated images, WORKDIR/distillation_curve.csv, and
-WORKDIR/report.html, the page of the run.
+Generators make images by what the teacher knows of its training data, and look for such
+on which the students still differ from it. Writes WORKDIR/student.keras, a float32
+model like the teacher's file, WORKDIR/student.png, generated images,
+WORKDIR/distillation_curve.csv, and WORKDIR/report.html, the page of the run.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.distillation import with_batch_size
+from dfq_tf.distillation import check_devices, with_batch_size
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
@@ -93,6 +93,29 @@ def distillation_config() -> DistillationConfig | BudgetConfig:
     names = ({*own, *DISTILLATION_SETTINGS} & set(FLAGS)) - (_LENGTH - own)
     given = {name: FLAGS[name].value for name in sorted(names)}
     return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
+
+
+def check_flags(recipe_alone: bool = False) -> None:
+    """Refuses, before any work, what the recipe cannot do.
+
+    Args:
+      recipe_alone: whether no other phase takes the flags that all of them share.
+
+    Raises:
+      ConfigError: see `distillation_config`; or several devices are to train, or flags
+        are given that the recipe does not have.
+    """
+    config = distillation_config()
+    if not isinstance(config, BudgetConfig):
+        return
+    check_devices(common.strategy())
+    shared = ({*_SHARED} & {*FLAGS}) - {*DISTILLATION_SETTINGS}
+    for name in sorted(shared) if recipe_alone else ():
+        if not hasattr(config, name) and FLAGS[name].value != FLAGS[name].default:
+            raise ConfigError(
+                f"{name} is {FLAGS[name].value}, but the recipe budget has no such "
+                "setting; leave it out, or take another recipe, such as --recipe=bank"
+            )
 
 
 def resolved_flags() -> dict[str, Any]:
@@ -173,8 +196,8 @@ def main() -> None:
         if not FLAGS[name].value:
             raise ConfigError(f"{name} is empty; name it with --{name}")
     common.config_from_flags(RunConfig)
-    config = distillation_config()
-    strategy = common.strategy()
+    check_flags(recipe_alone=True)
+    config, strategy = distillation_config(), common.strategy()
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     teacher, dataset = teacher_flags.teacher_and_dataset()

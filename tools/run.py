@@ -301,7 +301,7 @@ def check_student(teacher: Classifier | None, dataset: datasets.Dataset | None) 
                     "names. Quantization-aware training has flags that begin with qat_"
                 )
         return
-    distill.distillation_config()
+    distill.check_flags()
     if teacher is not None:
         shape, classes = teacher.image_shape, teacher.num_classes
     else:

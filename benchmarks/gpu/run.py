@@ -30,7 +30,13 @@ from jax._src.lib import xla_client
 
 # As in dfq_tf.distillation.budget.
 HELD_OUT, ANSWERED = 2, 32
-DEFAULTS = dict(generator_steps=10, student_steps=160, answer_uses=4, first_share=0.1)
+DEFAULTS = dict(
+    generator_steps=10,
+    student_steps=80,
+    answer_uses=4,
+    first_share=0.1,
+    adversarial_weight=1.1,
+)
 
 
 class Step:
@@ -123,9 +129,15 @@ class Run:
         settings, name = self._settings, self._settings["name"]
         shown = settings.get("snapshots", 1)
         began, students_rounds, index, part, reported = time.monotonic(), 0, 0, 0.0, 0
+        for number in range(HELD_OUT):  # which the recipe holds out; here they stay
+            self._batch(number)
+        first_part = settings["first_share"]
+        if "rounds" in settings:  # in whole rounds, as the recipe has it
+            rounds = settings["rounds"]
+            first_part = min(int(first_part * rounds), rounds - 1) / rounds
         while part < 1:
             found = self._batch(HELD_OUT + index)
-            if part >= settings["first_share"]:
+            if part >= first_part:
                 if not students_rounds:
                     self._begin_students()
                 self._schedule(students_rounds, part)
@@ -148,11 +160,11 @@ class Run:
         self._write(out / f"{name}.npz")
         if shown > 1:
             bank = np.asarray(self._values["bank"])
-            places = np.linspace(HELD_OUT, min(index, len(bank) - 1), 8).astype(int)
-            np.savez_compressed(out / f"{name}_images.npz", images=bank[places, :32])
+            places = np.linspace(0, len(bank) - 1, 256).astype(int)
+            np.savez_compressed(out / f"{name}_images.npz", images=bank[places])
 
     def _begin_students(self) -> None:
-        self._set("adversarial_weight", self._settings.get("adversarial_weight", 0))
+        self._set("adversarial_weight", self._settings["adversarial_weight"])
         for number in range(ANSWERED):
             self._take("answer", number)
 
@@ -162,7 +174,7 @@ class Run:
         first, count = settings["first_share"], settings["student_steps"]
         if "seconds" not in settings:
             rounds = settings["rounds"]
-            first_round = math.ceil(first * rounds)
+            first_round = min(int(first * rounds), rounds - 1)
             self._set("total_student_steps", (rounds - first_round) * count)
         elif done:
             self._set(

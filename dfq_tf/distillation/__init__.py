@@ -1,7 +1,7 @@
 """Generators against students: the data-free training."""
 
 from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.budget import Budget
+from dfq_tf.distillation.budget import Budget, check_devices
 from dfq_tf.distillation.generator import (
     generate,
     held_out,
@@ -19,6 +19,7 @@ __all__ = [
     "Rounds",
     "Source",
     "WarmedUp",
+    "check_devices",
     "check_source",
     "choose_source",
     "generate",

@@ -49,7 +49,9 @@ def step_bytes_per_image(
     """
     generator = num_model_values(build_generator(1, teacher.image_shape))
     networks = _num_values(teacher) + config.num_students * 2 * _num_values(network)
-    values = config.num_generators * (generator + _KEPT * networks)
+    # Those of `budget` take turns.
+    at_once = 1 if isinstance(config, BudgetConfig) else config.num_generators
+    values = at_once * (generator + _KEPT * networks)
     return math.ceil(FLOAT * values)
 
 

@@ -31,11 +31,11 @@ from dfq_tf.procedural import dead_leaves, natural_noise
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import Evaluate, Learner, optimizers, run_loop
 
-# Batches that train nothing: students are compared with the teacher on them.
-_HELD_OUT = 2
+# Images from which no student learns: they are compared with the teacher on them.
+_HELD_OUT_IMAGES = 256
 # Answered batches that are kept, from which student steps draw.
 _ANSWERED = 32
-# Images of each kind that a formula makes; they are cropped and flipped anew each time.
+# Images of each kind that needs no generator, cropped and flipped anew each time.
 _OTHERS = 4096
 _MAKERS = {
     "noise": natural_noise,
@@ -45,7 +45,7 @@ _MAKERS = {
 # Part of the time that the curve and the checkpoints take.
 _SPARE = 0.03
 _TIMED = 3
-_PLAN = "distillation_plan.json"
+_NAME, _PLAN = "distillation", "distillation_plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,15 @@ class Plan:
         )
 
 
-def plan_of_steps(config: BudgetConfig, rounds: int) -> Plan:
+def plan_of_steps(config: BudgetConfig) -> Plan:
+    """The plan of the student steps that are asked for, in whole rounds."""
+    learning = math.ceil(config.steps / config.student_steps)
+    first = round(learning * config.first_share / (1 - config.first_share))
+    rounds = first + learning
+    return Plan(rounds, first, config.student_steps, config.answer_uses)
+
+
+def plan_of_rounds(config: BudgetConfig, rounds: int) -> Plan:
     """The plan of so many rounds."""
     first = min(int(config.first_share * rounds), rounds - 1)
     return Plan(rounds, first, config.student_steps, config.answer_uses)
@@ -117,7 +125,7 @@ def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> 
     Raises:
       ConfigError: there is no time for one round.
     """
-    least = plan_of_steps(config, 1).seconds(pace)
+    least = plan_of_rounds(config, 1).seconds(pace)
     if least > seconds:
         raise ConfigError(
             f"minutes is {config.minutes:g}; this machine needs at least "
@@ -127,12 +135,12 @@ def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> 
         )
     rounds, step = 1, 2 ** math.ceil(math.log2(seconds / pace.batch + 1))
     while step:
-        longer = plan_of_steps(config, rounds + step)
+        longer = plan_of_rounds(config, rounds + step)
         if longer.seconds(pace) <= seconds:
             rounds += step
         else:
             step //= 2
-    return plan_of_steps(config, rounds)
+    return plan_of_rounds(config, rounds)
 
 
 class Training(tf.Module):
@@ -164,7 +172,9 @@ class Training(tf.Module):
         size, shape = config.batch_size, (config.batch_size, *teacher.image_shape)
         most = min(config.bank_images, BANK_MEMORY // math.prod(shape[1:]))
         self.bank = Store(max(1, most // size), images=(shape, tf.uint8))
-        self.held_out = Store(_HELD_OUT, images=(shape, tf.uint8))
+        self.held_out = Store(
+            max(2, math.ceil(_HELD_OUT_IMAGES / size)), images=(shape, tf.uint8)
+        )
         self.answers = Answers(
             teacher, self.bank, _others(teacher, context), config, _ANSWERED
         )
@@ -223,6 +233,16 @@ def _others(
     }
 
 
+def check_devices(strategy: tf.distribute.Strategy | None) -> None:
+    """Raises ConfigError if several devices are to train: the recipe takes one."""
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        raise ConfigError(
+            f"{strategy.num_replicas_in_sync} devices are to train, but the recipe "
+            "budget trains on one. Take another recipe (--recipe=bank), or one device "
+            "(--distribute=none)"
+        )
+
+
 class Budget:
     """A distillation that ends in time.
 
@@ -242,18 +262,15 @@ class Budget:
         context: Context[BudgetConfig],
     ) -> None:
         self._began = time.monotonic()
-        if context.strategy and context.strategy.num_replicas_in_sync > 1:
-            raise ConfigError(
-                f"{context.strategy.num_replicas_in_sync} devices are to train, but "
-                "the recipe budget trains on one. Take another recipe "
-                "(--recipe=bank), or one device (--distribute=none)"
-            )
+        check_devices(context.strategy)
+        phases.warn_without_statistics(teacher)
         self._context, self._config = context, context.settings
         with stage("images of formulas", context.progress):
             self._training = Training(teacher, students, context)
+        self._num_held_out = self._training.held_out.num_batches
         self._compile()
         self._plan = self._planned()
-        for number in range(_HELD_OUT):
+        for number in range(self._num_held_out):
             self._make_batch(number, held_out=True)
 
     @property
@@ -263,11 +280,11 @@ class Budget:
 
     @property
     def held_out(self) -> np.ndarray:
-        """Images that train nothing, uint8 (n, height, width, channels)."""
+        """Images from which no student learns, uint8 (n, height, width, channels)."""
         return self._training.held_out.all()["images"]
 
     def sample(self, count: int) -> np.ndarray:
-        """Some of the images that were generated, uint8, the newest first."""
+        """Some of the images in the bank, spread over all of it, uint8."""
         images = self._training.bank.all()["images"]
         places = np.linspace(len(images) - 1, 0, min(count, len(images)))
         return images[places.astype(int)]
@@ -292,7 +309,7 @@ class Budget:
         training, plan = self._training, self._plan
         training.total_student_steps.assign(plan.total_student_steps)
         return run_loop(
-            "distillation",
+            _NAME,
             self._round,
             plan.rounds,
             phases.trackables(
@@ -308,14 +325,14 @@ class Budget:
                 **(identity or {}),
             },
             evaluate=evaluate,
-            evaluate_every=max(1, plan.rounds // 10),
+            evaluate_every=math.ceil(plan.rounds / 10),
             measure_every=1,
         )
 
     def _round(self, index: int) -> steps.Measurements:
         """One batch of new images, and the student steps of the round, if any."""
         plan, training = self._plan, self._training
-        measurements = self._make_batch(_HELD_OUT + index)
+        measurements = self._make_batch(self._num_held_out + index)
         done = index - plan.first
         if done < 0:
             return measurements
@@ -362,25 +379,32 @@ class Budget:
         return dict(measurements)
 
     def _planned(self) -> Plan:
-        """The plan: that of the steps, or one written down before, or a new one."""
+        """The plan: that of the steps, or one written down before, or a new one.
+
+        What is written down is kept while there are checkpoints: if it is of another
+        run, the loop refuses to go on from these.
+        """
         config, context = self._config, self._context
         if config.steps:
-            ratio = config.student_steps * (1 - config.first_share)
-            return plan_of_steps(config, max(1, round(config.steps / max(ratio, 1))))
-        settings = dataclasses.asdict(config)
-        path = pathlib.Path(context.directory or "") / _PLAN
+            return plan_of_steps(config)
+        identity = phases.identity_of(self._training.teacher, context)
+        student = self._training.students[0].model
+        identity["weights of the student"] = str(student.count_params())
+        folder = pathlib.Path(context.directory or "")
+        path = folder / _PLAN
         if context.directory is not None and path.is_file():
             before = json.loads(read_text(path))
-            if before["settings"] == settings:
-                return plan_of_steps(config, before["rounds"])
+            is_begun = any((folder / "checkpoints" / _NAME).glob("*.index"))
+            if before["identity"] == identity or is_begun:
+                return plan_of_rounds(config, before["rounds"])
         with stage("pace of this machine", context.progress):
             pace = self._pace()
-        spent = time.monotonic() - self._began + _HELD_OUT * pace.batch
+        spent = time.monotonic() - self._began + self._num_held_out * pace.batch
         left = (60 * config.minutes - spent) * (1 - _SPARE)
         plan = plan_for(config, pace, left, spent)
         if context.directory is not None:
             known = dict(rounds=plan.rounds, pace=dataclasses.asdict(pace))
-            text = json.dumps({**known, "settings": settings}, indent=2)
+            text = json.dumps({**known, "identity": identity}, indent=2)
             write_text(path, text + "\n")
         return plan
 
@@ -388,6 +412,9 @@ class Budget:
         """Takes some steps of each kind, and undoes them."""
         variables = self._training.all_variables
         before = [v.numpy() for v in variables]
+        for number in range(len(self._batch_steps)):  # all of them are compiled
+            self._make_batch(number)
+            self._make_batch(number, held_out=True)
         batch = _seconds(lambda: self._make_batch(0), 1)
         answers = _seconds(lambda: self._answer(self._step(0)), _TIMED)
         student = _seconds(lambda: self._student_step(self._step(0)), _TIMED)

@@ -69,15 +69,20 @@ def warmed_up(
       UserWarning: the teacher has no BN layers: nothing keeps the images close to the
         training data.
     """
-    if not teacher.bn_inputs:
-        warnings.warn(
-            "the teacher has no BatchNormalization: its generated images follow no "
-            "statistics of the training data, only the entropies of its answers",
-            stacklevel=2,
-        )
+    warn_without_statistics(teacher)
     generators = make_generators(teacher.image_shape, context)
     warm_up(teacher, generators, context, bank)
     return WarmedUp(teacher, generators)
+
+
+def warn_without_statistics(teacher: ObservedTeacher) -> None:
+    """Warns of generated images that follow nothing but the teacher's answers."""
+    if not teacher.bn_inputs:
+        warnings.warn(
+            "the teacher has no BatchNormalization: its generated images follow no "
+            "statistics of the training data, only the teacher's answers to them",
+            stacklevel=3,
+        )
 
 
 def warm_up(

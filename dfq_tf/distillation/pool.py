@@ -32,34 +32,31 @@ class Store(tf.Module):
         super().__init__(name="store")
         self.num_batches = num_batches
         self._size = next(iter(shapes.values()))[0][0]
+        rows = num_batches * self._size
         self._parts = {
-            name: tf.Variable(tf.zeros((num_batches, *shape), dtype))
+            name: tf.Variable(tf.zeros((rows, *shape[1:]), dtype))
             for name, (shape, dtype) in shapes.items()
         }
         self.added = tf.Variable(0)
 
     def add(self, **parts: tf.Tensor) -> None:
         """Takes a batch in."""
-        place = self.added % self.num_batches
+        rows = self.added % self.num_batches * self._size + tf.range(self._size)
         for name, variable in self._parts.items():
-            variable.scatter_update(tf.IndexedSlices(parts[name][tf.newaxis], [place]))
+            variable.scatter_update(tf.IndexedSlices(parts[name], rows))
         self.added.assign_add(1)
 
     def all(self) -> dict[str, np.ndarray]:
         """All rows that it holds, by the names of their parts."""
-        filled = min(int(self.added), self.num_batches)
-        return {
-            name: np.concatenate(variable.numpy()[:filled])
-            for name, variable in self._parts.items()
-        }
+        filled = min(int(self.added), self.num_batches) * self._size
+        return {name: v.numpy()[:filled] for name, v in self._parts.items()}
 
     def draw(self, count: int, seed: tf.Tensor) -> list[tf.Tensor]:
         """`count` rows of all parts, each row as likely, with repetition."""
         filled = tf.minimum(self.added, self.num_batches) * self._size
         rows = tf.random.stateless_uniform((count,), seed, 0, filled, tf.int32)
-        places = tf.stack([rows // self._size, rows % self._size], axis=-1)
-        # Read first: XLA has no kernel that gathers from a variable.
-        return [tf.gather_nd(v.value(), places) for v in self._parts.values()]
+        # Out of the variable: to read all of it first would copy it.
+        return [tf.gather(variable, rows) for variable in self._parts.values()]
 
 
 class Answers(tf.Module):

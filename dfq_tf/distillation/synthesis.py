@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import losses
-from dfq_tf.distillation.generator import SYNTHESIS
+from dfq_tf.distillation.generator import AUGMENTATION, SYNTHESIS
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import Learner, augment_pixels, optimizers
@@ -104,7 +104,7 @@ class Synthesizer(tf.Module):
           synthesis_loss, and its parts: bn_distance, class_loss, adversarial_loss.
         """
         config, weights = self._config, self.generator.trainable_variables
-        seed = tf.random.fold_in(seed_and_step, SYNTHESIS)
+        seed = tf.random.fold_in(seed_and_step, AUGMENTATION)
         mean = self._teacher.description.input_mean
         with tf.GradientTape() as tape:
             pixels = self.generator(self._latents, training=True)
@@ -120,7 +120,11 @@ class Synthesizer(tf.Module):
                 + config.class_weight * wrong
                 + self.adversarial_weight * adversarial
             )
-        gradients = tape.gradient(loss, [*weights, self._latents])
+        gradients = tape.gradient(
+            loss,
+            [*weights, self._latents],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
         images = tf.cast(tf.round(pixels), tf.uint8)
         self._best.assign(tf.where(loss < self._best_loss, images, self._best))
         self._best_loss.assign(tf.minimum(loss, self._best_loss))

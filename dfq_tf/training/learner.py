@@ -70,7 +70,12 @@ class Learner:
         return in_batches(self._compiled, images, self.image_shape, size)
 
     def logits(self, pixels: tf.Tensor, training: bool) -> tf.Tensor:
-        """What the last layer gives for float32 pixels, with its gradient."""
+        """Outputs for float32 pixels, float32 (batch, num_classes), differentiable.
+
+        Args:
+          pixels: (batch, height, width, channels) in [0, 255].
+          training: as in Keras.
+        """
         return self.model(self.description.normalize(pixels), training=training)
 
     @functools.cached_property
