@@ -40,6 +40,7 @@ from dfq_tf.settings import (
     GENERATED,
     METHODS,
     PHASE_SETTINGS,
+    RECONSTRUCTING,
     TRAINING,
     BitWidths,
     CalibrationConfig,
@@ -201,9 +202,9 @@ def plan(
       config: has a number for the batch size.
     """
     work = [f"up to {config.warm_up_steps:,} steps of warm-up", "calibration"]
-    if method in ("df_rec", "df_rec_kd"):
+    if method in RECONSTRUCTING:
         work.append("reconstruction of blocks")
-    if method in ("df_qat_kd", "df_rec_kd"):
+    if method in TRAINING:
         work.append(f"{config.rounds:,} rounds of training")
     each = step_bytes_per_image(teacher, network or teacher, config)
     return (

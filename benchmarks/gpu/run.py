@@ -95,6 +95,10 @@ class Run:
     def __init__(self, program: Program, settings: dict, seed: int) -> None:
         self._steps, self._values = program.steps, program.values()
         self._settings, self._seed = {**DEFAULTS, **settings}, seed
+        # The part of the run without students, in whole rounds as the recipe has it.
+        self._first = self._settings["first_share"]
+        if rounds := settings.get("rounds"):
+            self._first = min(int(self._first * rounds), rounds - 1) / rounds
         for name, value in settings.items():
             if name in self._values and name != "adversarial_weight":
                 self._set(name, value)
@@ -131,13 +135,9 @@ class Run:
         began, students_rounds, index, part, reported = time.monotonic(), 0, 0, 0.0, 0
         for number in range(HELD_OUT):  # which the recipe holds out; here they stay
             self._batch(number)
-        first_part = settings["first_share"]
-        if "rounds" in settings:  # in whole rounds, as the recipe has it
-            rounds = settings["rounds"]
-            first_part = min(int(first_part * rounds), rounds - 1) / rounds
         while part < 1:
             found = self._batch(HELD_OUT + index)
-            if part >= first_part:
+            if part >= self._first:
                 if not students_rounds:
                     self._begin_students()
                 self._schedule(students_rounds, part)
@@ -170,18 +170,15 @@ class Run:
 
     def _schedule(self, done: int, part: float) -> None:
         """Lets the learning rate reach 0 at the end of the rounds, or of the time."""
-        settings = self._settings
-        first, count = settings["first_share"], settings["student_steps"]
+        settings, first = self._settings, self._first
+        count = settings["student_steps"]
         if "seconds" not in settings:
-            rounds = settings["rounds"]
-            first_round = min(int(first * rounds), rounds - 1)
-            self._set("total_student_steps", (rounds - first_round) * count)
+            total = round((1 - first) * settings["rounds"]) * count
         elif done:
-            self._set(
-                "total_student_steps", done * count * (1 - first) / (part - first)
-            )
+            total = done * count * (1 - first) / (part - first)
         else:
-            self._set("total_student_steps", 10**6)
+            total = 10**6
+        self._set("total_student_steps", total)
 
     def _report(self, rounds: int, seconds: float, found: dict) -> None:
         if "evaluate" in self._steps:

@@ -148,8 +148,7 @@ class Synthesizer(tf.Module):
         """
         del seed_and_step  # nothing is drawn
         self._start_optimizer.apply_gradients(zip(self._gradients, self._start))
-        for past, present in zip(self._past, self._present):
-            mixed = self._past_share * past + (1 - self._past_share) * present
+        for past, mixed in zip(self._past, self._with_past(self._present)):
             past.assign(mixed)
         self._past_share.assign(_PAST_SHARE)
         return tf.identity(self._best)
@@ -161,11 +160,12 @@ class Synthesizer(tf.Module):
         for variable, value in zip(self._present, present):
             variable.assign(value)
         wanted = [*self._teacher.means, *self._teacher.variances]
-        mixed = [
-            self._past_share * past + (1 - self._past_share) * value
-            for past, value in zip(self._past, present)
-        ]
-        return losses.bn_distance(mixed, wanted)
+        return losses.bn_distance(self._with_past(present), wanted)
+
+    def _with_past(self, moments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """A batch's moments, mixed with those of the batches before it."""
+        share = self._past_share
+        return [share * p + (1 - share) * m for p, m in zip(self._past, moments)]
 
     def _adversarial_loss(self, pixels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Less the KL divergence of the students, where they have the right class.
