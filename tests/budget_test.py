@@ -169,11 +169,14 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             ):
                 interrupted.run()
             self.assertFalse(helpers.all_equal(self.student.model.weights, expected))
+            held_out = interrupted.held_out
             again = self.made(folder)
+            self.assertEmpty(again.held_out)  # they are not made again
             take, taken = again._round, []
             again._round = lambda index: (taken.append(index), take(index))[1]
             again.run()
             self.assertEqual(taken, [4])
+            self.assertAllEqual(again.held_out, held_out)
             self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
     def test_pace_is_measured_once_and_leaves_everything_as_it_was(self):

@@ -1,5 +1,6 @@
 """Which files are opened, and that no code in them is run unless it is allowed."""
 
+import inspect
 import json
 import sys
 import zipfile
@@ -114,6 +115,23 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         model = make(weights=None, input_shape=(32, 32, 3), classes=3)
         config = json.loads(model.to_json())
         files._check_config(self.folder, config, False)
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_scaled_sum_of_inception_resnet_is_read(self, library, suffix):
+        library = LIBRARIES[library]
+        module = inspect.getmodule(library.applications.InceptionResNetV2)
+        image = library.layers.Input((8, 8, 3))
+        more = library.layers.Conv2D(3, 1, name="more")
+        total = module.CustomScaleLayer(0.25)([image, more(image)])
+        model = library.Model(image, library.layers.GlobalAveragePooling2D()(total))
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
+        images = images.astype(np.float32)
+        kernel = np.asarray(more.get_weights()[0])[0, 0]
+        expected = (images + 0.25 * images @ kernel).mean((1, 2))
+        found = as_classifier(path, input_mean=0, input_scale=1, output="logits")
+        self.assertAllClose(found.scores(images), expected, rtol=1e-5)
 
     def test_model_of_models_is_looked_through(self):
         inner = network(K, K.layers.Lambda(lambda x: 2 * x, name="inside"))

@@ -270,8 +270,9 @@ class Budget:
         self._num_held_out = self._training.held_out.num_batches
         self._compile()
         self._plan = self._planned()
-        for number in range(self._num_held_out):
-            self._make_batch(number, held_out=True)
+        if not self._is_begun:  # else the checkpoint has them
+            for number in range(self._num_held_out):
+                self._make_batch(number, held_out=True)
 
     @property
     def generators(self) -> list[keras.Model]:
@@ -350,6 +351,15 @@ class Budget:
             measurements |= self._student_step(self._step(number))
         return measurements
 
+    @property
+    def _is_begun(self) -> bool:
+        """Whether a run left checkpoints here."""
+        folder = self._context.directory
+        if folder is None:
+            return False
+        kept = pathlib.Path(folder) / "checkpoints" / _NAME
+        return any(kept.glob("*.index"))
+
     def _step(self, number: int) -> tf.Tensor:
         return tf.constant([self._context.seed, number])
 
@@ -390,12 +400,10 @@ class Budget:
         identity = phases.identity_of(self._training.teacher, context)
         student = self._training.students[0].model
         identity["weights of the student"] = str(student.count_params())
-        folder = pathlib.Path(context.directory or "")
-        path = folder / _PLAN
+        path = pathlib.Path(context.directory or "") / _PLAN
         if context.directory is not None and path.is_file():
             before = json.loads(read_text(path))
-            is_begun = any((folder / "checkpoints" / _NAME).glob("*.index"))
-            if before["identity"] == identity or is_begun:
+            if before["identity"] == identity or self._is_begun:
                 return plan_of_rounds(config, before["rounds"])
         with stage("pace of this machine", context.progress):
             pace = self._pace()

@@ -88,7 +88,8 @@ class Answers(tf.Module):
             images=((size, *shape), tf.uint8),
             logits=((size, teacher.num_classes), tf.float32),
         )
-        kinds = ("mixup", "cutmix", *others)
+        mixtures = [kind for kind in ("mixup", "cutmix") if config.share_of(kind)]
+        kinds = (*mixtures, *others)
         self.shares = {kind: tf.Variable(config.share_of(kind)) for kind in kinds}
 
     def refresh(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -106,15 +107,16 @@ class Answers(tf.Module):
     def _drawn(self, count: int, seed: tf.Tensor) -> tf.Tensor:
         """float32 images, of each kind about its share, the rest from the bank."""
         seeds = tf.random.split(seed, 5 + len(self._others))
-        first, second = (
-            tf.cast(self._bank.draw(count, s)[0], tf.float32)
-            for s in tf.unstack(seeds[:2])
-        )
-        weights = tf.random.stateless_uniform((count, 1, 1, 1), seeds[2])
-        made = {
-            "mixup": weights * first + (1 - weights) * second,
-            "cutmix": tf.where(_boxes(first.shape, seeds[3]), second, first),
-        }
+
+        def generated(s: tf.Tensor) -> tf.Tensor:
+            return tf.cast(self._bank.draw(count, s)[0], tf.float32)
+
+        first, made = generated(seeds[0]), {}
+        if {"mixup", "cutmix"} & self.shares.keys():
+            second = generated(seeds[1])
+            weights = tf.random.stateless_uniform((count, 1, 1, 1), seeds[2])
+            made["mixup"] = weights * first + (1 - weights) * second
+            made["cutmix"] = tf.where(_boxes(first.shape, seeds[3]), second, first)
         for (kind, images), s in zip(self._others.items(), tf.unstack(seeds[5:])):
             rows = tf.random.stateless_uniform((count,), s, 0, len(images), tf.int32)
             made[kind] = tf.cast(tf.gather(images, rows), tf.float32)

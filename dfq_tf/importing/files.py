@@ -7,6 +7,7 @@ archive must stay inside its folder, and its weights inside the file.
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -38,11 +39,15 @@ _ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 _ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
+# A layer of keras.applications' InceptionResNetV2, and its name in HDF5 of Keras 2.
+_OF_APPLICATIONS = "CustomScaleLayer"
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
 # JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
 _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
-    """
+    f"""
+    Custom>{_OF_APPLICATIONS}
+
     AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention
     AveragePooling1D AveragePooling3D Bidirectional CategoryEncoding Conv1D
     Conv1DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping3D
@@ -382,8 +387,13 @@ def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
 
 
 def _load_keras3(path: pathlib.Path, allow_code: bool) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return keras3().models.load_model(path, compile=False, safe_mode=not allow_code)
+    library = keras3()
+    # Keras 3 finds this class in an archive, and not in HDF5.
+    module = inspect.getmodule(library.applications.InceptionResNetV2)
+    known = {_OF_APPLICATIONS: getattr(module, _OF_APPLICATIONS)}
+    scope = library.utils.custom_object_scope(known)
+    with scope, contextlib.redirect_stdout(io.StringIO()):
+        return library.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 
 def _unreadable(path: pathlib.Path, error: BaseException) -> ModelError:

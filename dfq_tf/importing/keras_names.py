@@ -376,6 +376,17 @@ def _add_upsampling(maker: Maker, found: Found) -> None:
         maker.add(kind, found.name, found.sources, {"size": size})
 
 
+def _add_scaled_sum(maker: Maker, found: Found) -> None:
+    """The first input, and a share of the second: InceptionResNetV2's own layer."""
+    if len(found.sources) != 2:
+        raise Unknown(f"it has {len(found.sources)} inputs in place of 2")
+    first, second = found.sources
+    scaled = operations.affine(
+        maker, f"{found.name}_scaled", second, found.config["scale"], 0.0
+    )
+    maker.add("add", found.name, [first, scaled])
+
+
 def _refuse_normalization(maker: Maker, found: Found) -> None:
     raise Unknown(
         "it divides by the spread of each image's own values, of which 8 bits leave "
@@ -398,6 +409,7 @@ _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
     "Average": _add_average,
     "Conv2DTranspose": _add_conv_transpose,
+    "CustomScaleLayer": _add_scaled_sum,
     "PReLU": _add_prelu,
     "Permute": _add_permute,
     "ReLU": _add_relu,
