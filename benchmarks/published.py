@@ -1,4 +1,4 @@
-"""How well DF-Q does on a network that has been published, and how long it takes.
+"""How well DF-Q, or another method, does on a published network, and how long it takes.
 
     python benchmarks/published.py model.keras images.npz --seed=0
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--input_mean", type=float, nargs="+", default=None)
     parser.add_argument("--input_scale", type=float, nargs="+", default=None)
     parser.add_argument("--widths", default="W8A8")
+    parser.add_argument("--method", default="df_q", help="as of the tools")
     parser.add_argument(
         "--images_from", default="auto", help="as --images of the tools"
     )
@@ -63,11 +64,11 @@ def main() -> None:
     else:
         result = dfq_tf.quantize(
             teacher,
-            method="df_q",
+            method=arguments.method,
             widths=widths,
             calibration=calibration,
             seed=arguments.seed,
-            show_progress=False,
+            show_progress=arguments.method != "df_q",
         )
         network = result.network
         found = result.measurements
@@ -80,7 +81,7 @@ def main() -> None:
     seconds = time.monotonic() - began
     scores, expected = network.scores(images), exact.scores(images)
     print(
-        f"{pathlib.Path(arguments.model).stem} {arguments.widths}: "
+        f"{pathlib.Path(arguments.model).stem} {arguments.widths} {arguments.method}: "
         f"agreement {100 * agreement(scores, expected):.1f} %, "
         f"SQNR {sqnr(expected, scores):.1f} dB on {len(images)} images, "
         f"logits to {np.abs(expected).max():.1f}, {seconds:.0f} s{said}"
