@@ -79,7 +79,7 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
 
     def chosen(self, ratings, config):
         network, images = gated(), graphs.noise((8, 8, 3), 40)
-        rated = mock.patch.object(choosing, "sqnr", side_effect=ratings)
+        rated = mock.patch.object(choosing, "scale_free_sqnr", side_effect=ratings)
         with rated as calls:
             found = choosing.Calibrated(network, images, config).quantized(BitWidths())
         self.assertEqual(calls.call_count, len(ratings))
@@ -137,7 +137,9 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_ratings_are_those_of_images_held_out(self):
         network, images = gated(), graphs.noise((8, 8, 3), 40)
-        with mock.patch.object(choosing, "sqnr", wraps=choosing.sqnr) as rated:
+        with mock.patch.object(
+            choosing, "scale_free_sqnr", wraps=noise.scale_free_sqnr
+        ) as rated:
             choosing.Calibrated(network, images, WIDE).quantized(BitWidths())
         exact, scores = rated.call_args_list[0].args
         self.assertAllClose(exact, network.scores(images[:10]), rtol=1e-5, atol=1e-5)
@@ -148,11 +150,26 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(scores, expected, rtol=0, atol=1.01 * step)
 
 
-class SqnrTest(tf.test.TestCase):
+class SqnrTest(tf.test.TestCase, parameterized.TestCase):
     def test_is_signal_over_noise_in_db(self):
         exact = np.array([[3.0, -4.0], [0.0, 5.0]], np.float32)
         scores = exact + np.array([[0.5, 0.0], [0.0, -0.5]], np.float32)
         self.assertAllClose(noise.sqnr(exact, scores), 20.0)
+
+    @parameterized.parameters(0.5, 1.0, 3.0)
+    def test_a_common_factor_is_no_noise_where_classes_are_compared(self, factor):
+        rng = np.random.default_rng(0)
+        exact = rng.normal(0, 3, (50, 4)).astype(np.float32)
+        scores = exact + rng.normal(0, 0.5, exact.shape).astype(np.float32)
+        # The best factor, found by trying many.
+        tried = [noise.sqnr(exact, each * scores) for each in np.arange(0.9, 1.1, 1e-4)]
+        found = noise.scale_free_sqnr(exact, factor * scores)
+        self.assertAllClose(found, max(tried), atol=1e-4)
+
+    def test_scores_that_say_nothing_or_the_contrary_have_no_signal(self):
+        exact = np.array([[3.0, -4.0], [0.0, 5.0]], np.float32)
+        for scores in (-exact, 0 * exact, exact[:, ::-1]):
+            self.assertAllClose(noise.scale_free_sqnr(exact, scores), 0.0)
 
     def test_no_noise_is_the_best(self):
         exact = np.ones((2, 2), np.float32)
