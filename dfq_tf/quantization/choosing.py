@@ -6,8 +6,8 @@ it saves cannot be measured without real images. What it costs can, and that dec
 the widest ranges are taken that cost little (measured in docs/results.md).
 
 Cost and gain are those of the scores' SQNR but for a common factor, which changes no
-class. With kernels of 4 bits, corrected biases make all scores larger by a factor, and
-gain 3 dB beside it.
+class. With kernels of 4 bits, corrected biases may make all scores smaller by a factor,
+and gain 3 dB but for that.
 """
 
 import dataclasses

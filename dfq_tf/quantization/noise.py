@@ -39,7 +39,8 @@ def scale_free_sqnr(exact: np.ndarray, scores: np.ndarray) -> float:
     `sqnr`: with few bits that can be most of it.
 
     Args:
-      exact: as of `sqnr`, like the other argument.
+      exact: as of `sqnr`.
+      scores: as of `sqnr`.
     """
     signal, noisy = (np.ravel(each).astype(np.float64) for each in (exact, scores))
     own = float(noisy @ noisy)
