@@ -38,6 +38,7 @@ from dfq_tf.graph import Classifier, agreement, description_beside, description_
 from dfq_tf.importing import as_classifier, read_model
 from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import (
+    Calibrated,
     FittedBlock,
     QuantizedNetwork,
     check_widths,
@@ -46,7 +47,6 @@ from dfq_tf.quantization import (
     sqnr,
 )
 from dfq_tf.quantization import student as quantized_student
-from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import (
     AUTO_METHOD,
     GENERATED,
@@ -210,11 +210,11 @@ def _made(
 ) -> Quantized:
     """Takes the steps of a method; arguments as of `quantize`."""
     context = prepared.context
-    network, widths, layers = untrained(prepared, widths, file)
+    network, layers = untrained(prepared, widths, file)
     generators, found = prepared.generators, expected(prepared, network)
     if method == AUTO_METHOD:
         expectation = found["expected_agreement"]
-        method = needed_method(prepared.teacher, widths, expectation)
+        method = needed_method(prepared.teacher, network, expectation)
     blocks: Sequence[FittedBlock] = ()
     if method in RECONSTRUCTING:
         network, blocks, more = reconstructed(
@@ -232,7 +232,7 @@ def _made(
 
 def untrained(
     prepared: "Prepared", widths: BitWidths, file: FileConfig
-) -> tuple[QuantizedNetwork, BitWidths, Sequence[SizedLayer]]:
+) -> tuple[QuantizedNetwork, Sequence[SizedLayer]]:
     """DF-Q: the network with ranges from the images, nothing trained.
 
     Args:
@@ -241,20 +241,18 @@ def untrained(
       file: may ask for a size, which then decides the bits of single kernels.
 
     Returns:
-      The network; its widths; and what those of single kernels do, if a size decided.
+      The network; and what the widths of single kernels do, if a size decided.
 
     Raises:
       ConfigError: no file is so small; it says how small one can be.
     """
-    calibration, images = prepared.calibration, prepared.images
+    images, weight_range = prepared.images, prepared.calibration.weight_range
     with stage("calibration", prepared.context.progress):
-        network = post_training(prepared.network, images, widths, calibration)
+        network = prepared.calibrated.quantized(widths)
         if not file.has_size:
-            return network, widths, ()
-        weight_range = calibration.weight_range
+            return network, ()
         mixed, layers = sized_widths(network, images, widths, file, weight_range)
-        network = post_training(prepared.network, images, mixed, calibration)
-        return network, mixed, layers
+        return prepared.calibrated.quantized(mixed), layers
 
 
 def _converted(
@@ -341,6 +339,11 @@ class Prepared:
         if made := self.generators:
             return generate(made, self.context.settings, count, self.context.seed)
         return self.source.draw(self.context.seed, count, self.network.image_shape)
+
+    @functools.cached_property
+    def calibrated(self) -> Calibrated:
+        """Makes DF-Q of them, in any widths."""
+        return Calibrated(self.network, self.images, self.calibration)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
@@ -431,18 +434,23 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
 
 
 def needed_method(
-    teacher: Classifier, widths: BitWidths, expected_agreement: float
+    teacher: Classifier, network: QuantizedNetwork, expected_agreement: float
 ) -> str:
     """What 'auto' stands for: the method that is worth its time.
 
-    Weights of few bits are reconstructed, and with activations of few bits the student
+    Kernels of few bits are reconstructed, and with activations of few bits the student
     is trained: each did best there (docs/results.md). With 8 bits it is trained where
     less agreement than 98 % is expected of DF-Q. Where nothing can learn from the
     teacher's answers, blocks still can.
+
+    Args:
+      teacher: the trained classifier.
+      network: DF-Q, whose bits count.
+      expected_agreement: of it, see `expected`.
     """
     can_train = teacher.description.output != "sigmoid"
-    has_few = widths.num_bits_activation < 8
-    if has_few or widths.fewest_bits < 8:
+    has_few = min(network.bits.values()) < 8
+    if has_few or min(network.kernel_bits.values(), default=8) < 8:
         return "df_qat_kd" if has_few and can_train else "df_rec"
     trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
     return "df_qat_kd" if trains else "df_q"
@@ -467,7 +475,8 @@ def reconstructed(
     Returns:
       The better of the network before and after it, see `better`; what each block has
       gained, nothing if that is not kept; and the agreement on images held out before
-      and after, and unreconstructed_is_kept.
+      and after, unreconstructed_is_kept, and reconstruction_steps (of each block) and
+      reconstruction_images, as of `Reconstructed`.
 
     Warns:
       UserWarning: the reconstruction made the agreement much worse.
@@ -483,13 +492,15 @@ def reconstructed(
         context=dataclasses.replace(context, strategy=None),
         identity=identity,
     )
-    result, blocks = reconstruct(
+    made = reconstruct(
         network, prepared.network, prepared.images, config, context.seed, run
     )
-    result, before, after = better(prepared, network, result, "reconstructed")
-    if result is network:
-        blocks = []  # what they gained is not in the file
+    result, before, after = better(prepared, network, made.network, "reconstructed")
+    # What they gained is not in the file if that is not kept.
+    blocks = [] if result is network else made.blocks
     found = {
+        "reconstruction_steps": made.num_steps,
+        "reconstruction_images": made.num_images,
         "agreement_before_reconstruction": before,
         "agreement_after_reconstruction": after,
         "unreconstructed_is_kept": result is network,

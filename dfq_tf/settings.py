@@ -173,11 +173,6 @@ class BitWidths(Checked):
             )
 
     @property
-    def fewest_bits(self) -> int:
-        """Of the weights, but for those of single layers that keep more."""
-        return self.num_bits_weight
-
-    @property
     def name(self) -> str:
         """Such as W4A8."""
         return f"W{self.num_bits_weight}A{self.num_bits_activation}"
@@ -200,11 +195,6 @@ class MixedWidths(BitWidths):
         for name, bits in self.layer_bits:
             limits = {"minimum": 2, "maximum": 8}
             check_value(f"layer_bits of {name}", bits, limits)
-
-    @property
-    def fewest_bits(self) -> int:
-        """Of the weights of any kernel."""
-        return min(self.num_bits_weight, *(bits for _, bits in self.layer_bits), 8)
 
 
 def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
@@ -662,8 +652,9 @@ class ReconstructionConfig(Checked):
     rec_steps: int = setting(500, "Steps of each block.", minimum=1)
     rec_minutes: float = setting(
         20.0,
-        "Minutes that the steps of all blocks may take: each has fewer steps if these "
-        "would take longer; 0 for any time.",
+        "Minutes that the steps of all blocks may take on this machine: each has fewer "
+        "steps, but at least 20, if these would take longer; 0 for any time. How many "
+        "they were is in metrics.json.",
         minimum=0,
     )
     rec_batch_size: int = setting(32, "Images of a step.", minimum=1)

@@ -25,6 +25,7 @@ from dfq_tf.errors import (
 )
 from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import Reconstructed, choosing
 from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import (
@@ -32,6 +33,7 @@ from dfq_tf.settings import (
     CalibrationConfig,
     DistillationConfig,
     FileConfig,
+    MixedWidths,
     ReconstructionConfig,
     parse_widths,
     recipe,
@@ -912,6 +914,8 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         for when, each in (("before", network), ("after", result)):
             expected = agreement(each.scores(held_out), answers)
             self.assertEqual(found[f"agreement_{when}_reconstruction"], expected)
+        self.assertEqual(found["reconstruction_steps"], FEW_STEPS.rec_steps)
+        self.assertEqual(found["reconstruction_images"], 32)
         content = proof.convert(result)
         self.assertLessEqual(proof.largest_difference(result, content, held_out), 1)
 
@@ -920,7 +924,8 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         (name, *_) = network.kernel_bits
         kernel = np.zeros_like(network.graph.nodes[name].weights["kernel"])
         harmed = network.with_weights({name: {"kernel": kernel}})
-        with mock.patch.object(api, "reconstruct", return_value=(harmed, ["gains"])):
+        made = Reconstructed(harmed, ["gains"], 5, 32)
+        with mock.patch.object(api, "reconstruct", return_value=made):
             with self.assertWarnsRegex(UserWarning, "not reconstructed is given"):
                 result, blocks, found = self.reconstructed(network)
         self.assertIs(result, network)
@@ -951,7 +956,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         blocks = [api.FittedBlock("logits", 1.0, 2.0)]
         with (
             mock.patch.object(api, "prepare", return_value=self.prepared),
-            mock.patch.object(api, "post_training", return_value=network),
+            mock.patch.object(api, "untrained", return_value=(network, ())),
             mock.patch.object(
                 api, "reconstructed", return_value=(self.other, blocks, {"rec": 1.0})
             ) as reconstructed,
@@ -1006,7 +1011,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
     def test_more_is_done_for_few_bits_or_little_agreement(self, widths, share, method):
         needed = functools.partial(
             api.needed_method,
-            widths=parse_widths(widths),
+            network=self.network(parse_widths(widths)),
             expected_agreement=share,
         )
         self.assertEqual(needed(digits.teacher()), method)
@@ -1018,6 +1023,30 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         kept = "df_q" if widths.startswith("W8A8") or widths == "W8A16" else "df_rec"
         self.assertEqual(needed(several), kept)
 
+    def test_a_file_of_a_given_size_is_calibrated_by_one_look(self):
+        prepared = dataclasses.replace(self.prepared)  # nothing is kept of before
+        vars(prepared)["images"] = self.prepared.images
+        mixed = MixedWidths(layer_bits=(("conv2", 4),))
+        with (
+            mock.patch.object(choosing, "observe", wraps=choosing.observe) as looked,
+            mock.patch.object(api, "sized_widths", return_value=(mixed, ["table"])),
+        ):
+            file = FileConfig(target_size="0.5x")
+            network, layers = api.untrained(prepared, BitWidths(), file)
+        self.assertEqual((looked.call_count, layers), (1, ["table"]))
+        self.assertEqual(network.kernel_bits["conv2"], 4)
+        self.assertEqual(proof.convert(network), proof.convert(self.network(mixed)))
+
+    def test_few_bits_of_any_kernel_count(self):
+        for name, method in (
+            ("num_bits_first", "df_rec"),
+            ("num_bits_last", "df_rec"),
+            ("num_bits_depthwise", "df_q"),  # it has none
+        ):
+            network = self.network(BitWidths(**{name: 4}))
+            found = api.needed_method(digits.teacher(), network, 1.0)
+            self.assertEqual(found, method)
+
     @parameterized.parameters(
         (0.0, BitWidths(), "df_q"),
         (2.0, BitWidths(), "df_qat_kd"),
@@ -1028,7 +1057,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         with (
             mock.patch.object(api, "_ENOUGH_AGREEMENT", enough),
             mock.patch.object(api, "prepare", return_value=self.prepared),
-            mock.patch.object(api, "post_training", return_value=network),
+            mock.patch.object(api, "untrained", return_value=(network, ())),
             mock.patch.object(
                 api, "reconstructed", return_value=(self.other, [], {"loss": 2.0})
             ),

@@ -25,6 +25,11 @@ PLAIN = CalibrationConfig(
 WIDE = CalibrationConfig(bias_correction=False)
 
 
+def few(bits):
+    """The same bits for weights and activations."""
+    return BitWidths(num_bits_weight=bits, num_bits_activation=bits)
+
+
 def gated():
     """A network with a gate (squeeze and excite), a pool, and two dense layers."""
     sketch = Sketch(pixels=False)
@@ -74,9 +79,9 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
 
     def chosen(self, ratings, config):
         network, images = gated(), graphs.noise((8, 8, 3), 40)
-        rated = mock.patch.object(choosing, "sqnr", side_effect=ratings)
+        rated = mock.patch.object(choosing, "scale_free_sqnr", side_effect=ratings)
         with rated as calls:
-            found = choosing.chosen(network, images, BitWidths(), config)
+            found = choosing.Calibrated(network, images, config).quantized(BitWidths())
         self.assertEqual(calls.call_count, len(ratings))
         return network, images[10:], found
 
@@ -110,15 +115,32 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_too_few_images_choose_nothing(self):
         network, images = gated(), graphs.noise((8, 8, 3), 3)
-        found = choosing.chosen(network, images, BitWidths(), WIDE)
+        found = choosing.Calibrated(network, images, WIDE).quantized(BitWidths())
         config = dataclasses.replace(WIDE, activation_range="mse")
         expected = calibration.calibrate(network, images, BitWidths(), config)
         self.assertEqual(dict(found.ranges), expected)
 
+    def test_networks_of_several_widths_look_at_the_float_network_once(self):
+        network, images = gated(), graphs.noise((8, 8, 3), 40)
+        config = CalibrationConfig()
+        calibrated = choosing.Calibrated(network, images, config)
+        with mock.patch.object(choosing, "observe", wraps=choosing.observe) as looked:
+            found = {bits: calibrated.quantized(few(bits)) for bits in (8, 4)}
+            self.assertEqual(looked.call_count, 1)
+        for bits, each in found.items():
+            alone = post_training.post_training(network, images, few(bits), config)
+            self.assertEqual(each.graph.digest(), alone.graph.digest())
+            self.assertEqual(each.ranges, alone.ranges)
+            self.assertEqual(each.kernel_bits, alone.kernel_bits)
+            for name, expected in alone.kernel_ranges.items():
+                self.assertAllEqual(each.kernel_ranges[name], expected)
+
     def test_ratings_are_those_of_images_held_out(self):
         network, images = gated(), graphs.noise((8, 8, 3), 40)
-        with mock.patch.object(choosing, "sqnr", wraps=choosing.sqnr) as rated:
-            choosing.chosen(network, images, BitWidths(), WIDE)
+        with mock.patch.object(
+            choosing, "scale_free_sqnr", wraps=noise.scale_free_sqnr
+        ) as rated:
+            choosing.Calibrated(network, images, WIDE).quantized(BitWidths())
         exact, scores = rated.call_args_list[0].args
         self.assertAllClose(exact, network.scores(images[:10]), rtol=1e-5, atol=1e-5)
         ranges = calibration.calibrate(network, images[10:], BitWidths(), PLAIN)
@@ -128,11 +150,26 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(scores, expected, rtol=0, atol=1.01 * step)
 
 
-class SqnrTest(tf.test.TestCase):
+class SqnrTest(tf.test.TestCase, parameterized.TestCase):
     def test_is_signal_over_noise_in_db(self):
         exact = np.array([[3.0, -4.0], [0.0, 5.0]], np.float32)
         scores = exact + np.array([[0.5, 0.0], [0.0, -0.5]], np.float32)
         self.assertAllClose(noise.sqnr(exact, scores), 20.0)
+
+    @parameterized.parameters(0.5, 1.0, 3.0)
+    def test_a_common_factor_is_no_noise_where_classes_are_compared(self, factor):
+        rng = np.random.default_rng(0)
+        exact = rng.normal(0, 3, (50, 4)).astype(np.float32)
+        scores = exact + rng.normal(0, 0.5, exact.shape).astype(np.float32)
+        # The best factor, found by trying many.
+        tried = [noise.sqnr(exact, each * scores) for each in np.arange(0.9, 1.1, 1e-4)]
+        found = noise.scale_free_sqnr(exact, factor * scores)
+        self.assertAllClose(found, max(tried), atol=1e-4)
+
+    def test_scores_that_say_nothing_or_the_contrary_have_no_signal(self):
+        exact = np.array([[3.0, -4.0], [0.0, 5.0]], np.float32)
+        for scores in (-exact, 0 * exact, exact[:, ::-1]):
+            self.assertAllClose(noise.scale_free_sqnr(exact, scores), 0.0)
 
     def test_no_noise_is_the_best(self):
         exact = np.ones((2, 2), np.float32)

@@ -92,6 +92,17 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
                 learnt.range()[1] - learnt.range()[0], growth * (high - low), rtol=1e-5
             )
 
+    def test_averages_between_two_integers_are_rounded_as_in_the_file(self):
+        learnt = LearntRange(0.0, 0.73, 4, None)
+        step = np.float32(0.73) / np.float32(15)
+        values = step * np.arange(16, dtype=np.float32)
+        between = tf.nn.avg_pool1d(values[None, :, None], 2, 1, "VALID")
+        # LiteRT rounds halves up, where all integers are above 0 as those of 4 bits.
+        self.assertAllEqual(
+            learnt(between, is_average=True)[0, :, 0], learnt(values)[1:]
+        )
+        self.assertNotAllEqual(learnt(between)[0, :, 0], learnt(values)[1:])
+
     def test_gradients_are_those_of_learnt_step_sizes(self):
         learnt = LearntRange(-1.0, 2.0, 4, None)  # 16 values, steps of 0.2
         rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 from html.parser import HTMLParser
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -427,6 +428,44 @@ class VerdictTest(parameterized.TestCase):
         self.assertIn(flag, verdict.advice(layers, worst))
         help = run_in_process("run", "--helpfull").stdout
         self.assertIn(f"  {flag.partition('=')[0]} ", help)
+
+    @parameterized.parameters(
+        (
+            ("df_q",),
+            {"target_size": "", "target_kib": "0"},
+            "--methods=df_rec or df_qat_kd, or --widths=W8A8.",
+        ),
+        (("df_q", "df_rec"), {}, "--methods=df_qat_kd, or --widths=W8A8."),
+        (("df_rec", "df_qat_kd"), {}, "--methods=df_rec_kd, or --widths=W8A8."),
+        (("df_q", "df_rec_kd"), {}, "--widths=W8A8."),
+        (("df_q",), {"target_size": "0.5x"}, "a larger --target_size."),
+    )
+    def test_advice_is_of_what_was_not_tried(self, made, flags, expected):
+        layers = [dict(each, weights="int8") for each in pages.LAYERS[1:]]
+        layers[1] |= {"weights": "int4", "kind": "conv", "own_db": 5}
+        found = verdict.advice(layers, layers[1], made, flags)
+        self.assertEqual(found, f"Its weights have 4 bits. Try {expected}")
+
+    @parameterized.parameters(
+        ("depthwise_conv", {"equalize": "false"}, "--equalize", "A16"),
+        ("depthwise_conv", {"equalize": "true"}, "A16", "--equalize"),
+        ("conv", {"activation_range": "mse"}, "A16", "--activation_range"),
+    )
+    def test_advice_is_no_flag_that_is_set(self, kind, flags, named, not_named):
+        layers = [dict(each, weights="int8") for each in pages.LAYERS[1:]]
+        layers[1] |= {"kind": kind, "own_db": 5}
+        found = verdict.advice(layers, layers[1], ["df_q"], flags)
+        self.assertIn(named, found)
+        self.assertNotIn(not_named, found)
+
+    def test_the_page_advises_nothing_that_the_run_has_made(self):
+        folder = pages.write(new_folder(), pages.METRICS)
+        run = record.read(folder)
+        with mock.patch.object(verdict, "advice", return_value="") as advised:
+            page.of_run(run)
+        *_, made, flags = advised.call_args.args
+        self.assertContainsSubset(["df_q"], made)
+        self.assertEqual(flags, run.flags)
 
     def test_quiet_layers_need_nothing(self):
         layers = [{**each, "own_db": 40.0} for each in pages.LAYERS]

@@ -1,6 +1,8 @@
 """Blocks that learn to give what the float network's give."""
 
+import dataclasses
 import functools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph import Classifier, blocks_of, compute
+from dfq_tf.graph import running as graph_running
 from dfq_tf.quantization import post_training, reconstruction
 from dfq_tf.settings import BitWidths, CalibrationConfig, ReconstructionConfig
 from dfq_tf.tflite import proof
@@ -42,7 +45,7 @@ class Interrupted(Exception):
     """Stands for a machine that is switched off."""
 
 
-class ReconstructionTest(tf.test.TestCase):
+class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -51,7 +54,8 @@ class ReconstructionTest(tf.test.TestCase):
         cls.nearest = post_training.post_training(
             cls.exact, cls.images, WIDTHS, CALIBRATION
         )
-        cls.result, cls.found = cls.reconstructed()
+        cls.made = cls.reconstructed()
+        cls.result, cls.found = cls.made.network, cls.made.blocks
 
     @classmethod
     def reconstructed(cls, directory=None, config=CONFIG, take=run):
@@ -105,6 +109,19 @@ class ReconstructionTest(tf.test.TestCase):
         expected = 10 * np.log10(np.sum(wanted.numpy() ** 2) / noise)
         self.assertAllClose(self.found[0].before_db, expected, atol=1e-3)
 
+    def test_after_is_what_the_file_gives(self):
+        images = self.images[:20]
+        exact = self.exact.graph
+        pixels = self.exact.description.normalize(tf.constant(images, tf.float32))
+        names = [block.name for block in self.found]
+        wanted = compute(exact, pixels, names)
+        given = self.result.outputs(images, names)
+        for block, signal, noisy in zip(self.found, wanted, given):
+            signal = signal.numpy()
+            noise = np.sum((noisy - signal) ** 2)
+            expected = 10 * np.log10(np.sum(signal**2) / noise)
+            self.assertAllClose(block.after_db, expected, atol=1e-3)
+
     def test_the_file_is_exact(self):
         images = graphs.noise((6, 6, 3), 32, seed=5)
         content = proof.convert(self.result, images)
@@ -125,32 +142,42 @@ class ReconstructionTest(tf.test.TestCase):
         self.assertNotEqual(self.result.ranges["hidden"], self.nearest.ranges["hidden"])
         self.assertEqual(self.result.ranges["hidden"][0], 0)
 
+    def assert_same(self, made):
+        """Everything is as in the run of the class, bit for bit."""
+        self.assertEqual(made.blocks, self.found)
+        self.assertEqual(made.network.graph.digest(), self.result.graph.digest())
+        self.assertEqual(made.network.ranges, self.result.ranges)
+        for name, expected in self.result.kernel_ranges.items():
+            self.assertAllEqual(made.network.kernel_ranges[name], expected)
+
     def test_a_run_that_was_interrupted_goes_on_bit_for_bit(self):
-        folder = helpers.new_folder()
+        """In the middle of a block; steps 51 to 57 are lost, as every tenth is kept."""
+        folder, taken = helpers.new_folder(), []
 
-        def stopped(context, name, step, num_steps, trackables):
-            if name == "df_rec_2_of_3":
-                raise Interrupted
-            return run(context, name, step, num_steps, trackables)
-
-        taken = []
-
-        def counted(context, name, step, num_steps, trackables):
+        def noted(context, name, step, num_steps, trackables):
             def one(index):
-                taken.append(name)
+                if name == "df_rec_2_of_3" and index == stop:
+                    raise Interrupted
+                taken.append((name, index))
                 return step(index)
 
-            return run(context, name, one, num_steps, trackables)
+            often = dict(identity={"a": "b"}, save_seconds=0.0)
+            return run_loop(name, one, num_steps, trackables, context, **often)
 
+        stop = 57
         with self.assertRaises(Interrupted):
-            self.reconstructed(folder, take=stopped)
-        result, found = self.reconstructed(folder, take=counted)
-        self.assertEqual(set(taken), {"df_rec_2_of_3", "df_rec_3_of_3"})
-        self.assertEqual(found, self.found)
-        self.assertEqual(result.graph.digest(), self.result.graph.digest())
-        self.assertEqual(result.ranges, self.result.ranges)
+            self.reconstructed(folder, take=noted)
+        self.assertEqual(taken[-1], ("df_rec_2_of_3", 56))
+        taken.clear()
+        stop = None
+        made = self.reconstructed(folder, take=noted)
+        self.assertEqual(taken[0], ("df_rec_2_of_3", 50))
+        self.assertLen(taken, 50 + 100)
+        self.assertEqual(made.blocks, self.found)
+        self.assertEqual(made.network.graph.digest(), self.result.graph.digest())
+        self.assertEqual(made.network.ranges, self.result.ranges)
         for name, expected in self.result.kernel_ranges.items():
-            self.assertAllEqual(result.kernel_ranges[name], expected)
+            self.assertAllEqual(made.network.kernel_ranges[name], expected)
 
     def test_a_limit_of_time_gives_all_blocks_fewer_steps_and_changes_nothing(self):
         asked = []
@@ -169,12 +196,36 @@ class ReconstructionTest(tf.test.TestCase):
         config = ReconstructionConfig(
             rec_steps=10**6, rec_batch_size=2, rec_minutes=1e-6
         )
-        result, _ = self.reconstructed(config=config, take=noted)
+        made = self.reconstructed(config=config, take=noted)
         self.assertEqual(asked, [1, 20, 20, 20])  # the fewest
+        self.assertEqual(made.num_steps, 20)
         for name in self.nearest.kernel_bits:
             self.assertAllEqual(
-                result.kernel_integers(name)[0], self.nearest.kernel_integers(name)[0]
+                made.network.kernel_integers(name)[0],
+                self.nearest.kernel_integers(name)[0],
             )
+
+    def test_a_run_of_limited_time_can_be_repeated_by_its_steps(self):
+        config = dataclasses.replace(CONFIG, rec_minutes=1e-6)
+        made = self.reconstructed(config=config)
+        config = ReconstructionConfig(rec_steps=made.num_steps, rec_batch_size=16)
+        self.assertLess(made.num_steps, CONFIG.rec_steps)
+        again = self.reconstructed(
+            config=dataclasses.replace(config, rec_minutes=0)
+        ).network
+        self.assertEqual(again.graph.digest(), made.network.graph.digest())
+        self.assertEqual(again.ranges, made.network.ranges)
+
+    def test_images_without_room_are_named(self):
+        self.assertEqual(self.made.num_images, 160)
+        config = ReconstructionConfig(rec_steps=1, rec_minutes=0)
+        with mock.patch.object(graph_running, "PASS_MEMORY", 40 * 16 * 6 * 6 * 8):
+            with (
+                helpers.eagerly(),  # a step is not worth compiling
+                self.assertWarnsRegex(UserWarning, "takes 40 of the 160 images"),
+            ):
+                made = self.reconstructed(config=config)
+        self.assertEqual(made.num_images, 40)
 
     def test_an_error_that_is_not_finite_is_told(self):
         weights = {"out": {"bias": np.full(8, np.nan)}}
@@ -201,7 +252,7 @@ class NetworksTest(tf.test.TestCase, parameterized.TestCase):
         exact = post_training.float_network(networks.build(name))
         images = networks.images(exact.image_shape, 32)
         nearest = post_training.post_training(exact, images, WIDTHS, CALIBRATION)
-        result, found = reconstruction.reconstruct(
+        made = reconstruction.reconstruct(
             nearest,
             exact,
             images,
@@ -209,7 +260,8 @@ class NetworksTest(tf.test.TestCase, parameterized.TestCase):
             0,
             functools.partial(run, helpers.context()),
         )
-        self.assertLen(found, len(blocks_of(exact.graph)))
+        result = made.network
+        self.assertLen(made.blocks, len(blocks_of(exact.graph)))
         content = proof.convert(result, images)
         allowed = proof.largest_difference(nearest, proof.convert(nearest), images)
         steps = proof.largest_difference(result, content, images)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator
 from dfq_tf.errors import WorkdirError
@@ -572,6 +573,85 @@ class CompareTest(tf.test.TestCase):
             is_qat = row["method"] == "qat"
             self.assertEqual("batch_size is 1500" in row["failure"], is_qat)
             self.assertEqual(bool(row["accuracy"]), not is_qat)
+
+
+class ReconstructionTest(tf.test.TestCase):
+    """Blocks that learn to round, by tools, for a trained teacher of digits."""
+
+    FLAGS = (
+        "--teacher=tests/data/digits_teacher.keras",
+        "--dataset=digits",
+        "--images=photographs",
+        "--calibration_images=64",
+        "--rec_steps=30",
+        "--rec_minutes=0",
+        "--batch_size=8",
+    )
+
+    def tool(self, name, *flags):
+        few = mock.patch.object(generator, "held_out_count", return_value=48)
+        with helpers.eagerly(), few:
+            process = run_in_process(name, *self.FLAGS, *flags)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        return process
+
+    def test_run_makes_blocks_learn_and_says_how(self):
+        workdir = new_folder() / "run"
+        flags = ("--methods=df_q,df_rec", "--widths=W2A8", f"--workdir={workdir}")
+        process = self.tool("run", *flags)
+        self.assertRegex(
+            process.stdout,
+            r"(?m)^DF-REC W2A8: calibration, reconstruction of blocks; the program",
+        )
+        self.assertRegex(
+            process.stdout,
+            "30 steps of each block, on 64 images; --rec_steps=30 --rec_minutes=0 rep",
+        )
+        metrics = json.loads((workdir / "metrics.json").read_text())
+        made = metrics["df_rec_training"]
+        found = made["reconstruction_steps"], made["reconstruction_images"]
+        self.assertEqual(found, (30, 64))
+        self.assertEqual(
+            [b["name"] for b in made["blocks"]], ["relu1", "relu2", "logits"]
+        )
+        self.assertGreater(
+            made["blocks"][1]["after_db"], made["blocks"][1]["before_db"]
+        )
+        for name in ("relu1", "relu2", "logits"):
+            self.assertRegex(process.stdout, rf"(?m)^{name} .* dB +[\d.]+ dB$")
+        accuracies = [metrics[each]["accuracy"] for each in ("df_q", "df_rec")]
+        self.assertGreater(accuracies[1], accuracies[0])
+        self.assertLessEqual(metrics["df_rec"]["largest_difference_in_steps"], 1)
+        before = (workdir / "df_rec.tflite").read_bytes()
+        again = self.tool("run", *flags)
+        self.assertNotIn("reconstruction of blocks", again.stdout)
+        self.assertEqual((workdir / "df_rec.tflite").read_bytes(), before)
+
+    def test_comparison_has_all_that_reconstructs(self):
+        workdir = new_folder() / "compare"
+        columns = ("rec", "df_rec", "df_rec_kd")
+        flags = ("--compare_widths=W2A8", f"--columns={','.join(columns)}")
+
+        def unchanged(prepared, network, *others):
+            return network, [], {}
+
+        with mock.patch.object(api, "trained", side_effect=unchanged):
+            self.tool("compare", *flags, "--rec_steps=8", f"--workdir={workdir}")
+        metrics = json.loads((workdir / "metrics.json").read_text())
+        rows = {row["method"]: row for row in metrics["rows"].values()}
+        self.assertEqual([*rows], ["float", *columns])
+        files = [(workdir / f"W2A8/{name}.tflite").read_bytes() for name in columns]
+        self.assertTrue(files[0] != files[1])
+        self.assertTrue(files[1] == files[2])  # training starts from there
+        made = metrics["reconstructions"]["W2A8"]
+        self.assertEqual(made["reconstruction_steps"], 8)
+        # The last row took no step of it, and has cost as much all the same.
+        spent = made["minutes"] + metrics["warm_up_minutes"]
+        for name in ("df_rec", "df_rec_kd"):
+            self.assertGreater(rows[name]["minutes"], spent)
+        folders = sorted(p.name for p in (workdir / "W2A8/checkpoints").iterdir())
+        blocks = [f"{kind}_{i}_of_3" for kind in ("df_rec", "rec") for i in (1, 2, 3)]
+        self.assertEqual(folders, blocks)
 
 
 class BadInputTest(parameterized.TestCase, tf.test.TestCase):

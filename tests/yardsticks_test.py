@@ -11,6 +11,7 @@ from dfq_tf.distillation import steps
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph.classifier import agreement
 from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.quantization import Reconstructed
 from dfq_tf.settings import (
     BitWidths,
     CalibrationConfig,
@@ -176,8 +177,9 @@ class ReconstructWithDataTest(tf.test.TestCase):
         images = digits.split("train").images[:100]
         network, context = digits_network(), helpers.context(TINY, seed=3)
         config = ReconstructionConfig(rec_steps=3)
+        made = Reconstructed("the result", [], 3, 64)
         with mock.patch.object(
-            yardsticks, "reconstruct", return_value=("the result", [])
+            yardsticks, "reconstruct", return_value=made
         ) as reconstruct:
             result = yardsticks.reconstruct_with_data(
                 digits.teacher(), network, images, MIN_MAX, config, context

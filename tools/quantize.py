@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dfq_tf import api
-from dfq_tf.distillation import held_out, with_batch_size
+from dfq_tf.distillation import held_out, known_source, with_batch_size
 from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
@@ -169,6 +169,8 @@ def quantize_network(
         **result.measurements,
     }
     training |= _tables(result)
+    if "reconstruction_steps" in result.measurements:
+        common.say(reconstruction_line(result))
     workdir.add_metrics(**{f"{method}_training": training})
     common.say(f"Images for the ranges: {result.source}")
     student.save(result.network, path)
@@ -201,17 +203,25 @@ def plan(
       method: one of METHODS.
       config: has a number for the batch size.
     """
-    work = [f"up to {config.warm_up_steps:,} steps of warm-up", "calibration"]
+    images = common.config_from_flags(CalibrationConfig).images
+    kinds = {node.kind for node in teacher.graph.nodes.values()}
+    has_memory = "batch_normalization" in kinds
+    source = known_source(images, teacher.image_shape, has_memory)
+    trains, work = method in TRAINING, ["calibration"]
+    memory = "the program takes 1 to 2 GiB"
+    if trains or source in (GENERATED, None):
+        unless = "" if trains or source else ", unless photographs are near"
+        work.insert(0, f"up to {config.warm_up_steps:,} steps of warm-up{unless}")
+        each = step_bytes_per_image(teacher, network or teacher, config)
+        memory = (
+            f"a step of {config.batch_size} images takes about "
+            f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
+        )
     if method in RECONSTRUCTING:
         work.append("reconstruction of blocks")
-    if method in TRAINING:
+    if trains:
         work.append(f"{config.rounds:,} rounds of training")
-    each = step_bytes_per_image(teacher, network or teacher, config)
-    return (
-        f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; a step of "
-        f"{config.batch_size} images takes about "
-        f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
-    )
+    return f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; {memory}"
 
 
 def _tables(result: api.Quantized) -> dict[str, Any]:
@@ -222,6 +232,20 @@ def _tables(result: api.Quantized) -> dict[str, Any]:
             tables[key] = [dataclasses.asdict(part) for part in parts]
             common.say(show(parts))
     return tables
+
+
+def reconstruction_line(result: api.Quantized) -> str:
+    """On how many images blocks have learnt, in how many steps; what repeats it."""
+    steps, count = (
+        result.measurements[f"reconstruction_{what}"] for what in ("steps", "images")
+    )
+    images = f"{count:,} images"
+    if count < len(result.prepared.images):
+        images = f"{count:,} of {len(result.prepared.images):,} images, for memory"
+    return (
+        f"Reconstruction: {steps:,} steps of each block, on {images}; "
+        f"--rec_steps={steps} --rec_minutes=0 repeats it"
+    )
 
 
 def blocks_as_table(blocks: Sequence[FittedBlock]) -> str:

@@ -10,7 +10,6 @@ them if a data set is given. Give the same command again to continue a run that 
 interrupted.
 """
 
-import dataclasses
 import pathlib
 import resource
 import sys
@@ -32,7 +31,6 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
     METHODS,
-    BitWidths,
     CalibrationConfig,
     FileConfig,
     TeacherConfig,
@@ -191,7 +189,7 @@ def main() -> None:
     made = {}
     for method in methods:
         made[method] = make_file(teacher, network, method, workdir)
-    if further := further_method(teacher, widths, workdir):
+    if further := further_method(teacher, made[methods[0]][0], workdir):
         made[further] = make_file(teacher, network, further, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
@@ -223,31 +221,29 @@ def methods_from_flags() -> list[str]:
 
 
 def further_method(
-    teacher: Classifier, widths: BitWidths, workdir: Workdir
+    teacher: Classifier, network: QuantizedNetwork, workdir: Workdir
 ) -> str | None:
     """What --methods=auto makes behind DF-Q, None for nothing; says so, and why.
 
     Args:
       teacher: the trained classifier.
-      widths: bits of the file.
-      workdir: has the metrics of DF-Q.
+      network: the first that was made.
+      workdir: has its metrics.
     """
     if FLAGS.methods != [AUTO_METHOD]:
         return None
     training = workdir.metrics()["df_q_training"]
     share = training["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
-    if layers := training.get("layers"):  # a size has decided of their bits
-        fewest = min(layer["bits"] for layer in layers)
-        widths = dataclasses.replace(widths, num_bits_weight=fewest)
-    method = api.needed_method(teacher, widths, share)
+    method = api.needed_method(teacher, network, share)
     if method == METHODS[0]:
         trains = teacher.description.output != "sigmoid"
         how = "; --methods=df_q,df_qat_kd trains" if trains else ""
         common.say(f"{said}: nothing more is done{how}")
         return None
     common.say(
-        f"{said}, {asked_size() or widths.name}: {quantize.TITLES[method]} is made too"
+        f"{said}, {asked_size() or quantize.widths_from_flags().name}: "
+        f"{quantize.TITLES[method]} is made too"
     )
     return method
 

@@ -10,7 +10,12 @@ from dfq_tf.distillation.generator import (
 )
 from dfq_tf.distillation.phases import WarmedUp, warmed_up
 from dfq_tf.distillation.rounds import Rounds
-from dfq_tf.distillation.sources import Source, check_source, choose_source
+from dfq_tf.distillation.sources import (
+    Source,
+    check_source,
+    choose_source,
+    known_source,
+)
 from dfq_tf.distillation.teacher import ObservedTeacher, observe
 
 __all__ = [
@@ -25,6 +30,7 @@ __all__ = [
     "generate",
     "held_out",
     "held_out_count",
+    "known_source",
     "make_generators",
     "observe",
     "warmed_up",

@@ -94,6 +94,25 @@ def check_source(name: str, channels: int) -> None:
             ) from error
 
 
+def known_source(
+    name: str, image_shape: tuple[int, int, int], has_memory: bool
+) -> str | None:
+    """The source before any image is looked at; None where photographs must be.
+
+    Args:
+      name: as of `choose_source`.
+      image_shape: (height, width, channels).
+      has_memory: whether the teacher has BatchNormalization.
+    """
+    if name != "auto":
+        return name
+    if not has_memory:
+        return PROCEDURAL
+    height, width, channels = image_shape
+    is_large = height * width > SMALL_IMAGE
+    return None if is_large and photographs.has_colours(channels) else GENERATED
+
+
 def choose_source(
     teacher: ObservedTeacher,
     name: str,
@@ -120,11 +139,9 @@ def choose_source(
     shape = teacher.image_shape
     check_source(name, shape[-1])
     is_auto = name == "auto"
-    if is_auto and not teacher.bn_inputs:
-        return Source(PROCEDURAL)
-    may_try = shape[0] * shape[1] > SMALL_IMAGE and photographs.has_colours(shape[-1])
-    if name == GENERATED or (is_auto and not may_try):
-        return Source(GENERATED)
+    known = known_source(name, shape, bool(teacher.bn_inputs))
+    if known == GENERATED or (is_auto and known == PROCEDURAL):
+        return Source(known)
     source = Source(PHOTOGRAPHS if is_auto else name)
     count = max(1, min(_MOST_IMAGES, _PIXELS // (shape[0] * shape[1])))
     distance = distance_of(teacher, source.draw(seed + 2, count, shape), strategy)

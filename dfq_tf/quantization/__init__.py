@@ -1,7 +1,7 @@
 """A float network becomes integers: ranges, grids, quantized network, student."""
 
 from dfq_tf.quantization.calibration import calibrate, with_ranges
-from dfq_tf.quantization.choosing import without_margins
+from dfq_tf.quantization.choosing import Calibrated, without_margins
 from dfq_tf.quantization.grids import (
     Grid,
     check_widths,
@@ -18,13 +18,19 @@ from dfq_tf.quantization.mixed_widths import (
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import decibels, powers, sqnr
 from dfq_tf.quantization.post_training import float_network, with_pixels
-from dfq_tf.quantization.reconstruction import FittedBlock, reconstruct
+from dfq_tf.quantization.reconstruction import (
+    FittedBlock,
+    Reconstructed,
+    reconstruct,
+)
 
 __all__ = [
+    "Calibrated",
     "FittedBlock",
     "Grid",
     "MIXED_BITS",
     "QuantizedNetwork",
+    "Reconstructed",
     "calibrate",
     "check_widths",
     "chosen_bits",

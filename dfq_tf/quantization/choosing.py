@@ -4,14 +4,26 @@ Generated images do not reach as far as real ones. A range wider than they need 
 insurance: its steps are coarser, and less of real images is cut off at its ends. What
 it saves cannot be measured without real images. What it costs can, and that decides:
 the widest ranges are taken that cost little (measured in docs/results.md).
+
+Cost and gain are those of the scores' SQNR but for a common factor, which changes no
+class. With kernels of 4 bits, corrected biases may make all scores smaller by a factor,
+and gain 3 dB but for that.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
-from dfq_tf.graph import FLOAT, Classifier, images_per_pass, num_values
+from dfq_tf.graph import (
+    FLOAT,
+    Classifier,
+    check_images,
+    images_per_pass,
+    num_values,
+)
+from dfq_tf.quantization import grids
 from dfq_tf.quantization.bias_correction import with_corrected_biases
 from dfq_tf.quantization.calibration import (
     magnitudes_of,
@@ -20,7 +32,8 @@ from dfq_tf.quantization.calibration import (
     with_ranges,
 )
 from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.noise import sqnr
+from dfq_tf.quantization.noise import scale_free_sqnr
+from dfq_tf.quantization.ranges import Histogram
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
 # The most that wider ranges may cost, in dB of the scores' SQNR; and an SQNR so high
@@ -33,68 +46,99 @@ _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.25, 256
 _MOST_IMAGES = 128
 
 
-def chosen(
-    network: Classifier,
-    images: np.ndarray,
-    widths: BitWidths,
-    config: CalibrationConfig,
-) -> QuantizedNetwork:
-    """A quantized network, untrained, by the settings that do best.
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """Quantized networks of one float network, by the same images, untrained.
 
-    Begun with is the narrowest: ranges of least squared error, without margins. Then
-    are tried, and kept or not: the margins that the settings give; minimum and maximum,
-    where they say 'auto'; corrected biases, where they want them.
+    Their settings are those that do best. Begun with is the narrowest: ranges of least
+    squared error, without margins. Then are tried, and kept or not: the margins that
+    the settings give; minimum and maximum, where they say 'auto'; corrected biases,
+    where they want them. What hangs on no width is found once.
 
-    Args:
+    Attributes:
       network: from `post_training.float_network`.
       images: uint8 pixels, (n, height, width, channels). If there is anything to
         choose, the first quarter of them, at most 256, is held out. If there are fewer
         than four, all that the settings want is done, and 'auto' is least squares.
-      widths: bits of weights and activations.
       config: what to try.
 
     Raises:
-      TrainingError: the images or the network's answers say nothing.
+      ModelError: the images do not fit the network.
     """
-    is_open = config.bias_correction or config.activation_range == "auto"
-    count = 0
-    if is_open or config != without_margins(config):
-        count = min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(images)))
-    held_out, images = images[:count], images[count:]
-    trial = _Trial(network, images, held_out, widths, config)
-    widest = trial.widest()
-    best = as_stored(widest)
-    if config.bias_correction:
-        corrected = as_stored(with_corrected_biases(widest, images))
-        gain = trial.rated(corrected) - trial.rated(best)
-        if not count or gain >= LEAST_GAIN:
-            return corrected
-    return best
+
+    network: Classifier
+    images: np.ndarray
+    config: CalibrationConfig = CalibrationConfig()
+
+    def __post_init__(self) -> None:
+        """Checks the images."""
+        check_images(self.images, self.network.image_shape)
+
+    def quantized(self, widths: BitWidths) -> QuantizedNetwork:
+        """The network of some widths of weights and activations.
+
+        Raises:
+          UnsupportedLayerError: a layer cannot have activations of these widths.
+          TrainingError: the images or the network's answers say nothing.
+        """
+        grids.check_widths(self.network.graph, widths)
+        trial = _Trial(self, widths)
+        widest = trial.widest()
+        best = as_stored(widest)
+        if self.config.bias_correction:
+            corrected = as_stored(with_corrected_biases(widest, self._calibrating))
+            gain = trial.rated(corrected) - trial.rated(best)
+            if not self._num_held_out or gain >= LEAST_GAIN:
+                return corrected
+        return best
+
+    @functools.cached_property
+    def _num_held_out(self) -> int:
+        config = self.config
+        is_open = config.bias_correction or config.activation_range == "auto"
+        if not is_open and config == without_margins(config):
+            return 0
+        return min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(self.images)))
+
+    @property
+    def _calibrating(self) -> np.ndarray:
+        return self.images[self._num_held_out :]
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """The images by which is chosen, perhaps none."""
+        return self.images[: self._num_held_out]
+
+    @functools.cached_property
+    def histograms(self) -> dict[str, Histogram]:
+        """What the other images make of the float network, see `calibration.observe`.
+
+        Raises:
+          TrainingError: see `observe`.
+        """
+        with_counts = self.config.activation_range != "min_max"
+        return observe(self.network, self._calibrating, with_counts=with_counts)
+
+    @functools.cached_property
+    def exact(self) -> np.ndarray | None:
+        """The float network's scores of the images held out; None without any."""
+        return self.network.scores(self.held_out) if self._num_held_out else None
 
 
 class _Trial:
-    """Makes networks of several settings, and rates them; arguments as of `chosen`."""
+    """Makes networks of one pair of widths and several settings, and rates them."""
 
-    def __init__(
-        self,
-        network: Classifier,
-        images: np.ndarray,
-        held_out: np.ndarray,
-        widths: BitWidths,
-        config: CalibrationConfig,
-    ) -> None:
-        with_counts = config.activation_range != "min_max"
-        self._histograms = observe(network, images, with_counts=with_counts)
-        self._magnitudes = magnitudes_of(network.graph, widths, config.weight_range)
-        self._network, self._widths, self._config = network, widths, config
-        self._held_out = held_out
-        self._exact = network.scores(held_out) if len(held_out) else None
+    def __init__(self, calibrated: Calibrated, widths: BitWidths) -> None:
+        config, graph = calibrated.config, calibrated.network.graph
+        self._magnitudes = magnitudes_of(graph, widths, config.weight_range)
+        self._calibrated, self._widths, self._config = calibrated, widths, config
 
     def rated(self, quantized: QuantizedNetwork) -> float:
-        """SQNR of the scores of images held out; 0 without any."""
-        if self._exact is None:
+        """SQNR of the scores of images held out, but for a factor; 0 without any."""
+        exact = self._calibrated.exact
+        if exact is None:
             return 0.0
-        return sqnr(self._exact, _scores(quantized, self._held_out))
+        return scale_free_sqnr(exact, _scores(quantized, self._calibrated.held_out))
 
     def widest(self) -> QuantizedNetwork:
         """The network of the widest ranges that cost little."""
@@ -116,16 +160,15 @@ class _Trial:
         """What makes ranges wider, in the order in which it is tried."""
         names = ("pooled_margin", "logits_margin")
         changes = [{name: getattr(self._config, name) for name in names}]
-        if self._config.activation_range == "auto" and self._exact is not None:
+        is_auto = self._config.activation_range == "auto"
+        if is_auto and self._calibrated.exact is not None:
             changes.append({"activation_range": "min_max"})
         return changes
 
     def _made(self, settings: CalibrationConfig) -> QuantizedNetwork:
-        graph = self._network.graph
-        ranges = ranges_of(graph, self._histograms, self._widths, settings)
-        return with_ranges(
-            self._network, ranges, self._widths, magnitudes=self._magnitudes
-        )
+        network, histograms = self._calibrated.network, self._calibrated.histograms
+        ranges = ranges_of(network.graph, histograms, self._widths, settings)
+        return with_ranges(network, ranges, self._widths, magnitudes=self._magnitudes)
 
 
 def without_margins(config: CalibrationConfig) -> CalibrationConfig:

@@ -143,8 +143,8 @@ class LearntRange:
             self._most = np.float32(bounds.high) / (self._scale * self._highest)
         self.growth = tf.Variable(1.0)
 
-    def __call__(self, values: tf.Tensor) -> tf.Tensor:
-        """Values on the grid.
+    def __call__(self, values: tf.Tensor, is_average: bool = False) -> tf.Tensor:
+        """Values on the grid, `is_average` as of `network.fake_quantized_output`.
 
         Their gradient is 1 inside the range and 0 outside. That of the step size is
         what a value moves by where rounding and clipping stay the same: (y - x) / s
@@ -157,7 +157,7 @@ class LearntRange:
 
         @tf.custom_gradient
         def rounded(x: tf.Tensor, growth: tf.Tensor) -> tuple[tf.Tensor, Any]:
-            y = fake_quantized_output(x, low, high, self._bits)
+            y = fake_quantized_output(x, low, high, self._bits, is_average)
 
             def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 inside = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
@@ -407,7 +407,7 @@ class BlockLearner:
         learnt = self._ranges.get(self._owners.get(node.name, ""))
         if learnt is None or node.name not in self._network.bits:
             return self._network.rounded_output(node, values)
-        return learnt(values)
+        return learnt(values, grids.is_average(node))
 
     def _softness(self, sharpness: tf.Tensor) -> tf.Tensor:
         """The penalty, its mean over all weights."""

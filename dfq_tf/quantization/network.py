@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,14 +177,21 @@ class QuantizedNetwork:
             ranges[name] = wide.astype(np.float32)
         return dataclasses.replace(self, kernel_ranges=ranges)
 
-    def with_rounded_biases(self) -> "QuantizedNetwork":
+    def with_rounded_biases(
+        self, names: Collection[str] | None = None
+    ) -> "QuantizedNetwork":
         """The network whose biases are the integers that a file will hold.
 
         Steps of a bias are coarse where widths are small. After this, the network
         computes what its file does.
+
+        Args:
+          names: of the nodes whose biases are rounded; None for all.
         """
         rounded = {}
         for name in self.kernel_bits:
+            if names is not None and name not in names:
+                continue
             weights = self.graph.nodes[name].weights
             if "bias" in weights:
                 scale = self.bias_scale(name)

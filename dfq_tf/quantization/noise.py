@@ -30,3 +30,19 @@ def sqnr(exact: np.ndarray, scores: np.ndarray) -> float:
       scores: of a quantized one, the same shape.
     """
     return decibels(*powers(exact, scores))
+
+
+def scale_free_sqnr(exact: np.ndarray, scores: np.ndarray) -> float:
+    """SQNR of scores times the factor, at least 0, with which it is highest; in dB.
+
+    A factor that all scores have in common changes no class, but counts as noise in
+    `sqnr`: with few bits that can be most of it.
+
+    Args:
+      exact: as of `sqnr`.
+      scores: as of `sqnr`.
+    """
+    signal, noisy = (np.ravel(each).astype(np.float64) for each in (exact, scores))
+    own = float(noisy @ noisy)
+    factor = max(0.0, float(signal @ noisy) / own) if own else 0.0
+    return sqnr(signal, factor * noisy)

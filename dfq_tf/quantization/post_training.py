@@ -8,14 +8,13 @@ from dfq_tf.graph import (
     Classifier,
     Graph,
     ModelDescription,
-    check_images,
     equalize,
     layers,
     rewriting,
     unique_name,
 )
 from dfq_tf.quantization import grids
-from dfq_tf.quantization.choosing import chosen
+from dfq_tf.quantization.choosing import Calibrated
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.ranges import Range
 from dfq_tf.settings import BitWidths, CalibrationConfig
@@ -102,6 +101,8 @@ def post_training(
 ) -> QuantizedNetwork:
     """A quantized network with ranges from images, nothing trained.
 
+    For several widths, `choosing.Calibrated` looks at the float network once.
+
     Args:
       network: from `float_network`.
       images: uint8 (n, height, width, channels); generated ones give DF-Q, real ones
@@ -114,6 +115,4 @@ def post_training(
       UnsupportedLayerError: a layer cannot have activations of these widths.
       TrainingError: the images or the network's answers say nothing, see `calibrate`.
     """
-    check_images(images, network.image_shape)
-    grids.check_widths(network.graph, widths)
-    return chosen(network, images, widths, config)
+    return Calibrated(network, images, config).quantized(widths)

@@ -9,6 +9,7 @@ block's output. All of it needs images, and no labels.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,24 @@ class FittedBlock:
     after_db: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Reconstructed:
+    """A network whose blocks have learnt, and how.
+
+    Attributes:
+      network: computes what its file does.
+      blocks: what each has gained.
+      num_steps: that each block took: with `rec_steps` of so many and `rec_minutes` of
+        0, another run gives the same.
+      num_images: that had room in memory, those that judge among them.
+    """
+
+    network: QuantizedNetwork
+    blocks: list[FittedBlock]
+    num_steps: int
+    num_images: int
+
+
 def reconstruct(
     network: QuantizedNetwork,
     exact: Classifier,
@@ -68,8 +87,8 @@ def reconstruct(
     seed: int,
     run: Run,
     name: str = "df_rec",
-) -> tuple[QuantizedNetwork, list[FittedBlock]]:
-    """The network whose blocks have learnt to round, and what each has gained.
+) -> Reconstructed:
+    """The network whose blocks have learnt to round.
 
     Ranges of 8 bits and more, and of global pools and what is behind them, stay as they
     are: they are wider than generated images need, for those of the task.
@@ -77,8 +96,7 @@ def reconstruct(
     Args:
       network: from `post_training.post_training`; it is not changed.
       exact: the float network that it was made of.
-      images: uint8 (n, height, width, channels), of which an eighth teaches nothing;
-        as many are used as fit into memory.
+      images: uint8 (n, height, width, channels), of which an eighth teaches nothing.
       config: how many steps, of how many images.
       seed: decides all random numbers.
       run: see `Run`.
@@ -86,6 +104,9 @@ def reconstruct(
 
     Raises:
       TrainingError: an error is not finite.
+
+    Warns:
+      UserWarning: there is no room in memory for all of the images.
     """
     blocks = blocks_of(network.graph)
     learners = [
@@ -100,21 +121,36 @@ def reconstruct(
     found = []
     for i, (learner, exact_block) in enumerate(zip(learners, exact_blocks)):
         wanted = _outputs(exact_block, inputs)
-        before = _outputs(blocks[i], fed, network)
+        # The step of a bias hangs on the range before it, which may have learnt.
+        network, before = _judged(network, i, fed)
         error = tf.reduce_mean(tf.square(before - wanted)[count:])
         exact_in, fed_in, out = (each[count:] for each in (inputs, fed, wanted))
         step = learner.step(exact_in, fed_in, out, error, num_steps)
         place = f"{name}_{i + 1}_of_{len(blocks)}"
         run(place, step, num_steps, learner.trackables)
-        changed = learner.result(network)
-        after = _outputs(blocks_of(changed.graph)[i], fed, changed)
+        changed, after = _judged(learner.result(network), i, fed)
         judged = [each[:count].numpy() for each in (wanted, before, after)]
         ratings = sqnr(judged[0], judged[1]), sqnr(judged[0], judged[2])
         found.append(FittedBlock(exact_block.output, ratings[0], max(ratings)))
         is_better = ratings[1] > ratings[0]
         network = changed if is_better else network
         inputs, fed = wanted, after if is_better else before
-    return network.with_room_for_biases().with_rounded_biases(), found
+    return Reconstructed(network, found, num_steps, len(images))
+
+
+def _judged(
+    network: QuantizedNetwork, place: int, fed: tf.Tensor
+) -> tuple[QuantizedNetwork, tf.Tensor]:
+    """The network with the biases of a block as a file has them, and what it gives.
+
+    Args:
+      network: with biases of any value in that block.
+      place: of the block.
+      fed: what enters it, of all images.
+    """
+    names = blocks_of(network.graph)[place].nodes
+    network = network.with_room_for_biases().with_rounded_biases(names)
+    return network, _outputs(blocks_of(network.graph)[place], fed, network)
 
 
 def _num_steps(
@@ -140,13 +176,23 @@ def _num_steps(
 
 
 def _fitting(images: np.ndarray, blocks: Sequence[Graph]) -> np.ndarray:
-    """As many images as have room in memory between two blocks; two at least."""
+    """As many images as have room in memory between two blocks; two at least.
+
+    It warns if these are not all of them.
+    """
     ends = [node for block in blocks for node in (block.image, block.last)]
     most = max(
         (math.prod(size or 1 for size in node.shape) for node in ends), default=1
     )
     # What enters a block, in float and quantized, and what leaves it, as often.
-    return images[: images_per_pass(4 * FLOAT * most, len(images), least=2)]
+    count = images_per_pass(4 * FLOAT * most, len(images), least=2)
+    if count < len(images):
+        warnings.warn(
+            f"the reconstruction takes {count:,} of the {len(images):,} images: what "
+            "enters and leaves a block has no room in memory for more",
+            stacklevel=3,
+        )
+    return images[:count]
 
 
 def _outputs(

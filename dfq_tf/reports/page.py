@@ -52,6 +52,7 @@ def of_run(run: Record) -> str:
     """The page of one run, as HTML."""
     layers = run.page.get("layers", [])
     worst = verdict.worst_layer(layers)
+    made = [row.key for row in run.rows]
     said = verdict.of(run)
     generated = run.page.get("generated", {})
     return _rendered(
@@ -71,7 +72,7 @@ def of_run(run: Record) -> str:
         layers=_layer_rows(layers),
         is_long=len(layers) > _MANY_LAYERS,
         worst=worst,
-        advice=verdict.advice(layers, worst) if worst else "",
+        advice=verdict.advice(layers, worst, made, run.flags) if worst else "",
         blocks=run.best.training.get("blocks", []) if run.best else [],
         phases=_phases(run),
         file=_app(run),

@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import RECONSTRUCTING, TRAINING
+from dfq_tf.settings import METHODS, RECONSTRUCTING, TRAINING
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
 # SQNR in dB above which a layer loses nothing that anyone would see: less than a
 # twentieth of its signal.
 _QUIET_DB = 26.0
+# Values of flags that ask for nothing.
+_OFF = ("", "0", "false")
 # Quantile of the normal distribution, for 95 %.
 _Z = 1.96
 
@@ -209,22 +211,57 @@ def worst_layer(layers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None
     return min(known, key=lambda layer: layer["own_db"], default=None)
 
 
-def advice(layers: Sequence[Mapping[str, Any]], worst: Mapping[str, Any]) -> str:
-    """What to try about the worst layer of a file."""
+def advice(
+    layers: Sequence[Mapping[str, Any]],
+    worst: Mapping[str, Any],
+    made: Collection[str] = (),
+    flags: Mapping[str, str] | None = None,
+) -> str:
+    """What to try about the worst layer of a file, of what was not tried yet.
+
+    Args:
+      layers: of the file.
+      worst: one of them.
+      made: the methods whose files the run has.
+      flags: of the run, as a flagfile has them.
+    """
+    flags = {k: v for k, v in (flags or {}).items() if v.lower() not in _OFF}
     if worst["own_db"] >= _QUIET_DB:
         return "All layers are quiet. There is nothing to mend."
     if worst["weights"] in ("int4", "int2"):
         says = f"Its weights have {worst['weights'].removeprefix('int')} bits."
-        kernels = [layer for layer in layers if layer["weights"]]
-        if "depthwise" in worst["kind"]:
-            return f"{says} Try --num_bits_depthwise=8."
-        if worst is kernels[0]:
-            return f"{says} Try --num_bits_first=8."
-        if worst is kernels[-1]:
-            return f"{says} Try --num_bits_last=8."
-        return f"{says} Try --methods=df_qat_kd or df_rec, or --widths=W8A8."
-    if "depthwise" in worst["kind"]:
+        return f"{says} Try {_of_few_bits(layers, worst, made, flags)}."
+    if "depthwise" in worst["kind"] and not flags.get("equalize"):
         return "Channels of a depthwise kernel often differ in size. Try --equalize."
     if worst["bits"] < 8:
         return "Its outputs have few bits. Try --widths=W8A8."
-    return "Try --activation_range=mse, or activations of 16 bits: --widths=W8A16."
+    wide = "activations of 16 bits: --widths=W8A16"
+    if flags.get("activation_range") == "mse":
+        return f"Try {wide}."
+    return f"Try --activation_range=mse, or {wide}."
+
+
+def _of_few_bits(
+    layers: Sequence[Mapping[str, Any]],
+    worst: Mapping[str, Any],
+    made: Collection[str],
+    flags: Mapping[str, str],
+) -> str:
+    """What to try about a layer whose weights have few bits."""
+    if size := next((n for n in ("target_size", "target_kib") if flags.get(n)), None):
+        return f"a larger --{size}"
+    kernels = [layer for layer in layers if layer["weights"]]
+    if "depthwise" in worst["kind"]:
+        return "--num_bits_depthwise=8"
+    if worst is kernels[0]:
+        return "--num_bits_first=8"
+    if worst is kernels[-1]:
+        return "--num_bits_last=8"
+    # The last of them does what the others do.
+    *alone, both = METHODS[1:]
+    left = [] if both in made else [name for name in alone if name not in made]
+    if not left and both not in made:
+        left = [both]
+    return ", or ".join(
+        [*([f"--methods={' or '.join(left)}"] if left else []), "--widths=W8A8"]
+    )

@@ -81,7 +81,8 @@ def reconstruct_with_data(
     exact = float_network(teacher, calibration)
     images = images[: calibration.image_count(teacher.image_shape)]
     run = functools.partial(run_loop, context=context)
-    return reconstruct(network, exact, images, config, context.seed, run, "rec")[0]
+    made = reconstruct(network, exact, images, config, context.seed, run, "rec")
+    return made.network
 
 
 def train_with_data(
