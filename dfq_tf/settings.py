@@ -145,7 +145,7 @@ class BitWidths(Checked):
 
     num_bits_weight: int = setting(8, "Bits of the weights.", minimum=2, maximum=8)
     num_bits_activation: int = setting(
-        8, "Bits of the activations: 4 to 8, or 16.", minimum=4, maximum=16
+        8, "Bits of the activations: 2 to 8, or 16.", minimum=2, maximum=16
     )
     per_channel: bool = setting(
         True, "One weight range per output channel, rather than one per layer."
@@ -169,7 +169,7 @@ class BitWidths(Checked):
         if 8 < self.num_bits_activation < 16:
             raise ConfigError(
                 f"num_bits_activation is {self.num_bits_activation}; TFLite stores "
-                "activations in 8 or 16 bits, so it must be 4 to 8, or 16"
+                "activations in 8 or 16 bits, so it must be 2 to 8, or 16"
             )
 
     @property

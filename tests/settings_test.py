@@ -100,7 +100,7 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.parameters(
         (settings.BitWidths, "num_bits_weight", 2, 8),
-        (settings.BitWidths, "num_bits_activation", 4, 16),
+        (settings.BitWidths, "num_bits_activation", 2, 16),
         (settings.BitWidths, "num_bits_first", 2, 8),
         (settings.BitWidths, "num_bits_last", 2, 8),
         (settings.BitWidths, "num_bits_depthwise", 2, 8),

@@ -63,7 +63,7 @@ WIDTHS = {
     "W8A16": (BitWidths(8, 16), 9),  # 6, of 65535
     "W4A16": (BitWidths(4, 16), 9),  # 6
     "W4A4": (ALL_FOUR_BITS, None),
-    "W8A5": (BitWidths(8, 5), None),
+    "W8A3": (BitWidths(8, 3), None),
     "W3A6": (BitWidths(3, 6, True, 3, 3, 4), None),
     "W2A7": (BitWidths(2, 7), None),
 }
