@@ -180,11 +180,11 @@ class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(
             ConfigError,
             f"^num_bits_activation is {num_bits}; TFLite stores activations in 8 or 16 "
-            "bits, so it must be 4 to 8, or 16$",
+            "bits, so it must be 2 to 8, or 16$",
         ):
             settings.BitWidths(num_bits_activation=num_bits)
 
-    @parameterized.parameters(4, 5, 6, 7, 8, 16)
+    @parameterized.parameters(2, 3, 4, 5, 6, 7, 8, 16)
     def test_other_activations_are_allowed(self, num_bits):
         widths = settings.BitWidths(num_bits_activation=num_bits)
         self.assertEqual(widths.num_bits_activation, num_bits)
@@ -231,7 +231,7 @@ class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         ("W1A8", "num_bits_weight is 1; it must be at least 2"),
         ("W9A8", "num_bits_weight is 9; it must be at most 8"),
-        ("W4A3", "num_bits_activation is 3; it must be at least 4"),
+        ("W4A1", "num_bits_activation is 1; it must be at least 2"),
         ("W4A17", "num_bits_activation is 17; it must be at most 16"),
         *(
             (f"W4A{bits}", f"num_bits_activation is {bits}; TFLite stores")
