@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from tools import common
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator
 from dfq_tf.errors import WorkdirError
@@ -25,7 +26,6 @@ from dfq_tf.graph.description import ModelDescription
 from tests import helpers
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
-from tools import common
 
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
 TOOLS = (

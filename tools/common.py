@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import app, flags, logging
 
-from dfq_tf.compat import tf
+from dfq_tf.compat import native_output_hidden, tf
 from dfq_tf.context import Context
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
@@ -552,6 +552,8 @@ def run(
         with _ends_with_its_reader():
             _run(main)
 
+    with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did
+        tf.config.list_physical_devices()
     app.run(run_main, flags_parser=parse)
 
 

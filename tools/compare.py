@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, quantize, teacher_flags
 from dfq_tf import api
 from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
@@ -48,7 +49,6 @@ from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import Learner
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 

@@ -11,13 +11,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common
 from dfq_tf import api
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import TFLiteClassifier, convert, labels_text
-from tools import common
 
 FLAGS = common.FLAGS
 

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common, quantize, teacher_flags
 from dfq_tf import api, models
 from dfq_tf.compat import keras
 from dfq_tf.distillation import check_devices, with_batch_size
@@ -37,7 +38,6 @@ from dfq_tf.settings import (
 from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 

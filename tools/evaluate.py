@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common, teacher_flags
 from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import Classifier, agreement, description_beside
@@ -21,7 +22,6 @@ from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 

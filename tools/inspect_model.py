@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common, teacher_flags
 from dfq_tf.compat import modules_absent
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.reports import costs, inspection
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 

@@ -14,11 +14,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, teacher_flags
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.quantization import float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.settings import CalibrationConfig
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 

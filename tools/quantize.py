@@ -20,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, teacher_flags
 from dfq_tf import api
 from dfq_tf.distillation import held_out, with_batch_size
 from dfq_tf.distillation.batch_size import step_bytes_per_image
@@ -53,7 +54,6 @@ from dfq_tf.settings import (
 )
 from dfq_tf.tflite import as_table, check_target, check_target_takes
 from dfq_tf.training import check_batch
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 

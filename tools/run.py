@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 from dfq_tf import api, models
 from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError
@@ -41,7 +42,6 @@ from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import check_batch
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 
 FLAGS = common.FLAGS
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+from tools import common
 from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError, DataError
 from dfq_tf.files import read_text
@@ -12,7 +13,6 @@ from dfq_tf.importing import FEEDINGS, load_classifier
 from dfq_tf.settings import check_value
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data import datasets
-from tools import common
 
 FLAGS = common.FLAGS
 # A file that takes so many seconds to read gets a line that says so.

@@ -11,6 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common
 from dfq_tf import models
 from dfq_tf.compat import keras
 from dfq_tf.graph import Classifier, ModelDescription
@@ -21,7 +22,6 @@ from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
 from dfq_tf.with_data.supervised import train_teacher
-from tools import common
 
 FLAGS = common.FLAGS
 
