@@ -84,8 +84,9 @@ class RunTest(tf.test.TestCase):
             for line in lines
             if line.strip()
             and not re.match(
-                r"(teacher|warm_up|distillation|df_qat_kd|calibration|file and its|"
-                r"noise of|evaluation of).*: ",
+                r"(teacher|warm_up|distillation|df_qat_kd|preparation|calibration|"
+                r"(expected )?agreement|file and its|images|noise of|evaluation of|"
+                r"writing of).*: ",
                 line,
             )
         ]
@@ -864,7 +865,9 @@ class InspectModelTest(tf.test.TestCase):
         flags = ("--input_mean=0", "--input_scale=1/255", "--costs")
         process = self.inspect(self.save(), *flags, run=run)
         self.assertEqual(process.returncode, 0, process.stderr)
-        self.assertEqual(process.stderr, "")
+        # On a slow machine, how long the steps took.
+        lines = re.sub(r"(?m)^[\w .]+: done in \d+ s\n", "", process.stderr)
+        self.assertEqual(lines, "")
         for pattern in (
             r"^images +16 x 16 pixels, channels: 3$",
             r"^classes +2$",

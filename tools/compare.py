@@ -121,7 +121,8 @@ class Comparison:
         test = dataset.load("test") if dataset else None
         self._images = test.images if test else self._prepared.held_out
         self._labels = test.labels if test else None
-        self._scores = teacher.scores(self._images)
+        with common.stage("evaluation of the teacher"):
+            self._scores = teacher.scores(self._images)
 
     def add_float_row(self) -> None:
         """Measures the teacher itself."""
@@ -141,12 +142,14 @@ class Comparison:
         began = time.monotonic()
         try:
             network = self._network(widths, method, folder)
-            content = proof.convert(network, config=file_config())
+            with common.stage("file and its proof"):
+                content = proof.convert(network, config=file_config())
             write_bytes(folder / f"{method}.tflite", content)
             minutes = (time.monotonic() - began) / 60
             if method in METHODS:
                 minutes += self.workdir.metrics()["warm_up_minutes"]
-            result = self._measured(network, content, folder / method)
+            with common.stage("evaluation"):
+                result = self._measured(network, content, folder / method)
             self._add(widths.name, method, result | {"minutes": minutes})
         except DfqError as error:
             print(f"  failed: {error}", flush=True)
@@ -164,7 +167,8 @@ class Comparison:
             calibration = dataclasses.replace(calibration, bias_correction=False)
             rng = np.random.default_rng(FLAGS.seed)
             images = rng.integers(0, 256, images.shape, np.uint8)
-        network = post_training(prepared.network, images, widths, calibration)
+        with common.stage("calibration"):
+            network = post_training(prepared.network, images, widths, calibration)
         context = common.context(self._config, folder)
         if method in RECONSTRUCTING:
             config = common.config_from_flags(ReconstructionConfig)
@@ -181,9 +185,10 @@ class Comparison:
         """Q, REC, QAT or QAT-KD, on real images."""
         assert self._train is not None
         images, labels = self._train.images, self._train.labels
-        network = yardsticks.quantize_with_data(
-            self._teacher, images, widths, self._calibration
-        )
+        with common.stage("calibration with real images"):
+            network = yardsticks.quantize_with_data(
+                self._teacher, images, widths, self._calibration
+            )
         if method == "q":
             return network
         context = common.context(self._config, folder, on_one_device=True)

@@ -41,7 +41,9 @@ def convert_network(
     """
     if path.exists():
         return path.read_bytes()
-    content = content or convert(network, config=config)
+    if content is None:
+        with common.stage("file and its proof"):
+            content = convert(network, config=config)
     labels = labels_text(TFLiteClassifier(content).class_names)
     write_text(path.with_name("labels.txt"), labels)
     write_bytes(path, content)
@@ -62,7 +64,8 @@ def main() -> None:
     """Converts and reports."""
     if not FLAGS.student:
         raise ConfigError("student is empty; name a .keras file with --student")
-    network = api.load_quantized(FLAGS.student)
+    with common.stage(f"reading of {FLAGS.student}", common.LONG_READING):
+        network = api.load_quantized(FLAGS.student)
     path = pathlib.Path(
         FLAGS.tflite or pathlib.Path(FLAGS.student).with_suffix(".tflite")
     )

@@ -76,9 +76,10 @@ def main() -> None:
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     network = float_network(teacher, CalibrationConfig(equalize=FLAGS.equalize))
     images = read_images(FLAGS.images, path, FLAGS.num_images)
-    noise = layer_noise.measure(network, path.read_bytes(), images)
     report = path.with_name(f"{path.stem}_noise")
-    layer_noise.write_report(noise, report, path.name)
+    with common.stage("noise of the layers"):
+        noise = layer_noise.measure(network, path.read_bytes(), images)
+        layer_noise.write_report(noise, report, path.name)
     worst = layer_noise.worst(noise)
     print(table(noise))
     print(f"The noisiest layer is {worst.name}, {worst.own_db:.1f} dB")

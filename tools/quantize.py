@@ -159,9 +159,12 @@ def quantize_network(
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
+    seconds = round(time.monotonic() - began, 1)
+    with common.stage("images held out"):
+        same = _agreement(teacher, result, config, path)
     training: dict[str, Any] = {
-        "seconds": round(time.monotonic() - began, 1),
-        "agreement_on_held_out_images": _agreement(teacher, result, config, path),
+        "seconds": seconds,
+        "agreement_on_held_out_images": same,
         "batch_size": config.batch_size,
         "calibration_sources": {result.source.kind: len(result.prepared.images)},
         "images": result.source.name,
@@ -171,7 +174,8 @@ def quantize_network(
     training |= _tables(result)
     workdir.add_metrics(**{f"{method}_training": training})
     common.say(f"Images for the ranges: {result.source}")
-    student.save(result.network, path)
+    with common.stage(f"writing of {path.name}"):
+        student.save(result.network, path)
     return result.network, result.tflite
 
 
@@ -286,9 +290,10 @@ def measure_noise(
       The noisiest layer.
     """
     images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
-    noise = layer_noise.measure(exact, content, images)
-    title = f"{TITLES[method]} {widths_from_flags().name}"
-    layer_noise.write_report(noise, folder / f"{method}_noise", title)
+    with common.stage(f"noise of the layers, {TITLES[method]}"):
+        noise = layer_noise.measure(exact, content, images)
+        title = f"{TITLES[method]} {widths_from_flags().name}"
+        layer_noise.write_report(noise, folder / f"{method}_noise", title)
     has_memory = not common.config_from_flags(CalibrationConfig).equalize
     layers = facts.layers(source, network, noise, has_memory)
     facts.add(folder, method, layers=layers)

@@ -87,8 +87,9 @@ def main() -> None:
     new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
-    test = dataset.load("test")
-    scores = teacher.scores(test.images)
+    with common.stage("evaluation of the teacher"):
+        test = dataset.load("test")
+        scores = teacher.scores(test.images)
     right = accuracy(scores, test.labels)
     workdir.add_metrics(teacher_accuracy=right)
     print(f"Teacher: {100 * right:.2f} % of {len(test.labels)} test images")
