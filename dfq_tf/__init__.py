@@ -7,8 +7,6 @@ quantized = dfq_tf.quantize(teacher)
 pathlib.Path("model.tflite").write_bytes(quantized.tflite)
 """
 
-# First of all: it quiets TensorFlow's libraries before anything imports them.
-from dfq_tf import compat  # noqa: F401
 from dfq_tf.api import Distilled, Quantized, distill, load_quantized, quantize
 from dfq_tf.errors import (
     ConfigError,

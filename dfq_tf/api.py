@@ -336,9 +336,11 @@ class Prepared:
     def images(self) -> np.ndarray:
         """Calibration images, uint8."""
         count = self.calibration.image_count(self.network.image_shape)
-        if made := self.generators:
-            return generate(made, self.context.settings, count, self.context.seed)
-        return self.source.draw(self.context.seed, count, self.network.image_shape)
+        made = self.generators  # their warm-up is a stage of its own
+        with stage("images for the ranges", self.context.progress):
+            if made:
+                return generate(made, self.context.settings, count, self.context.seed)
+            return self.source.draw(self.context.seed, count, self.network.image_shape)
 
     @functools.cached_property
     def calibrated(self) -> Calibrated:
@@ -398,9 +400,12 @@ def prepare(
       TrainingError: see `quantize`.
     """
     check_pair(teacher, network)
-    rewritten = float_network(network, calibration)
-    observed = observe(teacher, context.precision, context.strategy)
-    source = choose_source(observed, calibration.images, context.seed, context.strategy)
+    with stage("preparation", context.progress):
+        rewritten = float_network(network, calibration)
+        observed = observe(teacher, context.precision, context.strategy)
+        source = choose_source(
+            observed, calibration.images, context.seed, context.strategy
+        )
     return Prepared(teacher, observed, rewritten, calibration, context, source)
 
 
@@ -418,6 +423,11 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
         the kinds, of the three quarters of images on which the largest logit is
         farthest from the next. sqnr_KIND: of the scores, in dB.
     """
+    with stage("expected agreement", prepared.context.progress):
+        return _expected(prepared, network)
+
+
+def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     kinds = {PROCEDURAL: prepared.procedural}
     kinds[prepared.source.kind] = prepared.held_out[: len(prepared.procedural)]
     found: dict[str, float] = {}
@@ -572,7 +582,8 @@ def better(
     Warns:
       UserWarning: the second is much worse.
     """
-    old, new = (_agreements(prepared, each) for each in (before, after))
+    with stage(f"agreement before and after being {what}", prepared.context.progress):
+        old, new = (_agreements(prepared, each) for each in (before, after))
     if np.mean(new) < np.mean(old) - _TOLERATED_LOSS:
         warnings.warn(
             f"being {what} made the student agree less with the teacher: on images "
@@ -680,8 +691,9 @@ def distill(
     check_trains(teacher)
     config = with_batch_size(config, teacher, learner, strategy)
     precision = resolve_precision(precision)
-    observed = observe(teacher, precision, strategy)
-    students = _students(learner, config.num_students, seed, precision)
+    with stage("preparation", show_progress):
+        observed = observe(teacher, precision, strategy)
+        students = _students(learner, config.num_students, seed, precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
     kind: Any = Budget if isinstance(config, BudgetConfig) else Rounds
     run = kind(observed, students, context)
@@ -692,7 +704,8 @@ def distill(
         return {_AGREEMENT: same(students[0]), **more}
 
     found = run.run({"student": _structure(learner.model)}, measured)
-    agreements = [same(each) for each in students]
+    with stage("agreement of the students", show_progress):
+        agreements = [same(each) for each in students]
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)
     return Distilled(result, agreements, run.generators, run.sample(_SHOWN), found)

@@ -3,7 +3,8 @@
 tfmot accepts Keras 2 models only, while `tf.keras` has been Keras 3 since
 TensorFlow 2.16. Every other module writes `from dfq_tf.compat import keras, tf`.
 Models of Keras 3 are read, with `keras3()`, but none is made; a program that uses
-Keras 3 goes on as before.
+Keras 3 goes on as before. The environment is after the import as it was before it, and
+TensorFlow's log level is the program's: the tools set their own.
 """
 
 import contextlib
@@ -76,34 +77,36 @@ def keras3() -> Any:
     return keras_3
 
 
-# Read once, when TensorFlow's libraries load: hide the C++ INFO and WARNING lines.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# oneDNN's kernels: TensorFlow takes them by itself only on processors with AVX-512 VNNI
-# or newer, but with AVX2 alone they are 1.5 times faster too (docs/results.md).
-if platform.machine().lower() in ("x86_64", "amd64"):
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# TensorFlow reads these once, when it is imported.
+_KERAS, _ONEDNN = "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS"
 
 
 @contextlib.contextmanager
-def _variable_kept(name: str) -> Iterator[None]:
-    """Gives an environment variable back the value that it had."""
-    value = os.environ.get(name)
+def _chosen_for_import() -> Iterator[None]:
+    """Sets for the block what TensorFlow reads; afterwards all is as it was before."""
+    before = {name: os.environ.get(name) for name in (_KERAS, _ONEDNN)}
+    if "tensorflow" not in sys.modules:
+        # TensorFlow loads one Keras at once: 3, which takes two thirds as long as all
+        # the rest and is not always needed, or 2 where this variable says so.
+        # `tf.keras` stays what it is for the rest of the program, as a rule Keras 3,
+        # loaded when it is first used.
+        os.environ[_KERAS] = "1"
+        # oneDNN's kernels: TensorFlow takes them by itself only on processors with
+        # AVX-512 VNNI or newer, but with AVX2 alone they are 1.5 times faster too
+        # (docs/results.md). Who has set the variable has decided.
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            os.environ.setdefault(_ONEDNN, "1")
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+        for name, value in before.items():
+            os.environ.pop(name, None)  # tfmot sets it too
+            if value is not None:
+                os.environ[name] = value
 
 
-# TensorFlow loads one Keras at once: 3, which takes two thirds as long as all the rest
-# and is not always needed, or 2 where this variable says so. `tf.keras` stays what it
-# is for the rest of the program, as a rule Keras 3, loaded when it is first used.
-_CHOICE = "TF_USE_LEGACY_KERAS"
-_is_keras2 = os.environ.get(_CHOICE) in ("true", "True", "1")
-with native_output_hidden(), _variable_kept(_CHOICE):
-    if "tensorflow" not in sys.modules:
-        os.environ[_CHOICE] = "1"
+_is_keras2 = os.environ.get(_KERAS) in ("true", "True", "1")
+with native_output_hidden(), _chosen_for_import():
     import tensorflow as tf
     import tf_keras as keras
 
@@ -117,8 +120,6 @@ with native_output_hidden(), _variable_kept(_CHOICE):
         tf.__path__[:] = [
             p for p in tf.__path__ if f"{os.sep}tf_keras{os.sep}" not in p
         ]
-
-    tf.config.list_physical_devices()  # looks for GPUs, and logs that it did
 
 __all__ = [
     "keras",

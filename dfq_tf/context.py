@@ -1,12 +1,15 @@
 """How one run runs: what the stages of a training share."""
 
 import contextlib
+import contextvars
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Generic, TypeVar
+
+import tqdm
 
 from dfq_tf.compat import tf
 from dfq_tf.settings import (
@@ -17,18 +20,24 @@ from dfq_tf.settings import (
 )
 
 S = TypeVar("S", bound=DistillationConfig | BudgetConfig | TeacherConfig)
-# A stage without a bar that lasts so many seconds is worth a line.
-_WORTH_A_LINE = 2.0
+T = TypeVar("T")
+# A stage that lasts so many seconds is worth a line, and parts of it so many a bar.
+WORTH_A_LINE, _WORTH_A_BAR = 2.0, 1.0
+# What a terminal is told that is being done.
+_shown: contextvars.ContextVar["_Shown | None"] = contextvars.ContextVar(
+    "_shown", default=None
+)
 
 
 @contextlib.contextmanager
 def stage(
-    name: str, progress: bool, least_seconds: float = _WORTH_A_LINE
+    name: str, progress: bool, least_seconds: float = WORTH_A_LINE
 ) -> Iterator[None]:
-    """Says that something without a bar is being done, and how long it has taken.
+    """Says that something is being done, and how long it has taken.
 
-    A terminal is told when it begins, on the standard error stream. A line stays there,
-    and in a log, if it has taken seconds. What raises leaves no line.
+    A terminal is told when it begins, on the standard error stream, and sees a bar for
+    what is `counted` in the block. A line stays there, and in a log, if it has taken
+    seconds. What raises leaves no line.
 
     Args:
       name: of the stage, such as 'calibration'.
@@ -36,17 +45,66 @@ def stage(
       least_seconds: how long it must have taken for a line.
     """
     began = time.monotonic()
-    is_seen = progress and sys.stderr.isatty()
-    if is_seen:
-        print(f"{name} ...", end="", file=sys.stderr, flush=True)
+    shown = _Shown(name) if progress and sys.stderr.isatty() else None
+    if shown:
+        shown.tell()
+    token = _shown.set(shown)
     try:
         yield
     finally:
-        if is_seen:
-            print(f"\r{' ' * (len(name) + 4)}\r", end="", file=sys.stderr, flush=True)
+        _shown.reset(token)
+        if shown:
+            shown.clear()
     seconds = time.monotonic() - began
     if progress and seconds >= least_seconds:
         print(f"{name}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def counted(items: Collection[T], what: str) -> Iterator[T]:
+    """Goes through the parts of a stage, with a bar where a terminal shows the stage.
+
+    So that no function need be told whether anybody looks: outside of a stage, or
+    inside of other parts that are counted, nothing is shown.
+
+    Args:
+      items: the parts.
+      what: they are, such as 'layers'.
+    """
+    shown = _shown.get()
+    return iter(items) if shown is None else shown.counted(items, what)
+
+
+class _Shown:
+    """A stage on a terminal."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._is_counting = name, False
+
+    def tell(self) -> None:
+        print(f"{self._name} ...", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        blank = " " * (len(self._name) + 4)
+        print(f"\r{blank}\r", end="", file=sys.stderr, flush=True)
+
+    def counted(self, items: Collection[T], what: str) -> Iterator[T]:
+        if self._is_counting:
+            yield from items
+            return
+        self._is_counting = True
+        try:
+            yield from tqdm.tqdm(
+                items,
+                desc=f"{self._name}: {what}",
+                leave=False,
+                dynamic_ncols=True,
+                mininterval=0.5,
+                delay=_WORTH_A_BAR,
+            )
+        finally:
+            self._is_counting = False
+        self.clear()
+        self.tell()
 
 
 @dataclasses.dataclass(frozen=True)

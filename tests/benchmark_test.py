@@ -1,8 +1,8 @@
+from tools import benchmark
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.layers import KINDS
 from tests import helpers
-from tools import benchmark
 
 layers = keras.layers
 

@@ -8,10 +8,10 @@ from unittest import mock
 from absl import flags
 from absl.testing import absltest, parameterized
 
+from tools import common
 from dfq_tf.compat import tf
 from tests.helpers import new_folder
 from tests.tool_runner import run_in_process
-from tools import common
 
 
 class EndTest(parameterized.TestCase):

@@ -10,33 +10,51 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+KERAS, ONEDNN = "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS"
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+# What TensorFlow and the packages that it imports set for themselves.
+OF_TENSORFLOW = (
+    "ENABLE_RUNTIME_UPTIME_TELEMETRY",
+    "HDF5_PLUGIN_PATH",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "TF2_BEHAVIOR",
+    "TPU_ML_PLATFORM",
+    "TPU_ML_PLATFORM_VERSION",
+)
+
+
+def without(*names):
+    """The environment without these variables."""
+    return {key: value for key, value in os.environ.items() if key not in names}
 
 
 class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters((None, "1"), ("0", "0"))
     @unittest.skipUnless(_IS_X86, "oneDNN is set on x86 processors alone")
     def test_onednn_is_on_unless_the_user_says_no(self, before, after):
-        name = "TF_ENABLE_ONEDNN_OPTS"
-        others = {key: value for key, value in os.environ.items() if key != name}
-        # TensorFlow must find it when it is imported, not only afterwards.
+        """TensorFlow finds it when it is imported, and its log level as it was."""
+        others = without(ONEDNN, LOG_LEVEL)
         script = (
             "import builtins, os; load = builtins.__import__\n"
             "def watched(module, *args, **kwargs):\n"
             "    if module == 'tensorflow':\n"
-            f"        print(os.environ.get('{name}')); os._exit(0)\n"
+            f"        print(*map(os.environ.get, {(ONEDNN, LOG_LEVEL)}))\n"
+            "        os._exit(0)\n"
             "    return load(module, *args, **kwargs)\n"
             "builtins.__import__ = watched\n"
             "import dfq_tf"
         )
         process = subprocess.run(
             [sys.executable, "-u", "-c", script],
-            env=others if before is None else {**others, name: before},
+            env=others if before is None else {**others, ONEDNN: before},
             capture_output=True,
             text=True,
         )
-        self.assertEqual(process.stdout.strip(), after, process.stderr)
+        self.assertEqual(process.stdout.split(), [after, "None"], process.stderr)
 
-    def test_keras_3_stays_keras_3_for_the_rest_of_the_program(self):
+    def test_importing_leaves_no_trace_and_keras_3_is_keras_3(self):
+        """In variables, log levels and paths, nothing but what TensorFlow does."""
         self.check_keras_3("dfq_tf", False)
 
     @pytest.mark.long
@@ -45,8 +63,14 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
 
     def check_keras_3(self, first, is_there):
         script = (
-            f"import os, sys, {first}\n"
+            f"import logging, os, sys, {first}\n"
+            "def state():\n"
+            "    levels = [logging.getLogger(n).level for n in ('', 'tensorflow')]\n"
+            "    return levels, sys.path[:], os.getcwd()\n"
+            "environment, others = set(os.environ.items()), state()\n"
             "import dfq_tf\n"
+            "changed = {n for n, _ in environment ^ set(os.environ.items())}\n"
+            f"print(changed <= set({OF_TENSORFLOW}), state() == others)\n"
             "print('keras' in sys.modules)\n"
             "import keras, tensorflow as tf\n"
             "from tensorflow.keras import layers\n"
@@ -55,11 +79,12 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
             " os.environ.get('TF_USE_LEGACY_KERAS'), layers is tf.keras.layers,"
             " tf.keras.layers.Dense is keras.layers.Dense)"
         )
-        others = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+        others = without(KERAS, ONEDNN, LOG_LEVEL)
         process = subprocess.run(
             [sys.executable, "-c", script], env=others, capture_output=True, text=True
         )
-        expected = [str(is_there), "3", "3", "10", "None", "True", "True"]
+        same = ["True", "True"]
+        expected = [*same, str(is_there), "3", "3", "10", "None", *same]
         self.assertEqual(process.stdout.split(), expected, process.stderr)
 
 

@@ -14,6 +14,8 @@ import pytest
 # own, TensorFlow spends a tenth more time on them. It reads this when it is imported.
 for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(name, "1")
+# As the tools have it, which run in these processes: no INFO and no WARNING lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Python looks for garbage less often, while TensorFlow is imported and afterwards.
 gc.set_threshold(10_000, 10, 10)
 

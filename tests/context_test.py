@@ -5,7 +5,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from dfq_tf import context as context_module
-from dfq_tf.context import stage
+from dfq_tf.context import counted, stage
 from dfq_tf.errors import ConfigError
 from tests import helpers
 
@@ -69,6 +69,40 @@ class StageTest(parameterized.TestCase):
         with mock.patch("sys.stderr", stream), self.assertRaises(ConfigError):
             with stage("calibration", True):
                 raise ConfigError("no")
+        self.assertEqual(stream.getvalue(), "")
+
+    def counted_on_a_terminal(self, is_terminal=True, **settings):
+        """What stderr has while parts are counted, and after each of them."""
+        stream = io.StringIO()
+        stream.isatty = lambda: is_terminal
+        seen = []
+        with (
+            mock.patch("sys.stderr", stream),
+            mock.patch.object(context_module, "_WORTH_A_BAR", 0),
+            stage("calibration", **{"progress": True, **settings}),
+        ):
+            for layer in counted(["a", "b"], "layers"):
+                inner = list(counted([1, 2, 3], "images"))
+                seen.append((layer, inner, stream.getvalue()))
+            end = stream.getvalue()
+        return seen, end
+
+    def test_terminal_has_a_bar_for_the_parts_alone(self):
+        seen, end = self.counted_on_a_terminal()
+        self.assertEqual([each[:2] for each in seen], [(p, [1, 2, 3]) for p in "ab"])
+        self.assertIn("calibration: layers:   0%", seen[0][2])
+        self.assertNotIn("images", end)
+        self.assertEndsWith(end, "\rcalibration ...")
+
+    @parameterized.parameters({"is_terminal": False}, {"progress": False})
+    def test_no_bar_where_nobody_looks(self, **settings):
+        seen, end = self.counted_on_a_terminal(**settings)
+        self.assertEqual([each[:2] for each in seen], [(p, [1, 2, 3]) for p in "ab"])
+        self.assertEqual(end, "")
+
+    def test_parts_outside_of_a_stage_say_nothing(self):
+        with mock.patch("sys.stderr", io.StringIO()) as stream:
+            self.assertEqual(list(counted(range(3), "layers")), [0, 1, 2])
         self.assertEqual(stream.getvalue(), "")
 
 

@@ -3,10 +3,10 @@ from unittest import mock
 
 from absl.testing import parameterized
 
+from tools import curves
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError
 from dfq_tf.reports import layer_noise
-from tools import curves
 
 TABLE = "step,minutes,accuracy,agreement\n0,0,0.1,0.2\n8,1.5,0.5,0.4\n9,3,0.75,0.6\n"
 

@@ -9,6 +9,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver, parameterized
 
+from tools import common, distill, quantize
+from tools import run as run_tool
 from dfq_tf import api, models
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import generator
@@ -19,8 +21,6 @@ from dfq_tf.settings import AUTO, BitWidths, CalibrationConfig, recipe
 from dfq_tf.training.learner import Learner
 from dfq_tf.with_data import datasets
 from tests import helpers
-from tools import common, distill, quantize
-from tools import run as run_tool
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tools/flagfiles"

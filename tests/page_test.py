@@ -181,6 +181,7 @@ class RunPageTest(parameterized.TestCase):
         metrics = {**pages.METRICS, "df_q_training": training}
         _, _, parsed = made(metrics=metrics, page=(), curves=False)
         self.assertIn("blocks", [a["id"] for a in parsed.all("section")])
+        self.assertIn("#blocks", [a["href"] for a in parsed.all("a")])
         self.assertIn("end<b>11.214.0", parsed.words)
 
     def test_without_labels_there_is_no_accuracy(self):

@@ -399,7 +399,8 @@ class SeveralTest(PhasesTestCase):
 
     def _distill(self, networks, directory=None):
         context = helpers.context(self.config, seed=2, directory=directory)
-        return phases.distill(*networks, context)
+        with helpers.eagerly():
+            return phases.distill(*networks, context)
 
     def test_generators_differ(self):
         first, second = self._networks()[0].generators
@@ -433,6 +434,7 @@ class SeveralTest(PhasesTestCase):
             mock.patch.object(steps, "generator_step", watched_generator_step),
             mock.patch.object(steps, "answered_step", watched_answered_step),
             mock.patch.object(steps, "student_step") as fresh,
+            helpers.eagerly(),
         ):
             phases.distill(*networks, helpers.context(config, seed=2), bank=bank)
         fresh.assert_not_called()

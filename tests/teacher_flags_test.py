@@ -5,10 +5,10 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from tools import teacher_flags
 from dfq_tf.errors import ConfigError
 from tests.helpers import new_folder
 from tests.tool_runner import run_in_process
-from tools import teacher_flags
 
 
 class LabelsTest(parameterized.TestCase):

@@ -30,8 +30,8 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from dfq_tf.compat import tf
 from tools import common
+from dfq_tf.compat import tf
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

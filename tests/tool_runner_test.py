@@ -14,10 +14,10 @@ from absl import flags
 from absl import logging as absl_logging
 from absl.testing import flagsaver, parameterized
 
+from tools import common
 from dfq_tf.compat import tf
 from tests import helpers
 from tests.tool_runner import run_in_process, run_tool
-from tools import common
 
 # Says something in each way there is, changes what it can, and ends as it is told.
 TOOL = """

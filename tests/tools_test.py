@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
+from tools import common
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator
@@ -26,7 +27,6 @@ from dfq_tf.graph.description import ModelDescription
 from tests import helpers
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
-from tools import common
 
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
 TOOLS = (
@@ -85,8 +85,9 @@ class RunTest(tf.test.TestCase):
             for line in lines
             if line.strip()
             and not re.match(
-                r"(teacher|warm_up|distillation|df_qat_kd|calibration|file and its|"
-                r"noise of|evaluation of).*: ",
+                r"(teacher|warm_up|distillation|df_qat_kd|preparation|calibration|"
+                r"(expected )?agreement|file and its|images|noise of|evaluation of|"
+                r"writing of).*: ",
                 line,
             )
         ]
@@ -944,7 +945,9 @@ class InspectModelTest(tf.test.TestCase):
         flags = ("--input_mean=0", "--input_scale=1/255", "--costs")
         process = self.inspect(self.save(), *flags, run=run)
         self.assertEqual(process.returncode, 0, process.stderr)
-        self.assertEqual(process.stderr, "")
+        # On a slow machine, how long the steps took.
+        lines = re.sub(r"(?m)^[\w .]+: done in \d+ s\n", "", process.stderr)
+        self.assertEqual(lines, "")
         for pattern in (
             r"^images +16 x 16 pixels, channels: 3$",
             r"^classes +2$",

@@ -16,12 +16,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common
 from dfq_tf import api
 from dfq_tf.distillation import generator, phases
 from dfq_tf.settings import DistillationConfig, RunConfig
 from dfq_tf.training import loop
 from tests import helpers
-from tools import common
 
 FLAGS = common.FLAGS
 _CONFIG = DistillationConfig(

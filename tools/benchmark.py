@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
@@ -31,7 +32,6 @@ from dfq_tf.importing import as_classifier
 from dfq_tf.quantization import calibrate, float_network, student, with_ranges
 from dfq_tf.settings import BitWidths, DistillationConfig, RunConfig
 from dfq_tf.training import Learner, optimizers, resolve_precision, with_precision
-from tools import common
 
 FLAGS = common.FLAGS
 

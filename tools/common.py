@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import app, flags, logging
 
-from dfq_tf.compat import tf
-from dfq_tf.context import Context
+from dfq_tf.compat import native_output_hidden, tf
+from dfq_tf.context import WORTH_A_LINE, Context
+from dfq_tf.context import stage as shown_stage
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
 from dfq_tf.graph import description_path
@@ -43,6 +44,8 @@ FLAGS = flags.FLAGS
 T = TypeVar("T")
 S = TypeVar("S", DistillationConfig, TeacherConfig)
 
+# A file that takes so many seconds to read gets a line that says so.
+LONG_READING = 5.0
 # Flags that do not change a run's results: a run may continue with others.
 _FREE_FLAGS = {"workdir", "data_dir", "archive", "progress", "quiet"}
 # Heading in the help -> name of each flag -> whether --help shows it.
@@ -356,6 +359,15 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def stage(
+    name: str, least_seconds: float = WORTH_A_LINE
+) -> contextlib.AbstractContextManager[None]:
+    """A stage that is shown, see `context.stage`, unless flags say that none is."""
+    is_quiet = "quiet" in FLAGS and FLAGS.quiet
+    is_shown = FLAGS.progress if "progress" in FLAGS else not is_quiet
+    return shown_stage(name, is_shown, least_seconds)
+
+
 def is_made(*paths: pathlib.Path) -> bool:
     """Whether an earlier run made these files; with several workers, all of theirs.
 
@@ -552,6 +564,8 @@ def run(
         with _ends_with_its_reader():
             _run(main)
 
+    with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did
+        tf.config.list_physical_devices()
     app.run(run_main, flags_parser=parse)
 
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, quantize, teacher_flags
 from dfq_tf import api
 from dfq_tf.context import Context
 from dfq_tf.distillation import with_batch_size
@@ -50,7 +51,6 @@ from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import Learner
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -123,7 +123,8 @@ class Comparison:
         test = dataset.load("test") if dataset else None
         self._images = test.images if test else self._prepared.held_out
         self._labels = test.labels if test else None
-        self._scores = teacher.scores(self._images)
+        with common.stage("evaluation of the teacher"):
+            self._scores = teacher.scores(self._images)
 
     def add_float_row(self) -> None:
         """Measures the teacher itself."""
@@ -143,10 +144,12 @@ class Comparison:
         began, minutes = time.monotonic(), self._minutes_before(widths, method)
         try:
             network = self._network(widths, method, folder)
-            content = proof.convert(network, config=file_config())
+            with common.stage("file and its proof"):
+                content = proof.convert(network, config=file_config())
             write_bytes(folder / f"{method}.tflite", content)
             minutes += (time.monotonic() - began) / 60
-            result = self._measured(network, content, folder / method)
+            with common.stage("evaluation"):
+                result = self._measured(network, content, folder / method)
             self._add(widths.name, method, result | {"minutes": minutes})
         except DfqError as error:
             print(f"  failed: {error}", flush=True)
@@ -174,8 +177,10 @@ class Comparison:
             )
             rng = np.random.default_rng(FLAGS.seed)
             images = rng.integers(0, 256, prepared.images.shape, np.uint8)
-            return post_training(prepared.network, images, widths, calibration)
-        network = prepared.calibrated.quantized(widths)
+            with common.stage("calibration"):
+                return post_training(prepared.network, images, widths, calibration)
+        with common.stage("calibration"):
+            network = prepared.calibrated.quantized(widths)
         context = common.context(self._config, folder)
         if method in RECONSTRUCTING:
             network = self._reconstructed(widths, network, context)
@@ -208,9 +213,10 @@ class Comparison:
         """Q, REC, QAT or QAT-KD, on real images."""
         assert self._train is not None
         images, labels = self._train.images, self._train.labels
-        network = yardsticks.quantize_with_data(
-            self._teacher, images, widths, self._calibration
-        )
+        with common.stage("calibration with real images"):
+            network = yardsticks.quantize_with_data(
+                self._teacher, images, widths, self._calibration
+            )
         if method == "q":
             return network
         context = common.context(self._config, folder, on_one_device=True)

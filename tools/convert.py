@@ -11,13 +11,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common
 from dfq_tf import api
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import TFLiteClassifier, convert, labels_text
-from tools import common
 
 FLAGS = common.FLAGS
 
@@ -41,7 +41,9 @@ def convert_network(
     """
     if path.exists():
         return path.read_bytes()
-    content = content or convert(network, config=config)
+    if content is None:
+        with common.stage("file and its proof"):
+            content = convert(network, config=config)
     labels = labels_text(TFLiteClassifier(content).class_names)
     write_text(path.with_name("labels.txt"), labels)
     write_bytes(path, content)
@@ -62,7 +64,8 @@ def main() -> None:
     """Converts and reports."""
     if not FLAGS.student:
         raise ConfigError("student is empty; name a .keras file with --student")
-    network = api.load_quantized(FLAGS.student)
+    with common.stage(f"reading of {FLAGS.student}", common.LONG_READING):
+        network = api.load_quantized(FLAGS.student)
     path = pathlib.Path(
         FLAGS.tflite or pathlib.Path(FLAGS.student).with_suffix(".tflite")
     )

@@ -11,10 +11,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.reports import layer_noise
-from tools import common
 
 FLAGS = common.FLAGS
 

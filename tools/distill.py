@@ -17,9 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common, quantize, teacher_flags
 from dfq_tf import api, models
 from dfq_tf.compat import keras
 from dfq_tf.distillation import check_devices, with_batch_size
+from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
@@ -37,7 +39,6 @@ from dfq_tf.settings import (
 from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, quantize, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -153,6 +154,7 @@ def distilled_student(
         new_student(teacher), dataclasses.replace(teacher.description, output="logits")
     )
     config = with_batch_size(distillation_config(), teacher, student, strategy)
+    common.say(plan(teacher, student, config))
     began = time.monotonic()
     result = api.distill(
         teacher,
@@ -167,9 +169,10 @@ def distilled_student(
     )
     seconds = time.monotonic() - began
     images = result.images
-    pictures.write_preview(images, workdir.path, "student")
-    generated = facts.generated(images, teacher.scores(images), teacher.description)
-    facts.add(workdir.path, "student", generated=generated)
+    with common.stage("images for the page"):
+        pictures.write_preview(images, workdir.path, "student")
+        generated = facts.generated(images, teacher.scores(images), teacher.description)
+        facts.add(workdir.path, "student", generated=generated)
     workdir.add_metrics(
         student_training={
             "seconds": round(seconds, 1),
@@ -180,6 +183,34 @@ def distilled_student(
     )
     result.student.save(path)
     return as_classifier(result.student)
+
+
+def plan(
+    teacher: Classifier, student: Learner, config: DistillationConfig | BudgetConfig
+) -> str:
+    """One line: what is to be done, with how much memory, and how long if it is known.
+
+    Args:
+      teacher: the trained classifier.
+      student: what learns from it.
+      config: has a number for the batch size.
+    """
+    if isinstance(config, DistillationConfig):
+        work = (
+            f"up to {config.warm_up_steps:,} steps of warm-up, then {config.rounds:,} "
+            f"rounds of {config.generator_steps:,} generator steps and "
+            f"{config.student_steps:,} student steps"
+        )
+    elif config.steps:
+        work = f"{config.steps:,} student steps"
+    else:
+        work = f"as many steps as fit into {config.minutes:g} minutes"
+    each = step_bytes_per_image(teacher, student, config)
+    return (
+        f"Distilling into {FLAGS.student}, with generated images, recipe "
+        f"{FLAGS.recipe}: {work}; a step of {config.batch_size} images takes about "
+        f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
+    )
 
 
 def _accuracy_on(
@@ -208,8 +239,9 @@ def main() -> None:
     best = max(workdir.metrics()["student_training"]["agreements_on_generated_images"])
     print(f"Agreement with the teacher on generated images: {100 * best:.1f} %")
     if dataset:
-        test = dataset.load("test")
-        right = accuracy(student.scores(test.images), test.labels)
+        with common.stage("evaluation of the student"):
+            test = dataset.load("test")
+            right = accuracy(student.scores(test.images), test.labels)
         workdir.add_metrics(student_accuracy=right)
         print(f"Student: {100 * right:.2f} % of {len(test.labels)} test images")
     print(f"The page of the run: {page.write(workdir.path)}")

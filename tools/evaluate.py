@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common, teacher_flags
 from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import Classifier, agreement, description_beside
@@ -21,7 +22,6 @@ from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -85,21 +85,24 @@ def main() -> None:
     if not FLAGS.model:
         raise ConfigError("model is empty; name a model file with --model")
     _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
-    model = read_model(FLAGS.model)
-    teacher = read_model(FLAGS.teacher) if FLAGS.teacher else None
+    with common.stage("reading", common.LONG_READING):
+        model = read_model(FLAGS.model)
+        teacher = read_model(FLAGS.teacher) if FLAGS.teacher else None
     dataset = common.dataset_from_flags()
     for each in (model, teacher):
         if each is not None:
             fed = each.classifier if isinstance(each, QuantizedNetwork) else each
             teacher_flags.check_fits(fed, dataset)
     workdir = common.open_workdir() if FLAGS.workdir else None
-    test = dataset.load("test")
-    scores = model.scores(test.images)
+    with common.stage(f"evaluation of {FLAGS.model}"):
+        test = dataset.load("test")
+        scores = model.scores(test.images)
     right = accuracy(scores, test.labels)
     measured = {"accuracy": right, "images": len(test.labels)}
     print(f"Accuracy: {100 * right:.2f} % of {len(test.labels)} test images")
     if teacher is not None:
-        same = agreement(scores, teacher.scores(test.images))
+        with common.stage(f"evaluation of {FLAGS.teacher}"):
+            same = agreement(scores, teacher.scores(test.images))
         measured["agreement"] = same
         print(f"Agreement with the teacher: {100 * same:.2f} %")
     if workdir is not None:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common, teacher_flags
 from dfq_tf.compat import modules_absent
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.reports import costs, inspection
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -203,7 +203,8 @@ def main() -> None:
             "teacher is empty; name a model file: tools/inspect_model.py model.keras"
         )
     # Keras 3 would take longer to import these than all the rest; nothing here draws.
-    with modules_absent("matplotlib", "sklearn"):
+    reading = common.stage(f"reading of {FLAGS.teacher}", common.LONG_READING)
+    with modules_absent("matplotlib", "sklearn"), reading:
         found = inspection.inspect(FLAGS.teacher, **teacher_flags.arguments())
     print("\n".join(heading(found, FLAGS.teacher)))
     print()
@@ -218,7 +219,9 @@ def main() -> None:
             f"{count} of {len(found.rows)} layers cannot be quantized; see above"
         )
     if FLAGS.costs:
-        print("\n".join(expectation(costs.measure(found.classifier))))
+        with common.stage("steps to measure"):
+            measured = costs.measure(found.classifier)
+        print("\n".join(expectation(measured)))
     print("\n".join(following(found)))
 
 

@@ -14,11 +14,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, teacher_flags
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.quantization import float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.settings import CalibrationConfig
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -76,9 +76,10 @@ def main() -> None:
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     network = float_network(teacher, CalibrationConfig(equalize=FLAGS.equalize))
     images = read_images(FLAGS.images, path, FLAGS.num_images)
-    noise = layer_noise.measure(network, path.read_bytes(), images)
     report = path.with_name(f"{path.stem}_noise")
-    layer_noise.write_report(noise, report, path.name)
+    with common.stage("noise of the layers"):
+        noise = layer_noise.measure(network, path.read_bytes(), images)
+        layer_noise.write_report(noise, report, path.name)
     worst = layer_noise.worst(noise)
     print(table(noise))
     print(f"The noisiest layer is {worst.name}, {worst.own_db:.1f} dB")

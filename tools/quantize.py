@@ -20,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, teacher_flags
 from dfq_tf import api
 from dfq_tf.distillation import held_out, known_source, with_batch_size
 from dfq_tf.distillation.batch_size import step_bytes_per_image
@@ -53,7 +54,6 @@ from dfq_tf.settings import (
 )
 from dfq_tf.tflite import as_table, check_target, check_target_takes
 from dfq_tf.training import check_batch
-from tools import common, teacher_flags
 
 FLAGS = common.FLAGS
 
@@ -159,9 +159,12 @@ def quantize_network(
         directory=workdir.path,
         show_progress=FLAGS.progress,
     )
+    seconds = round(time.monotonic() - began, 1)
+    with common.stage("images held out"):
+        same = _agreement(teacher, result, config, path)
     training: dict[str, Any] = {
-        "seconds": round(time.monotonic() - began, 1),
-        "agreement_on_held_out_images": _agreement(teacher, result, config, path),
+        "seconds": seconds,
+        "agreement_on_held_out_images": same,
         "batch_size": config.batch_size,
         "calibration_sources": {result.source.kind: len(result.prepared.images)},
         "images": result.source.name,
@@ -173,7 +176,8 @@ def quantize_network(
         common.say(reconstruction_line(result))
     workdir.add_metrics(**{f"{method}_training": training})
     common.say(f"Images for the ranges: {result.source}")
-    student.save(result.network, path)
+    with common.stage(f"writing of {path.name}"):
+        student.save(result.network, path)
     return result.network, result.tflite
 
 
@@ -310,9 +314,10 @@ def measure_noise(
       The noisiest layer.
     """
     images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
-    noise = layer_noise.measure(exact, content, images)
-    title = f"{TITLES[method]} {widths_from_flags().name}"
-    layer_noise.write_report(noise, folder / f"{method}_noise", title)
+    with common.stage(f"noise of the layers, {TITLES[method]}"):
+        noise = layer_noise.measure(exact, content, images)
+        title = f"{TITLES[method]} {widths_from_flags().name}"
+        layer_noise.write_report(noise, folder / f"{method}_noise", title)
     has_memory = not common.config_from_flags(CalibrationConfig).equalize
     layers = facts.layers(source, network, noise, has_memory)
     facts.add(folder, method, layers=layers)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 from dfq_tf import api, models
-from dfq_tf.context import stage
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.importing import MODEL_SUFFIXES
@@ -39,7 +39,6 @@ from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import check_batch
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
-from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 
 FLAGS = common.FLAGS
 
@@ -183,7 +182,6 @@ def main() -> None:
         common.say("The data is put away. From here on, no image of it is used.")
     network = None
     if FLAGS.student:
-        common.say(f"Distilling into {FLAGS.student}, with generated images")
         network = distill.distilled_student(teacher, dataset, workdir)
         quantize.check_settings(network, methods, widths)
     made = {}
@@ -328,24 +326,25 @@ def measure(
     else:
         images = np.load(workdir.path / f"{next(iter(made))}_images.npy")
         labels = None
-    with stage(f"evaluation of the teacher on {len(images):,} images", FLAGS.progress):
+    with common.stage(f"evaluation of the teacher on {len(images):,} images"):
         teacher_scores = teacher.scores(images)
-    for key, model in (("teacher", teacher), ("student", network)):
-        if model is not None:
-            scores = teacher_scores if model is teacher else model.scores(images)
-            row(workdir, key, scores, labels, teacher_scores, bytes=num_bytes(model))
+        for key, model in (("teacher", teacher), ("student", network)):
+            if model is not None:
+                scores = teacher_scores if model is teacher else model.scores(images)
+                size = num_bytes(model)
+                row(workdir, key, scores, labels, teacher_scores, bytes=size)
     source = network or teacher
     exact = float_network(source, common.config_from_flags(CalibrationConfig))
     for method, (quantized, content) in made.items():
         tflite = TFLiteClassifier(content)
         facts.add(workdir.path, method, file=tflite.interface())
-        title = quantize.TITLES[method]
-        with stage(f"noise of the layers, {title}", FLAGS.progress):
-            worst = quantize.measure_noise(
-                source, exact, quantized, content, workdir.path, method
-            )
-        with stage(f"evaluation of {title} on {len(images):,}", FLAGS.progress):
-            scores = tflite.scores(images)
+        worst = quantize.measure_noise(
+            source, exact, quantized, content, workdir.path, method
+        )
+        with common.stage(f"evaluation of {quantize.TITLES[method]}"):
+            scores, latency = tflite.scores(images), tflite.latency()
+            compared = images[:_COMPARED_IMAGES]
+            difference = proof.largest_difference(quantized, content, compared)
         row(
             workdir,
             method,
@@ -353,17 +352,16 @@ def measure(
             labels,
             teacher_scores,
             bytes=len(content),
-            latency_ms=tflite.latency(),
+            latency_ms=latency,
             xnnpack_pieces=tflite.num_pieces,
             worst_layer=f"{worst.name}, {worst.own_db:.1f} dB",
-            largest_difference_in_steps=proof.largest_difference(
-                quantized, content, images[:_COMPARED_IMAGES]
-            ),
+            largest_difference_in_steps=difference,
         )
     if FLAGS.yardstick:
         assert dataset is not None
-        content = real_data_file(source, dataset)
-        scores = TFLiteClassifier(content).scores(images)
+        with common.stage("yardstick, with real images"):
+            content = real_data_file(source, dataset)
+            scores = TFLiteClassifier(content).scores(images)
         row(workdir, "q", scores, labels, teacher_scores, bytes=len(content))
     workdir.add_metrics(peak_memory_mib=round(peak_bytes() / 2**20))
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
-from dfq_tf.context import stage
+from tools import common
 from dfq_tf.errors import ConfigError, DataError
 from dfq_tf.files import read_text
 from dfq_tf.graph import OUTPUTS, Classifier
@@ -12,11 +12,8 @@ from dfq_tf.importing import FEEDINGS, load_classifier
 from dfq_tf.settings import check_value
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data import datasets
-from tools import common
 
 FLAGS = common.FLAGS
-# A file that takes so many seconds to read gets a line that says so.
-_LONG_READING = 5.0
 
 
 # Name, type, default and help of each flag that says what a teacher file does not.
@@ -141,8 +138,7 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
       ModelError: the file cannot be read.
     """
     said = arguments()
-    is_shown = "progress" in FLAGS and FLAGS.progress
-    with stage(f"reading of {path}", is_shown, least_seconds=_LONG_READING):
+    with common.stage(f"reading of {path}", common.LONG_READING):
         teacher = load_classifier(path, **said)
     names = said["class_names"]
     has_numbers = teacher.description.class_names == tuple(

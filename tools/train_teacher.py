@@ -11,6 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tools import common
 from dfq_tf import models
 from dfq_tf.compat import keras
 from dfq_tf.graph import Classifier, ModelDescription
@@ -21,7 +22,6 @@ from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
 from dfq_tf.with_data.supervised import train_teacher
-from tools import common
 
 FLAGS = common.FLAGS
 
@@ -87,8 +87,9 @@ def main() -> None:
     new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir()
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
-    test = dataset.load("test")
-    scores = teacher.scores(test.images)
+    with common.stage("evaluation of the teacher"):
+        test = dataset.load("test")
+        scores = teacher.scores(test.images)
     right = accuracy(scores, test.labels)
     workdir.add_metrics(teacher_accuracy=right)
     print(f"Teacher: {100 * right:.2f} % of {len(test.labels)} test images")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.context import Context
+from dfq_tf.context import Context, counted
 from dfq_tf.errors import ConfigError
 from dfq_tf.settings import BudgetConfig, DistillationConfig
 from dfq_tf.training import replica_slice, with_precision
@@ -290,7 +290,8 @@ def generate(
 
     # One array from the start: large images are not there twice.
     images = np.empty((num_images, *generators[0].output_shape[1:]), np.uint8)
-    for i, start in enumerate(range(0, num_images, config.batch_size)):
+    starts = range(0, num_images, config.batch_size)
+    for i, start in enumerate(counted(starts, "batches")):
         part = images[start : start + config.batch_size]
         part[:] = batch(tf.constant([seed, i]))[: len(part)]
     for generator, weights in zip(generators, before):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dfq_tf.compat import tf, traced
+from dfq_tf.context import counted
 from dfq_tf.errors import ModelError
 from dfq_tf.graph import running
 from dfq_tf.graph.description import ModelDescription
@@ -127,7 +128,10 @@ def in_batches(
     """
     check_images(images, image_shape)
     starts = range(0, len(images), batch_size)
-    batches = (images[i : i + batch_size].astype(np.float32) for i in starts)
+    batches = (
+        images[i : i + batch_size].astype(np.float32)
+        for i in counted(starts, "passes of images")
+    )
     return np.concatenate([function(tf.constant(batch)).numpy() for batch in batches])
 
 

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from dfq_tf.compat import tf
+from dfq_tf.context import counted
 from dfq_tf.errors import ConfigError
 
 # Those that ship here; README.md beside them names their authors and licences.
@@ -53,7 +54,8 @@ def crops(
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(paths), size=count)
     images = np.empty((count, *shape), np.uint8)
-    for number in np.unique(chosen):  # each picture is read once, and let go
+    # Each picture is read once, and let go.
+    for number in counted(np.unique(chosen), "pictures"):
         sizes = _halved(_read(paths[number]))
         for i in map(int, np.flatnonzero(chosen == number)):
             images[i] = _crop(np.random.default_rng((seed, i)), sizes, shape)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf, traced
+from dfq_tf.context import counted
 from dfq_tf.graph import (
     FLOAT,
     KINDS,
@@ -64,7 +65,8 @@ def with_corrected_biases(
     corrected: dict[str, dict[str, np.ndarray]] = {}
     # Node by node, all batches at once: one is corrected before the next runs.
     outputs: dict[str, Batches] = {graph.image.name: batches}
-    for name, node in list(graph.nodes.items())[1:]:
+    for node in counted(list(graph.nodes.values())[1:], "biases of layers"):
+        name = node.name
         sources = list(zip(*(outputs[source] for source in node.inputs)))
         weights: dict[str, Any] = dict(node.weights)
         if has_kernel(node):
@@ -91,7 +93,10 @@ def _float_means(
 
     if len(batches) > 1:  # compiling takes longer than one pass
         run = traced(run, tf.TensorSpec((None, *network.image_shape), tf.float32))
-    per_batch = [[_channel_means([y]) for y in run(b)] for b in batches]
+    per_batch = [
+        [_channel_means([y]) for y in run(batch)]
+        for batch in counted(batches, "passes of images")
+    ]
     shares = [len(b) for b in batches]
     return {
         name: np.average(values, axis=0, weights=shares)

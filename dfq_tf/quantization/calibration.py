@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from dfq_tf.compat import tf, traced
+from dfq_tf.context import counted
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph import (
     FLOAT,
@@ -91,7 +92,10 @@ def ranges_of(
             return percentile_range(histogram, config.activation_percentile)
         return least_squares_range(histogram, bits[name])
 
-    ranges = {name: range_of(name, each) for name, each in histograms.items()}
+    ranges = {
+        name: range_of(name, histograms[name])
+        for name in counted(list(histograms), "ranges of layers")
+    }
     return fitted_ranges(graph, with_margins(graph, ranges, config), bits)
 
 
@@ -168,15 +172,16 @@ def magnitudes_of(
       weight_range: as in `with_ranges`.
       names: the nodes that are asked for; None for all that have a kernel.
     """
+    bits = grids.kernel_bits(graph, widths)
+    asked = [name for name in bits if names is None or name in names]
     return {
         name: kernel_magnitudes(
             by_output(graph.nodes[name], graph.nodes[name].weights["kernel"]),
-            num_bits,
+            bits[name],
             per_channel=widths.per_channel,
             method=weight_range,
         )
-        for name, num_bits in grids.kernel_bits(graph, widths).items()
-        if names is None or name in names
+        for name in counted(asked, "ranges of kernels")
     }
 
 
@@ -261,9 +266,10 @@ def observe(
         run: Callable[[tf.Tensor], tf.Tensor] = batch
         if len(images) > batch_size:  # compiling takes longer than one pass
             run = traced(batch, tf.TensorSpec((None, *images.shape[1:]), tf.float32))
+        starts = range(0, len(images), batch_size)
         return [
             run(tf.constant(images[i : i + batch_size], tf.float32)).numpy()
-            for i in range(0, len(images), batch_size)
+            for i in counted(starts, "passes of images")
         ]
 
     statistics = np.array(passes(lambda _, o: _extremes_and_spread(o)))

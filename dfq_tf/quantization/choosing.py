@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dfq_tf.context import counted
 from dfq_tf.graph import (
     FLOAT,
     Classifier,
@@ -185,6 +186,7 @@ def _scores(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
     """The network's scores; nothing is compiled for so few images."""
     size = FLOAT * num_values(network.graph)
     count = images_per_pass(size, _MOST_IMAGES)
-    passes = [images[i : i + count] for i in range(0, len(images), count)]
+    starts = counted(range(0, len(images), count), "passes of images")
+    passes = (images[i : i + count] for i in starts)
     output = [network.graph.output]
     return np.concatenate([network.outputs(each, output)[0] for each in passes])

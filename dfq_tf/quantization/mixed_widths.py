@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dfq_tf.context import counted
 from dfq_tf.quantization.calibration import magnitudes_of
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import powers
@@ -61,7 +62,7 @@ def kernel_noise(
     images, output = images[:_MOST_IMAGES], [network.graph.output]
     (exact,) = network.outputs(images, output)
     noise = {}
-    for name in network.kernel_bits:
+    for name in counted(list(network.kernel_bits), "noise of kernels"):
         for bits in MIXED_BITS:
             noise[name, bits] = 0.0
             if bits < 8:

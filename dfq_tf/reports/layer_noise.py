@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf
+from dfq_tf.context import counted
 from dfq_tf.errors import ConfigError, ExportError
 from dfq_tf.files import replacing, write_text
 from dfq_tf.graph import (
@@ -79,7 +80,7 @@ def measure(
     size = 3 * FLOAT * num_values(graph)
     batch_size = images_per_pass(size, len(images))
     sums = {name: np.zeros((2, 2)) for name in names}
-    for start in range(0, len(images), batch_size):
+    for start in counted(range(0, len(images), batch_size), "passes of images"):
         batch = images[start : start + batch_size]
         stored = _stored_outputs(graph, content, batch)
         _check_stored(graph, names, stored)
@@ -226,7 +227,7 @@ def _stored_outputs(
         )
     tensors = [t for t in interpreter.get_tensor_details() if t["name"] in graph.nodes]
     values: dict[str, list[np.ndarray]] = {t["name"]: [] for t in tensors}
-    for pixels in Feeding(content, image).of(images):
+    for pixels in counted(Feeding(content, image).of(images), "images"):
         interpreter.set_tensor(image["index"], pixels[None])
         interpreter.invoke()
         for tensor in tensors:

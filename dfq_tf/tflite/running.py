@@ -11,6 +11,7 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import native_output_hidden
+from dfq_tf.context import counted
 from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.graph import check_images
 from dfq_tf.tflite import metadata
@@ -104,7 +105,7 @@ class TFLiteClassifier:
         image = self._feeding.of(np.zeros((1, *self.image_shape), np.uint8))
         self._interpreter.set_tensor(self._input["index"], image)
         seconds = []
-        for _ in range(runs + runs // 10):
+        for _ in counted(range(runs + runs // 10), "runs of the file"):
             began = time.perf_counter()
             self._interpreter.invoke()
             seconds.append(time.perf_counter() - began)
@@ -131,7 +132,7 @@ class TFLiteClassifier:
             )
         interpreter = self._interpreter
         outputs = []
-        for image in self._feeding.of(images):
+        for image in counted(self._feeding.of(images), "images"):
             interpreter.set_tensor(self._input["index"], image[None])
             interpreter.invoke()
             outputs.append(interpreter.get_tensor(self._output["index"])[0])
@@ -226,7 +227,7 @@ def stored_tensors(content: bytes, images: np.ndarray) -> dict[str, Stored]:
     (image,) = interpreter.get_input_details()
     outputs = interpreter.get_output_details()
     integers: list[list[np.ndarray]] = [[] for _ in outputs]
-    for pixels in Feeding(content, image).of(images):
+    for pixels in counted(Feeding(content, image).of(images), "images"):
         interpreter.set_tensor(image["index"], pixels[None])
         interpreter.invoke()
         for found, output in zip(integers, outputs):
