@@ -28,6 +28,7 @@ from dfq_tf.settings import (
     FileConfig,
     MixedWidths,
     ReconstructionConfig,
+    qat_recipe,
     recipe,
 )
 from dfq_tf.tflite import TFLiteClassifier
@@ -57,6 +58,7 @@ __all__ = [
     "distill",
     "load_classifier",
     "load_quantized",
+    "qat_recipe",
     "quantize",
     "recipe",
 ]

@@ -251,19 +251,29 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
             "each generator",
         ),
         (
-            dict(bank_images=10, generator_steps=0),
+            dict(bank_images=10, pool_images=0),
             "bank_images is 10 and generator_steps is 0; the images are those of "
             "generator steps",
         ),
         (
-            dict(share_images=True, generator_steps=0),
+            dict(share_images=True, pool_images=0),
             "share_images is True and generator_steps is 0; the images are those of "
             "generator steps",
         ),
         (
-            dict(bank_images=10, share_images=True),
-            "bank_images is 10 and share_images is set; a student step takes its "
+            dict(pool_images=0, bank_images=10, share_images=True),
+            "bank_images is 10 and share_images is True; a student step takes its "
             "images from one of them. Set bank_images to 0, or leave share_images out",
+        ),
+        (
+            dict(pool_images=7, bank_images=10, generator_steps=1),
+            "pool_images is 7 and bank_images is 10; a student step takes its images "
+            "from one of them. Set pool_images to 0, or leave bank_images out",
+        ),
+        (
+            dict(noise_share=0.75, mixup_share=0.5, cutmix_share=0.0),
+            "the shares are noise_share 0.75, mixup_share 0.5, cutmix_share 0, 1.25 "
+            "together; they must be at most 1, and what is left is generated images",
         ),
     )
     def test_contradictions_are_refused(self, fields, message):

@@ -21,7 +21,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import CalibrationConfig, DistillationConfig, TeacherConfig
+from dfq_tf.settings import CalibrationConfig, TeacherConfig, qat_recipe
 from dfq_tf.training import devices, optimizers
 from dfq_tf.training.copies import with_precision
 from dfq_tf.training.learner import Learner
@@ -34,7 +34,8 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
-_CONFIG = DistillationConfig(
+_CONFIG = qat_recipe(
+    "paper",
     batch_size=8,
     noise_dim=5,
     warm_up_steps=3,
