@@ -406,7 +406,7 @@ class DistillationConfig(MixedImages):
         choices=("adam", "sgd"),
     )
     student_learning_rate: float = setting(
-        1e-4, "Peak learning rate of the student, with a cosine decay to 0.", above=0
+        2e-4, "Peak learning rate of the student, with a cosine decay to 0.", above=0
     )
     student_momentum: float = setting(
         0.9, "Momentum of the student's sgd.", minimum=0, maximum=0.999
@@ -703,7 +703,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 # defaults of DistillationConfig; `paper` is the loop of Choi et al. 2020.
 QAT_RECIPES: dict[str, dict[str, Any]] = {
     "pool": {},
-    "paper": dict(_WITHOUT_POOL, generator_steps=1, student_steps=3),
+    "paper": dict(
+        _WITHOUT_POOL,
+        generator_steps=1,
+        student_steps=3,
+        student_learning_rate=1e-4,
+    ),
 }
 
 

@@ -35,6 +35,7 @@ from dfq_tf.settings import (
     RunConfig,
     check_value,
     recipe,
+    recipe_settings,
 )
 from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
@@ -129,7 +130,8 @@ def check_flags(recipe_alone: bool = False) -> None:
 def resolved_flags() -> dict[str, Any]:
     """Name -> value of the flags whose default is the recipe's."""
     config = dataclasses.asdict(distillation_config())
-    return {name: config[name] for name in distillation_flags() if name in config}
+    own = recipe_settings(FLAGS.recipe)
+    return {name: config[name] for name in distillation_flags() if name in own}
 
 
 def new_student(teacher: Classifier) -> keras.Model:
