@@ -161,10 +161,9 @@ def quantize(
     Images of a generator, or crops of photographs of anything, give the activation
     ranges (DF-Q), see `choose_source`. For DF-REC, one block after the other learns on
     these images to give what the float network's gives. For DF-QAT-KD, the student
-    learns to answer as the teacher does on crops of such images, and on others that
-    are made of them, for DF-REC-KD behind reconstruction; or generators are trained
-    against it (Choi et al. 2020), see `settings.qat_recipe`. Of before and after, the
-    better is kept, see `better`.
+    learns to answer as the teacher does on crops of them, for DF-REC-KD behind
+    reconstruction; or generators learn against it (Choi et al. 2020), see
+    `settings.qat_recipe`. Of before and after, the better is kept, see `better`.
 
     Args:
       teacher: the trained classifier; or a model or file that says itself how it is

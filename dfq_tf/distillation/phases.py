@@ -189,42 +189,22 @@ def distill(
       ConfigError: the batch does not divide between the devices.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
-    config = context.settings
+    config, teacher = context.settings, warmed.teacher
     check_batch(context.strategy, config.batch_size, config.num_generators)
     copies = Copies(context.strategy)
-    teacher, generators = warmed.teacher, warmed.generators
-    state = _state(copies, context, teacher, generators, config.rounds, students)
+    makers = warmed.generators
+    state = _state(copies, context, teacher, makers, config.rounds, students)
     if bank is None:
         bank = make_bank(students[0], config, context.seed)
-    pool = None
-    if config.pool_images:
-        if images is None:
-            count = pool_count(config, teacher.image_shape)
-            images = generate(generators, config, count, context.seed + POOL_SEED)
-        small = dataclasses.replace(config, batch_size=student_batch(context))
-        pool = Pool(teacher, images, small, context.seed, compiled)
+    pool = _make_pool(warmed, images, context)
     known = {**identity_of(teacher, context), **(identity or {})}
     one_round = _Round(state, context, bank, pool)
-    rounds = config.rounds
-    if config.max_minutes and rounds:
-        rounds = _affordable_rounds(one_round, name, known, context)
-        assert state.rounds is not None
-        state.rounds.assign(rounds)
-    # A pool that nothing adds to is made again as it was.
-    changing = [] if pool is None else [pool.answered]
-    changing += [pool.images] if pool is not None and config.generator_steps else []
+    rounds = _affordable_rounds(one_round, name, known, context)
     measurements = run_loop(
         name,
         one_round,
         rounds,
-        trackables(
-            bank,
-            generator=state.generators,
-            generator_optimizer=state.generator_optimizers,
-            student=[student.model for student in state.students],
-            student_optimizer=state.student_optimizers,
-            pool=changing,
-        ),
+        one_round.trackables,
         context,
         identity=known,
         evaluate=copies.up_to_date(evaluate),
@@ -232,6 +212,22 @@ def distill(
     )
     copies.write_back()
     return measurements
+
+
+def _make_pool(
+    warmed: WarmedUp,
+    images: np.ndarray | None,
+    context: Context[DistillationConfig],
+) -> Pool | None:
+    """A pool of the images, or of those of the generators; None if none is wanted."""
+    config, teacher = context.settings, warmed.teacher
+    if not config.pool_images:
+        return None
+    if images is None:
+        count = pool_count(config, teacher.image_shape)
+        images = generate(warmed.generators, config, count, context.seed + POOL_SEED)
+    small = dataclasses.replace(config, batch_size=student_batch(context))
+    return Pool(teacher, images, small, context.seed, compiled)
 
 
 def pool_count(config: DistillationConfig, shape: tuple[int, int, int]) -> int:
@@ -258,8 +254,11 @@ def _affordable_rounds(
     """As many rounds as are asked for, or as there is time for.
 
     How long a round takes is measured once; a run that goes on keeps to what was found.
+    The learning rates end with them.
     """
     config, found = context.settings, tf.Variable(0, trainable=False)
+    if not (config.max_minutes and config.rounds):
+        return config.rounds
 
     def measure(index: int) -> Mapping[str, tf.Tensor]:
         affordable = int(60 * config.max_minutes / max(one_round.seconds(), 1e-9))
@@ -271,6 +270,7 @@ def _affordable_rounds(
     run_loop(
         f"{name}_timing", measure, 1, {"rounds": found}, context, identity=identity
     )
+    one_round.end_after(int(found.numpy()))
     return int(found.numpy())
 
 
@@ -323,6 +323,25 @@ class _Round:
         for i in range(self._config.student_steps):
             measurements |= self._train_students(made, i, first + i)
         return measurements
+
+    @property
+    def trackables(self) -> dict[str, Any]:
+        """All that rounds change, by name."""
+        state, pool = self._state, self._pool
+        grows = self._config.generator_steps > 0
+        return trackables(
+            self._bank,
+            generator=state.generators,
+            generator_optimizer=state.generator_optimizers,
+            student=[student.model for student in state.students],
+            student_optimizer=state.student_optimizers,
+            pool=[] if pool is None else pool.changing(grows),
+        )
+
+    def end_after(self, rounds: int) -> None:
+        """Lets the learning rates reach 0 after so many rounds."""
+        assert self._state.rounds is not None
+        self._state.rounds.assign(rounds)
 
     def seconds(self) -> float:
         """About how long a round takes; takes some steps for it, and undoes them."""

@@ -202,6 +202,14 @@ class Pool:
         """Number of the first step that is like all later ones; steps per answer."""
         return self._num_answered, self._uses
 
+    def changing(self, grows: bool) -> list[Store]:
+        """What a checkpoint must keep: images that none are added to come back alike.
+
+        Args:
+          grows: whether generator steps add to them.
+        """
+        return [self.answered, self.images] if grows else [self.answered]
+
     def forget(self) -> None:
         """Throws all answers away."""
         self.answered.added.assign(0)
