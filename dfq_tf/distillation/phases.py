@@ -189,11 +189,10 @@ def distill(
       ConfigError: the batch does not divide between the devices.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
-    config, teacher = context.settings, warmed.teacher
+    config, teacher, made = context.settings, warmed.teacher, warmed.generators
     check_batch(context.strategy, config.batch_size, config.num_generators)
     copies = Copies(context.strategy)
-    makers = warmed.generators
-    state = _state(copies, context, teacher, makers, config.rounds, students)
+    state = _state(copies, context, teacher, made, config.rounds, students)
     if bank is None:
         bank = make_bank(students[0], config, context.seed)
     pool = _make_pool(warmed, images, context)
