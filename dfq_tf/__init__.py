@@ -26,6 +26,7 @@ from dfq_tf.settings import (
     FileConfig,
     MixedWidths,
     ReconstructionConfig,
+    qat_recipe,
     recipe,
 )
 from dfq_tf.tflite import TFLiteClassifier
@@ -55,6 +56,7 @@ __all__ = [
     "distill",
     "load_classifier",
     "load_quantized",
+    "qat_recipe",
     "quantize",
     "recipe",
 ]

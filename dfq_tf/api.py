@@ -160,9 +160,10 @@ def quantize(
 
     Images of a generator, or crops of photographs of anything, give the activation
     ranges (DF-Q), see `choose_source`. For DF-REC, one block after the other learns on
-    these images to give what the float network's gives. For DF-QAT-KD, student and
-    generator are trained against each other (Choi et al. 2020), for DF-REC-KD behind
-    reconstruction. Of before and after, the better is kept, see `better`.
+    these images to give what the float network's gives. For DF-QAT-KD, the student
+    learns to answer as the teacher does on crops of them, for DF-REC-KD behind
+    reconstruction; or generators learn against it (Choi et al. 2020), see
+    `settings.qat_recipe`. Of before and after, the better is kept, see `better`.
 
     Args:
       teacher: the trained classifier; or a model or file that says itself how it is
@@ -347,6 +348,15 @@ class Prepared:
         """Makes DF-Q of them, in any widths."""
         return Calibrated(self.network, self.images, self.calibration)
 
+    def pool(self) -> np.ndarray:
+        """Images of the same source for a student to learn from, uint8."""
+        config, seed = self.context.settings, self.context.seed + phases.POOL_SEED
+        shape = self.network.image_shape
+        count = phases.pool_count(config, shape)
+        if made := self.generators:
+            return generate(made, config, count, seed)
+        return self.source.draw(seed, count, shape)
+
     @functools.cached_property
     def held_out(self) -> np.ndarray:
         """Other images of the same source, which train and calibrate nothing."""
@@ -525,7 +535,7 @@ def trained(
     evaluate: Callable[[Learner], Mapping[str, float]] | None = None,
     name: str = "df_qat_kd",
 ) -> tuple[QuantizedNetwork, list[keras.Model], dict[str, float]]:
-    """Quantization-aware training against copies of the warmed-up generators.
+    """Quantization-aware training: on a pool of images, against generators, or both.
 
     Args:
       prepared: from `prepare`.
@@ -536,23 +546,29 @@ def trained(
 
     Returns:
       The better of the network that was given and the trained one, see `better`; the
-      generators as they are after that; and the last measurements, with the agreement
-      on images held out before and after, and untrained_is_kept.
+      generators as they are after that, none where none are needed; and the last
+      measurements, with the agreement on images held out before and after, and
+      untrained_is_kept.
 
     Warns:
       UserWarning: the training made the agreement much worse.
     """
     learner = Learner(quantized_student.build(network), network.description)
-    generators = [
-        with_precision(generator, context.precision)
-        for generator in prepared.warmed.generators
-    ]
+    config = context.settings
+    # Without generator steps they stay as they are, and other images need none.
+    generators = prepared.generators
+    if config.generator_steps or not config.pool_images:
+        generators = [
+            with_precision(generator, context.precision)
+            for generator in prepared.warmed.generators
+        ]
     measurements = phases.distill(
-        WarmedUp(prepared.warmed.teacher, generators),
+        WarmedUp(prepared.observed, generators),
         [learner],
         context,
         name=name,
         identity=_identity(prepared, network),
+        images=prepared.pool() if config.pool_images else None,
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
     result = quantized_student.trained(network, learner.model)

@@ -7,6 +7,7 @@ it: a default lives here and nowhere else. This module imports no TensorFlow.
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from dfq_tf.errors import ConfigError
@@ -314,12 +315,38 @@ class CalibrationConfig(Checked):
         return max(least, min(most, fitting))
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillationConfig(Checked):
-    """Generators against students: the data-free part (Choi et al. 2020).
+# What students see besides generated images as they are.
+IMAGE_KINDS = ("noise", "leaves", "photographs", "mixup", "cutmix")
 
-    The defaults suit a student that is the teacher's own network, quantized. For
-    another network, trained from scratch, take one of RECIPES: see `recipe`.
+
+class MixedImages(Checked):
+    """Mixin: shares of the students' images that are of IMAGE_KINDS."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a setting out of its limits, or too many shares."""
+        super().__post_init__()
+        given = {f"{kind}_share": self.share_of(kind) for kind in IMAGE_KINDS}
+        shares = {name: value for name, value in given.items() if hasattr(self, name)}
+        if sum(shares.values()) > 1:
+            each = ", ".join(f"{name} {value:g}" for name, value in shares.items())
+            raise ConfigError(
+                f"the shares are {each}, {sum(shares.values()):g} together; they must "
+                "be at most 1, and what is left is generated images"
+            )
+
+    def share_of(self, kind: str) -> float:
+        """Share of the students' images that are of a kind of IMAGE_KINDS."""
+        return getattr(self, f"{kind}_share", 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig(MixedImages):
+    """What a quantized student learns from, and how long; and the warm-up before it.
+
+    The defaults suit a student that is the teacher's own network, quantized: it learns
+    from a pool of images that the warmed-up generators have made. `qat_recipe` has
+    other settings for it, among them the loop of Choi et al. 2020, generators against
+    students. For another network, trained from scratch, see `recipe`.
     """
 
     batch_size: int = setting(
@@ -351,8 +378,14 @@ class DistillationConfig(Checked):
     rounds: int = setting(
         300, "Rounds of generator and student steps in turn.", minimum=0
     )
-    generator_steps: int = setting(1, "Generator steps per round.", minimum=0)
-    student_steps: int = setting(3, "Student steps per round.", minimum=1)
+    max_minutes: float = setting(
+        20.0,
+        "Minutes that the rounds take at most on this machine: there are fewer of them "
+        "if all would take longer; 0 for as long as they take.",
+        minimum=0,
+    )
+    generator_steps: int = setting(0, "Generator steps per round.", minimum=0)
+    student_steps: int = setting(10, "Student steps per round.", minimum=1)
     generator_learning_rate: float = setting(
         1e-3, "Peak learning rate of Adam, with a cosine decay to 0.", above=0
     )
@@ -363,7 +396,7 @@ class DistillationConfig(Checked):
         choices=("adam", "sgd"),
     )
     student_learning_rate: float = setting(
-        1e-4, "Peak learning rate of the student, with a cosine decay to 0.", above=0
+        2e-4, "Peak learning rate of the student, with a cosine decay to 0.", above=0
     )
     student_momentum: float = setting(
         0.9, "Momentum of the student's sgd.", minimum=0, maximum=0.999
@@ -377,11 +410,40 @@ class DistillationConfig(Checked):
         "generators' loss is at 1.",
         above=0,
     )
+    pool_images: int = setting(
+        8192,
+        "How many images, of where those for the ranges come from, student steps take "
+        "crops of, which the teacher answers; or fewer where they take more than 512 "
+        "MiB. Images of generator steps take the place of the oldest. 0 for no pool.",
+        minimum=0,
+    )
+    pool_batch_size: int = setting(
+        32,
+        "Images per student step on crops of a pool, or batch_size if it is less.",
+        minimum=1,
+    )
+    answer_uses: int = setting(
+        4,
+        "Student steps on each crop of the pool, about, before the teacher answers a "
+        "new one in its place.",
+        minimum=1,
+    )
+    noise_share: float = setting(
+        0.15, "Share of the images of student steps that are 1/f noise.", minimum=0
+    )
+    mixup_share: float = setting(
+        0.075, "Share that are means of two images of the pool.", minimum=0
+    )
+    cutmix_share: float = setting(
+        0.075,
+        "Share that are images of the pool with a box out of another one.",
+        minimum=0,
+    )
     bank_images: int = setting(
         0,
         "How many of the last generated images are kept, with the teacher's answers, "
         "for the student steps to draw from, or fewer where they take more than 512 "
-        "MiB; with 0, each student step generates its own.",
+        "MiB; with 0 and no pool, each student step generates its own.",
         minimum=0,
     )
     share_images: bool = setting(
@@ -391,9 +453,10 @@ class DistillationConfig(Checked):
         "nor teacher.",
     )
     student_augmentation: str = setting(
-        "none",
-        "Changes to the images of student steps: random crops after padding by an "
-        "eighth of the side, and horizontal flips.",
+        "crop_flip",
+        "Changes to the images of student steps, those of a pool before the teacher "
+        "answers them: random crops after padding by an eighth of the side, and "
+        "horizontal flips.",
         choices=AUGMENTATIONS,
     )
     adversarial_ramp_steps: int = setting(
@@ -423,26 +486,27 @@ class DistillationConfig(Checked):
                 f"num_generators is {self.num_generators}, more than the batch_size "
                 f"{self.batch_size}: a batch has an image of each generator"
             )
-        if self.bank_images and self.share_images:
+        sources = ("pool_images", "bank_images", "share_images")
+        given = [name for name in sources if getattr(self, name)]
+        if len(given) > 1:
+            first, second = given[:2]
             raise ConfigError(
-                f"bank_images is {self.bank_images} and share_images is set; a student "
-                "step takes its images from one of them. Set bank_images to 0, or "
-                "leave share_images out"
+                f"{first} is {getattr(self, first)} and {second} is "
+                f"{getattr(self, second)}; a student step takes its images from one of "
+                f"them. Set {first} to 0, or leave {second} out"
             )
-        source = "bank_images" if self.bank_images else "share_images"
-        if getattr(self, source) and not self.generator_steps:
+        if (
+            given[:1] in (["bank_images"], ["share_images"])
+            and not self.generator_steps
+        ):
             raise ConfigError(
-                f"{source} is {getattr(self, source)} and generator_steps is 0; the "
-                "images are those of generator steps"
+                f"{given[0]} is {getattr(self, given[0])} and generator_steps is 0; "
+                "the images are those of generator steps"
             )
-
-
-# What students see besides generated images as they are.
-IMAGE_KINDS = ("noise", "leaves", "photographs", "mixup", "cutmix")
 
 
 @dataclasses.dataclass(frozen=True)
-class BudgetConfig(Checked):
+class BudgetConfig(MixedImages):
     """Distillation from scratch in a given time: the recipe `budget`.
 
     A round makes one new batch of images, in `generator_steps`, and takes
@@ -560,26 +624,21 @@ class BudgetConfig(Checked):
         20.0, "Divides the logits in the students' loss (Hinton et al. 2015).", above=0
     )
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a setting out of its limits, or too many shares."""
-        super().__post_init__()
-        shares = {f"{kind}_share": self.share_of(kind) for kind in IMAGE_KINDS}
-        if sum(shares.values()) > 1:
-            given = ", ".join(f"{name} {value:g}" for name, value in shares.items())
-            raise ConfigError(
-                f"the shares are {given}, {sum(shares.values()):g} together; they must "
-                "be at most 1, and what is left is generated images"
-            )
 
-    def share_of(self, kind: str) -> float:
-        """Share of the students' images that are of a kind of IMAGE_KINDS."""
-        return getattr(self, f"{kind}_share")
-
-
+# Those that say what students learn from a pool.
+POOL_SETTINGS = (
+    "pool_images",
+    "pool_batch_size",
+    "answer_uses",
+    "noise_share",
+    "mixup_share",
+    "cutmix_share",
+)
 # The settings of one phase, generators against students; those of the second phase,
 # on the quantized student, have flags of their own. All others hold for both.
 PHASE_SETTINGS = (
     "rounds",
+    "max_minutes",
     "generator_steps",
     "student_steps",
     "student_optimizer",
@@ -587,6 +646,7 @@ PHASE_SETTINGS = (
     "student_momentum",
     "student_weight_decay",
     "temperature",
+    *POOL_SETTINGS,
     "bank_images",
     "share_images",
     "student_augmentation",
@@ -598,7 +658,15 @@ PHASE_SETTINGS = (
 # with the settings of its public re-implementation, which has batches of 256. `bank`
 # keeps past images, on which most steps run (Fang et al. 2022, "Up to 100x Faster
 # Data-free Knowledge Distillation").
-_FROM_SCRATCH = dict(student_optimizer="sgd", student_learning_rate=0.1)
+_WITHOUT_POOL = dict(
+    max_minutes=0.0,
+    pool_images=0,
+    noise_share=0.0,
+    mixup_share=0.0,
+    cutmix_share=0.0,
+    student_augmentation="none",
+)
+_FROM_SCRATCH = dict(_WITHOUT_POOL, student_optimizer="sgd", student_learning_rate=0.1)
 # `budget` is of another kind: see BudgetConfig.
 RECIPES: dict[str, dict[str, Any]] = {
     "budget": {},
@@ -621,6 +689,32 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+# The same for a student that is the teacher's own network, quantized. `pool` has the
+# defaults of DistillationConfig; `paper` is the loop of Choi et al. 2020.
+QAT_RECIPES: dict[str, dict[str, Any]] = {
+    "pool": {},
+    "paper": dict(
+        _WITHOUT_POOL,
+        generator_steps=1,
+        student_steps=3,
+        student_learning_rate=1e-4,
+    ),
+}
+
+
+def recipe_settings(name: str) -> list[str]:
+    """The settings that a recipe has, of RECIPES or of QAT_RECIPES.
+
+    Raises:
+      ConfigError: there is no such recipe.
+    """
+    names = tuple({**RECIPES, **QAT_RECIPES})
+    check_value("recipe", name, {"choices": names})
+    kind = BudgetConfig if name == "budget" else DistillationConfig
+    without = () if name in ("budget", "pool") else POOL_SETTINGS
+    return [f.name for f in dataclasses.fields(kind) if f.name not in without]
+
+
 def recipe(name: str, **changes: Any) -> DistillationConfig | BudgetConfig:
     """Settings for a student trained from scratch.
 
@@ -634,15 +728,34 @@ def recipe(name: str, **changes: Any) -> DistillationConfig | BudgetConfig:
         of its limits.
     """
     check_value("recipe", name, {"choices": tuple(RECIPES)})
+    _check_has(name, changes)
     kind = BudgetConfig if name == "budget" else DistillationConfig
-    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{**RECIPES[name], **changes})
+
+
+def qat_recipe(name: str, **changes: Any) -> DistillationConfig:
+    """Settings for a student that is the teacher's own network, quantized.
+
+    Args:
+      name: key of QAT_RECIPES.
+      **changes: settings that differ from the recipe's.
+
+    Raises:
+      ConfigError: as `recipe`.
+    """
+    check_value("qat_recipe", name, {"choices": tuple(QAT_RECIPES)})
+    _check_has(name, changes)
+    return DistillationConfig(**{**QAT_RECIPES[name], **changes})
+
+
+def _check_has(name: str, changes: Mapping[str, Any]) -> None:
+    names = recipe_settings(name)
     for each, value in changes.items():
         if each not in names:
             raise ConfigError(
                 f"{each} is {value}, but the recipe {name} has no such setting; it has "
                 f"{', '.join(names)}"
             )
-    return kind(**{**RECIPES[name], **changes})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf import api, photographs
 from dfq_tf.compat import keras, tf
-from dfq_tf.distillation import batch_size, budget, generator, phases
+from dfq_tf.distillation import batch_size, budget, generator, phases, pool
 from dfq_tf.distillation.generator import generate
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import (
@@ -25,6 +25,7 @@ from dfq_tf.errors import (
 )
 from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import Reconstructed, choosing
 from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.post_training import float_network, post_training
@@ -36,6 +37,7 @@ from dfq_tf.settings import (
     MixedWidths,
     ReconstructionConfig,
     parse_widths,
+    qat_recipe,
     recipe,
 )
 from dfq_tf.tflite import proof
@@ -46,15 +48,30 @@ from tests import digits, helpers
 
 layers = keras.layers
 
-CONFIG = DistillationConfig(batch_size=64, noise_dim=32, warm_up_steps=30, rounds=15)
+CONFIG = DistillationConfig(
+    batch_size=64, noise_dim=32, warm_up_steps=30, rounds=15, pool_images=512
+)
 CALIBRATION = CalibrationConfig(images="generated", calibration_images=128)
 # Enough to see whether something was done.
-TINY = DistillationConfig(
+TINY = qat_recipe(
+    "paper",
     batch_size=16,
     noise_dim=8,
     warm_up_steps=3,
     rounds=3,
     student_learning_rate=1e-5,  # more would harm: what is trained is kept
+)
+# On a pool of images.
+TINY_POOL = qat_recipe(
+    "pool",
+    batch_size=16,
+    noise_dim=8,
+    warm_up_steps=3,
+    rounds=2,
+    student_steps=2,
+    student_learning_rate=1e-5,
+    pool_images=32,
+    pool_batch_size=8,
 )
 TINY_CALIBRATION = CalibrationConfig(
     images="generated", calibration_images=32, bias_correction=False
@@ -235,11 +252,43 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
                     self.assertLen(judged, 48)
                     self.assertEmpty(calibrating & judged)
 
-    def test_students_learn_from_generators_where_photographs_calibrate(self):
+    def test_students_learn_from_photographs_where_these_calibrate(self):
+        calibration = dataclasses.replace(TINY_CALIBRATION, images="photographs")
+        with (
+            mock.patch.object(
+                phases, "warm_up", side_effect=AssertionError("no generator is needed")
+            ),
+            mock.patch.object(phases, "Pool", side_effect=pool.Pool) as made,
+        ):
+            result = tiny(self.teacher, calibration=calibration, config=TINY_POOL)
+        self.assertEqual(result.generators, [])
+        self.assertIn("distillation_loss", result.measurements)
+        images = made.call_args.args[1]
+        self.assertAllEqual(
+            images, photographs.crops(phases.POOL_SEED, 32, self.teacher.image_shape)
+        )
+
+    def test_students_of_the_paper_learn_from_generators_all_the_same(self):
         calibration = dataclasses.replace(TINY_CALIBRATION, images="photographs")
         result = tiny(self.teacher, calibration=calibration)
         self.assertLen(result.generators, 1)
         self.assertIn("distillation_loss", result.measurements)
+
+    def test_images_of_a_pool_calibrate_and_judge_nothing(self):
+        with quickly():
+            context = helpers.context(TINY_POOL, seed=3)
+            made = api.prepare(self.teacher, self.teacher, TINY_CALIBRATION, context)
+            with mock.patch.object(
+                pool, "natural_noise", side_effect=natural_noise
+            ) as f:
+                phases.Pool(
+                    made.observed, made.pool(), TINY_POOL, context.seed, phases.compiled
+                )
+            noise = f.side_effect(*f.call_args.args)
+            learnt = {image.tobytes() for image in (*made.pool(), *noise)}
+            for others in (made.images, made.held_out, made.procedural):
+                self.assertEmpty(learnt & {image.tobytes() for image in others})
+            self.assertAllEqual(made.pool(), made.pool())
 
     @pytest.mark.long
     def test_seed_decides_every_byte_and_a_finished_run_is_not_repeated(self):
@@ -336,7 +385,7 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
 class DirectoryTest(tf.test.TestCase, parameterized.TestCase):
     """A directory belongs to the run that filled it."""
 
-    CONFIG = DistillationConfig(batch_size=8, noise_dim=8, warm_up_steps=1, rounds=1)
+    CONFIG = qat_recipe("paper", batch_size=8, noise_dim=8, warm_up_steps=1, rounds=1)
 
     @classmethod
     def setUpClass(cls):

@@ -14,10 +14,10 @@ from tools import run as run_tool
 from dfq_tf import api, models
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import generator
-from dfq_tf.errors import WorkdirError
+from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.classifiers import as_classifier
-from dfq_tf.settings import AUTO, BitWidths, CalibrationConfig, recipe
+from dfq_tf.settings import AUTO, BitWidths, CalibrationConfig, qat_recipe, recipe
 from dfq_tf.training.learner import Learner
 from dfq_tf.with_data import datasets
 from tests import helpers
@@ -129,6 +129,35 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         common.open_workdir()  # other flags would be refused
         self.assertEqual(path.read_bytes(), before)
 
+    @parameterized.parameters(
+        ([], qat_recipe("pool")),
+        (["--qat_recipe=paper"], qat_recipe("paper")),
+        (
+            ["--qat_recipe=paper", "--qat_rounds=7", "--warm_up_steps=5"],
+            qat_recipe("paper", rounds=7, warm_up_steps=5),
+        ),
+        (["--qat_max_minutes=3"], qat_recipe("pool", max_minutes=3.0)),
+    )
+    @flagsaver.flagsaver
+    def test_recipe_of_the_quantized_student(self, given, expected):
+        folder = self.get_temp_dir()
+        flags.FLAGS(["run", f"--workdir={folder}", *given])
+        self.assertEqual(quantize.qat_config(), expected)
+        resolved = quantize.resolved_flags()
+        path = common.open_workdir(resolved=resolved).path / "flags.cfg"
+        flags.FLAGS(["run", "--qat_recipe=pool", "--qat_rounds=9"])
+        flags.FLAGS(["run", f"--flagfile={path}"])
+        self.assertEqual(quantize.qat_config(), expected)
+
+    @flagsaver.flagsaver
+    def test_unknown_recipe_of_the_quantized_student_is_refused(self):
+        flags.FLAGS(["run", "--qat_recipe=bank"])
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"^qat_recipe is 'bank'; it must be one of \['pool', 'paper'\]$",
+        ):
+            quantize.qat_config()
+
     @flagsaver.flagsaver
     def test_folder_of_a_version_without_a_flag_is_taken(self):
         flags.FLAGS(["run", f"--workdir={self.get_temp_dir()}", "--alpha=0.5"])
@@ -154,7 +183,9 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
     def test_mobilenet_is_quantized_and_trained(self):
         teacher = self._teacher(FOLDER / "tiny_imagenet_mobilenet_v1.cfg")
         self.assertIsNone(flags.FLAGS.student)
-        config = dataclasses.replace(quantize.qat_config(), rounds=1, **FAST)
+        config = dataclasses.replace(
+            quantize.qat_config(), rounds=1, pool_images=4, **FAST
+        )
         with (
             mock.patch.object(generator, "held_out_count", return_value=4),
             # After one step the student may well agree less, and a warning says so.

@@ -9,7 +9,12 @@ from dfq_tf.importing import classifiers
 from dfq_tf.quantization import student
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.reports import costs, inspection
-from dfq_tf.settings import CalibrationConfig, DistillationConfig, RunConfig
+from dfq_tf.settings import (
+    CalibrationConfig,
+    DistillationConfig,
+    RunConfig,
+    qat_recipe,
+)
 from dfq_tf.tflite import proof
 from dfq_tf.tflite.running import open_interpreter
 from tests import helpers, networks
@@ -341,7 +346,8 @@ class CostsTest(tf.test.TestCase):
     def test_steps_are_multiplied(self):
         model = sequential(layers.Flatten(), layers.Dense(3))
         teacher = classifiers.as_classifier(model, **FED)
-        config = DistillationConfig(
+        config = qat_recipe(
+            "paper",
             noise_dim=8,
             batch_size=64,
             warm_up_steps=10,

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.distillation import batch_size, phases, steps
+from dfq_tf.distillation import batch_size, phases, pool, steps
 from dfq_tf.distillation import generator as generators_module
 from dfq_tf.distillation.generator import (
     SAMPLE,
@@ -23,12 +23,13 @@ from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
-from dfq_tf.settings import DistillationConfig
+from dfq_tf.settings import qat_recipe
 from dfq_tf.training import loop
 from dfq_tf.training.learner import Learner
 from tests import helpers
 
-_CONFIG = DistillationConfig(
+_CONFIG = qat_recipe(
+    "paper",
     batch_size=4,
     noise_dim=3,
     warm_up_steps=6,
@@ -315,6 +316,140 @@ class DistillTest(PhasesTestCase):
         blind = _Runs()
         blind.distill(config=config)
         self.assertTrue(helpers.all_equal(blind.weights, runs.weights))
+
+
+class PoolTest(PhasesTestCase):
+    """Student steps on crops of images that are made once."""
+
+    CONFIG = qat_recipe(
+        "pool",
+        batch_size=4,
+        noise_dim=3,
+        rounds=4,
+        student_steps=2,
+        student_learning_rate=0.01,
+        pool_images=12,
+        pool_batch_size=2,
+        answer_uses=3,
+        noise_share=0.0,
+        mixup_share=0.0,
+        cutmix_share=0.0,
+        max_minutes=0.0,
+    )
+    IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1)).astype(np.uint8)
+
+    def distill(self, directory=None, **changes):
+        runs = _Runs()
+        config = dataclasses.replace(self.CONFIG, **changes)
+        images = None if config.generator_steps else self.IMAGES
+        return runs, runs.distill(directory, config, images=images)
+
+    def test_student_learns_the_answers_to_the_images(self):
+        seen = []
+        step = steps.answered_step
+
+        def watched(state, config, images, logits, seed_and_step):
+            self.assertEqual(config.student_augmentation, "none")
+            seen.append((images.numpy(), logits.numpy()))
+            return step(state, config, images, logits, seed_and_step)
+
+        with (
+            helpers.eagerly(),
+            mock.patch.object(steps, "answered_step", watched),
+            mock.patch.object(steps, "student_step", side_effect=AssertionError),
+        ):
+            runs, _ = self.distill(student_augmentation="none")
+        self.assertLen(seen, 4 * 2)
+        known = {image.tobytes() for image in self.IMAGES}
+        for images, logits in seen:
+            self.assertEqual(images.shape, (2, 4, 4, 1))
+            self.assertLessEqual({image.tobytes() for image in images}, known)
+            self.assertAllClose(logits, _small_teacher().scores(images), atol=1e-4)
+        self.assertFalse(helpers.all_equal(_Runs().weights, runs.weights))
+
+    def test_it_needs_no_generator_where_images_are_given(self):
+        runs = _Runs()
+        context = helpers.context(self.CONFIG, seed=2)
+        warmed = WarmedUp(runs.teacher, [])
+        phases.distill(warmed, [runs.student], context, images=self.IMAGES)
+        same, _ = self.distill()
+        self.assertTrue(
+            helpers.all_equal(runs.student.model.weights, same.student.model.weights)
+        )
+
+    @parameterized.parameters(0, 1)
+    def test_interrupted_run_continues_to_the_same_weights(self, generator_steps):
+        # Few answered batches, so that they are those of several moments.
+        with helpers.eagerly(), mock.patch.object(pool, "_ANSWERED", 3):
+            changes = dict(generator_steps=generator_steps)
+            whole, _ = self.distill(**changes)
+            directory = self.get_temp_dir()
+            with _interrupting(3), self.assertRaises(KeyboardInterrupt):
+                self.distill(directory, **changes)
+            continued, _ = self.distill(directory, **changes)
+        self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    def test_images_of_generator_steps_take_the_place_of_the_oldest(self):
+        made, added = [], []
+        step, add = steps.generator_step, pool.Pool.add
+
+        def watched(*args):
+            made.append(step(*args))
+            return made[-1]
+
+        def adding(self, images):
+            added.append(np.array(images))
+            add(self, images)
+
+        with (
+            helpers.eagerly(),
+            mock.patch.object(steps, "generator_step", watched),
+            mock.patch.object(pool.Pool, "add", adding),
+        ):
+            self.distill(generator_steps=1)
+        self.assertLen(added, 1 + 4)  # those of the generators before the first round
+        self.assertEqual(added[0].shape, (12, 4, 4, 1))
+        for images, generator_step in zip(added[1:], made):
+            self.assertAllEqual(images, generator_step.images)
+
+    def test_rounds_are_those_that_there_is_time_for(self):
+        directory = self.get_temp_dir()
+        with (
+            helpers.eagerly(),
+            mock.patch.object(phases._Round, "seconds", return_value=25.0) as timed,
+        ):
+            limited, _ = self.distill(directory, max_minutes=1.0)
+            self.assertEqual(timed.call_count, 1)
+            again, measured = self.distill(directory, max_minutes=1.0)
+            self.assertEqual((timed.call_count, measured), (1, {}))
+            shorter, _ = self.distill(rounds=2)
+            less, _ = self.distill(max_minutes=0.1)
+            one, _ = self.distill(rounds=1)
+        for same, other in ((limited, shorter), (again, shorter), (less, one)):
+            self.assertTrue(helpers.all_equal(same.weights, other.weights))
+
+    def test_timing_changes_nothing(self):
+        for changes in (
+            dict(),
+            dict(student_optimizer="sgd", generator_steps=1),
+        ):
+            with helpers.eagerly():
+                timed, _ = self.distill(max_minutes=60.0, **changes)
+                untimed, _ = self.distill(**changes)
+            self.assertTrue(helpers.all_equal(timed.weights, untimed.weights))
+
+    def test_of_a_pool_are_whole_batches_that_fit(self):
+        counts = [
+            phases.pool_count(
+                dataclasses.replace(self.CONFIG, pool_images=n), (4, 4, 1)
+            )
+            for n in (1, 11, 12)
+        ]
+        self.assertEqual(counts, [4, 8, 12])
+        large = dataclasses.replace(self.CONFIG, pool_images=10**6)
+        count = phases.pool_count(large, (512, 512, 3))
+        self.assertLessEqual(count * 512 * 512 * 3, 2**29)
+        self.assertGreater(count * 512 * 512 * 3, 2**28)
 
 
 class IdentityTest(parameterized.TestCase, tf.test.TestCase):

@@ -251,19 +251,29 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
             "each generator",
         ),
         (
-            dict(bank_images=10, generator_steps=0),
+            dict(bank_images=10, pool_images=0),
             "bank_images is 10 and generator_steps is 0; the images are those of "
             "generator steps",
         ),
         (
-            dict(share_images=True, generator_steps=0),
+            dict(share_images=True, pool_images=0),
             "share_images is True and generator_steps is 0; the images are those of "
             "generator steps",
         ),
         (
-            dict(bank_images=10, share_images=True),
-            "bank_images is 10 and share_images is set; a student step takes its "
+            dict(pool_images=0, bank_images=10, share_images=True),
+            "bank_images is 10 and share_images is True; a student step takes its "
             "images from one of them. Set bank_images to 0, or leave share_images out",
+        ),
+        (
+            dict(pool_images=7, bank_images=10, generator_steps=1),
+            "pool_images is 7 and bank_images is 10; a student step takes its images "
+            "from one of them. Set pool_images to 0, or leave bank_images out",
+        ),
+        (
+            dict(noise_share=0.75, mixup_share=0.5, cutmix_share=0.0),
+            "the shares are noise_share 0.75, mixup_share 0.5, cutmix_share 0, 1.25 "
+            "together; they must be at most 1, and what is left is generated images",
         ),
     )
     def test_contradictions_are_refused(self, fields, message):
@@ -296,6 +306,23 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
             (paper.student_learning_rate, paper.student_momentum), (0.1, 0.9)
         )
 
+    def test_recipes_of_quantized_students(self):
+        pool = settings.qat_recipe("pool")
+        self.assertEqual(pool, settings.DistillationConfig())
+        self.assertEqual(pool.generator_steps, 0)
+        self.assertEqual([pool.share_of(k) for k in ("noise", "leaves")], [0.15, 0.0])
+        paper = settings.qat_recipe("paper", rounds=7)
+        # Every round trains a generator; student steps are on fresh noise.
+        self.assertEqual((paper.rounds, paper.generator_steps), (7, 1))
+        self.assertEqual(
+            (paper.pool_images, paper.bank_images, paper.share_images), (0, 0, False)
+        )
+        self.assertEqual(paper.student_augmentation, "none")
+        with self.assertRaisesRegex(
+            ConfigError, "^noise_share is 0.5, but the recipe paper has no such setting"
+        ):
+            settings.qat_recipe("paper", noise_share=0.5)
+
     def test_changes_take_the_place_of_the_recipes_settings(self):
         for name in settings.RECIPES:
             changed = settings.recipe(name, student_steps=7, temperature=2.0)
@@ -305,7 +332,12 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(changed, expected)
 
     def test_setting_of_another_recipe_is_refused(self):
-        for name, setting in (("budget", "rounds"), ("bank", "minutes")):
+        for name, setting in (
+            ("budget", "rounds"),
+            ("bank", "minutes"),
+            ("bank", "noise_share"),
+            ("paper", "pool_images"),
+        ):
             with self.assertRaisesRegex(
                 ConfigError, f"^{setting} is 7, but the recipe {name} has no such setti"
             ):

@@ -12,11 +12,12 @@ from dfq_tf.distillation.generator import build_generator, draw_pixels, sample_n
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
-from dfq_tf.settings import DistillationConfig
+from dfq_tf.settings import qat_recipe
 from dfq_tf.training.learner import Learner
 from tests import helpers
 
-_CONFIG = DistillationConfig(
+_CONFIG = qat_recipe(
+    "paper",
     batch_size=6,
     noise_dim=5,
     alpha=0.3,

@@ -21,7 +21,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import CalibrationConfig, DistillationConfig, TeacherConfig
+from dfq_tf.settings import CalibrationConfig, TeacherConfig, qat_recipe
 from dfq_tf.training import devices, optimizers
 from dfq_tf.training.copies import with_precision
 from dfq_tf.training.learner import Learner
@@ -34,7 +34,8 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
-_CONFIG = DistillationConfig(
+_CONFIG = qat_recipe(
+    "paper",
     batch_size=8,
     noise_dim=5,
     warm_up_steps=3,
@@ -347,13 +348,19 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                     continue  # its gradient is 0 but for rounding, and Adam divides
                 self.assertAllClose(variable, value, rtol=0.02, atol=0.02)
 
-    def test_quantization(self):
+    @parameterized.parameters(
+        {},
+        # The steps that are timed are undone on both.
+        dict(pool_images=16, pool_batch_size=4, max_minutes=60.0),
+    )
+    def test_quantization(self, **settings):
         config = dataclasses.replace(
             _CONFIG,
             rounds=2,
             warm_up_steps=1,
             student_optimizer="sgd",
             student_learning_rate=0.5,
+            **settings,
         )
         distill, before, after = phases.distill, [], []
 
@@ -365,9 +372,14 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
             with (
                 self._small_generators(),
                 mock.patch.object(phases, "distill", watched),
+                # So short a training need not have helped.
+                mock.patch.object(
+                    api, "better", lambda _, before, after, what: (after, 0.0, 1.0)
+                ),
             ):
                 result = api.quantize(
                     helpers.small_classifier(seed=1),
+                    method="df_qat_kd",
                     config=config,
                     calibration=CalibrationConfig(calibration_images=16),
                     precision="float32",

@@ -19,12 +19,13 @@ import numpy as np
 from tools import common
 from dfq_tf import api
 from dfq_tf.distillation import generator, phases
-from dfq_tf.settings import DistillationConfig, RunConfig
+from dfq_tf.settings import RunConfig, qat_recipe
 from dfq_tf.training import loop
 from tests import helpers
 
 FLAGS = common.FLAGS
-_CONFIG = DistillationConfig(
+_CONFIG = qat_recipe(
+    "paper",
     batch_size=8,
     noise_dim=4,
     warm_up_steps=2,

@@ -9,6 +9,7 @@ data is used.
 """
 
 import collections
+import dataclasses
 import functools
 import json
 import pathlib
@@ -30,7 +31,13 @@ from dfq_tf.distillation import make_generators, observe, phases, steps, with_ba
 from dfq_tf.graph import Classifier, ModelDescription
 from dfq_tf.importing import as_classifier
 from dfq_tf.quantization import calibrate, float_network, student, with_ranges
-from dfq_tf.settings import BitWidths, DistillationConfig, RunConfig
+from dfq_tf.settings import (
+    BitWidths,
+    DistillationConfig,
+    RunConfig,
+    qat_recipe,
+    recipe_settings,
+)
 from dfq_tf.training import Learner, optimizers, resolve_precision, with_precision
 
 FLAGS = common.FLAGS
@@ -220,7 +227,8 @@ def _report(seconds: float, gflop: dict[str, float], peak: float) -> dict[str, A
 
 def main() -> None:
     """Times and reports."""
-    config = common.config_from_flags(DistillationConfig)
+    make = functools.partial(qat_recipe, "paper")
+    config = common.config_from_flags(DistillationConfig, make=make)
     run = common.config_from_flags(RunConfig)
     keras.utils.set_random_seed(run.seed)
     teacher = as_classifier(random_network(FLAGS.model, 10, 32))
@@ -261,7 +269,12 @@ def define_flags() -> None:
         "Network that is the student (default: that of --model).",
     )
     common.define("Timing", "steps", int, 15, "How often each step is timed.")
-    common.define_config("Data-free training", DistillationConfig)
+    common.define_config(
+        "Data-free training",
+        DistillationConfig,
+        recipe_settings("paper"),
+        recipes={"paper": dataclasses.asdict(qat_recipe("paper"))},
+    )
     common.define_config("Run", RunConfig, common.ONE_DEVICE)
 
 

@@ -81,6 +81,12 @@ _AWAY = {
     "qat_student_momentum",
     "qat_student_weight_decay",
     "qat_temperature",
+    "qat_pool_images",
+    "qat_pool_batch_size",
+    "qat_answer_uses",
+    "qat_noise_share",
+    "qat_mixup_share",
+    "qat_cutmix_share",
     "qat_bank_images",
     "qat_share_images",
     "qat_student_augmentation",
@@ -211,7 +217,10 @@ def define_config(
 
 
 def config_from_flags(
-    config_class: type[T], prefix: str = "", own: Collection[str] = ()
+    config_class: type[T],
+    prefix: str = "",
+    own: Collection[str] = (),
+    make: Callable[..., T] | None = None,
 ) -> T:
     """Builds a settings object from the flags that `define_config` made of it.
 
@@ -220,6 +229,7 @@ def config_from_flags(
       prefix: of the flags of `own`.
       own: the settings whose flags have the prefix; where there is no such flag, the
         default of the class holds.
+      make: makes the settings of those that have a value; by default the class does.
 
     Raises:
       ConfigError: a value is outside its limits.
@@ -232,7 +242,7 @@ def config_from_flags(
         values[field.name] = FLAGS[flag].value
         check_value(flag, values[field.name], field.metadata)
     try:
-        return config_class(**values)
+        return (make or config_class)(**values)
     except ConfigError as error:
         if not own:
             raise

@@ -526,7 +526,9 @@ def main() -> None:
     teacher, dataset = teacher_flags.teacher_and_dataset()
     quantize.check_settings(teacher, [])
     # More rows may be asked for later: those that are there stay as they are.
-    workdir = common.open_workdir(free=("compare_widths", "columns"))
+    workdir = common.open_workdir(
+        free=("compare_widths", "columns"), resolved=quantize.resolved_flags()
+    )
     comparison = Comparison(teacher, dataset, workdir)
     comparison.add_float_row()
     for each in widths:

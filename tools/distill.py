@@ -30,11 +30,14 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
     PHASE_SETTINGS,
+    POOL_SETTINGS,
     RECIPES,
     BudgetConfig,
     DistillationConfig,
     RunConfig,
+    check_value,
     recipe,
+    recipe_settings,
 )
 from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
@@ -45,8 +48,12 @@ FLAGS = common.FLAGS
 # Test images from which the curve's accuracy is taken.
 _CURVE_IMAGES = 2000
 # Settings that belong to this phase alone. Some have no flag: they are the recipe's.
-_OF_ROUNDS = (*PHASE_SETTINGS, "num_students")
-_SHARED = [f.name for f in dataclasses.fields(DistillationConfig)]
+_SHARED = [
+    f.name
+    for f in dataclasses.fields(DistillationConfig)
+    if f.name not in POOL_SETTINGS  # of the quantized student, or of the budget
+]
+_OF_ROUNDS = [n for n in _SHARED if n in (*PHASE_SETTINGS, "num_students")]
 _OF_BUDGET = [f.name for f in dataclasses.fields(BudgetConfig) if f.name not in _SHARED]
 _LENGTH = {"minutes", "steps"}
 DISTILLATION_SETTINGS = (*_OF_BUDGET, *_OF_ROUNDS)
@@ -88,7 +95,9 @@ def distillation_config() -> DistillationConfig | BudgetConfig:
       ConfigError: there is no such recipe, it has no such setting, or a value is
         outside its limits.
     """
-    common.config_from_flags(DistillationConfig)  # checks each value by itself
+    for field in dataclasses.fields(DistillationConfig):
+        if field.name in FLAGS and FLAGS[field.name].value is not None:
+            check_value(field.name, FLAGS[field.name].value, field.metadata)
     own = {field.name for field in dataclasses.fields(recipe(FLAGS.recipe))}
     # What says how long `budget` takes is for it alone: others have --rounds.
     names = ({*own, *DISTILLATION_SETTINGS} & set(FLAGS)) - (_LENGTH - own)
@@ -122,7 +131,8 @@ def check_flags(recipe_alone: bool = False) -> None:
 def resolved_flags() -> dict[str, Any]:
     """Name -> value of the flags whose default is the recipe's."""
     config = dataclasses.asdict(distillation_config())
-    return {name: config[name] for name in distillation_flags() if name in config}
+    own = recipe_settings(FLAGS.recipe)
+    return {name: config[name] for name in distillation_flags() if name in own}
 
 
 def new_student(teacher: Classifier) -> keras.Model:

@@ -3,13 +3,14 @@
     python tools/quantize.py --teacher=teacher.keras --method=df_qat_kd
 
 Warms a generator up, sets the ranges from its images (df_q), reconstructs one block
-after the other on them (df_rec), and trains the quantized student against the
-generator (df_qat_kd, or df_rec_kd behind reconstruction). Writes
+after the other on them (df_rec), and trains the quantized student on such images
+(df_qat_kd, or df_rec_kd behind reconstruction). Writes
 WORKDIR/METHOD.keras, which tools/convert.py turns into a TFLite file,
 WORKDIR/METHOD.png, images held out, and WORKDIR/report.html, the page of the run.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -41,6 +42,7 @@ from dfq_tf.settings import (
     GENERATED,
     METHODS,
     PHASE_SETTINGS,
+    QAT_RECIPES,
     RECONSTRUCTING,
     TRAINING,
     BitWidths,
@@ -51,6 +53,7 @@ from dfq_tf.settings import (
     RunConfig,
     check_value,
     parse_widths,
+    qat_recipe,
 )
 from dfq_tf.tflite import as_table, check_target, check_target_takes
 from dfq_tf.training import check_batch
@@ -75,11 +78,23 @@ def define_generator_flags() -> None:
 
 def define_quantization_flags() -> None:
     """Defines the flags of the quantization, but those of `define_generator_flags`."""
+    group = "Quantization-aware training (df_qat_kd)"
+    common.define(
+        group,
+        f"{_PREFIX}recipe",
+        str,
+        "pool",
+        "Where its images come from: pool takes crops of images that are made before; "
+        "paper is the loop of Choi et al. 2020, a generator against the student. One "
+        f"of: {', '.join(QAT_RECIPES)}.",
+        first=False,
+    )
     common.define_config(
-        "Quantization-aware training (df_qat_kd)",
+        group,
         DistillationConfig,
         PHASE_SETTINGS,
         prefix=_PREFIX,
+        recipes={name: dataclasses.asdict(qat_recipe(name)) for name in QAT_RECIPES},
     )
     common.define_config("Reconstruction (df_rec)", ReconstructionConfig)
     common.define_config("Calibration", CalibrationConfig)
@@ -88,9 +103,16 @@ def define_quantization_flags() -> None:
 
 def qat_config() -> DistillationConfig:
     """The settings of warm-up and quantization-aware training, from the flags."""
-    config = common.config_from_flags(DistillationConfig, _PREFIX, PHASE_SETTINGS)
+    make = functools.partial(qat_recipe, FLAGS[f"{_PREFIX}recipe"].value)
+    config = common.config_from_flags(DistillationConfig, _PREFIX, PHASE_SETTINGS, make)
     # Several students are for the distillation into another network.
     return dataclasses.replace(config, num_students=1)
+
+
+def resolved_flags() -> dict[str, Any]:
+    """Name -> value of the flags of training whose default is the recipe's."""
+    named = {f"{_PREFIX}{k}": v for k, v in dataclasses.asdict(qat_config()).items()}
+    return {name: value for name, value in named.items() if name in FLAGS}
 
 
 def define_widths_flag() -> None:
@@ -224,7 +246,8 @@ def plan(
     if method in RECONSTRUCTING:
         work.append("reconstruction of blocks")
     if trains:
-        work.append(f"{config.rounds:,} rounds of training")
+        most = f", at most {config.max_minutes:g} minutes" if config.max_minutes else ""
+        work.append(f"{config.rounds:,} rounds of training{most}")
     return f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; {memory}"
 
 
@@ -364,7 +387,7 @@ def main() -> None:
     check_settings(None, [FLAGS.method], widths)
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
-    workdir = common.open_workdir()
+    workdir = common.open_workdir(resolved=resolved_flags())
     file = common.config_from_flags(FileConfig)
     network, content = quantize_network(teacher, None, FLAGS.method, workdir, file)
     if content is not None:

@@ -169,9 +169,8 @@ def main() -> None:
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
-    workdir = common.open_workdir(
-        resolved=distill.resolved_flags() if FLAGS.student else None
-    )
+    own = distill.resolved_flags() if FLAGS.student else {}
+    workdir = common.open_workdir(resolved={**quantize.resolved_flags(), **own})
 
     if teacher is None:
         assert dataset is not None

@@ -1,16 +1,20 @@
-"""The two phases of data-free training: warm-up, then generators against students."""
+"""The two phases of data-free training: warm-up, then students, and generators too."""
 
 import dataclasses
 import math
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
 from dfq_tf.distillation import batch_size, steps
 from dfq_tf.distillation.bank import ImageBank
-from dfq_tf.distillation.generator import make_generators
+from dfq_tf.distillation.generator import generate, make_generators
+from dfq_tf.distillation.pool import Pool
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.graph import FLOAT, Classifier
 from dfq_tf.settings import PHASE_SETTINGS, BudgetConfig, DistillationConfig
@@ -27,6 +31,8 @@ from dfq_tf.training import (
     run_loop,
 )
 
+# Added to the seed for the images of a pool: others calibrate, or are held out.
+POOL_SEED = 3
 # The settings on which the generators' warm-up hangs: those that all phases share, but
 # for the weight of the auxiliary loss, which is alone there.
 _WARM_UP_SETTINGS = {field.name for field in dataclasses.fields(DistillationConfig)} - {
@@ -153,22 +159,27 @@ def distill(
     name: str = "distillation",
     identity: Mapping[str, str] | None = None,
     bank: ImageBank | None = None,
+    images: np.ndarray | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, float]:
-    """Trains students and generators against each other, all in place.
+    """Trains students, and generators against them, all in place.
 
-    Each round takes `generator_steps`, all on fresh noise, then `student_steps`: on
-    fresh noise too; or, with `bank_images`, on images of past generator steps; or,
-    with `share_images`, on those of the round's generator steps, in turn.
+    Each round takes `generator_steps`, all on fresh noise, then `student_steps`: with
+    `pool_images`, on crops of a pool that the teacher has answered; with
+    `bank_images`, on images of past generator steps; with `share_images`, on those of
+    the round's generator steps, in turn; else on fresh noise too.
 
     Args:
-      warmed: the teacher, and generators that have been warmed up.
+      warmed: the teacher, and generators that have been warmed up; none are needed for
+        a pool of given images, without generator steps.
       students: float or fake-quantized; they give logits.
       context: its settings have the rounds, batch size, learning rates, weights of the
         terms.
       name: of the phase, see `run_loop`.
       identity: what else the phase hangs on, see `run_loop`.
       bank: what the warm-up filled; by default a new one, if the settings want one.
+      images: of the pool, uint8 (n, height, width, channels), see `pool_count`; by
+        default the generators make them, if the settings want a pool.
       evaluate: measures the students now and then, see `run_loop`.
 
     Returns:
@@ -178,33 +189,88 @@ def distill(
       ConfigError: the batch does not divide between the devices.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
-    config = context.settings
+    config, teacher, made = context.settings, warmed.teacher, warmed.generators
     check_batch(context.strategy, config.batch_size, config.num_generators)
     copies = Copies(context.strategy)
-    num_steps = config.rounds * config.generator_steps
-    state = _state(
-        copies, context, warmed.teacher, warmed.generators, num_steps, students
-    )
+    state = _state(copies, context, teacher, made, config.rounds, students)
     if bank is None:
         bank = make_bank(students[0], config, context.seed)
+    pool = _make_pool(warmed, images, context)
+    known = {**identity_of(teacher, context), **(identity or {})}
+    one_round = _Round(state, context, bank, pool)
+    rounds = _affordable_rounds(one_round, name, known, context)
     measurements = run_loop(
         name,
-        _Round(state, context, bank),
-        config.rounds,
-        trackables(
-            bank,
-            generator=state.generators,
-            generator_optimizer=state.generator_optimizers,
-            student=[student.model for student in state.students],
-            student_optimizer=state.student_optimizers,
-        ),
+        one_round,
+        rounds,
+        one_round.trackables,
         context,
-        identity={**identity_of(warmed.teacher, context), **(identity or {})},
+        identity=known,
         evaluate=copies.up_to_date(evaluate),
-        evaluate_every=max(1, config.rounds // 10),
+        evaluate_every=max(1, rounds // 10),
     )
     copies.write_back()
     return measurements
+
+
+def _make_pool(
+    warmed: WarmedUp,
+    images: np.ndarray | None,
+    context: Context[DistillationConfig],
+) -> Pool | None:
+    """A pool of the images, or of those of the generators; None if none is wanted."""
+    config, teacher = context.settings, warmed.teacher
+    if not config.pool_images:
+        return None
+    if images is None:
+        count = pool_count(config, teacher.image_shape)
+        images = generate(warmed.generators, config, count, context.seed + POOL_SEED)
+    small = dataclasses.replace(config, batch_size=student_batch(context))
+    return Pool(teacher, images, small, context.seed, compiled)
+
+
+def pool_count(config: DistillationConfig, shape: tuple[int, int, int]) -> int:
+    """Images of a pool: whole batches, one at least, that fit into memory."""
+    most = min(config.pool_images, batch_size.BANK_MEMORY // math.prod(shape))
+    return max(1, most // config.batch_size) * config.batch_size
+
+
+def student_batch(context: Context[DistillationConfig]) -> int:
+    """Images per student step: fewer with a pool; all devices can share them."""
+    config = context.settings
+    if not config.pool_images:
+        return config.batch_size
+    size = min(config.pool_batch_size, config.batch_size)
+    return round_batch(context.strategy, size)
+
+
+def _affordable_rounds(
+    one_round: "_Round",
+    name: str,
+    identity: Mapping[str, str],
+    context: Context[DistillationConfig],
+) -> int:
+    """As many rounds as are asked for, or as there is time for.
+
+    How long a round takes is measured once; a run that goes on keeps to what was found.
+    The learning rates end with them.
+    """
+    config, found = context.settings, tf.Variable(0, trainable=False)
+    if not (config.max_minutes and config.rounds):
+        return config.rounds
+
+    def measure(index: int) -> Mapping[str, tf.Tensor]:
+        affordable = int(60 * config.max_minutes / max(one_round.seconds(), 1e-9))
+        rounds = min(config.rounds, max(1, affordable))
+        of_all = devices.of_all_workers([rounds], strategy=context.strategy)
+        found.assign(int(of_all.min()))
+        return {"rounds": found.read_value()}
+
+    run_loop(
+        f"{name}_timing", measure, 1, {"rounds": found}, context, identity=identity
+    )
+    one_round.end_after(int(found.numpy()))
+    return int(found.numpy())
 
 
 class _Round:
@@ -215,9 +281,13 @@ class _Round:
         state: steps.State,
         context: Context[DistillationConfig],
         bank: ImageBank | None,
+        pool: Pool | None,
     ) -> None:
-        self._config, self._seed, self._bank = context.settings, context.seed, bank
-        config = context.settings
+        self._state, self._bank, self._pool = state, bank, pool
+        self._config, self._seed = context.settings, context.seed
+        config = answered = context.settings
+        if pool is not None:  # its images are changed before the teacher answers them
+            answered = dataclasses.replace(config, student_augmentation="none")
 
         def generator_step(seed_and_step: tf.Tensor) -> steps.GeneratorStep:
             return steps.generator_step(state, config, seed_and_step)
@@ -229,7 +299,7 @@ class _Round:
             images: tf.Tensor, logits: tf.Tensor, seed_and_step: tf.Tensor
         ) -> steps.Measurements:
             images, logits = replica_slice(images), replica_slice(logits)
-            return steps.answered_step(state, config, images, logits, seed_and_step)
+            return steps.answered_step(state, answered, images, logits, seed_and_step)
 
         self._generator_step, self._student_step, self._answered_step = (
             compiled(step, context.strategy)
@@ -246,10 +316,59 @@ class _Round:
             measurements |= made[-1].measurements
             if self._bank is not None:
                 self._bank.add(made[-1].images.numpy(), made[-1].teacher_logits.numpy())
+            if self._pool is not None:
+                self._pool.add(made[-1].images)
         first = index * self._config.student_steps
         for i in range(self._config.student_steps):
             measurements |= self._train_students(made, i, first + i)
         return measurements
+
+    @property
+    def trackables(self) -> dict[str, Any]:
+        """All that rounds change, by name."""
+        state, pool = self._state, self._pool
+        grows = self._config.generator_steps > 0
+        return trackables(
+            self._bank,
+            generator=state.generators,
+            generator_optimizer=state.generator_optimizers,
+            student=[student.model for student in state.students],
+            student_optimizer=state.student_optimizers,
+            pool=[] if pool is None else pool.changing(grows),
+        )
+
+    def end_after(self, rounds: int) -> None:
+        """Lets the learning rates reach 0 after so many rounds."""
+        assert self._state.rounds is not None
+        self._state.rounds.assign(rounds)
+
+    def seconds(self) -> float:
+        """About how long a round takes; takes some steps for it, and undoes them."""
+        config, state = self._config, self._state
+        optimizers = [*state.generator_optimizers, *state.student_optimizers]
+        variables = [v for each in optimizers for v in _variables_of(each)]
+        for model in (*state.generators, *(each.model for each in state.students)):
+            variables += model.variables
+        before = [v.numpy() for v in variables]
+        made: list[steps.GeneratorStep] = []
+
+        def generator_step(number: int) -> steps.Measurements:
+            made[:] = [self._generator_step(tf.constant([self._seed, number]))]
+            return made[0].measurements
+
+        total = 0.0
+        if config.generator_steps:
+            total += config.generator_steps * _seconds_of(generator_step, range(1))
+        first, uses = (0, 1) if self._pool is None else self._pool.usual_steps
+        total += config.student_steps * _seconds_of(
+            lambda number: self._train_students(made, 0, number),
+            range(first, first + uses),
+        )
+        for variable, value in zip(variables, before):
+            variable.assign(value)
+        if self._pool is not None:
+            self._pool.forget()
+        return total
 
     def _train_students(
         self, made: Sequence[steps.GeneratorStep], index: int, number: int
@@ -263,13 +382,36 @@ class _Round:
         """
         seed_and_step = tf.constant([self._seed, number])
         size = self._config.batch_size
-        if self._bank is not None:
+        if self._pool is not None:
+            images, logits = self._pool.draw(number)
+        elif self._bank is not None:
             images, logits = map(tf.constant, self._bank.draw(size, number))
         elif self._config.share_images:
             images, logits = _shared(made, index, size)
         else:
             return self._student_step(seed_and_step)
         return self._answered_step(images, logits, seed_and_step)
+
+
+def _variables_of(optimizer: Any) -> Sequence[tf.Variable]:
+    """Keras' newer optimizers have a list, the legacy ones a method."""
+    found = optimizer.variables
+    return found() if callable(found) else found
+
+
+def _seconds_of(
+    step: Callable[[int], steps.Measurements], numbers: Sequence[int]
+) -> float:
+    """The mean time of steps, once the first of them is compiled."""
+
+    def take(number: int) -> None:
+        tf.nest.map_structure(np.asarray, step(number))  # waits for its end
+
+    take(numbers[0])
+    began = time.monotonic()
+    for number in numbers:
+        take(number)
+    return (time.monotonic() - began) / len(numbers)
 
 
 def _shared(
@@ -317,34 +459,53 @@ def _state(
     context: Context[DistillationConfig],
     teacher: ObservedTeacher,
     generators: Sequence[keras.Model],
-    num_steps: int,
+    rounds: int,
     students: Sequence[Learner] = (),
 ) -> steps.State:
-    """Copies on all devices, with optimizers; `num_steps` are those of a generator."""
+    """Copies on all devices, with optimizers.
+
+    Args:
+      copies: of the networks.
+      context: of the run.
+      teacher: frozen.
+      generators: are trained.
+      rounds: after which learning rates are 0, until `State.rounds` says otherwise.
+      students: none in the warm-up, where each round is a step of the generators.
+    """
     config = context.settings
     generators = [copies.of(generator) for generator in generators]
     students = [Learner(copies.of(s.model), s.description) for s in students]
     with devices.scope(context.strategy):
+        number = tf.Variable(rounds, trainable=False)
+        each = config.generator_steps if students else 1
         return steps.State(
             teacher,
             generators,
             [
-                optimizers.adam(g, config.generator_learning_rate, num_steps)
+                optimizers.adam(g, config.generator_learning_rate, number, each)
                 for g in generators
             ],
             students,
-            [student_optimizer(s.model, config) for s in students],
+            [student_optimizer(s.model, config, number) for s in students],
+            number,
         )
 
 
-def student_optimizer(model: keras.Model, config: DistillationConfig) -> Any:
-    """The student's optimizer, built, with a cosine decay over all student steps."""
-    num_steps = config.rounds * config.student_steps
+def student_optimizer(
+    model: keras.Model, config: DistillationConfig, rounds: tf.Variable | None = None
+) -> Any:
+    """The student's optimizer, built, with a cosine decay over all student steps.
+
+    Args:
+      model: is trained.
+      config: says which optimizer, and the student steps of a round.
+      rounds: a variable for their number; by default that of the settings.
+    """
+    rate, times = config.student_learning_rate, config.student_steps
+    number: Any = config.rounds if rounds is None else rounds
     if config.student_optimizer == "adam":
-        return optimizers.adam(model, config.student_learning_rate, num_steps)
-    return optimizers.sgd(
-        model, config.student_learning_rate, num_steps, config.student_momentum
-    )
+        return optimizers.adam(model, rate, number, times)
+    return optimizers.sgd(model, rate, number, config.student_momentum, times)
 
 
 def identity_of(

@@ -1,20 +1,31 @@
-"""What students of the recipe `budget` learn from, all of it in variables.
+"""What students learn from that need no generator in each step, all of it in variables.
 
-New images go into the `Store` of a run. Batches of them, changed at random, with
-images that a formula makes, are put to the teacher: its answers and the images as the
+Images go into the `Store` of a run. Batches of them, changed at random, with images
+that a formula makes, are put to the teacher: its answers and the images as the
 teacher saw them are the `Store` from which student steps draw. So each answer is to
-the very crop that the student sees, and serves several steps.
+the very crop that the student sees, and serves several steps. The recipe `budget`
+adds to the first store all the time; a `Pool` is filled once.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.distillation.generator import ANSWER
+from dfq_tf.distillation.batch_size import BANK_MEMORY
+from dfq_tf.distillation.generator import ANSWER, STUDENT
 from dfq_tf.distillation.teacher import ObservedTeacher
-from dfq_tf.settings import BudgetConfig
+from dfq_tf.procedural import natural_noise
+from dfq_tf.settings import BudgetConfig, DistillationConfig
 from dfq_tf.training import augment_pixels
+
+# Answered batches that a pool keeps, and how many images of 1/f noise; fewer where
+# they take more than a quarter of BANK_MEMORY.
+_ANSWERED, _NOISE_IMAGES = 32, 4096
+# Added to the seed for the noise: students are judged by the noise of the seed itself.
+_NOISE_SEED = 4
 
 
 class Store(tf.Module):
@@ -76,7 +87,7 @@ class Answers(tf.Module):
         teacher: ObservedTeacher,
         bank: Store,
         others: Mapping[str, np.ndarray],
-        config: BudgetConfig,
+        config: BudgetConfig | DistillationConfig,
         num_batches: int,
     ) -> None:
         super().__init__(name="answers")
@@ -127,6 +138,83 @@ class Answers(tf.Module):
             result = tf.where(chosen, made[kind], result)
             begin += share
         return result
+
+
+class Pool:
+    """Images, and the newest crops of them with the teacher's answers.
+
+    Args:
+      teacher: answers.
+      images: uint8 (n, height, width, channels), a batch of them or more.
+      config: shares, how images are changed and how often crops are used; its batch
+        size is that of student steps.
+      seed: decides all that is drawn.
+      compiled: compiles a step for one device.
+    """
+
+    def __init__(
+        self,
+        teacher: ObservedTeacher,
+        images: np.ndarray,
+        config: DistillationConfig,
+        seed: int,
+        compiled: Callable[..., Any],
+    ) -> None:
+        self._seed, self._uses = seed, config.answer_uses
+        size, shape = config.batch_size, teacher.image_shape
+        self._size = size
+        self.images = Store(len(images) // size, images=((size, *shape), tf.uint8))
+        self.add(images)
+        room = BANK_MEMORY // 4 // math.prod(shape)
+        others = {}
+        if config.noise_share:
+            count = max(1, min(_NOISE_IMAGES, room))
+            others["noise"] = natural_noise(seed + _NOISE_SEED, count, shape)
+        self._num_answered = max(2, min(_ANSWERED, room // size))
+        answers = Answers(teacher, self.images, others, config, self._num_answered)
+        self.answered = answers.store
+        self._refresh = compiled(answers.refresh)
+        self._draw = compiled(lambda seed: self.answered.draw(size, seed))
+
+    def add(self, images: np.ndarray) -> None:
+        """Takes whole batches of images in, in place of the oldest."""
+        for i in range(len(images) // self._size):
+            self.images.add(images=images[i * self._size : (i + 1) * self._size])
+
+    def draw(self, number: int) -> list[tf.Tensor]:
+        """A batch of crops and the answers to them, of which some may be new.
+
+        Args:
+          number: of the step. The first steps ask for a batch of answers each, later
+            ones now and then: so all steps must be taken in turn.
+
+        Returns:
+          uint8 (batch, height, width, channels), float32 (batch, num_classes).
+        """
+        late = number - self._num_answered
+        if late < 0:
+            self._refresh(tf.constant([self._seed, number]))
+        elif late % self._uses == 0:
+            batch = self._num_answered + late // self._uses
+            self._refresh(tf.constant([self._seed, batch]))
+        return self._draw(tf.random.fold_in([self._seed, number], STUDENT))
+
+    @property
+    def usual_steps(self) -> tuple[int, int]:
+        """Number of the first step that is like all later ones; steps per answer."""
+        return self._num_answered, self._uses
+
+    def changing(self, grows: bool) -> list[Store]:
+        """What a checkpoint must keep: images that none are added to come back alike.
+
+        Args:
+          grows: whether generator steps add to them.
+        """
+        return [self.answered, self.images] if grows else [self.answered]
+
+    def forget(self) -> None:
+        """Throws all answers away."""
+        self.answered.added.assign(0)
 
 
 def _boxes(shape: tf.TensorShape, seed: tf.Tensor) -> tf.Tensor:

@@ -43,6 +43,8 @@ class State:
       generator_optimizers: one for each generator, built.
       students: none during the warm-up.
       student_optimizers: one for each student, built.
+      rounds: scalar int32 variable, if learning rates hang on it: they are 0 after so
+        many.
     """
 
     teacher: ObservedTeacher
@@ -50,6 +52,7 @@ class State:
     generator_optimizers: Sequence[Any]
     students: Sequence[Learner] = ()
     student_optimizers: Sequence[Any] = ()
+    rounds: tf.Variable | None = None
 
 
 class GeneratorStep(NamedTuple):

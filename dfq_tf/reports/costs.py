@@ -72,7 +72,7 @@ def measure(
     Args:
       teacher: what is to be quantized.
       config: says how many steps there are, and of how many images; it keeps no bank
-        of images.
+        of images. Those of a pool are not counted: they cost little beside the steps.
       calibration: says how many images it takes.
       run: seed and precision.
     """
@@ -83,28 +83,30 @@ def measure(
     small = dataclasses.replace(config, batch_size=batch)
     precision = resolve_precision(run.precision)
     context = Context(small, run.seed, precision, None, None, False)
+    full = dataclasses.replace(context, settings=config)
     state = _state(teacher, context)
     base = _peak_bytes()
-    warm_up, generator, students = (
-        _timed(step, state, context)
-        for step in (steps.warm_up_step, steps.generator_step, steps.student_step)
-    )
-    times = config.batch_size / batch
-    per_step = (
-        config.generator_steps * generator.seconds
-        + config.student_steps * students.seconds
-    )
+    kinds: list[Any] = [steps.warm_up_step]
+    kinds += [steps.generator_step] if config.generator_steps else []
+    is_pool = config.pool_images > 0
+    kinds += [_learnt_from_pool(state, small) if is_pool else steps.student_step]
+    warm_up, *generator, students = (_timed(step, state, context) for step in kinds)
+    size = phases.student_batch(full)
+    per_round = config.student_steps * students.seconds * size / batch
+    if generator:
+        seconds = generator[0].seconds * config.batch_size / batch
+        per_round += config.generator_steps * seconds
+    training_seconds = config.rounds * per_round
+    if config.max_minutes:
+        training_seconds = min(training_seconds, 60 * config.max_minutes)
     # A calibration image passes networks about as often as one of the warm-up.
-    warm_up_images = config.warm_up_steps * phases.warm_up_batch(
-        dataclasses.replace(context, settings=config)
-    )
+    warm_up_images = config.warm_up_steps * phases.warm_up_batch(full)
     df_q = warm_up.compile_seconds + warm_up.seconds * (
         (warm_up_images + calibration.image_count(teacher.image_shape)) / batch
     )
-    training_seconds = times * config.rounds * per_step
-    compile_seconds = generator.compile_seconds + students.compile_seconds
+    compile_seconds = sum(t.compile_seconds for t in (*generator, students))
     # The peak stays where the hungriest step has left it.
-    grown = sum(t.grown_bytes for t in (warm_up, generator, students))
+    grown = sum(t.grown_bytes for t in (warm_up, *generator, students))
     return Costs(
         df_q,
         df_q + compile_seconds + training_seconds,
@@ -112,6 +114,22 @@ def measure(
         config.batch_size,
         _cores(),
     )
+
+
+def _learnt_from_pool(state: steps.State, config: DistillationConfig) -> Any:
+    """A student step on answered images, with its share of the teacher's answers."""
+    shape = state.teacher.image_shape
+    images = tf.zeros((config.batch_size, *shape), tf.uint8)
+
+    def step(
+        state: steps.State, config: DistillationConfig, seed_and_step: tf.Tensor
+    ) -> steps.Measurements:
+        count = max(1, config.batch_size // config.answer_uses)
+        answers, _ = state.teacher(tf.cast(images[:count], tf.float32))
+        logits = tf.repeat(tf.reduce_mean(answers, 0, keepdims=True), len(images), 0)
+        return steps.answered_step(state, config, images, logits, seed_and_step)
+
+    return step
 
 
 def memory_bytes(base: float, grown: float, measured: int, batch_size: int) -> float:

@@ -8,11 +8,20 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.training.replicas import num_replicas
 
 
-def adam(model: keras.Model, learning_rate: float, num_steps: int) -> Any:
-    """Adam, built for a model, its learning rate falling to 0 over `num_steps`."""
+def adam(
+    model: keras.Model, learning_rate: float, num_steps: Any, times: int = 1
+) -> Any:
+    """Adam, built for a model, its learning rate falling to 0.
+
+    Args:
+      model: is trained.
+      learning_rate: at first.
+      num_steps: until it is 0: a number, or a variable, see `CosineOf`.
+      times: what num_steps is to be multiplied by.
+    """
     # The legacy one updates a variable in one operation: a fifth of the time that the
     # newer one takes for a generator.
-    optimizer = keras.optimizers.legacy.Adam(_cosine(learning_rate, num_steps))
+    optimizer = keras.optimizers.legacy.Adam(_cosine(learning_rate, num_steps, times))
     # Variables that a compiled step made would have it traced twice.
     optimizer._create_all_weights(model.trainable_variables)
     return optimizer
@@ -41,25 +50,37 @@ class CosineOf(keras.optimizers.schedules.LearningRateSchedule):
     Args:
       learning_rate: at step 0.
       num_steps: scalar int32 or float32 variable.
+      times: what it is to be multiplied by.
     """
 
-    def __init__(self, learning_rate: float, num_steps: tf.Variable) -> None:
+    def __init__(
+        self, learning_rate: float, num_steps: tf.Variable, times: int = 1
+    ) -> None:
         super().__init__()
         self.learning_rate, self.num_steps = learning_rate, num_steps
+        self.times = times
 
     def __call__(self, step: Any) -> tf.Tensor:
         """The learning rate at a step, float32."""
-        end = tf.cast(self.num_steps, tf.float32)
+        end = tf.cast(self.num_steps * self.times, tf.float32)
         done = tf.minimum(tf.cast(step, tf.float32) / tf.maximum(end, 1.0), 1.0)
         return self.learning_rate * 0.5 * (1 + tf.cos(math.pi * done))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"learning_rate": self.learning_rate, "num_steps": self.num_steps}
+        return {
+            "learning_rate": self.learning_rate,
+            "num_steps": self.num_steps,
+            "times": self.times,
+        }
 
 
 def sgd(
-    model: keras.Model, learning_rate: float, num_steps: Any, momentum: float
+    model: keras.Model,
+    learning_rate: float,
+    num_steps: Any,
+    momentum: float,
+    times: int = 1,
 ) -> Any:
     """SGD with Nesterov momentum, otherwise like `adam`.
 
@@ -68,11 +89,9 @@ def sgd(
       learning_rate: at first.
       num_steps: a number, or a variable, see `CosineOf`.
       momentum: in [0, 1).
+      times: see `adam`.
     """
-    if isinstance(num_steps, tf.Variable):
-        schedule = CosineOf(learning_rate, num_steps)
-    else:
-        schedule = _cosine(learning_rate, num_steps)
+    schedule = _cosine(learning_rate, num_steps, times)
     optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
     optimizer.build(model.trainable_variables)
     return optimizer
@@ -108,5 +127,8 @@ def descend(
     optimizer.apply_gradients(zip(gradients, variables))
 
 
-def _cosine(learning_rate: float, num_steps: int) -> Any:
-    return keras.optimizers.schedules.CosineDecay(learning_rate, max(1, num_steps))
+def _cosine(learning_rate: float, num_steps: Any, times: int) -> Any:
+    if isinstance(num_steps, tf.Variable):
+        return CosineOf(learning_rate, num_steps, times)
+    end = max(1, num_steps * times)
+    return keras.optimizers.schedules.CosineDecay(learning_rate, end)

@@ -119,11 +119,12 @@ def train_with_data(
       TrainingError: a loss or a weight became infinite or NaN.
     """
     config = context.settings
-    _check_is_enough(images, config)
+    batch_size = phases.student_batch(context)
+    _check_is_enough(images, batch_size)
     learner = Learner(student.build(network), network.description)
     optimizer = phases.student_optimizer(learner.model, config)
     train_step = _compiled_step(teacher, learner, optimizer, context, augmentation)
-    order = Order(len(images), config.batch_size, context.seed)
+    order = Order(len(images), batch_size, context.seed)
 
     def step(index: int) -> Mapping[str, tf.Tensor]:
         chosen = order.batch(index)
@@ -146,10 +147,10 @@ def train_with_data(
     return student.trained(network, learner.model), measurements
 
 
-def _check_is_enough(images: np.ndarray, config: DistillationConfig) -> None:
-    if len(images) < config.batch_size:
+def _check_is_enough(images: np.ndarray, batch_size: int) -> None:
+    if len(images) < batch_size:
         raise ConfigError(
-            f"batch_size is {config.batch_size}, but there are only {len(images)} "
+            f"batch_size is {batch_size}, but there are only {len(images)} "
             "training images"
         )
 
