@@ -13,7 +13,7 @@ from tools import common, distill, quantize
 from tools import run as run_tool
 from dfq_tf import api, models
 from dfq_tf.compat import keras, tf
-from dfq_tf.distillation import generator
+from dfq_tf.distillation import budget, generator, pool
 from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.classifiers import as_classifier
@@ -35,7 +35,7 @@ DATASETS = {
 
 
 # One step of each kind, on two images.
-FAST = dict(batch_size=2, warm_up_steps=1, generator_steps=1, student_steps=1)
+FAST = dict(batch_size=2, generator_steps=1, student_steps=1)
 
 
 class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
@@ -91,7 +91,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         student = flags.FLAGS.student
         run_tool.check_student(teacher, None)
         config = dataclasses.replace(
-            distill.distillation_config(), rounds=1, bank_images=4, **FAST
+            distill.distillation_config(), steps=1, bank_images=4, **FAST
         )
         new = distill.new_student(teacher)
         self.assertEqual(
@@ -100,7 +100,8 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
                 student, teacher.image_shape, teacher.num_classes
             ).count_params(),
         )
-        with mock.patch.object(generator, "held_out_count", return_value=4):
+        few = dict(_OTHERS=4, _ANSWERED=2, _HELD_OUT_IMAGES=4)
+        with mock.patch.multiple(budget, **few):
             result = api.distill(
                 teacher, new, config=config, precision="float32", show_progress=False
             )
@@ -110,7 +111,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             )
         )
         self.assertContainsSubset(
-            {"generator_loss", "distillation_loss"}, result.measurements
+            {"synthesis_loss", "distillation_loss"}, result.measurements
         )
         self.assertGreater(quantize.qat_config().rounds, 0)
 
@@ -184,10 +185,16 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         teacher = self._teacher(FOLDER / "tiny_imagenet_mobilenet_v1.cfg")
         self.assertIsNone(flags.FLAGS.student)
         config = dataclasses.replace(
-            quantize.qat_config(), rounds=1, pool_images=4, **FAST
+            quantize.qat_config(),
+            rounds=1,
+            max_minutes=0.0,
+            warm_up_steps=1,
+            pool_images=4,
+            **FAST,
         )
         with (
             mock.patch.object(generator, "held_out_count", return_value=4),
+            mock.patch.object(pool, "_NOISE_IMAGES", 4),
             # After one step the student may well agree less, and a warning says so.
             mock.patch.object(api.warnings, "warn"),
         ):

@@ -421,7 +421,7 @@ class PoolTest(PhasesTestCase):
             limited, _ = self.distill(directory, max_minutes=1.0)
             self.assertEqual(timed.call_count, 1)
             again, measured = self.distill(directory, max_minutes=1.0)
-            self.assertEqual((timed.call_count, measured), (1, {}))
+            self.assertEqual((timed.call_count, measured), (1, {"rounds": 2}))
             shorter, _ = self.distill(rounds=2)
             less, _ = self.distill(max_minutes=0.1)
             one, _ = self.distill(rounds=1)

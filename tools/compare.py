@@ -185,9 +185,14 @@ class Comparison:
         if method in RECONSTRUCTING:
             network = self._reconstructed(widths, network, context)
         if method in TRAINING:
-            network, _, _ = api.trained(
+            network, _, found = api.trained(
                 prepared, network, context, self._on_the_way, method
             )
+            if "rounds" in found:
+                print(
+                    f"  {quantize.training_line(found['rounds'], self._config)}",
+                    flush=True,
+                )
         return network
 
     def _reconstructed(

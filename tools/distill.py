@@ -211,6 +211,8 @@ def plan(
             f"rounds of {config.generator_steps:,} generator steps and "
             f"{config.student_steps:,} student steps"
         )
+        if config.max_minutes:
+            work += f", at most {config.max_minutes:g} minutes"
     elif config.steps:
         work = f"{config.steps:,} student steps"
     else:

@@ -196,6 +196,8 @@ def quantize_network(
     training |= _tables(result)
     if "reconstruction_steps" in result.measurements:
         common.say(reconstruction_line(result))
+    if "rounds" in result.measurements:
+        common.say(training_line(result.measurements["rounds"], config))
     workdir.add_metrics(**{f"{method}_training": training})
     common.say(f"Images for the ranges: {result.source}")
     with common.stage(f"writing of {path.name}"):
@@ -235,8 +237,9 @@ def plan(
     source = known_source(images, teacher.image_shape, has_memory)
     trains, work = method in TRAINING, ["calibration"]
     memory = "the program takes 1 to 2 GiB"
-    if trains or source in (GENERATED, None):
-        unless = "" if trains or source else ", unless photographs are near"
+    needs = trains and (config.generator_steps or not config.pool_images)
+    if needs or source in (GENERATED, None):
+        unless = "" if needs or source else ", unless photographs are near"
         work.insert(0, f"up to {config.warm_up_steps:,} steps of warm-up{unless}")
         each = step_bytes_per_image(teacher, network or teacher, config)
         memory = (
@@ -259,6 +262,14 @@ def _tables(result: api.Quantized) -> dict[str, Any]:
             tables[key] = [dataclasses.asdict(part) for part in parts]
             common.say(show(parts))
     return tables
+
+
+def training_line(rounds: float, config: DistillationConfig) -> str:
+    """For how many rounds there was time; what repeats it on any machine."""
+    return (
+        f"Training: {rounds:.0f} of {config.rounds:,} rounds; "
+        f"--qat_rounds={rounds:.0f} --qat_max_minutes=0 repeats it"
+    )
 
 
 def reconstruction_line(result: api.Quantized) -> str:

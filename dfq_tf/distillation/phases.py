@@ -106,7 +106,8 @@ def warm_up(
       bank: takes the images of all steps, with the teacher's answers.
 
     Returns:
-      The last measurements; empty if an earlier run had finished.
+      The last measurements, none if an earlier run had finished; and `rounds`, where
+      `max_minutes` decided how many there are.
 
     Raises:
       ConfigError: the batch does not divide between the devices.
@@ -210,7 +211,7 @@ def distill(
         evaluate_every=max(1, rounds // 10),
     )
     copies.write_back()
-    return measurements
+    return {**measurements, **({"rounds": rounds} if config.max_minutes else {})}
 
 
 def _make_pool(
@@ -384,9 +385,9 @@ class _Round:
         size = self._config.batch_size
         if self._pool is not None:
             images, logits = self._pool.draw(number)
-        elif self._bank is not None:
+        elif self._bank:
             images, logits = map(tf.constant, self._bank.draw(size, number))
-        elif self._config.share_images:
+        elif self._config.share_images or self._bank is not None:
             images, logits = _shared(made, index, size)
         else:
             return self._student_step(seed_and_step)
