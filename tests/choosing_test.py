@@ -79,8 +79,8 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
 
     def chosen(self, ratings, config):
         network, images = gated(), graphs.noise((8, 8, 3), 40)
-        rated = mock.patch.object(choosing, "scale_free_sqnr", side_effect=ratings)
-        with rated as calls:
+        calls = mock.Mock(side_effect=ratings)
+        with mock.patch.multiple(choosing, sqnr=calls, scale_free_sqnr=calls):
             found = choosing.Calibrated(network, images, config).quantized(BitWidths())
         self.assertEqual(calls.call_count, len(ratings))
         return network, images[10:], found
@@ -137,9 +137,7 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_ratings_are_those_of_images_held_out(self):
         network, images = gated(), graphs.noise((8, 8, 3), 40)
-        with mock.patch.object(
-            choosing, "scale_free_sqnr", wraps=noise.scale_free_sqnr
-        ) as rated:
+        with mock.patch.object(choosing, "sqnr", wraps=noise.sqnr) as rated:
             choosing.Calibrated(network, images, WIDE).quantized(BitWidths())
         exact, scores = rated.call_args_list[0].args
         self.assertAllClose(exact, network.scores(images[:10]), rtol=1e-5, atol=1e-5)

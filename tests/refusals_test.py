@@ -590,12 +590,13 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_contradictions_name_the_flags(self):
         path = saved()(new_folder())
-        more = ("--student=wrn_10_1", "--bank_images=9", "--share_images")
+        more = ("--student=wrn_10_1", "--recipe=bank", "--bank_images=9")
+        more += ("--share_images",)
         result = run_in_process("run", f"--teacher={path}", *FED, *more)
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertRegex(
             result.stderr,
-            r"\Aerror: bank_images is 9 and share_images is set; .*Set bank_images to "
+            r"\Aerror: bank_images is 9 and share_images is True; .*Set bank_images to "
             "0, or leave share_images out",
         )
 

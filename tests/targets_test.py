@@ -48,7 +48,7 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         ("ethos_u", "Vela, for the Ethos-U", "num_bits_last", 4, "5 to 8"),
         ("ethos_u", "Vela, for the Ethos-U", "num_bits_depthwise", 2, "5 to 8"),
         ("edge_tpu", "the Edge TPU's compiler", "num_bits_weight", 4, "5 to 8"),
-        ("edge_tpu", "the Edge TPU's compiler", "num_bits_activation", 16, "4 to 8"),
+        ("edge_tpu", "the Edge TPU's compiler", "num_bits_activation", 16, "2 to 8"),
     )
     def test_width(self, target, says, setting, bits, taken):
         with self.assertRaises(ConfigError) as caught:
@@ -184,7 +184,7 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         message = r"its weights have 4 bits, and Vela, .* takes 5 to 8"
         with self.assertRaisesRegex(UnsupportedLayerError, message):
             convert(network, config=LOGITS["ethos_u"])
-        message = r"its outputs have 16 bits, and the Edge TPU's compiler takes 4 to 8"
+        message = r"its outputs have 16 bits, and the Edge TPU's compiler takes 2 to 8"
         with self.assertRaisesRegex(UnsupportedLayerError, message):
             convert(network, config=LOGITS["edge_tpu"])
 

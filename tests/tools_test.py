@@ -683,7 +683,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("run", 2, ["--widths=W8A12"], "num_bits_activation is 12.*8 or 16"),
         ("run", 2, ["--widths=W1A8"], "num_bits_weight is 1; .*at least 2"),
         ("run", 2, ["--qat_temperature=4"], "Unknown command line flag"),
-        ("run", 2, ["--widths=W4A3"], "num_bits_activation is 3; .*at least 4"),
+        ("run", 2, ["--widths=W4A1"], "num_bits_activation is 1; .*at least 2"),
         ("run", 2, ["--activation_range=best"], "activation_range is 'best'.*mse"),
         ("compare", 2, [], "teacher is empty"),
         (

@@ -193,11 +193,7 @@ def quantize_network(
         "images_distance": result.source.distance,
         **result.measurements,
     }
-    training |= _tables(result)
-    if "reconstruction_steps" in result.measurements:
-        common.say(reconstruction_line(result))
-    if "rounds" in result.measurements:
-        common.say(training_line(result.measurements["rounds"], config))
+    training |= _tables(result, config)
     workdir.add_metrics(**{f"{method}_training": training})
     common.say(f"Images for the ranges: {result.source}")
     with common.stage(f"writing of {path.name}"):
@@ -254,13 +250,20 @@ def plan(
     return f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; {memory}"
 
 
-def _tables(result: api.Quantized) -> dict[str, Any]:
-    """What was chosen for layers, and done for blocks; it prints them too."""
+def _tables(result: api.Quantized, config: DistillationConfig) -> dict[str, Any]:
+    """What was chosen for layers, and done for blocks; it prints them too.
+
+    It also prints what repeats a run of which the clock decided the length.
+    """
     tables = {}
     for key, show in (("layers", as_table), ("blocks", blocks_as_table)):
         if parts := getattr(result, key):
             tables[key] = [dataclasses.asdict(part) for part in parts]
             common.say(show(parts))
+    if "reconstruction_steps" in result.measurements:
+        common.say(reconstruction_line(result))
+    if "rounds" in result.measurements:
+        common.say(training_line(result.measurements["rounds"], config))
     return tables
 
 

@@ -5,9 +5,9 @@ insurance: its steps are coarser, and less of real images is cut off at its ends
 it saves cannot be measured without real images. What it costs can, and that decides:
 the widest ranges are taken that cost little (measured in docs/results.md).
 
-Cost and gain are those of the scores' SQNR but for a common factor, which changes no
-class. With kernels of 4 bits, corrected biases may make all scores smaller by a factor,
-and gain 3 dB but for that.
+What ranges cost is told by the scores' SQNR. What corrected biases gain is told by the
+SQNR but for a common factor, which changes no class: with kernels of 4 bits they may
+make all scores smaller by a factor, and gain 3 dB but for that.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from dfq_tf.quantization.calibration import (
     with_ranges,
 )
 from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.noise import scale_free_sqnr
+from dfq_tf.quantization.noise import scale_free_sqnr, sqnr
 from dfq_tf.quantization.ranges import Histogram
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
@@ -88,7 +88,7 @@ class Calibrated:
         best = as_stored(widest)
         if self.config.bias_correction:
             corrected = as_stored(with_corrected_biases(widest, self._calibrating))
-            gain = trial.rated(corrected) - trial.rated(best)
+            gain = trial.rated(corrected, True) - trial.rated(best, True)
             if not self._num_held_out or gain >= LEAST_GAIN:
                 return corrected
         return best
@@ -134,12 +134,13 @@ class _Trial:
         self._magnitudes = magnitudes_of(graph, widths, config.weight_range)
         self._calibrated, self._widths, self._config = calibrated, widths, config
 
-    def rated(self, quantized: QuantizedNetwork) -> float:
-        """SQNR of the scores of images held out, but for a factor; 0 without any."""
+    def rated(self, quantized: QuantizedNetwork, is_scale_free: bool = False) -> float:
+        """SQNR of the scores of images held out; 0 without any."""
         exact = self._calibrated.exact
         if exact is None:
             return 0.0
-        return scale_free_sqnr(exact, _scores(quantized, self._calibrated.held_out))
+        measure = scale_free_sqnr if is_scale_free else sqnr
+        return measure(exact, _scores(quantized, self._calibrated.held_out))
 
     def widest(self) -> QuantizedNetwork:
         """The network of the widest ranges that cost little."""

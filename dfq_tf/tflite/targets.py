@@ -19,8 +19,8 @@ _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
 _ALL_KERNELS = (2, 3, 4, 5, 6, 7, 8)
 # Weights of 4 bits and fewer are stored as int4, wider ones as int8.
 _INT8_KERNELS = (5, 6, 7, 8)
-_ALL_ACTIVATIONS = (4, 5, 6, 7, 8, 16)
-_INT8_ACTIVATIONS = (4, 5, 6, 7, 8)
+_ALL_ACTIVATIONS = (2, 3, 4, 5, 6, 7, 8, 16)
+_INT8_ACTIVATIONS = (2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclasses.dataclass(frozen=True)
