@@ -760,6 +760,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         ):
             self.distill(evaluate=lambda student: {})
 
+    @pytest.mark.long
     def test_bank_of_another_size_is_not_taken(self):
         config = dataclasses.replace(self.TINY, bank_images=64)
         folder = self.get_temp_dir()
@@ -768,6 +769,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(TrainingError, r"\n  bank_images: 64 -> 32\Z"):
             self.distill(directory=folder, config=config)
 
+    @pytest.mark.long
     def test_student_that_agrees_best_is_kept(self):
         config = dataclasses.replace(self.TINY, num_students=3)
         trained = []

@@ -5,6 +5,7 @@ import json
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
@@ -138,6 +139,7 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(schedule(9), 0.0, atol=1e-7)
         self.assertGreater(schedule(8), 1e-4)
 
+    @pytest.mark.long
     def test_images_held_out_are_not_in_the_bank(self):
         with small():
             made = self.made()
@@ -179,6 +181,7 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllEqual(again.held_out, held_out)
             self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
+    @pytest.mark.long
     def test_pace_is_measured_once_and_leaves_everything_as_it_was(self):
         config = dataclasses.replace(CONFIG, steps=0, minutes=1.0)
         folder = helpers.new_folder()

@@ -176,6 +176,7 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class TwoDevicesTest(tf.test.TestCase):
+    @pytest.mark.long
     def test_replicas_and_a_step_of_two_devices_equal_one(self):
         self.check("ReplicasTest", "StepTest.test_warm_up")
 

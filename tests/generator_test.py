@@ -126,6 +126,7 @@ class GeneratorTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(filters, expected)
 
     @parameterized.parameters(*MOST_VALUES)
+    @pytest.mark.long
     def test_memory_is_bounded_for_each_pixel(self, shape, most):
         self.check_memory(shape, most, depth=3)
 

@@ -622,6 +622,7 @@ class SeveralTest(PhasesTestCase):
         self.assertEqual(found, not has_bn)
 
     @helpers.eagerly()
+    @pytest.mark.long
     def test_a_bank_keeps_the_images_of_the_warm_up(self):
         config = dataclasses.replace(self.config, warm_up_steps=3, bank_images=1000)
         folder = self.get_temp_dir()
@@ -646,6 +647,7 @@ class SeveralTest(PhasesTestCase):
         self.assertNotEmpty(drawn & new)
 
     @helpers.eagerly()
+    @pytest.mark.long
     def test_students_train_on_the_images_of_generator_steps(self):
         made, seen = self._made_and_seen(self._networks(), self.config)
         self.assertLen(made, 8)

@@ -332,6 +332,7 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
         self.assertLessEqual(max(differences.values()), 1)
 
     @parameterized.parameters("mobilenet_v3_like", "densenet_like", "bn_first")
+    @pytest.mark.long
     def test_roundings_that_a_network_spreads_are_no_fault(self, name):
         # With 4 bits, one value that falls on the other side moves all behind it.
         network = network_of(networks.build(name), BitWidths(4, 4, True, 4, 4, 4))

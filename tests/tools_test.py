@@ -628,6 +628,7 @@ class ReconstructionTest(tf.test.TestCase):
         self.assertNotIn("reconstruction of blocks", again.stdout)
         self.assertEqual((workdir / "df_rec.tflite").read_bytes(), before)
 
+    @pytest.mark.long
     def test_comparison_has_all_that_reconstructs(self):
         workdir = new_folder() / "compare"
         columns = ("rec", "df_rec", "df_rec_kd")
