@@ -183,9 +183,9 @@ class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
         super().tearDown()
         keras.backend.clear_session()
 
-    @parameterized.parameters(*CASES)
+    @parameterized.parameters(*list(CASES)[::3])
     def test_float_network_is_that_of_keras(self, name):
-        # Each kind from one of the two; tests/keras_names_test.py has both.
+        # A third, each from one of the two; tests/keras_names_test.py has all kinds.
         libraries = list(LIBRARIES)
         library = libraries[list(CASES).index(name) % len(libraries)]
         self.check_float(name, library)
