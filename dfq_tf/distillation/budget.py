@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,14 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import read_text, write_text
 from dfq_tf.procedural import dead_leaves, natural_noise
 from dfq_tf.settings import BudgetConfig
-from dfq_tf.training import Evaluate, Learner, optimizers, run_loop
+from dfq_tf.training import (
+    Evaluate,
+    Learner,
+    mean_seconds,
+    optimizers,
+    run_loop,
+    unchanged,
+)
 
 # Images from which no student learns: they are compared with the teacher on them.
 _HELD_OUT_IMAGES = 256
@@ -44,7 +51,7 @@ _MAKERS = {
 }
 # Part of the time that the curve and the checkpoints take.
 _SPARE = 0.03
-_TIMED = 3
+_TIMED = range(3)
 _NAME, _PLAN = "distillation", "distillation_plan.json"
 
 
@@ -418,27 +425,15 @@ class Budget:
 
     def _pace(self) -> Pace:
         """Takes some steps of each kind, and undoes them."""
-        variables = self._training.all_variables
-        before = [v.numpy() for v in variables]
-        for number in range(len(self._batch_steps)):  # all of them are compiled
-            self._make_batch(number)
-            self._make_batch(number, held_out=True)
-        batch = _seconds(lambda: self._make_batch(0), 1)
-        answers = _seconds(lambda: self._answer(self._step(0)), _TIMED)
-        student = _seconds(lambda: self._student_step(self._step(0)), _TIMED)
-        for variable, value in zip(variables, before):
-            variable.assign(value)
+        with unchanged(self._training.all_variables):
+            for number in range(len(self._batch_steps)):  # all of them are compiled
+                self._make_batch(number)
+                self._make_batch(number, held_out=True)
+            batch = mean_seconds(self._make_batch, range(1))
+            answers = mean_seconds(lambda i: self._answer(self._step(i)), _TIMED)
+            student = mean_seconds(lambda i: self._student_step(self._step(i)), _TIMED)
         return Pace(batch, answers, student)
 
 
 def _keeping(training: Training, synthesizer: Synthesizer, store: Store) -> Any:
     return lambda seed_and_step: training.keep(synthesizer, store, seed_and_step)
-
-
-def _seconds(step: Callable[[], Mapping[str, Any]], count: int) -> float:
-    """The mean time of a step, once it is compiled."""
-    tf.nest.map_structure(np.asarray, step())
-    began = time.monotonic()
-    for _ in range(count):
-        tf.nest.map_structure(np.asarray, step())  # waits for its end
-    return (time.monotonic() - began) / count

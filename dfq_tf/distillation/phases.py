@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -25,10 +24,12 @@ from dfq_tf.training import (
     check_batch,
     devices,
     everywhere,
+    mean_seconds,
     optimizers,
     replica_slice,
     round_batch,
     run_loop,
+    unchanged,
 )
 
 # Added to the seed for the images of a pool: others calibrate, or are held out.
@@ -345,31 +346,35 @@ class _Round:
 
     def seconds(self) -> float:
         """About how long a round takes; takes some steps for it, and undoes them."""
-        config, state = self._config, self._state
-        optimizers = [*state.generator_optimizers, *state.student_optimizers]
-        variables = [v for each in optimizers for v in _variables_of(each)]
-        for model in (*state.generators, *(each.model for each in state.students)):
-            variables += model.variables
-        before = [v.numpy() for v in variables]
-        made: list[steps.GeneratorStep] = []
+        config, made = self._config, list[steps.GeneratorStep]()
 
         def generator_step(number: int) -> steps.Measurements:
             made[:] = [self._generator_step(tf.constant([self._seed, number]))]
             return made[0].measurements
 
+        def student_step(number: int) -> steps.Measurements:
+            return self._train_students(made, 0, number)
+
         total = 0.0
-        if config.generator_steps:
-            total += config.generator_steps * _seconds_of(generator_step, range(1))
         first, uses = (0, 1) if self._pool is None else self._pool.usual_steps
-        total += config.student_steps * _seconds_of(
-            lambda number: self._train_students(made, 0, number),
-            range(first, first + uses),
-        )
-        for variable, value in zip(variables, before):
-            variable.assign(value)
-        if self._pool is not None:
-            self._pool.forget()
-        return total
+        with unchanged(self._variables):
+            if config.generator_steps:
+                each = mean_seconds(generator_step, range(1))
+                total += config.generator_steps * each
+            each = mean_seconds(student_step, range(first, first + uses))
+        return total + config.student_steps * each
+
+    @property
+    def _variables(self) -> list[tf.Variable]:
+        """What steps change, without banked images; of answers, their number."""
+        state, pool = self._state, self._pool
+        optimizers = [*state.generator_optimizers, *state.student_optimizers]
+        models = [*state.generators, *(each.model for each in state.students)]
+        return [
+            *(v for each in optimizers for v in _variables_of(each)),
+            *(v for each in models for v in each.variables),
+            *([] if pool is None else [pool.answered.added]),
+        ]
 
     def _train_students(
         self, made: Sequence[steps.GeneratorStep], index: int, number: int
@@ -398,21 +403,6 @@ def _variables_of(optimizer: Any) -> Sequence[tf.Variable]:
     """Keras' newer optimizers have a list, the legacy ones a method."""
     found = optimizer.variables
     return found() if callable(found) else found
-
-
-def _seconds_of(
-    step: Callable[[int], steps.Measurements], numbers: Sequence[int]
-) -> float:
-    """The mean time of steps, once the first of them is compiled."""
-
-    def take(number: int) -> None:
-        tf.nest.map_structure(np.asarray, step(number))  # waits for its end
-
-    take(numbers[0])
-    began = time.monotonic()
-    for number in numbers:
-        take(number)
-    return (time.monotonic() - began) / len(numbers)
 
 
 def _shared(

@@ -212,10 +212,6 @@ class Pool:
         """
         return [self.answered, self.images] if grows else [self.answered]
 
-    def forget(self) -> None:
-        """Throws all answers away."""
-        self.answered.added.assign(0)
-
 
 def _boxes(shape: tf.TensorShape, seed: tf.Tensor) -> tf.Tensor:
     """A box in each image, bool (batch, height, width, 1), its area drawn evenly.

@@ -1,4 +1,4 @@
-"""What any training needs: loop, optimizers, devices."""
+"""What any training needs: loop, optimizers, devices, timing."""
 
 from dfq_tf.training.augmentation import augment, augment_pixels
 from dfq_tf.training.copies import randomized, resolve_precision, with_precision
@@ -13,6 +13,7 @@ from dfq_tf.training.learner import Learner, check_model, num_model_values
 from dfq_tf.training.loop import Evaluate, run_loop
 from dfq_tf.training.optimizers import descend
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
+from dfq_tf.training.timing import mean_seconds, unchanged
 
 __all__ = [
     "Copies",
@@ -25,6 +26,7 @@ __all__ = [
     "check_model",
     "descend",
     "everywhere",
+    "mean_seconds",
     "num_model_values",
     "randomized",
     "replica_concat",
@@ -33,5 +35,6 @@ __all__ = [
     "resolve_precision",
     "round_batch",
     "run_loop",
+    "unchanged",
     "with_precision",
 ]
