@@ -319,8 +319,25 @@ class CalibrationConfig(Checked):
 IMAGE_KINDS = ("noise", "leaves", "photographs", "mixup", "cutmix")
 
 
+@dataclasses.dataclass(frozen=True)
 class MixedImages(Checked):
-    """Mixin: shares of the students' images that are of IMAGE_KINDS."""
+    """Shares of the students' images that are of IMAGE_KINDS, and uses of a crop."""
+
+    answer_uses: int = setting(
+        4,
+        "Student steps on each crop, about, before the teacher answers a new one in "
+        "its place.",
+        minimum=1,
+    )
+    noise_share: float = setting(
+        0.15, "Share of the students' images that are 1/f noise.", minimum=0
+    )
+    mixup_share: float = setting(
+        0.075, "Share that are means of two images, generated or of a pool.", minimum=0
+    )
+    cutmix_share: float = setting(
+        0.075, "Share that are such images with a box out of another one.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a setting out of its limits, or too many shares."""
@@ -421,23 +438,6 @@ class DistillationConfig(MixedImages):
         32,
         "Images per student step on crops of a pool, or batch_size if it is less.",
         minimum=1,
-    )
-    answer_uses: int = setting(
-        4,
-        "Student steps on each crop of the pool, about, before the teacher answers a "
-        "new one in its place.",
-        minimum=1,
-    )
-    noise_share: float = setting(
-        0.15, "Share of the images of student steps that are 1/f noise.", minimum=0
-    )
-    mixup_share: float = setting(
-        0.075, "Share that are means of two images of the pool.", minimum=0
-    )
-    cutmix_share: float = setting(
-        0.075,
-        "Share that are images of the pool with a box out of another one.",
-        minimum=0,
     )
     bank_images: int = setting(
         0,
@@ -560,29 +560,14 @@ class BudgetConfig(MixedImages):
         "than 512 MiB.",
         minimum=1,
     )
-    answer_uses: int = setting(
-        4,
-        "Student steps on each crop, about, before the teacher answers a new one in "
-        "its place.",
-        minimum=1,
-    )
-    noise_share: float = setting(
-        0.15, "Share of the students' images that are 1/f noise.", minimum=0
-    )
     leaves_share: float = setting(
-        0.0, "Share that are dead leaves: discs on discs.", minimum=0
+        0.0,
+        "Share of the students' images that are dead leaves: discs on discs.",
+        minimum=0,
     )
     photographs_share: float = setting(
         0.0,
         "Share that are crops of the public-domain photographs of the project.",
-        minimum=0,
-    )
-    mixup_share: float = setting(
-        0.075, "Share that are means of two generated images.", minimum=0
-    )
-    cutmix_share: float = setting(
-        0.075,
-        "Share that are generated images with a box out of another one.",
         minimum=0,
     )
     student_augmentation: str = setting(

@@ -200,7 +200,10 @@ def define_config(
         class: name -> all settings that it has. The flags' own default is then None.
       first: whether --help shows all of them.
     """
-    for field in dataclasses.fields(config_class):
+    own = vars(config_class)  # what other classes have too comes behind it
+    for field in sorted(
+        dataclasses.fields(config_class), key=lambda f: f.name not in own
+    ):
         name = prefix + field.name
         if name in _AWAY or (names is not None and field.name not in names):
             continue
