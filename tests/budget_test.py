@@ -9,7 +9,7 @@ import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
-from dfq_tf.distillation import budget
+from dfq_tf.distillation import budget, pool
 from dfq_tf.distillation import generator as generators_module
 from dfq_tf.distillation.generator import build_generator
 from dfq_tf.distillation.teacher import observe
@@ -30,7 +30,7 @@ CONFIG = BudgetConfig(
     bank_images=40,
     steps=7,  # 3 rounds of 3, after 2 without
 )
-PACE = budget.Pace(batch=2.0, answers=0.1, student=0.25)
+PACE = budget.Pace(start=3.2, batch=2.0, answers=0.1, student=0.25)
 
 _models = helpers.Reused(lambda seed: helpers.small_learner(SHAPE, seed=seed).model)
 
@@ -41,7 +41,8 @@ def small():
     generator = functools.partial(build_generator, channels=8)
     with (
         mock.patch.object(generators_module, "build_generator", generator),
-        mock.patch.multiple(budget, _OTHERS=4, _ANSWERED=2, _HELD_OUT_IMAGES=8),
+        mock.patch.multiple(pool, _OTHERS=4, _ANSWERED=2),
+        mock.patch.object(budget, "_HELD_OUT_IMAGES", 8),
         helpers.eagerly(),
     ):
         yield
@@ -52,8 +53,8 @@ class PlanTest(parameterized.TestCase):
         plan = budget.Plan(rounds=10, first=2, student_steps=5, answer_uses=4)
         self.assertEqual(plan.total_student_steps, 8 * 5)
         # Two batches are answered in a round, beside those of the beginning.
-        answers = budget._ANSWERED + 8 * 2
-        self.assertAlmostEqual(plan.seconds(PACE), 10 * 2.0 + answers * 0.1 + 40 * 0.25)
+        expected = 3.2 + 10 * 2.0 + 8 * 2 * 0.1 + 40 * 0.25
+        self.assertAlmostEqual(plan.seconds(PACE), expected)
 
     @parameterized.parameters(60, 333, 5000)
     def test_as_many_rounds_as_fit(self, seconds):
@@ -230,8 +231,7 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_images_of_formulas_are_those_with_a_share(self):
         config = dataclasses.replace(CONFIG, noise_share=0.0, leaves_share=0.2)
-        with mock.patch.object(budget, "_OTHERS", 4):
-            found = budget._others(self.observed, helpers.context(config))
+        found = budget._others(self.observed, helpers.context(config), 4)
         self.assertEqual(
             {k: v.shape for k, v in found.items()}, {"leaves": (4, *SHAPE)}
         )

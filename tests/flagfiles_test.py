@@ -100,8 +100,10 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
                 student, teacher.image_shape, teacher.num_classes
             ).count_params(),
         )
-        few = dict(_OTHERS=4, _ANSWERED=2, _HELD_OUT_IMAGES=4)
-        with mock.patch.multiple(budget, **few):
+        with (
+            mock.patch.multiple(pool, _OTHERS=4, _ANSWERED=2),
+            mock.patch.object(budget, "_HELD_OUT_IMAGES", 4),
+        ):
             result = api.distill(
                 teacher, new, config=config, precision="float32", show_progress=False
             )
@@ -194,7 +196,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         )
         with (
             mock.patch.object(generator, "held_out_count", return_value=4),
-            mock.patch.object(pool, "_NOISE_IMAGES", 4),
+            mock.patch.object(pool, "_OTHERS", 4),
             # After one step the student may well agree less, and a warning says so.
             mock.patch.object(api.warnings, "warn"),
         ):

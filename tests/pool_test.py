@@ -64,6 +64,17 @@ class StoreTest(tf.test.TestCase):
         self.assertAllClose(counts, [1000] * 4, atol=4 * np.sqrt(4000 * 3 / 16))
 
 
+class CapacityTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (128, (32, 32, 3), 32, 4096),
+        (32, (224, 224, 3), 27, 891),  # a quarter of 512 MiB each
+        (128, (512, 512, 3), 2, 170),
+        (128, (8192, 8192, 3), 2, 1),
+    )
+    def test_what_is_kept_fits_into_memory(self, size, shape, batches, others):
+        self.assertEqual(pool.capacity(size, shape), (batches, others))
+
+
 class AnswersTest(parameterized.TestCase, tf.test.TestCase):
     def setUp(self):
         super().setUp()

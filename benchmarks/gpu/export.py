@@ -24,7 +24,7 @@ from absl import app, flags
 from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import budget, observe
+from dfq_tf.distillation import budget, observe, pool
 from dfq_tf.importing import load_classifier
 from dfq_tf.settings import IMAGE_KINDS, BudgetConfig
 from dfq_tf.training import Learner, with_precision
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
         photographs_share=1e-6,
         adversarial_weight=1.0,
     )
-    budget._OTHERS = FLAGS.others
+    pool._OTHERS = FLAGS.others
     made = training(config, FLAGS.precision)
     student = made.students[0]
     if FLAGS.read:

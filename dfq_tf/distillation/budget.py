@@ -22,7 +22,7 @@ from dfq_tf.context import Context, stage
 from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
 from dfq_tf.distillation.generator import STUDENT, make_generators
-from dfq_tf.distillation.pool import Answers, Store
+from dfq_tf.distillation.pool import Answers, Store, capacity
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.errors import ConfigError
@@ -40,10 +40,6 @@ from dfq_tf.training import (
 
 # Images from which no student learns: they are compared with the teacher on them.
 _HELD_OUT_IMAGES = 256
-# Answered batches that are kept, from which student steps draw.
-_ANSWERED = 32
-# Images of each kind that needs no generator, cropped and flipped anew each time.
-_OTHERS = 4096
 _MAKERS = {
     "noise": natural_noise,
     "leaves": dead_leaves,
@@ -60,11 +56,13 @@ class Pace:
     """Seconds that each kind of step takes on this machine.
 
     Attributes:
+      start: for the answers that there are before the first student step.
       batch: to make a batch of new images, with all its generator steps.
       answers: for the teacher to answer a batch.
       student: a step of the students.
     """
 
+    start: float
     batch: float
     answers: float
     student: float
@@ -98,9 +96,10 @@ class Plan:
 
     def seconds(self, pace: Pace) -> float:
         """How long all rounds take."""
-        answers = _ANSWERED + (self.rounds - self.first) * self.answers_in_round
+        answers = (self.rounds - self.first) * self.answers_in_round
         return (
-            self.rounds * pace.batch
+            pace.start
+            + self.rounds * pace.batch
             + answers * pace.answers
             + self.total_student_steps * pace.student
         )
@@ -182,9 +181,9 @@ class Training(tf.Module):
         self.held_out = Store(
             max(2, math.ceil(_HELD_OUT_IMAGES / size)), images=(shape, tf.uint8)
         )
-        self.answers = Answers(
-            teacher, self.bank, _others(teacher, context), config, _ANSWERED
-        )
+        num_answered, count = capacity(size, teacher.image_shape)
+        others = _others(teacher, context, count)
+        self.answers = Answers(teacher, self.bank, others, config, num_answered)
         self.total_student_steps = tf.Variable(1)
         self.student_optimizers = [
             optimizers.sgd(
@@ -228,15 +227,13 @@ class Training(tf.Module):
 
 
 def _others(
-    teacher: ObservedTeacher, context: Context[BudgetConfig]
+    teacher: ObservedTeacher, context: Context[BudgetConfig], count: int
 ) -> dict[str, np.ndarray]:
-    """Images of each kind that has a share and needs no generator."""
-    config, shape = context.settings, teacher.image_shape
-    count = max(config.batch_size, min(_OTHERS, BANK_MEMORY // 4 // math.prod(shape)))
+    """So many images of each kind that has a share and needs no generator."""
     return {
-        kind: make(context.seed, count, shape)
+        kind: make(context.seed, count, teacher.image_shape)
         for kind, make in _MAKERS.items()
-        if config.share_of(kind)
+        if context.settings.share_of(kind)
     }
 
 
@@ -275,6 +272,7 @@ class Budget:
         with stage("images of formulas", context.progress):
             self._training = Training(teacher, students, context)
         self._num_held_out = self._training.held_out.num_batches
+        self._num_answered = self._training.answers.store.num_batches
         self._compile()
         self._plan = self._planned()
         if not self._is_begun:  # else the checkpoint has them
@@ -348,9 +346,9 @@ class Budget:
             weight = self._config.adversarial_weight
             for synthesizer in training.synthesizers:
                 synthesizer.adversarial_weight.assign(weight)
-            for number in range(_ANSWERED):
+            for number in range(self._num_answered):
                 self._answer(self._step(number))
-        answered = _ANSWERED + done * plan.answers_in_round
+        answered = self._num_answered + done * plan.answers_in_round
         for i in range(plan.student_steps):
             if i % plan.answer_uses == 0:
                 self._answer(self._step(answered + i // plan.answer_uses))
@@ -432,7 +430,7 @@ class Budget:
             batch = mean_seconds(self._make_batch, range(1))
             answers = mean_seconds(lambda i: self._answer(self._step(i)), _TIMED)
             student = mean_seconds(lambda i: self._student_step(self._step(i)), _TIMED)
-        return Pace(batch, answers, student)
+        return Pace(self._num_answered * answers, batch, answers, student)
 
 
 def _keeping(training: Training, synthesizer: Synthesizer, store: Store) -> Any:

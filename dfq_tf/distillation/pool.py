@@ -21,9 +21,9 @@ from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import BudgetConfig, DistillationConfig
 from dfq_tf.training import augment_pixels
 
-# Answered batches that a pool keeps, and how many images of 1/f noise; fewer where
-# they take more than a quarter of BANK_MEMORY.
-_ANSWERED, _NOISE_IMAGES = 32, 4096
+# Answered batches that are kept, from which student steps draw; images of each kind
+# that needs no generator, cropped and flipped anew each time.
+_ANSWERED, _OTHERS = 32, 4096
 # Added to the seed for the noise: students are judged by the noise of the seed itself.
 _NOISE_SEED = 4
 
@@ -68,6 +68,16 @@ class Store(tf.Module):
         rows = tf.random.stateless_uniform((count,), seed, 0, filled, tf.int32)
         # Out of the variable: to read all of it first would copy it.
         return [tf.gather(variable, rows) for variable in self._parts.values()]
+
+
+def capacity(batch_size: int, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """How many answered batches are kept, and images of each kind of `Answers.others`.
+
+    Fewer where they take more than a quarter of BANK_MEMORY each.
+    """
+    images = BANK_MEMORY // 4 // math.prod(image_shape)
+    batches = images // batch_size
+    return max(2, min(_ANSWERED, batches)), max(1, min(_OTHERS, images))
 
 
 class Answers(tf.Module):
@@ -165,12 +175,10 @@ class Pool:
         self._size = size
         self.images = Store(len(images) // size, images=((size, *shape), tf.uint8))
         self.add(images)
-        room = BANK_MEMORY // 4 // math.prod(shape)
+        self._num_answered, count = capacity(size, shape)
         others = {}
         if config.noise_share:
-            count = max(1, min(_NOISE_IMAGES, room))
             others["noise"] = natural_noise(seed + _NOISE_SEED, count, shape)
-        self._num_answered = max(2, min(_ANSWERED, room // size))
         answers = Answers(teacher, self.images, others, config, self._num_answered)
         self.answered = answers.store
         self._refresh = compiled(answers.refresh)
