@@ -348,6 +348,7 @@ class Prepared:
         """Makes DF-Q of them, in any widths."""
         return Calibrated(self.network, self.images, self.calibration)
 
+    @functools.cached_property
     def pool(self) -> np.ndarray:
         """Images of the same source for a student to learn from, uint8."""
         config, seed = self.context.settings, self.context.seed + phases.POOL_SEED
@@ -568,7 +569,7 @@ def trained(
         context,
         name=name,
         identity=_identity(prepared, network),
-        images=prepared.pool() if config.pool_images else None,
+        images=lambda: prepared.pool,
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
     result = quantized_student.trained(network, learner.model)

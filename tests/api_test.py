@@ -263,7 +263,7 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             result = tiny(self.teacher, calibration=calibration, config=TINY_POOL)
         self.assertEqual(result.generators, [])
         self.assertIn("distillation_loss", result.measurements)
-        images = made.call_args.args[1]
+        images = made.call_args.args[1]()
         self.assertAllEqual(
             images, photographs.crops(phases.POOL_SEED, 32, self.teacher.image_shape)
         )
@@ -282,13 +282,18 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
                 pool, "natural_noise", side_effect=natural_noise
             ) as f:
                 phases.Pool(
-                    made.observed, made.pool(), TINY_POOL, context.seed, phases.compiled
-                )
+                    made.observed,
+                    lambda: made.pool,
+                    len(made.pool),
+                    TINY_POOL,
+                    context.seed,
+                    phases.compiled,
+                ).fill()
             noise = f.side_effect(*f.call_args.args)
-            learnt = {image.tobytes() for image in (*made.pool(), *noise)}
+            learnt = {image.tobytes() for image in (*made.pool, *noise)}
             for others in (made.images, made.held_out, made.procedural):
                 self.assertEmpty(learnt & {image.tobytes() for image in others})
-            self.assertAllEqual(made.pool(), made.pool())
+            self.assertIs(made.pool, made.pool)
 
     @pytest.mark.long
     def test_seed_decides_every_byte_and_a_finished_run_is_not_repeated(self):

@@ -23,6 +23,7 @@ from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
+from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import qat_recipe
 from dfq_tf.training import loop
 from dfq_tf.training.learner import Learner
@@ -341,7 +342,7 @@ class PoolTest(PhasesTestCase):
     def distill(self, directory=None, **changes):
         runs = _Runs()
         config = dataclasses.replace(self.CONFIG, **changes)
-        images = None if config.generator_steps else self.IMAGES
+        images = None if config.generator_steps else lambda: self.IMAGES
         return runs, runs.distill(directory, config, images=images)
 
     def test_student_learns_the_answers_to_the_images(self):
@@ -371,7 +372,7 @@ class PoolTest(PhasesTestCase):
         runs = _Runs()
         context = helpers.context(self.CONFIG, seed=2)
         warmed = WarmedUp(runs.teacher, [])
-        phases.distill(warmed, [runs.student], context, images=self.IMAGES)
+        phases.distill(warmed, [runs.student], context, images=lambda: self.IMAGES)
         same, _ = self.distill()
         self.assertTrue(
             helpers.all_equal(runs.student.model.weights, same.student.model.weights)
@@ -388,6 +389,26 @@ class PoolTest(PhasesTestCase):
                 self.distill(directory, **changes)
             continued, _ = self.distill(directory, **changes)
         self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    @parameterized.parameters(0.0, 60.0)
+    def test_finished_run_makes_no_images(self, max_minutes):
+        changes = dict(noise_share=0.5, rounds=1, max_minutes=max_minutes)
+        config, directory = (
+            dataclasses.replace(self.CONFIG, **changes),
+            self.get_temp_dir(),
+        )
+        images = mock.Mock(return_value=self.IMAGES)
+        with (
+            helpers.eagerly(),
+            mock.patch.object(pool, "_OTHERS", 4),
+            mock.patch.object(
+                pool, "natural_noise", side_effect=natural_noise
+            ) as noise,
+        ):
+            for _ in range(2):
+                runs = _Runs()
+                runs.distill(directory, config, images=images)
+                self.assertEqual((images.call_count, noise.call_count), (1, 1))
 
     def test_images_of_generator_steps_take_the_place_of_the_oldest(self):
         made, added = [], []

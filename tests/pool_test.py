@@ -88,7 +88,9 @@ class AnswersTest(parameterized.TestCase, tf.test.TestCase):
         config = dataclasses.replace(PLAIN, batch_size=len(images), **settings)
         bank = pool.Store(1, images=(images.shape, tf.uint8))
         bank.add(images=tf.constant(images))
-        answers = pool.Answers(observe(self.teacher), bank, others or {}, config, 2)
+        observed = observe(self.teacher)
+        store = pool.answer_store(observed, len(images), 2)
+        answers = pool.Answers(observed, bank, others or {}, config, store)
         answers.refresh(tf.constant([1, 2]))
         found = answers.store.all()
         return found["images"], found["logits"]

@@ -22,7 +22,7 @@ from dfq_tf.context import Context, stage
 from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
 from dfq_tf.distillation.generator import STUDENT, make_generators
-from dfq_tf.distillation.pool import Answers, Store, capacity
+from dfq_tf.distillation.pool import Answers, Store, answer_store, capacity
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.errors import ConfigError
@@ -183,7 +183,8 @@ class Training(tf.Module):
         )
         num_answered, count = capacity(size, teacher.image_shape)
         others = _others(teacher, context, count)
-        self.answers = Answers(teacher, self.bank, others, config, num_answered)
+        answered = answer_store(teacher, size, num_answered)
+        self.answers = Answers(teacher, self.bank, others, config, answered)
         self.total_student_steps = tf.Variable(1)
         self.student_optimizers = [
             optimizers.sgd(

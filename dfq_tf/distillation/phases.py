@@ -161,7 +161,7 @@ def distill(
     name: str = "distillation",
     identity: Mapping[str, str] | None = None,
     bank: ImageBank | None = None,
-    images: np.ndarray | None = None,
+    images: Callable[[], np.ndarray] | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, float]:
     """Trains students, and generators against them, all in place.
@@ -180,8 +180,9 @@ def distill(
       name: of the phase, see `run_loop`.
       identity: what else the phase hangs on, see `run_loop`.
       bank: what the warm-up filled; by default a new one, if the settings want one.
-      images: of the pool, uint8 (n, height, width, channels), see `pool_count`; by
-        default the generators make them, if the settings want a pool.
+      images: makes those of the pool, uint8 (n, height, width, channels), as many as
+        `pool_count` says, if there are rounds to take; by default the generators do,
+        if the settings want a pool.
       evaluate: measures the students now and then, see `run_loop`.
 
     Returns:
@@ -217,18 +218,20 @@ def distill(
 
 def _make_pool(
     warmed: WarmedUp,
-    images: np.ndarray | None,
+    images: Callable[[], np.ndarray] | None,
     context: Context[DistillationConfig],
 ) -> Pool | None:
     """A pool of the images, or of those of the generators; None if none is wanted."""
-    config, teacher = context.settings, warmed.teacher
+    config, teacher, seed = context.settings, warmed.teacher, context.seed
     if not config.pool_images:
         return None
-    if images is None:
-        count = pool_count(config, teacher.image_shape)
-        images = generate(warmed.generators, config, count, context.seed + POOL_SEED)
+    count = pool_count(config, teacher.image_shape)
+
+    def generated() -> np.ndarray:
+        return generate(warmed.generators, config, count, seed + POOL_SEED)
+
     small = dataclasses.replace(config, batch_size=student_batch(context))
-    return Pool(teacher, images, small, context.seed, compiled)
+    return Pool(teacher, images or generated, count, small, seed, compiled)
 
 
 def pool_count(config: DistillationConfig, shape: tuple[int, int, int]) -> int:
@@ -310,6 +313,8 @@ class _Round:
 
     def __call__(self, index: int) -> steps.Measurements:
         """The last measurements of each kind of step."""
+        if self._pool is not None:
+            self._pool.fill()
         measurements: steps.Measurements = {}
         made: list[steps.GeneratorStep] = []
         first = index * self._config.generator_steps
@@ -355,8 +360,10 @@ class _Round:
         def student_step(number: int) -> steps.Measurements:
             return self._train_students(made, 0, number)
 
-        total = 0.0
-        first, uses = (0, 1) if self._pool is None else self._pool.usual_steps
+        total, first, uses = 0.0, 0, 1
+        if self._pool is not None:
+            self._pool.fill()
+            first, uses = self._pool.usual_steps
         with unchanged(self._variables):
             if config.generator_steps:
                 each = mean_seconds(generator_step, range(1))

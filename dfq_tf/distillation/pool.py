@@ -80,6 +80,15 @@ def capacity(batch_size: int, image_shape: tuple[int, int, int]) -> tuple[int, i
     return max(2, min(_ANSWERED, batches)), max(1, min(_OTHERS, images))
 
 
+def answer_store(teacher: ObservedTeacher, size: int, num_batches: int) -> Store:
+    """An empty store for images and the teacher's answers to them."""
+    return Store(
+        num_batches,
+        images=((size, *teacher.image_shape), tf.uint8),
+        logits=((size, teacher.num_classes), tf.float32),
+    )
+
+
 class Answers(tf.Module):
     """Images with the teacher's answers, made from those of a bank and from others.
 
@@ -89,7 +98,7 @@ class Answers(tf.Module):
       others: kind -> uint8 (n, height, width, channels): images that nothing has to
         learn to make, such as 1/f noise.
       config: batch size; `share_of` each kind; how images are changed.
-      num_batches: how many answered batches are kept.
+      store: takes them, of `answer_store`.
     """
 
     def __init__(
@@ -98,17 +107,12 @@ class Answers(tf.Module):
         bank: Store,
         others: Mapping[str, np.ndarray],
         config: BudgetConfig | DistillationConfig,
-        num_batches: int,
+        store: Store,
     ) -> None:
         super().__init__(name="answers")
         self._teacher, self._bank, self._config = teacher, bank, config
         self._others = {k: tf.constant(v) for k, v in others.items()}
-        size, shape = config.batch_size, teacher.image_shape
-        self.store = Store(
-            num_batches,
-            images=((size, *shape), tf.uint8),
-            logits=((size, teacher.num_classes), tf.float32),
-        )
+        self.store = store
         mixtures = [kind for kind in ("mixup", "cutmix") if config.share_of(kind)]
         kinds = (*mixtures, *others)
         self.shares = {kind: tf.Variable(config.share_of(kind)) for kind in kinds}
@@ -153,9 +157,13 @@ class Answers(tf.Module):
 class Pool:
     """Images, and the newest crops of them with the teacher's answers.
 
+    It is empty until it is filled: a run that has no round left needs no images.
+
     Args:
       teacher: answers.
-      images: uint8 (n, height, width, channels), a batch of them or more.
+      images: makes them, uint8 (count, height, width, channels), where no checkpoint
+        has them.
+      count: how many it makes, a batch or more.
       config: shares, how images are changed and how often crops are used; its batch
         size is that of student steps.
       seed: decides all that is drawn.
@@ -165,32 +173,46 @@ class Pool:
     def __init__(
         self,
         teacher: ObservedTeacher,
-        images: np.ndarray,
+        images: Callable[[], np.ndarray],
+        count: int,
         config: DistillationConfig,
         seed: int,
         compiled: Callable[..., Any],
     ) -> None:
-        self._seed, self._uses = seed, config.answer_uses
+        self._teacher, self._make, self._config = teacher, images, config
+        self._seed, self._compiled = seed, compiled
         size, shape = config.batch_size, teacher.image_shape
-        self._size = size
-        self.images = Store(len(images) // size, images=((size, *shape), tf.uint8))
-        self.add(images)
-        self._num_answered, count = capacity(size, shape)
-        others = {}
-        if config.noise_share:
-            others["noise"] = natural_noise(seed + _NOISE_SEED, count, shape)
-        answers = Answers(teacher, self.images, others, config, self._num_answered)
-        self.answered = answers.store
-        self._refresh = compiled(answers.refresh)
+        self.images = Store(count // size, images=((size, *shape), tf.uint8))
+        self._num_answered, self._num_others = capacity(size, shape)
+        self.answered = answer_store(teacher, size, self._num_answered)
+        self._refresh: Any = None
         self._draw = compiled(lambda seed: self.answered.draw(size, seed))
+
+    def fill(self) -> None:
+        """Makes the images, at the first call, and those that a formula makes."""
+        if self._refresh is not None:
+            return
+        if not int(self.images.added):
+            self.add(self._make())
+        others = {}
+        if self._config.noise_share:
+            seed, shape = self._seed + _NOISE_SEED, self._teacher.image_shape
+            others["noise"] = natural_noise(seed, self._num_others, shape)
+        answers = Answers(
+            self._teacher, self.images, others, self._config, self.answered
+        )
+        self._refresh = self._compiled(answers.refresh)
 
     def add(self, images: np.ndarray) -> None:
         """Takes whole batches of images in, in place of the oldest."""
-        for i in range(len(images) // self._size):
-            self.images.add(images=images[i * self._size : (i + 1) * self._size])
+        size = self._config.batch_size
+        for i in range(len(images) // size):
+            self.images.add(images=images[i * size : (i + 1) * size])
 
     def draw(self, number: int) -> list[tf.Tensor]:
         """A batch of crops and the answers to them, of which some may be new.
+
+        It must have been filled.
 
         Args:
           number: of the step. The first steps ask for a batch of answers each, later
@@ -202,15 +224,15 @@ class Pool:
         late = number - self._num_answered
         if late < 0:
             self._refresh(tf.constant([self._seed, number]))
-        elif late % self._uses == 0:
-            batch = self._num_answered + late // self._uses
+        elif late % self._config.answer_uses == 0:
+            batch = self._num_answered + late // self._config.answer_uses
             self._refresh(tf.constant([self._seed, batch]))
         return self._draw(tf.random.fold_in([self._seed, number], STUDENT))
 
     @property
     def usual_steps(self) -> tuple[int, int]:
         """Number of the first step that is like all later ones; steps per answer."""
-        return self._num_answered, self._uses
+        return self._num_answered, self._config.answer_uses
 
     def changing(self, grows: bool) -> list[Store]:
         """What a checkpoint must keep: images that none are added to come back alike.
