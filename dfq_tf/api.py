@@ -553,8 +553,9 @@ def trained(
     Warns:
       UserWarning: the training made the agreement much worse.
     """
-    learner = Learner(quantized_student.build(network), network.description)
     config = context.settings
+    student = quantized_student.build(network, config.learn_ranges)
+    learner = Learner(student, network.description)
     # Without generator steps they stay as they are, and other images need none.
     generators = prepared.generators
     if config.generator_steps or not config.pool_images:

@@ -459,6 +459,11 @@ class DistillationConfig(MixedImages):
         "horizontal flips.",
         choices=AUGMENTATIONS,
     )
+    learn_ranges: bool = setting(
+        True,
+        "Whether the ranges of a quantized student's kernels and activations of less "
+        "than 8 bits learn too, by their step sizes (LSQ, Esser et al. 2020).",
+    )
     adversarial_ramp_steps: int = setting(
         0,
         "Generator steps over which the distillation loss grows to its full weight in "
@@ -650,6 +655,7 @@ PHASE_SETTINGS = (
     "bank_images",
     "share_images",
     "student_augmentation",
+    "learn_ranges",
     "adversarial_ramp_steps",
 )
 
@@ -698,6 +704,7 @@ QAT_RECIPES: dict[str, dict[str, Any]] = {
         generator_steps=1,
         student_steps=3,
         student_learning_rate=1e-4,
+        learn_ranges=False,
     ),
 }
 
