@@ -251,6 +251,14 @@ class CalibrationConfig(Checked):
         minimum=1,
         auto=True,
     )
+    photographs_in_lessons: float = setting(
+        0.5,
+        "Share of crops of the public-domain photographs that ship with the project "
+        "among the images that blocks and students learn from, where --images=auto "
+        "takes generated ones. Ranges come of generated images alone.",
+        minimum=0,
+        maximum=1,
+    )
     activation_range: str = setting(
         "auto",
         "Range of activations: their lowest and highest value, a percentile, or what "
