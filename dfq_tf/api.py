@@ -51,6 +51,7 @@ from dfq_tf.settings import (
     AUTO_METHOD,
     GENERATED,
     METHODS,
+    PHOTOGRAPHS,
     PROCEDURAL,
     RECONSTRUCTING,
     TRAINING,
@@ -343,6 +344,11 @@ class Prepared:
                 return generate(made, self.context.settings, count, self.context.seed)
             return self.source.draw(self.context.seed, count, self.network.image_shape)
 
+    @property
+    def lessons(self) -> np.ndarray:
+        """As many images, from which blocks learn, see `Source.lessons`."""
+        return self.source.lessons(self.images, self.context.seed)
+
     @functools.cached_property
     def calibrated(self) -> Calibrated:
         """Makes DF-Q of them, in any widths."""
@@ -355,7 +361,7 @@ class Prepared:
         shape = self.network.image_shape
         count = phases.pool_count(config, shape)
         if made := self.generators:
-            return generate(made, config, count, seed)
+            return self.source.lessons(generate(made, config, count, seed), seed)
         return self.source.draw(seed, count, shape)
 
     @functools.cached_property
@@ -384,9 +390,19 @@ class Prepared:
         return self.teacher.scores(self.held_out)
 
     @functools.cached_property
-    def procedural_answers(self) -> np.ndarray:
-        """The teacher's scores for the procedural images."""
-        return self.teacher.scores(self.procedural)
+    def judging(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Images of each kind that compare networks, with the teacher's scores.
+
+        Those held out and procedural ones; and photographs, if these are among the
+        lessons.
+        """
+        kinds = [self.procedural]
+        if self.source.photographs_share:
+            count, seed = len(self.procedural), self.context.seed + 1
+            shape = self.network.image_shape
+            kinds.append(Source(PHOTOGRAPHS).draw(seed, count, shape))
+        scored = [(images, self.teacher.scores(images)) for images in kinds]
+        return [(self.held_out, self.answers), *scored]
 
 
 def prepare(
@@ -415,7 +431,11 @@ def prepare(
         rewritten = float_network(network, calibration)
         observed = observe(teacher, context.precision, context.strategy)
         source = choose_source(
-            observed, calibration.images, context.seed, context.strategy
+            observed,
+            calibration.images,
+            context.seed,
+            context.strategy,
+            calibration.photographs_in_lessons,
         )
     return Prepared(teacher, observed, rewritten, calibration, context, source)
 
@@ -514,7 +534,7 @@ def reconstructed(
         identity=identity,
     )
     made = reconstruct(
-        network, prepared.network, prepared.images, config, context.seed, run
+        network, prepared.network, prepared.lessons, config, context.seed, run
     )
     result, before, after = better(prepared, network, made.network, "reconstructed")
     # What they gained is not in the file if that is not kept.
@@ -554,8 +574,9 @@ def trained(
     Warns:
       UserWarning: the training made the agreement much worse.
     """
-    learner = Learner(quantized_student.build(network), network.description)
     config = context.settings
+    student = quantized_student.build(network, config.learn_ranges)
+    learner = Learner(student, network.description)
     # Without generator steps they stay as they are, and other images need none.
     generators = prepared.generators
     if config.generator_steps or not config.pool_images:
@@ -588,7 +609,7 @@ def better(
     """The network that agrees more with the teacher; of equals, the later.
 
     Args:
-      prepared: has images held out, and procedural ones, which count as much together.
+      prepared: has images held out of several kinds, each of which counts as much.
       before: a quantized network.
       after: the same, after something was done to it.
       what: was done to it: 'trained'.
@@ -604,7 +625,7 @@ def better(
     if np.mean(new) < np.mean(old) - _TOLERATED_LOSS:
         warnings.warn(
             f"being {what} made the student agree less with the teacher: on images "
-            f"held out and procedural ones {_percents(old)} before it, "
+            f"held out of each kind {_percents(old)} before it, "
             f"{_percents(new)} after. The student that is not {what} is given. A lower "
             "learning rate may help",
             stacklevel=3,
@@ -612,16 +633,16 @@ def better(
     return (before if sum(new) < sum(old) else after), old[0], new[0]
 
 
-def _agreements(prepared: Prepared, network: QuantizedNetwork) -> tuple[float, float]:
-    """With the teacher, on generated images held out and on procedural ones."""
-    return (
-        agreement(network.scores(prepared.held_out), prepared.answers),
-        agreement(network.scores(prepared.procedural), prepared.procedural_answers),
-    )
+def _agreements(prepared: Prepared, network: QuantizedNetwork) -> list[float]:
+    """With the teacher, on images held out of each kind."""
+    return [
+        agreement(network.scores(images), answers)
+        for images, answers in prepared.judging
+    ]
 
 
 def _percents(shares: Iterable[float]) -> str:
-    return " and ".join(f"{100 * share:.1f} %" for share in shares)
+    return ", ".join(f"{100 * share:.1f} %" for share in shares)
 
 
 def _identity(prepared: Prepared, network: QuantizedNetwork) -> dict[str, str]:

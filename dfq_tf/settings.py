@@ -251,6 +251,14 @@ class CalibrationConfig(Checked):
         minimum=1,
         auto=True,
     )
+    photographs_in_lessons: float = setting(
+        0.5,
+        "Share of crops of the public-domain photographs that ship with the project "
+        "among the images that blocks and students learn from, where --images=auto "
+        "takes generated ones. Ranges come of generated images alone.",
+        minimum=0,
+        maximum=1,
+    )
     activation_range: str = setting(
         "auto",
         "Range of activations: their lowest and highest value, a percentile, or what "
@@ -459,6 +467,11 @@ class DistillationConfig(MixedImages):
         "horizontal flips.",
         choices=AUGMENTATIONS,
     )
+    learn_ranges: bool = setting(
+        True,
+        "Whether the ranges of a quantized student's kernels and activations of less "
+        "than 8 bits learn too, by their step sizes (LSQ, Esser et al. 2020).",
+    )
     adversarial_ramp_steps: int = setting(
         0,
         "Generator steps over which the distillation loss grows to its full weight in "
@@ -635,6 +648,7 @@ PHASE_SETTINGS = (
     "bank_images",
     "share_images",
     "student_augmentation",
+    "learn_ranges",
     "adversarial_ramp_steps",
 )
 
@@ -683,6 +697,7 @@ QAT_RECIPES: dict[str, dict[str, Any]] = {
         generator_steps=1,
         student_steps=3,
         student_learning_rate=1e-4,
+        learn_ranges=False,
     ),
 }
 

@@ -958,7 +958,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             self.assertLess(after, before)
             self.assertRegex(
                 message,
-                rf"{100 * before:.1f} % and .* before it, {100 * after:.1f} % and .*"
+                rf"{100 * before:.1f} %, .* before it, {100 * after:.1f} %, .*"
                 "not trained is given",
             )
 
@@ -976,6 +976,53 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(found["reconstruction_images"], 32)
         content = proof.convert(result)
         self.assertLessEqual(proof.largest_difference(result, content, held_out), 1)
+
+    def test_lessons_have_photographs_and_so_has_what_judges_them(self):
+        calibration = dataclasses.replace(TINY_CALIBRATION, images="auto")
+        teacher = digits.teacher()
+        prepared = api.prepare(teacher, teacher, calibration, self.context)
+        vars(prepared).update(warmed=self.prepared.warmed)
+        self.assertEqual(prepared.source.photographs_share, 0.5)
+        crops = photographs.crops(1, 16, prepared.network.image_shape)
+        self.assertAllEqual(prepared.lessons[::2], crops)
+        self.assertAllEqual(prepared.lessons[1::2], prepared.images[1::2])
+        config = dataclasses.replace(TINY, pool_images=24)
+        pooling = dataclasses.replace(prepared, context=helpers.context(config, seed=1))
+        vars(pooling).update(warmed=prepared.warmed)
+        pool, seed = pooling.pool(), 1 + phases.POOL_SEED
+        half = len(pool) // 2
+        self.assertAllEqual(
+            pool[::2], photographs.crops(seed, half, prepared.network.image_shape)
+        )
+        made = generate(self.generators, config, 2 * half, seed)
+        self.assertAllEqual(pool[1::2], made[1::2])
+        *_, (images, answers) = prepared.judging
+        others = photographs.crops(2, len(images), prepared.network.image_shape)
+        self.assertAllEqual(images, others)
+        self.assertAllEqual(answers, prepared.teacher.scores(others))
+        # Images that calibrate are generated, all of them.
+        self.assertAllEqual(
+            prepared.images, generate(self.generators, TINY, 32, seed=1)
+        )
+
+    def test_blocks_learn_from_lessons(self):
+        made = Reconstructed(self.network(ALL_4_BITS), [], 5, 32)
+        calibration = dataclasses.replace(TINY_CALIBRATION, images="auto")
+        prepared = dataclasses.replace(
+            self.prepared,
+            calibration=calibration,
+            source=dataclasses.replace(self.prepared.source, photographs_share=0.5),
+        )
+        vars(prepared).update(images=self.prepared.images)
+        with mock.patch.object(api, "reconstruct", return_value=made) as reconstruct:
+            self.reconstructed(made.network, prepared=prepared)
+        self.assertAllEqual(reconstruct.call_args[0][2], prepared.lessons)
+        self.assertNotAllEqual(prepared.lessons, prepared.images)
+
+    def test_generated_images_alone_are_to_be_had(self):
+        self.assertEqual(self.prepared.calibration.images, "generated")
+        self.assertIs(self.prepared.lessons, self.prepared.images)
+        self.assertLen(self.prepared.judging, 2)
 
     def test_what_reconstruction_harms_is_not_given(self):
         network = self.network(ALL_4_BITS)

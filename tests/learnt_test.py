@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
-from dfq_tf.graph import NoFurther, layers
+from dfq_tf.graph import layers
 from dfq_tf.quantization.learnt import LearntKernel, LearntRange
 from dfq_tf.quantization.network import fake_quantized_kernel, fake_quantized_output
 
@@ -82,7 +82,7 @@ class LearntKernelTest(tf.test.TestCase, parameterized.TestCase):
 class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters((0.0, 6.0, 4), (-1.3, 2.9, 4), (-2.0, 0.0, 6))
     def test_values_are_those_of_fake_quantization(self, low, high, bits):
-        learnt = LearntRange(low, high, bits, None)
+        learnt = LearntRange(low, high, bits, np.inf)
         values = tf.constant(np.linspace(-4, 8, 1000), tf.float32)
         for growth in (1.0, 0.7, 1.9):
             learnt.growth.assign(growth)
@@ -93,7 +93,7 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
             )
 
     def test_averages_between_two_integers_are_rounded_as_in_the_file(self):
-        learnt = LearntRange(0.0, 0.73, 4, None)
+        learnt = LearntRange(0.0, 0.73, 4, np.inf)
         step = np.float32(0.73) / np.float32(15)
         values = step * np.arange(16, dtype=np.float32)
         between = tf.nn.avg_pool1d(values[None, :, None], 2, 1, "VALID")
@@ -104,7 +104,7 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
         self.assertNotAllEqual(learnt(between)[0, :, 0], learnt(values)[1:])
 
     def test_gradients_are_those_of_learnt_step_sizes(self):
-        learnt = LearntRange(-1.0, 2.0, 4, None)  # 16 values, steps of 0.2
+        learnt = LearntRange(-1.0, 2.0, 4, np.inf)  # 16 values, steps of 0.2
         rng = np.random.default_rng(0)
         values = tf.constant(rng.uniform(-3, 4, 200), tf.float32)
         upstream = rng.normal(0, 1, 200)
@@ -123,8 +123,8 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
         moves = np.where(of_values != 0, np.rint(steps) - steps, rounded / 0.2)
         self.assertAllClose(of_growth, 0.2 * np.sum(upstream * moves), rtol=1e-3)
 
-    def test_no_range_goes_past_the_top_of_its_operator(self):
-        learnt = LearntRange(0.0, 6.0, 4, NoFurther(6.0))
+    def test_no_range_goes_past_what_its_operator_takes(self):
+        learnt = LearntRange(0.0, 6.0, 4, 1.0)
         learnt.growth.assign(1.5)
         self.assertAllClose(learnt.range(), (0.0, 6.0))
         self.assertAllClose(learnt(tf.constant([9.0])), [6.0])
@@ -133,7 +133,7 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_a_range_finds_the_way_back_from_its_limits(self):
         for growth, top in ((1.5, 6.0), (-0.5, 0.6)):
-            learnt = LearntRange(0.0, 6.0, 4, NoFurther(6.0))
+            learnt = LearntRange(0.0, 6.0, 4, 1.0)
             learnt.growth.assign(growth)
             with tf.GradientTape() as tape:
                 value = learnt(tf.constant([9.0]))

@@ -213,8 +213,71 @@ class WeightQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(variable.shape, (5,) if num_ranges else ())
 
     def test_config_gives_the_arguments_back(self):
-        config = dict(num_bits=3, num_ranges=7)
+        config = dict(num_bits=3, num_ranges=7, grows=True)
         self.assertEqual(WeightQuantizer(**config).get_config(), config)
+
+
+class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
+    """What a range that learns gives, and how it moves (Esser et al. 2020)."""
+
+    def test_kernels_are_rounded_in_the_range_as_it_has_grown(self):
+        quantizer = WeightQuantizer(4, 2, grows=True)
+        ranges = built(quantizer, max=[1.0, 2.0], growth=[0.5, 1.5])
+        kernel = np.random.default_rng(0).uniform(-4, 4, (3, 3, 5, 2))
+        found = quantizer(tf.constant(kernel, tf.float32), True, ranges)
+        for channel, largest in enumerate((0.5, 3.0)):
+            self.assertAllClose(
+                found[..., channel], symmetric(kernel[..., channel], largest, 4)
+            )
+
+    @parameterized.parameters(((3,), [0.9, 1.0, 1.2]), ((), 1.1))
+    def test_gradients_of_kernels(self, shape, growth):
+        largest, most = 1.4, 7
+        quantizer = WeightQuantizer(4, *shape or (0,), grows=True)
+        ranges = built(
+            quantizer, max=np.full(shape, largest), growth=np.reshape(growth, shape)
+        )
+        rng = np.random.default_rng(0)
+        kernel = rng.uniform(-2, 2, (5, 4, 3)).astype(np.float32)
+        upstream = rng.normal(0, 1, kernel.shape)
+        variable = tf.Variable(kernel)
+        with tf.GradientTape() as tape:
+            rounded = quantizer(tf.convert_to_tensor(variable), True, ranges)
+            loss = tf.reduce_sum(rounded * tf.constant(upstream, tf.float32))
+        of_kernel, of_growth = tape.gradient(loss, [variable, ranges["growth"]])
+        step = largest * np.array(growth) / most
+        is_inside = np.abs(kernel) <= step * most
+        self.assertAllClose(of_kernel, np.where(is_inside, upstream, 0), rtol=1e-5)
+        # round(v) - v inside, -7 or 7 outside; a step is largest / 7 times the growth.
+        v = kernel / step
+        moves = np.where(is_inside, np.rint(v) - v, np.sign(v) * most)
+        expected = (upstream * moves * largest / most).reshape(-1, *shape).sum(axis=0)
+        self.assertAllClose(of_growth, expected, rtol=1e-3)
+
+    def test_outputs_learn_their_range_up_to_a_limit(self):
+        quantizer = ActivationQuantizer(4, most_growth=1.2)
+        ranges = built(quantizer, min=0.0, max=3.0, growth=1.1)
+        values = tf.constant([9.0, 1.0])
+        with tf.GradientTape() as tape:
+            found = quantizer(values, True, ranges)
+            total = tf.reduce_sum(found)
+        self.assertAllClose(found, affine(values.numpy(), 0.0, 3.3, 4))
+        self.assertAllClose(
+            tape.gradient(total, ranges["growth"]), 3.0 + (found[1] - 1.0) / 1.1
+        )
+        ranges["growth"].assign(2.0)
+        self.assertAllClose(quantizer(tf.constant([9.0]), True, ranges), [3.6])
+
+    def test_growth_is_trained_and_is_1_at_first(self):
+        for quantizer in (
+            ActivationQuantizer(4, most_growth=1.2),
+            WeightQuantizer(4, 5, grows=True),
+        ):
+            layer = keras.layers.Layer()
+            quantizer.build(tf.TensorShape((2, 5)), "kernel", layer)
+            (variable,) = layer.trainable_weights
+            self.assertEqual(variable.name, "kernel_growth:0")
+            self.assertAllEqual(variable, np.ones(variable.shape))
 
 
 class NodeQuantizeConfigTest(tf.test.TestCase, parameterized.TestCase):
@@ -236,6 +299,8 @@ class NodeQuantizeConfigTest(tf.test.TestCase, parameterized.TestCase):
             kernel_ranges=ranges,
             bits=bits,
             is_average=average,
+            kernel_grows=average,
+            most_growth=1.5 if average else None,
         )
         self.assertEqual(NodeQuantizeConfig(**config).get_config(), config)
 

@@ -156,6 +156,43 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
             self.assertGreater(source.distance, sources.NEAR)
         self.assertIsNone(self.chosen(far, "generated").distance)
 
+    @parameterized.parameters(
+        (3, "auto", 0.5), (1, "auto", 0.5), (5, "auto", 0.0), (3, "generated", 0.0)
+    )
+    def test_auto_mixes_photographs_in_where_it_can(self, channels, name, expected):
+        found = choose_source(
+            observe(teacher(channels=channels)), name, seed=0, photographs_share=0.5
+        )
+        self.assertEqual((found.name, found.photographs_share), ("generated", expected))
+        self.assertEqual("50 % photographs" in str(found), bool(expected))
+
+    def test_no_photographs_are_mixed_into_procedural_images_or_photographs(self):
+        first = image("image", SHAPE)
+        graph = Graph([first, node("global_average_pool", "pool", [first])], "pool")
+        plain = Classifier(graph, helpers.description(3))
+        near = teacher(*statistics(crops()))
+        with mock.patch.object(sources, "SMALL_IMAGE", 63):
+            for classifier in (plain, near):
+                found = choose_source(
+                    observe(classifier), "auto", seed=0, photographs_share=0.5
+                )
+                self.assertNotEqual(found.name, "generated")
+                self.assertEqual(found.photographs_share, 0)
+
+    @parameterized.parameters((8, 0.5, [0, 2, 4, 6]), (8, 0.25, [0, 4]), (3, 0.3, [0]))
+    def test_lessons_are_both_kinds_evenly_spread(self, count, share, places):
+        images = (
+            np.zeros((count, *SHAPE), np.uint8)
+            + np.arange(count, dtype=np.uint8)[:, None, None, None]
+        )
+        before = images.copy()
+        lessons = sources.Source("generated", None, share).lessons(images, 5)
+        others = sorted({*range(count)} - {*places})
+        self.assertAllEqual(lessons[others], before[others])
+        self.assertAllEqual(lessons[places], photographs.crops(5, len(places), SHAPE))
+        self.assertAllEqual(images, before)
+        self.assertIs(sources.Source("generated").lessons(images, 5), images)
+
     def test_each_source_draws_its_images(self):
         folder = helpers.new_folder()
         red = np.zeros((9, 9, 3), np.uint8) + np.uint8([200, 0, 0])

@@ -528,6 +528,44 @@ class GradientsTest(Helpers):
         steps = (found.scores(images) - model(inputs).numpy()) / step
         self.assertLessEqual(np.abs(steps).max(), 2.01)
 
+    def test_ranges_move_where_they_learn(self):
+        network = quantized(two_blocks(), BitWidths(4, 4))
+        model = student.build(network, learn_ranges=True)
+        images, inputs = inputs_of(network)
+        self.assertAllClose(model(inputs), network.scores(images), atol=1e-5)
+        model.compile(keras.optimizers.Adam(0.01), "mse")
+        labels = np.random.default_rng(0).normal(size=(len(inputs), 5))
+        first = model.evaluate(inputs, labels, verbose=0)
+        model.fit(inputs, labels, batch_size=10, epochs=10, verbose=0)
+        self.assertLess(model.evaluate(inputs, labels, verbose=0), 0.9 * first)
+        found = student.trained(network, model)
+        step = found.grid("logits").scale[0]
+        steps = (found.scores(images) - model(inputs).numpy()) / step
+        self.assertLessEqual(np.abs(steps).max(), 2.01)
+        # Those of 8 bits stay, and so do those behind a global pool.
+        few = {name for name, bits in network.bits.items() if bits < 8}
+        stays = grids.pooled(network.graph) | (network.bits.keys() - few)
+        for name, ends in network.ranges.items():
+            self.assertEqual(found.ranges[name] == ends, name in stays, name)
+        for name, bits in network.kernel_bits.items():
+            same = np.array_equal(
+                found.kernel_ranges[name], network.kernel_ranges[name]
+            )
+            self.assertEqual(same, bits == 8, name)
+        self.assertContainsSubset({4, 8}, {*network.kernel_bits.values()})
+        self.assertNotEmpty(few - stays)
+
+    def test_ranges_of_one_grid_stay_alike(self):
+        network = example(BitWidths(2, 6, True, 2, 2, 2))
+        model = student.build(network, learn_ranges=True)
+        for variable in model.trainable_variables:
+            if "growth" in variable.name:
+                variable.assign(0.8 * variable)
+        found = student.trained(network, model)  # raises if they are not
+        moved = {n for n, ends in network.ranges.items() if found.ranges[n] != ends}
+        self.assertNotEmpty(moved)
+        self.assertLess(len(moved), len(network.ranges))
+
 
 def _roles(*names):
     return [(name, role) for name in names for role in ("kernel", "bias")]

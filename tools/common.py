@@ -90,6 +90,8 @@ _AWAY = {
     "qat_bank_images",
     "qat_share_images",
     "qat_student_augmentation",
+    "learn_ranges",
+    "qat_learn_ranges",
     "qat_adversarial_ramp_steps",
     "activation_percentile",
     "num_bits_weight",

@@ -39,10 +39,12 @@ class Source:
       name: one of SOURCES but 'auto', or a folder of pictures.
       distance: of its images, see `teacher.distance_of`; of the photographs, if they
         were turned down for generated images; None where nothing was measured.
+      photographs_share: share of photographs among `lessons`.
     """
 
     name: str
     distance: float | None = None
+    photographs_share: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -52,6 +54,11 @@ class Source:
     def __str__(self) -> str:
         """One line for the user: what was taken, and why."""
         title = _TITLES[self.kind]
+        if self.photographs_share:
+            title += (
+                f" ({100 * self.photographs_share:.0f} % photographs where blocks or "
+                "students learn)"
+            )
         if self.distance is None:
             return title
         found = (
@@ -68,6 +75,24 @@ class Source:
             return natural_noise(seed, count, shape)
         folder = photographs.FOLDER if self.name == PHOTOGRAPHS else self.name
         return photographs.crops(seed, count, shape, folder)
+
+    def lessons(self, images: np.ndarray, seed: int) -> np.ndarray:
+        """What blocks and students learn from: some of the images become photographs.
+
+        Args:
+          images: uint8 (n, height, width, channels), of this source.
+          seed: of the crops.
+
+        Returns:
+          As many images, those of both kinds evenly spread.
+        """
+        count = round(self.photographs_share * len(images))
+        if not count:
+            return images
+        mixed = images.copy()
+        places = np.arange(count) * len(images) // count
+        mixed[places] = photographs.crops(seed, count, images.shape[1:])
+        return mixed
 
 
 def check_source(name: str, channels: int) -> None:
@@ -118,6 +143,7 @@ def choose_source(
     name: str,
     seed: int,
     strategy: tf.distribute.Strategy | None = None,
+    photographs_share: float = 0.0,
 ) -> Source:
     """The source that is asked for, or the one that 'auto' stands for.
 
@@ -132,6 +158,7 @@ def choose_source(
       seed: of the draws.
       strategy: the devices of the run; None for one. All workers take what the first
         one finds.
+      photographs_share: of the lessons, where auto takes generated images in colours.
 
     Raises:
       ConfigError: see `check_source`.
@@ -139,12 +166,15 @@ def choose_source(
     shape = teacher.image_shape
     check_source(name, shape[-1])
     is_auto = name == "auto"
+    share = photographs_share * (is_auto and photographs.has_colours(shape[-1]))
     known = known_source(name, shape, bool(teacher.bn_inputs))
-    if known == GENERATED or (is_auto and known == PROCEDURAL):
+    if known == GENERATED:
+        return Source(known, None, share)
+    if is_auto and known == PROCEDURAL:
         return Source(known)
     source = Source(PHOTOGRAPHS if is_auto else name)
     count = max(1, min(_MOST_IMAGES, _PIXELS // (shape[0] * shape[1])))
     distance = distance_of(teacher, source.draw(seed + 2, count, shape), strategy)
     if is_auto and distance is not None and distance > NEAR:
-        return Source(GENERATED, distance)
+        return Source(GENERATED, distance, share)
     return Source(source.name, distance)

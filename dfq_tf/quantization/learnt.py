@@ -22,19 +22,17 @@ import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.graph import (
-    Bounds,
-    Exactly,
     Graph,
     Node,
-    NoFurther,
     by_output,
     compute,
     frozen_weights,
     has_kernel,
 )
 from dfq_tf.quantization import grids
-from dfq_tf.quantization.network import QuantizedNetwork, fake_quantized_output
+from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.ranges import Range
+from dfq_tf.quantization.step_sizes import clipped, growing, grown_output, within
 from dfq_tf.settings import ReconstructionConfig
 
 _LOW, _HIGH = -0.1, 1.1
@@ -44,7 +42,6 @@ _LOW, _HIGH = -0.1, 1.1
 _PENALTY, _FREE_SHARE, _SHARPNESS, _SOFT_SHARE = 1.0, 0.2, (20.0, 2.0), 0.6
 # Learning rate of the step sizes, which are in units of what they were.
 _GROWTH_RATE = 1e-2
-_LEAST_GROWTH = np.float32(0.1)
 # Learning rate of biases, see `LearntBias`.
 _SHIFT_RATE = 1e-2
 # Adam's.
@@ -54,12 +51,6 @@ _LEAST_ERROR = 1e-12
 _TIMED_STEPS = 3
 # More than a step draws random tensors.
 _MOST_DRAWS = 1000
-
-
-def _within(growth: tf.Tensor, most: Any = np.inf) -> tf.Tensor:
-    """A growth within its limits; beyond them it still learns the way back."""
-    clipped = tf.clip_by_value(growth, _LEAST_GROWTH, most)
-    return growth + tf.stop_gradient(clipped - growth)
 
 
 class LearntKernel:
@@ -102,7 +93,7 @@ class LearntKernel:
 
     def magnitudes(self) -> np.ndarray:
         """Half the range, as learnt."""
-        return self._magnitudes * np.maximum(self.growth.numpy(), _LEAST_GROWTH)
+        return self._magnitudes * clipped(self.growth.numpy())
 
     def penalty(self, sharpness: tf.Tensor) -> tf.Tensor:
         """The sum of 1 - |2 h - 1|^b over all weights, b being the sharpness."""
@@ -115,7 +106,7 @@ class LearntKernel:
 
     def _of(self, share: tf.Tensor) -> tf.Tensor:
         steps = tf.clip_by_value(self._floor + share, -self._largest, self._largest)
-        scale = self._magnitudes * _within(self.growth) / self._largest
+        scale = self._magnitudes * within(self.growth) / self._largest
         return tf.reshape(steps * scale, self._shape)
 
 
@@ -125,55 +116,34 @@ class LearntRange:
     Args:
       low: lowest value, at most 0.
       high: highest value, at least 0.
-      num_bits: 4 to 8.
-      bounds: what operators demand of the range.
+      num_bits: 2 to 7.
+      most_growth: how many times as wide it may become.
 
     Attributes:
       growth: step size over what it was at first, a scalar variable.
     """
 
-    def __init__(self, low: float, high: float, num_bits: int, bounds: Bounds) -> None:
-        self._bits = num_bits
+    def __init__(
+        self, low: float, high: float, num_bits: int, most_growth: float
+    ) -> None:
+        self._bits, self._most = num_bits, np.float32(most_growth)
         grid = grids.activation_grid(low, high, num_bits)
-        self._scale = np.float32(grid.scale[0])
-        self._lowest = np.float32(grid.lowest - grid.zero_point)
-        self._highest = np.float32(grid.highest - grid.zero_point)
-        self._most = np.float32(np.inf)
-        if isinstance(bounds, NoFurther):
-            self._most = np.float32(bounds.high) / (self._scale * self._highest)
+        scale = np.float32(grid.scale[0])
+        self._low = scale * np.float32(grid.lowest - grid.zero_point)
+        self._high = scale * np.float32(grid.highest - grid.zero_point)
         self.growth = tf.Variable(1.0)
 
     def __call__(self, values: tf.Tensor, is_average: bool = False) -> tf.Tensor:
-        """Values on the grid, `is_average` as of `network.fake_quantized_output`.
-
-        Their gradient is 1 inside the range and 0 outside. That of the step size is
-        what a value moves by where rounding and clipping stay the same: (y - x) / s
-        inside, y / s outside.
-        """
-        growth = _within(self.growth, self._most)
-        low, high = (
-            end * self._scale * growth for end in (self._lowest, self._highest)
+        """Values on the grid, see `grown_output`."""
+        growth = within(self.growth, self._most)
+        return grown_output(
+            values, self._low, self._high, growth, self._bits, is_average
         )
-
-        @tf.custom_gradient
-        def rounded(x: tf.Tensor, growth: tf.Tensor) -> tuple[tf.Tensor, Any]:
-            y = fake_quantized_output(x, low, high, self._bits, is_average)
-
-            def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                inside = tf.raw_ops.FakeQuantWithMinMaxVarsGradient(
-                    gradients=upstream, inputs=x, min=low, max=high, num_bits=self._bits
-                )[0]
-                moved = tf.reduce_sum(upstream * y) - tf.reduce_sum(inside * x)
-                return inside, moved / growth
-
-            return y, gradients
-
-        return rounded(values, growth)
 
     def range(self) -> Range:
         """As learnt."""
-        scale = self._scale * np.clip(self.growth.numpy(), _LEAST_GROWTH, self._most)
-        return float(scale * self._lowest), float(scale * self._highest)
+        growth = clipped(self.growth.numpy(), self._most)
+        return float(self._low * growth), float(self._high * growth)
 
 
 class LearntBias:
@@ -427,20 +397,13 @@ def _width_of(network: QuantizedNetwork, name: str) -> float:
 
 
 def _ranges_of(block: Graph, network: QuantizedNetwork) -> dict[str, LearntRange]:
-    """Owner of a grid -> its range, if it is learnt.
-
-    Those are not whose width is an insurance: of 8 bits and more, and from global
-    pools on. Nor those that reach out of the block, or that an operator fixes.
-    """
-    pooled, found = grids.pooled(network.graph), {}
-    for owner, members in grids.groups(network.graph).items():
-        bits = network.bits[owner]
-        bounds = grids.bounds_of(network.graph, members, bits)
-        is_inside = block.nodes.keys() >= {*members} and owner != block.image.name
-        if is_inside and bits < 8 and not isinstance(bounds, Exactly):
-            if not pooled & {*members}:
-                found[owner] = LearntRange(*network.ranges[owner], bits, bounds)
-    return found
+    """Owner of a grid -> its range, if it is learnt: not where it leaves the block."""
+    members = grids.groups(network.graph)
+    return {
+        owner: LearntRange(*network.ranges[owner], network.bits[owner], most)
+        for owner, most in growing(network).items()
+        if block.nodes.keys() >= {*members[owner]} and owner != block.image.name
+    }
 
 
 def _descend(

@@ -27,6 +27,7 @@ from dfq_tf.graph import (
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.quantizers import NodeQuantizeConfig
+from dfq_tf.quantization.step_sizes import INSURED_BITS, clipped, growing
 
 
 @keras.utils.register_keras_serializable("dfq_tf")
@@ -127,17 +128,20 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
-def build(network: QuantizedNetwork) -> keras.Model:
-    """The student: its weights train as those of any model, its ranges stay.
+def build(network: QuantizedNetwork, learn_ranges: bool = False) -> keras.Model:
+    """The student: its weights train as those of any model.
 
     Args:
       network: gives weights, bits and ranges.
+      learn_ranges: whether step sizes of less than 8 bits train too, see `growing`;
+        but for those that several roundings share.
 
     Returns:
       A functional model from normalised images to logits. It computes what
       `network.scores` does, bit for bit.
     """
     graph = network.graph
+    most_growth = _most_growth(network) if learn_ranges else {}
     image = keras.layers.Input(graph.image.shape, name=_layer_name(0))
     tensors = {graph.image.name: image}
     for index, (name, node) in enumerate(list(graph.nodes.items())[1:], start=1):
@@ -148,7 +152,12 @@ def build(network: QuantizedNetwork) -> keras.Model:
         if bits is not None or kernel_bits is not None:
             num_ranges = int(ranges.size) if np.ndim(ranges) else 0
             config = NodeQuantizeConfig(
-                kernel_bits, num_ranges, bits, grids.is_average(node)
+                kernel_bits,
+                num_ranges,
+                bits,
+                grids.is_average(node),
+                learn_ranges and (kernel_bits or INSURED_BITS) < INSURED_BITS,
+                most_growth.get(name),
             )
             layer = NodeWrapper(layer, config)
         inputs = [tensors[source] for source in node.inputs]
@@ -166,6 +175,20 @@ def build(network: QuantizedNetwork) -> keras.Model:
     return model
 
 
+def _most_growth(network: QuantizedNetwork) -> dict[str, float]:
+    """Of each output whose range learns: those that no other has to follow."""
+    members = grids.groups(network.graph)
+    rounded = {
+        owner: [name for name in members[owner] if name in network.bits]
+        for owner in growing(network)
+    }
+    return {
+        names[0]: growing(network)[owner]
+        for owner, names in rounded.items()
+        if len(names) == 1
+    }
+
+
 def _layer_name(index: int) -> str:
     """Keras takes no names with blanks or slashes, which a user's layer may have."""
     return f"node_{index}"
@@ -176,14 +199,22 @@ def _index(layer_name: str) -> int:
 
 
 def trained(network: QuantizedNetwork, model: keras.Model) -> QuantizedNetwork:
-    """The network with the weights that a student has now, and rounded biases.
+    """The network with weights and ranges that a student has now, and rounded biases.
 
     Args:
       network: what `build` was called with.
       model: what it gave, trained since.
     """
-    weights = {part.node.name: part.weights() for part in _parts(model)}
-    return network.with_weights(weights).with_room_for_biases().with_rounded_biases()
+    parts = _parts(model)
+    ranges = {p.node.name: p.range() for p in parts if p.has_grown("output")}
+    kernels = {p.node.name: p.kernel_range() for p in parts if p.has_grown("kernel")}
+    learnt = dataclasses.replace(
+        network,
+        ranges={**network.ranges, **ranges},
+        kernel_ranges={**network.kernel_ranges, **kernels},
+    )
+    learnt = learnt.with_weights({part.node.name: part.weights() for part in parts})
+    return learnt.with_room_for_biases().with_rounded_biases()
 
 
 def save(network: QuantizedNetwork, path: str | os.PathLike[str]) -> None:
@@ -220,7 +251,7 @@ def network_of(model: Any, description: ModelDescription) -> QuantizedNetwork:
         {part.node.name: part.bits or 0 for part in outputs},
         {part.node.name: part.range() for part in outputs},
         {part.node.name: part.kernel_bits or 0 for part in kernels},
-        {part.node.name: part.variables["kernel_max"].numpy() for part in kernels},
+        {part.node.name: part.kernel_range() for part in kernels},
     )
 
 
@@ -233,12 +264,14 @@ class _Part:
       variables: by their short names: kernel, bias, kernel_max, output_min, ...
       bits: of the output; None if it is not quantized.
       kernel_bits: of the kernel; None without one.
+      most_growth: see `quantizers.ActivationQuantizer`.
     """
 
     node: Node
     variables: dict[str, tf.Variable]
     bits: int | None
     kernel_bits: int | None
+    most_growth: float | None
 
     def weights(self) -> dict[str, np.ndarray]:
         """The node's weights by role."""
@@ -247,8 +280,23 @@ class _Part:
 
     def range(self) -> tuple[float, float]:
         """The range of the node's output."""
-        low, high = (self.variables[f"output_{end}"] for end in ("min", "max"))
-        return float(low), float(high)
+        low, high = (self.variables[f"output_{end}"].numpy() for end in ("min", "max"))
+        growth = self._growth("output", self.most_growth)
+        return float(low * growth), float(high * growth)
+
+    def kernel_range(self) -> np.ndarray:
+        """Largest magnitudes of the node's kernel."""
+        return self.variables["kernel_max"].numpy() * self._growth("kernel", np.inf)
+
+    def has_grown(self, role: str) -> bool:
+        """Whether the range of its 'kernel' or 'output' learns."""
+        return f"{role}_growth" in self.variables
+
+    def _growth(self, role: str, most: float | None) -> np.ndarray:
+        """What a range has grown to, of the shape of the range; 1 if it stays."""
+        if not self.has_grown(role):
+            return np.ones((), np.float32)
+        return clipped(self.variables[f"{role}_growth"].numpy(), most)
 
 
 def _parts(model: Any) -> list[_Part]:
@@ -262,7 +310,8 @@ def _parts(model: Any) -> list[_Part]:
             config = layer.quantize_config if is_wrapped else None
             bits = getattr(config, "bits", None)
             kernel_bits = getattr(config, "kernel_bits", None)
-            part = _Part(inner.node, named, bits, kernel_bits)
+            most_growth = getattr(config, "most_growth", None)
+            part = _Part(inner.node, named, bits, kernel_bits, most_growth)
             parts[_index(inner.name)] = part
     # Keras sorts layers by how far they are from the end.
     return [parts[index] for index in sorted(parts)]
