@@ -989,7 +989,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         config = dataclasses.replace(TINY, pool_images=24)
         pooling = dataclasses.replace(prepared, context=helpers.context(config, seed=1))
         vars(pooling).update(warmed=prepared.warmed)
-        pool, seed = pooling.pool(), 1 + phases.POOL_SEED
+        pool, seed = pooling.pool, 1 + phases.POOL_SEED
         half = len(pool) // 2
         self.assertAllEqual(
             pool[::2], photographs.crops(seed, half, prepared.network.image_shape)
