@@ -140,6 +140,10 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             qat_recipe("paper", rounds=7, warm_up_steps=5),
         ),
         (["--qat_max_minutes=3"], qat_recipe("pool", max_minutes=3.0)),
+        (
+            ["--qat_student_augmentation=crop"],
+            qat_recipe("pool", student_augmentation="crop"),
+        ),
     )
     @flagsaver.flagsaver
     def test_recipe_of_the_quantized_student(self, given, expected):
@@ -172,6 +176,21 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         path.write_text(text.replace("--alpha=0.5\n", ""))  # 0.5 is not its default
         with self.assertRaisesRegex(WorkdirError, r"--alpha: .* -> 0\.5$"):
             common.open_workdir()
+
+    @flagsaver.flagsaver
+    def test_folder_of_a_version_without_a_flag_has_the_recipes_value(self):
+        folder, given = self.get_temp_dir(), "--qat_student_augmentation=crop"
+        flags.FLAGS(["run", f"--workdir={folder}"])
+        resolved = quantize.resolved_flags()
+        path = common.open_workdir(resolved=resolved).path / "flags.cfg"
+        text = path.read_text()
+        self.assertIn("--qat_student_augmentation=crop_flip\n", text)
+        path.write_text(text.replace("--qat_student_augmentation=crop_flip\n", ""))
+        common.open_workdir(resolved=resolved)
+        self.assertEqual(path.read_text(), text)
+        flags.FLAGS(["run", f"--workdir={folder}", given])
+        with self.assertRaisesRegex(WorkdirError, r"augmentation: crop_flip -> crop$"):
+            common.open_workdir(resolved=quantize.resolved_flags())
 
     @flagsaver.flagsaver
     def test_mobilenet_is_to_be_quantized_itself(self):

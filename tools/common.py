@@ -89,7 +89,6 @@ _AWAY = {
     "qat_cutmix_share",
     "qat_bank_images",
     "qat_share_images",
-    "qat_student_augmentation",
     "learn_ranges",
     "qat_learn_ranges",
     "qat_adversarial_ramp_steps",
@@ -448,7 +447,10 @@ def open_workdir(
     if "distribute" in FLAGS:
         same = {n: text for n, text in settings.items() if n not in free}
         _check_same_on_all_workers(same, digests)
-    defaults = _as_texts({name: FLAGS[name].default for name in names})
+    # Where a recipe decides, what it gives is the default.
+    left_out = {n: v for n, v in (resolved or {}).items() if FLAGS[n].value is None}
+    defaults = {name: FLAGS[name].default for name in names}
+    defaults = _as_texts({**defaults, **left_out})
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
