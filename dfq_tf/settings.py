@@ -439,7 +439,8 @@ class DistillationConfig(MixedImages):
         8192,
         "How many images, of where those for the ranges come from, student steps take "
         "crops of, which the teacher answers; or fewer where they take more than 512 "
-        "MiB. Images of generator steps take the place of the oldest. 0 for no pool.",
+        "MiB. Images of generator steps take the place of the oldest. 0 for no pool, "
+        "nor noise, mixup and cutmix, which are parts of it.",
         minimum=0,
     )
     pool_batch_size: int = setting(
@@ -508,6 +509,8 @@ class DistillationConfig(MixedImages):
                 f"{getattr(self, second)}; a student step takes its images from one of "
                 f"them. Set {first} to 0, or leave {second} out"
             )
+        if not self.pool_images:
+            self._check_without_pool()
         if (
             given[:1] in (["bank_images"], ["share_images"])
             and not self.generator_steps
@@ -516,6 +519,19 @@ class DistillationConfig(MixedImages):
                 f"{given[0]} is {getattr(self, given[0])} and generator_steps is 0; "
                 "the images are those of generator steps"
             )
+
+    def _check_without_pool(self) -> None:
+        """Raises ConfigError for a setting of the pool that there is not.
+
+        One that has its default, or is 0, need not have been given.
+        """
+        for name in POOL_SETTINGS:
+            value = getattr(self, name)
+            if value not in (0, getattr(DistillationConfig, name)):
+                raise ConfigError(
+                    f"{name} is {value} and pool_images is 0; it is a setting of the "
+                    f"pool. Leave {name} out, or give pool_images"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
