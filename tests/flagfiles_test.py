@@ -192,6 +192,23 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(WorkdirError, r"augmentation: crop_flip -> crop$"):
             common.open_workdir(resolved=quantize.resolved_flags())
 
+    @parameterized.parameters(
+        ((32, 32, 3), "df_qat_kd", None),
+        ((224, 224, 3), "df_qat_kd", r"; the pool of images takes about 1,\d{3} MiB$"),
+        ((224, 224, 3), "df_q", None),
+    )
+    @flagsaver.flagsaver
+    def test_plan_tells_of_a_large_pool(self, shape, method, expected):
+        flags.FLAGS(["run", "--images=photographs"])
+        config = dataclasses.replace(quantize.qat_config(), batch_size=64)
+        teacher = helpers.small_classifier((8, 8, 3))
+        with mock.patch.object(type(teacher), "image_shape", shape):
+            said = quantize.plan(teacher, None, method, config)
+        if expected is None:
+            self.assertNotIn("pool", said)
+        else:
+            self.assertRegex(said, expected)
+
     @flagsaver.flagsaver
     def test_mobilenet_is_to_be_quantized_itself(self):
         path = FOLDER / "tiny_imagenet_mobilenet_v1.cfg"

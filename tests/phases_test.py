@@ -472,6 +472,21 @@ class PoolTest(PhasesTestCase):
         self.assertLessEqual(count * 512 * 512 * 3, 2**29)
         self.assertGreater(count * 512 * 512 * 3, 2**28)
 
+    def test_memory_is_that_of_all_its_images(self):
+        config = qat_recipe("pool", batch_size=128)
+        cifar, large = (32, 32, 3), (224, 224, 3)
+        # Twice 8,192 images, 32 answered batches of 32, and 4,096 of noise.
+        expected = (2 * 8192 + 32 * 32 + 4096) * 32 * 32 * 3
+        self.assertEqual(phases.pool_bytes(config, cifar), expected)
+        plain = dataclasses.replace(config, noise_share=0.0)
+        expected -= 4096 * 32 * 32 * 3
+        self.assertEqual(phases.pool_bytes(plain, cifar), expected)
+        # As much as 512 MiB twice, and a quarter of it twice.
+        most = 2.5 * 512 * 2**20
+        self.assertBetween(phases.pool_bytes(config, large), 0.9 * most, most)
+        paper = qat_recipe("paper", batch_size=128)
+        self.assertEqual(phases.pool_bytes(paper, large), 0)
+
 
 class IdentityTest(parameterized.TestCase, tf.test.TestCase):
     """What a checkpoint must have in common with the run that continues it."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from tools import common, teacher_flags
 from dfq_tf import api
-from dfq_tf.distillation import held_out, known_source, with_batch_size
+from dfq_tf.distillation import held_out, known_source, phases, with_batch_size
 from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
@@ -64,6 +64,8 @@ FLAGS = common.FLAGS
 TITLES = {method: record.TITLES[method] for method in METHODS}
 # Images on which the layers' noise is measured.
 _NOISE_IMAGES = 64
+# A pool of so many bytes is told of before.
+_WORTH_SAYING = 256 * 2**20
 # Of the flags of quantization-aware training.
 _PREFIX = "qat_"
 
@@ -247,6 +249,9 @@ def plan(
     if trains:
         most = f", at most {config.max_minutes:g} minutes" if config.max_minutes else ""
         work.append(f"{config.rounds:,} rounds of training{most}")
+        pool = phases.pool_bytes(config, teacher.image_shape)
+        if pool > _WORTH_SAYING:
+            memory += f"; the pool of images takes about {pool / 2**20:,.0f} MiB"
     return f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; {memory}"
 
 

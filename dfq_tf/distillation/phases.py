@@ -13,7 +13,7 @@ from dfq_tf.context import Context
 from dfq_tf.distillation import batch_size, steps
 from dfq_tf.distillation.bank import ImageBank
 from dfq_tf.distillation.generator import generate, make_generators
-from dfq_tf.distillation.pool import Pool
+from dfq_tf.distillation.pool import Pool, capacity
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.graph import FLOAT, Classifier
 from dfq_tf.settings import PHASE_SETTINGS, BudgetConfig, DistillationConfig
@@ -238,6 +238,22 @@ def pool_count(config: DistillationConfig, shape: tuple[int, int, int]) -> int:
     """Images of a pool: whole batches, one at least, that fit into memory."""
     most = min(config.pool_images, batch_size.BANK_MEMORY // math.prod(shape))
     return max(1, most // config.batch_size) * config.batch_size
+
+
+def pool_bytes(config: DistillationConfig, shape: tuple[int, int, int]) -> int:
+    """About what a pool takes in memory; 0 where none is wanted.
+
+    Args:
+      config: has a number for the batch size.
+      shape: of an image.
+    """
+    if not config.pool_images:
+        return 0
+    size = min(config.pool_batch_size, config.batch_size)
+    answered, others = capacity(size, shape)
+    # The images are there twice: as they were made, and in variables.
+    count = 2 * pool_count(config, shape) + answered * size
+    return (count + others * bool(config.noise_share)) * math.prod(shape)
 
 
 def student_batch(context: Context[DistillationConfig]) -> int:
