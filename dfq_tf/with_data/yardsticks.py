@@ -97,7 +97,7 @@ def train_with_data(
 ) -> tuple[QuantizedNetwork, dict[str, float]]:
     """QAT-KD or QAT: a network trained on real images, on one device.
 
-    It takes as many student steps as DF-QAT-KD, of the same size.
+    Its student steps have the size of those of DF-QAT-KD.
 
     Args:
       teacher: what the student answers like.
@@ -141,6 +141,7 @@ def train_with_data(
         num_steps,
         {"student": learner.model, "student_optimizer": optimizer},
         context,
+        identity={"rounds": str(config.rounds)},  # its learning rates hang on them
         evaluate=None if evaluate is None else lambda: evaluate(learner),
         evaluate_every=max(1, num_steps // 10),
     )
