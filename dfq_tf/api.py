@@ -356,7 +356,7 @@ class Prepared:
 
     @functools.cached_property
     def pool(self) -> np.ndarray:
-        """Images of the same source for a student to learn from, uint8."""
+        """Images of the same source for students to learn from, uint8."""
         config, seed = self.context.settings, self.context.seed + phases.POOL_SEED
         shape = self.network.image_shape
         count = phases.pool_count(config, shape)
@@ -479,20 +479,18 @@ def needed_method(
 ) -> str:
     """What 'auto' stands for: the method that is worth its time.
 
-    Kernels of few bits are reconstructed, and with activations of few bits the student
-    is trained: each did best there (docs/results.md). With 8 bits it is trained where
-    less agreement than 98 % is expected of DF-Q. Where nothing can learn from the
-    teacher's answers, blocks still can.
+    Few bits are reconstructed, which did as well as training or better, in less time
+    (docs/results.md). With 8 bits the student is trained where less agreement than 98 %
+    is expected of DF-Q, if anything can learn from the teacher's answers.
 
     Args:
       teacher: the trained classifier.
       network: DF-Q, whose bits count.
       expected_agreement: of it, see `expected`.
     """
+    if min(*network.bits.values(), *network.kernel_bits.values()) < 8:
+        return "df_rec"
     can_train = teacher.description.output != "sigmoid"
-    has_few = min(network.bits.values()) < 8
-    if has_few or min(network.kernel_bits.values(), default=8) < 8:
-        return "df_qat_kd" if has_few and can_train else "df_rec"
     trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
     return "df_qat_kd" if trains else "df_q"
 

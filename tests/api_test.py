@@ -1110,8 +1110,8 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         ("W8A16", 0.99, "df_q"),
         ("W4A8", 1.0, "df_rec"),
         ("W4A16", 1.0, "df_rec"),
-        ("W8A4", 1.0, "df_qat_kd"),
-        ("W4A4", 1.0, "df_qat_kd"),
+        ("W8A4", 1.0, "df_rec"),
+        ("W4A4", 1.0, "df_rec"),
     )
     def test_more_is_done_for_few_bits_or_little_agreement(self, widths, share, method):
         needed = functools.partial(
