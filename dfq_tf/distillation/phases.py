@@ -180,9 +180,8 @@ def distill(
       name: of the phase, see `run_loop`.
       identity: what else the phase hangs on, see `run_loop`.
       bank: what the warm-up filled; by default a new one, if the settings want one.
-      images: makes those of the pool, uint8 (n, height, width, channels), as many as
-        `pool_count` says, if there are rounds to take; by default the generators do,
-        if the settings want a pool.
+      images: makes the `pool_count` images of a pool, uint8 (n, height, width,
+        channels), once there is a round to take; by default the generators do.
       evaluate: measures the students now and then, see `run_loop`.
 
     Returns:
