@@ -95,9 +95,7 @@ def train_with_data(
     augmentation: str,
     evaluate: Callable[[Learner], Mapping[str, float]] | None = None,
 ) -> tuple[QuantizedNetwork, dict[str, float]]:
-    """QAT-KD or QAT: a network trained on real images, on one device.
-
-    Its student steps have the size of those of DF-QAT-KD.
+    """QAT-KD or QAT: real images, and the student steps of DF-QAT-KD, on one device.
 
     Args:
       teacher: what the student answers like.
