@@ -409,7 +409,7 @@ class VerdictTest(parameterized.TestCase):
         training = {**pages.METRICS["df_q_training"], "photographs_share": share}
         metrics = {"df_q_training": training}
         folder = pages.write(new_folder(), metrics, curves=False)
-        said = " ".join(verdict.of(record.read(folder)).rests).replace("\xa0", " ")
+        said = " ".join(verdict.of(record.read(folder)).rests_on).replace("\xa0", " ")
         self.assertEqual("50.0 % of them replaced by crops" in said, bool(share))
 
     def test_distilled_student(self):
