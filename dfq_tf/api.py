@@ -30,8 +30,10 @@ from dfq_tf.distillation import (
     held_out_count,
     observe,
     phases,
+    photographs_share,
     warmed_up,
     with_batch_size,
+    with_photographs,
 )
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import Classifier, agreement, description_beside, description_path
@@ -344,10 +346,20 @@ class Prepared:
                 return generate(made, self.context.settings, count, self.context.seed)
             return self.source.draw(self.context.seed, count, self.network.image_shape)
 
+    @functools.cached_property
+    def photographs_share(self) -> float:
+        """Of what blocks and students learn from: none where they are not wanted."""
+        if self.calibration.images != "auto":
+            return 0.0
+        most, context = self.calibration.photographs_in_lessons, self.context
+        return photographs_share(
+            self.observed, self.source, most, context.seed, context.strategy
+        )
+
     @property
     def lessons(self) -> np.ndarray:
-        """As many images, from which blocks learn, see `Source.lessons`."""
-        return self.source.lessons(self.images, self.context.seed)
+        """As many images, from which blocks learn, photographs among them."""
+        return with_photographs(self.images, self.photographs_share, self.context.seed)
 
     @functools.cached_property
     def calibrated(self) -> Calibrated:
@@ -361,7 +373,8 @@ class Prepared:
         shape = self.network.image_shape
         count = phases.pool_count(config, shape)
         if made := self.generators:
-            return self.source.lessons(generate(made, config, count, seed), seed)
+            images = generate(made, config, count, seed)
+            return with_photographs(images, self.photographs_share, seed)
         return self.source.draw(seed, count, shape)
 
     @functools.cached_property
@@ -397,7 +410,7 @@ class Prepared:
         lessons.
         """
         kinds = [self.procedural]
-        if self.source.photographs_share:
+        if self.photographs_share:
             count, seed = len(self.procedural), self.context.seed + 1
             shape = self.network.image_shape
             kinds.append(Source(PHOTOGRAPHS).draw(seed, count, shape))
@@ -431,11 +444,7 @@ def prepare(
         rewritten = float_network(network, calibration)
         observed = observe(teacher, context.precision, context.strategy)
         source = choose_source(
-            observed,
-            calibration.images,
-            context.seed,
-            context.strategy,
-            calibration.photographs_in_lessons,
+            observed, calibration.images, context.seed, context.strategy
         )
     return Prepared(teacher, observed, rewritten, calibration, context, source)
 
@@ -543,6 +552,7 @@ def reconstructed(
         "agreement_before_reconstruction": before,
         "agreement_after_reconstruction": after,
         "unreconstructed_is_kept": result is network,
+        "photographs_share": prepared.photographs_share,
     }
     return result, blocks, found
 
@@ -597,6 +607,7 @@ def trained(
         "held_out_agreement_before": before,
         "held_out_agreement_after": after,
         "untrained_is_kept": result is network,
+        "photographs_share": prepared.photographs_share * bool(config.pool_images),
     }
     return result, generators, {**measurements, **found}
 

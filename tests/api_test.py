@@ -982,7 +982,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         teacher = digits.teacher()
         prepared = api.prepare(teacher, teacher, calibration, self.context)
         vars(prepared).update(warmed=self.prepared.warmed)
-        self.assertEqual(prepared.source.photographs_share, 0.5)
+        self.assertEqual(prepared.photographs_share, 0.5)
         crops = photographs.crops(1, 16, prepared.network.image_shape)
         self.assertAllEqual(prepared.lessons[::2], crops)
         self.assertAllEqual(prepared.lessons[1::2], prepared.images[1::2])
@@ -1007,13 +1007,8 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_blocks_learn_from_lessons(self):
         made = Reconstructed(self.network(ALL_4_BITS), [], 5, 32)
-        calibration = dataclasses.replace(TINY_CALIBRATION, images="auto")
-        prepared = dataclasses.replace(
-            self.prepared,
-            calibration=calibration,
-            source=dataclasses.replace(self.prepared.source, photographs_share=0.5),
-        )
-        vars(prepared).update(images=self.prepared.images)
+        prepared = dataclasses.replace(self.prepared)
+        vars(prepared).update(images=self.prepared.images, photographs_share=0.5)
         with mock.patch.object(api, "reconstruct", return_value=made) as reconstruct:
             self.reconstructed(made.network, prepared=prepared)
         self.assertAllEqual(reconstruct.call_args[0][2], prepared.lessons)

@@ -156,42 +156,40 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
             self.assertGreater(source.distance, sources.NEAR)
         self.assertIsNone(self.chosen(far, "generated").distance)
 
-    @parameterized.parameters(
-        (3, "auto", 0.5), (1, "auto", 0.5), (5, "auto", 0.0), (3, "generated", 0.0)
-    )
-    def test_auto_mixes_photographs_in_where_it_can(self, channels, name, expected):
-        found = choose_source(
-            observe(teacher(channels=channels)), name, seed=0, photographs_share=0.5
-        )
-        self.assertEqual((found.name, found.photographs_share), ("generated", expected))
-        self.assertEqual("50 % photographs" in str(found), bool(expected))
+    def share(self, classifier, name="generated", most=0.5, distance=None):
+        source = sources.Source(name, distance)
+        return sources.photographs_share(observe(classifier), source, most, seed=0)
 
-    def test_no_photographs_are_mixed_into_procedural_images_or_photographs(self):
-        first = image("image", SHAPE)
-        graph = Graph([first, node("global_average_pool", "pool", [first])], "pool")
-        plain = Classifier(graph, helpers.description(3))
+    def test_lessons_have_photographs_that_are_not_far(self):
+        mean, variance = statistics(crops())
+        self.assertEqual(self.share(teacher(mean, variance)), 0.5)
+        self.assertEqual(self.share(teacher(mean, variance), most=0.25), 0.25)
+        self.assertEqual(self.share(teacher(mean, variance), most=0.0), 0)
+        # 2^2 / 2 and 1^2 / 2 nats away.
+        far, less = (teacher(mean + k * np.sqrt(variance), variance) for k in (2, 1))
+        self.assertEqual(self.share(far), 0)
+        self.assertEqual(self.share(less), 0.5)
+        # What was measured before is not measured again.
+        self.assertEqual(self.share(far, distance=0.9), 0.5)
+        self.assertEqual(self.share(less, distance=1.1), 0)
+
+    def test_lessons_have_photographs_among_generated_images_alone(self):
         near = teacher(*statistics(crops()))
-        with mock.patch.object(sources, "SMALL_IMAGE", 63):
-            for classifier in (plain, near):
-                found = choose_source(
-                    observe(classifier), "auto", seed=0, photographs_share=0.5
-                )
-                self.assertNotEqual(found.name, "generated")
-                self.assertEqual(found.photographs_share, 0)
+        for name in ("procedural", "photographs", "some/folder"):
+            self.assertEqual(self.share(near, name), 0)
+        self.assertEqual(self.share(teacher(channels=5)), 0)
 
     @parameterized.parameters((8, 0.5, [0, 2, 4, 6]), (8, 0.25, [0, 4]), (3, 0.3, [0]))
     def test_lessons_are_both_kinds_evenly_spread(self, count, share, places):
-        images = (
-            np.zeros((count, *SHAPE), np.uint8)
-            + np.arange(count, dtype=np.uint8)[:, None, None, None]
-        )
+        numbers = np.arange(count, dtype=np.uint8)[:, None, None, None]
+        images = np.zeros((count, *SHAPE), np.uint8) + numbers
         before = images.copy()
-        lessons = sources.Source("generated", None, share).lessons(images, 5)
+        lessons = sources.with_photographs(images, share, 5)
         others = sorted({*range(count)} - {*places})
         self.assertAllEqual(lessons[others], before[others])
         self.assertAllEqual(lessons[places], photographs.crops(5, len(places), SHAPE))
         self.assertAllEqual(images, before)
-        self.assertIs(sources.Source("generated").lessons(images, 5), images)
+        self.assertIs(sources.with_photographs(images, 0.0, 5), images)
 
     def test_each_source_draws_its_images(self):
         folder = helpers.new_folder()

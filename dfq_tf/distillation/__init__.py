@@ -15,6 +15,8 @@ from dfq_tf.distillation.sources import (
     check_source,
     choose_source,
     known_source,
+    photographs_share,
+    with_photographs,
 )
 from dfq_tf.distillation.teacher import ObservedTeacher, observe
 
@@ -33,6 +35,8 @@ __all__ = [
     "known_source",
     "make_generators",
     "observe",
+    "photographs_share",
     "warmed_up",
     "with_batch_size",
+    "with_photographs",
 ]

@@ -20,6 +20,9 @@ from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL, SMALL_IMAGE, SOU
 # Photographs are taken whose distance is at most this, in nats per channel. They had
 # 0.10 and 0.15 where they calibrate as well as generated images, else 0.25 and more.
 NEAR = 0.2
+# Nothing is learnt from photographs that are farther. Those of 0.52 and less made
+# lessons better, those of 22 (traffic signs) worse (docs/results.md).
+FAR = 1.0
 _PICTURES = "pictures"
 _TITLES = {
     GENERATED: "Generated images",
@@ -39,12 +42,10 @@ class Source:
       name: one of SOURCES but 'auto', or a folder of pictures.
       distance: of its images, see `teacher.distance_of`; of the photographs, if they
         were turned down for generated images; None where nothing was measured.
-      photographs_share: share of photographs among `lessons`.
     """
 
     name: str
     distance: float | None = None
-    photographs_share: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -54,11 +55,6 @@ class Source:
     def __str__(self) -> str:
         """One line for the user: what was taken, and why."""
         title = _TITLES[self.kind]
-        if self.photographs_share:
-            title += (
-                f" ({100 * self.photographs_share:.0f} % photographs where blocks or "
-                "students learn)"
-            )
         if self.distance is None:
             return title
         found = (
@@ -75,24 +71,6 @@ class Source:
             return natural_noise(seed, count, shape)
         folder = photographs.FOLDER if self.name == PHOTOGRAPHS else self.name
         return photographs.crops(seed, count, shape, folder)
-
-    def lessons(self, images: np.ndarray, seed: int) -> np.ndarray:
-        """What blocks and students learn from: some of the images become photographs.
-
-        Args:
-          images: uint8 (n, height, width, channels), of this source.
-          seed: of the crops.
-
-        Returns:
-          As many images, those of both kinds evenly spread.
-        """
-        count = round(self.photographs_share * len(images))
-        if not count:
-            return images
-        mixed = images.copy()
-        places = np.arange(count) * len(images) // count
-        mixed[places] = photographs.crops(seed, count, images.shape[1:])
-        return mixed
 
 
 def check_source(name: str, channels: int) -> None:
@@ -143,7 +121,6 @@ def choose_source(
     name: str,
     seed: int,
     strategy: tf.distribute.Strategy | None = None,
-    photographs_share: float = 0.0,
 ) -> Source:
     """The source that is asked for, or the one that 'auto' stands for.
 
@@ -158,7 +135,6 @@ def choose_source(
       seed: of the draws.
       strategy: the devices of the run; None for one. All workers take what the first
         one finds.
-      photographs_share: of the lessons, where auto takes generated images in colours.
 
     Raises:
       ConfigError: see `check_source`.
@@ -166,15 +142,68 @@ def choose_source(
     shape = teacher.image_shape
     check_source(name, shape[-1])
     is_auto = name == "auto"
-    share = photographs_share * (is_auto and photographs.has_colours(shape[-1]))
     known = known_source(name, shape, bool(teacher.bn_inputs))
-    if known == GENERATED:
-        return Source(known, None, share)
-    if is_auto and known == PROCEDURAL:
+    if known == GENERATED or (is_auto and known == PROCEDURAL):
         return Source(known)
     source = Source(PHOTOGRAPHS if is_auto else name)
-    count = max(1, min(_MOST_IMAGES, _PIXELS // (shape[0] * shape[1])))
-    distance = distance_of(teacher, source.draw(seed + 2, count, shape), strategy)
+    distance = _distance(teacher, source, seed, strategy)
     if is_auto and distance is not None and distance > NEAR:
-        return Source(GENERATED, distance, share)
+        return Source(GENERATED, distance)
     return Source(source.name, distance)
+
+
+def _distance(
+    teacher: ObservedTeacher,
+    source: Source,
+    seed: int,
+    strategy: tf.distribute.Strategy | None,
+) -> float | None:
+    """Of some of a source's images, see `teacher.distance_of`."""
+    height, width, _ = shape = teacher.image_shape
+    count = max(1, min(_MOST_IMAGES, _PIXELS // (height * width)))
+    return distance_of(teacher, source.draw(seed + 2, count, shape), strategy)
+
+
+def photographs_share(
+    teacher: ObservedTeacher,
+    source: Source,
+    most: float,
+    seed: int,
+    strategy: tf.distribute.Strategy | None = None,
+) -> float:
+    """Share of photographs among what is learnt from: none where they are FAR.
+
+    Args:
+      teacher: has the statistics that photographs are compared with.
+      source: of the other images; only generated ones have photographs among them.
+      most: the share where they are not far.
+      seed: of the draws.
+      strategy: as of `choose_source`.
+    """
+    has_some = source.name == GENERATED and most > 0
+    if not has_some or not photographs.has_colours(teacher.image_shape[-1]):
+        return 0.0
+    distance = source.distance
+    if distance is None:
+        distance = _distance(teacher, Source(PHOTOGRAPHS), seed, strategy)
+    return 0.0 if distance is None or distance > FAR else most
+
+
+def with_photographs(images: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """What blocks and students learn from: some of the images become photographs.
+
+    Args:
+      images: uint8 (n, height, width, channels).
+      share: of photographs, from `photographs_share`.
+      seed: of the crops.
+
+    Returns:
+      As many images, those of both kinds evenly spread.
+    """
+    count = round(share * len(images))
+    if not count:
+        return images
+    mixed = images.copy()
+    places = np.arange(count) * len(images) // count
+    mixed[places] = photographs.crops(seed, count, images.shape[1:])
+    return mixed

@@ -156,6 +156,12 @@ def _expected(record: Record, best: Row) -> list[str]:
             "the task are mostly of that kind; images near a border between two "
             "classes are where a rounding decides."
         )
+    if share := training.get("photographs_share"):
+        said.append(
+            f"It learnt from generated images, {percent(share)} of them replaced by "
+            "crops of the public-domain photographs that ship with the project. "
+            "--images=generated leaves these out."
+        )
     if training.get("unreconstructed_is_kept"):
         said.append(
             "Reconstruction was tried and did not help: the network before it was kept."
