@@ -197,15 +197,20 @@ def quantize_network(
     }
     training |= _tables(result, config)
     workdir.add_metrics(**{f"{method}_training": training})
+    _say_images(result)
+    with common.stage(f"writing of {path.name}"):
+        student.save(result.network, path)
+    return result.network, result.tflite
+
+
+def _say_images(result: api.Quantized) -> None:
+    """Says which images calibrated and taught."""
     common.say(f"Images for the ranges: {result.source}")
     if share := result.measurements.get("photographs_share"):
         common.say(
             f"Learnt from such images, {100 * share:.0f} % of them replaced by crops "
             "of the photographs that ship with the project (--images=generated: none)"
         )
-    with common.stage(f"writing of {path.name}"):
-        student.save(result.network, path)
-    return result.network, result.tflite
 
 
 def _config_of(
