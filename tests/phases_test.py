@@ -60,12 +60,8 @@ def _small_generators(config, precision="float32"):
         return make_generators((4, 4, 1), context)
 
 
-@functools.cache
-def _several_generators():
-    return _small_generators(SeveralTest.config)
-
-
-_generators = helpers.Reused(lambda i: _several_generators()[i])
+# Both are built, and one taken: a second pair shares nothing with the first.
+_generators = helpers.Reused(lambda i: _small_generators(SeveralTest.config)[i])
 _generator = helpers.Reused(lambda precision: _small_generators(_CONFIG, precision)[0])
 _student_model = helpers.Reused(
     lambda seed: helpers.small_learner((4, 4, 1), seed=seed).model
