@@ -17,7 +17,8 @@ export PYTHONDONTWRITEBYTECODE :=
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
 
-# The linters need one core; the other compiles, once for all processes of the tests.
+# The linters need one core; the other compiles what is installed, if it is new, once for
+# all processes of the tests.
 test: $(INSTALLED)
 	$(MAKE) --jobs=2 lint compiled
 	$(VENV)/bin/python -m pytest -q -n auto $(SCOPES) -m "not long" tests
@@ -40,8 +41,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy dfq_tf dfq_tf_command tools clients/make_files.py clients/check.py
 
-compiled: $(INSTALLED)
+compiled: $(VENV)/.compiled
+
+$(VENV)/.compiled: $(INSTALLED)
 	-$(VENV)/bin/python -m pytest -q --collect-only tests >/dev/null
+	@touch $@
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)

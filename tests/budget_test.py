@@ -23,12 +23,12 @@ SHAPE = (8, 8, 3)
 CONFIG = BudgetConfig(
     batch_size=4,
     noise_dim=3,
-    generator_steps=2,
+    generator_steps=1,
     student_steps=3,
     answer_uses=2,
     first_share=0.4,
     bank_images=40,
-    steps=7,  # 3 rounds of 3, after 2 without
+    steps=5,  # 2 rounds of 3, after 1 without
 )
 PACE = budget.Pace(start=3.2, batch=2.0, answers=0.1, student=0.25)
 
@@ -105,7 +105,8 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_steps_are_counted_and_nothing_but_students_learns_by_them(self):
         with small():
-            made = self.made(helpers.new_folder())
+            config = dataclasses.replace(CONFIG, generator_steps=2)
+            made = self.made(helpers.new_folder(), config)
             calls = []
             for kind in ("_answer", "_student_step"):
 
@@ -114,6 +115,14 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                     return step(at)
 
                 setattr(made, kind, watched)
+            ((begin, improve, keeps),) = made._batch_steps
+            improved = []
+
+            def improving(at):
+                improved.append(at.numpy()[1])
+                return improve(at)
+
+            made._batch_steps = [(begin, improving, keeps)]
             teacher = helpers.copies(tf.nest.flatten(self.observed.weights))
             (synthesizer,) = made._training.synthesizers
             self.assertEqual(synthesizer.adversarial_weight, 0)
@@ -125,9 +134,11 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         answers = [number for kind, number in calls if kind == "_answer"]
         steps = [number for kind, number in calls if kind == "_student_step"]
         # Two at the beginning, two in each round; every one draws other numbers.
-        self.assertEqual(answers, list(range(2 + 3 * 2)))
-        self.assertEqual(steps, list(range(9)))
-        self.assertLen(made._training.bank.all()["images"], 5 * 4)
+        self.assertEqual(answers, list(range(2 + 2 * 2)))
+        self.assertEqual(steps, list(range(6)))
+        # Two for each batch, behind those of the two batches held out.
+        self.assertEqual(improved, list(range(2 * 2, (2 + 3) * 2)))
+        self.assertLen(made._training.bank.all()["images"], 3 * 4)
         now = tf.nest.flatten(self.observed.weights)
         self.assertTrue(helpers.all_equal(now, teacher))
         after = self.student.model.trainable_variables
@@ -137,8 +148,8 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         # The learning rate ends at 0 with the last step.
         (optimizer,) = made._training.student_optimizers
         schedule = optimizer._learning_rate
-        self.assertAllClose(schedule(9), 0.0, atol=1e-7)
-        self.assertGreater(schedule(8), 1e-4)
+        self.assertAllClose(schedule(6), 0.0, atol=1e-7)
+        self.assertGreater(schedule(5), 1e-4)
 
     @pytest.mark.long
     def test_images_held_out_are_not_in_the_bank(self):
@@ -160,7 +171,7 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             take = interrupted._round
 
             def stopped(index):
-                if index == 4:
+                if index == 2:
                     raise KeyboardInterrupt
                 return take(index)
 
@@ -178,7 +189,7 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             take, taken = again._round, []
             again._round = lambda index: (taken.append(index), take(index))[1]
             again.run()
-            self.assertEqual(taken, [4])
+            self.assertEqual(taken, [2])
             self.assertAllEqual(again.held_out, held_out)
             self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 

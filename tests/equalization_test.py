@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 from absl.testing import parameterized
 
@@ -86,6 +88,7 @@ def read(node):
     return np.array([kernel[:, :, c].max() for c in range(kernel.shape[2])])
 
 
+@functools.cache
 def random_model(seed):
     """Branches and joins of layers that all give (8, 8, 4)."""
     rng = np.random.default_rng(seed)

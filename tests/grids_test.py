@@ -3,6 +3,7 @@ import itertools
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
@@ -627,8 +628,16 @@ class KernelBitsTest(tf.test.TestCase, parameterized.TestCase):
         sketch("global_average_pool", "mean")
         self.assertEmpty(grids.kernel_bits(sketch.graph(), WIDTHS))
 
-    @parameterized.parameters(*networks.NETWORKS)
+    @parameterized.parameters(*networks.FEW)
     def test_first_reads_pixels_and_last_gives_the_logits(self, name):
+        self.check_ends(name)
+
+    @parameterized.parameters(*networks.OTHERS)
+    @pytest.mark.long
+    def test_so_it_is_in_the_others(self, name):
+        self.check_ends(name)
+
+    def check_ends(self, name):
         learner = networks.learner(name)
         graph = float_network(as_classifier(learner)).graph
         bits = grids.kernel_bits(graph, WIDTHS)

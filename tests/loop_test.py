@@ -1,3 +1,4 @@
+import functools
 import glob
 import itertools
 import os
@@ -15,17 +16,45 @@ from dfq_tf.training.loop import run_loop
 from tests import helpers
 
 
+@functools.cache
+def _learning(place):
+    """A model, its optimizer, a compiled step, and the variables' first values.
+
+    Compiling it takes longer than the steps of a test: tests have it in turn.
+    """
+    image = keras.layers.Input((3,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(image))
+    model = helpers.randomise(keras.Model(image, keras.layers.Dense(1)(x)))
+    optimizer = keras.optimizers.SGD(
+        keras.optimizers.schedules.CosineDecay(0.01, 40), momentum=0.9
+    )
+    optimizer.build(model.trainable_variables)
+
+    @tf.function(autograph=False)
+    def step(seed):
+        inputs = tf.random.stateless_normal((8, 3), seed)
+        with tf.GradientTape() as tape:
+            outputs = model(inputs, training=True)
+            loss = tf.reduce_mean(tf.square(outputs - 2 * inputs[:, :1]))
+        variables = model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply_gradients(zip(gradients, variables))
+        return loss
+
+    values = helpers.copies([*model.variables, *optimizer.variables])
+    return model, optimizer, step, values
+
+
 class _Task:
     """A model that learns, and counts, from data that depends on the step alone."""
 
+    taken = 0  # so many there are in this test
+
     def __init__(self):
-        image = keras.layers.Input((3,))
-        x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(image))
-        self.model = helpers.randomise(keras.Model(image, keras.layers.Dense(1)(x)))
-        self.optimizer = keras.optimizers.SGD(
-            keras.optimizers.schedules.CosineDecay(0.01, 40), momentum=0.9
-        )
-        self.optimizer.build(self.model.trainable_variables)
+        self.model, self.optimizer, self._step, values = _learning(_Task.taken)
+        _Task.taken += 1
+        for variable, value in zip(self.variables, values):
+            variable.assign(value)
         self.seen = []
 
     @property
@@ -38,13 +67,7 @@ class _Task:
 
     def step(self, index):
         self.seen.append(index)
-        inputs = tf.random.stateless_normal((8, 3), (1, index))
-        with tf.GradientTape() as tape:
-            outputs = self.model(inputs, training=True)
-            loss = tf.reduce_mean(tf.square(outputs - 2 * inputs[:, :1]))
-        variables = self.model.trainable_variables
-        gradients = tape.gradient(loss, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables))
+        loss = self._step(tf.constant([1, index]))
         return {"loss": loss, "index": tf.constant(float(index))}
 
 
@@ -74,6 +97,7 @@ def _scalars(directory):
 class LoopTest(parameterized.TestCase, tf.test.TestCase):
     def setUp(self):
         super().setUp()
+        _Task.taken = 0
         self.directory = self.get_temp_dir()
 
     def _checkpoints(self):
@@ -374,6 +398,7 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
+        _Task.taken = 0
         self.directory = self.get_temp_dir()
         self.path = os.path.join(self.directory, "task_curve.csv")
         # A clock by which each step takes half a minute.

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
@@ -42,6 +43,12 @@ MAX_STEPS_INT16 = 8
 def network_of(classifier, widths=BitWidths()):
     images = networks.images(classifier.image_shape, 64, seed=1)
     return post_training(float_network(classifier), images, widths)
+
+
+@functools.cache
+def shared(make, *arguments, widths=BitWidths()):
+    """The network of a classifier that tests share; nothing changes it."""
+    return network_of(make(*arguments), widths)
 
 
 def steps_apart(network, tflite):
@@ -126,7 +133,7 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         self.check_file(name)
 
     def check_file(self, name):
-        network = network_of(networks.build(name))
+        network = shared(networks.build, name)
         content = proof.convert(network, config=LOGITS)
         image, output, tensors = details_of(content)
         self.assertEqual(image["dtype"], np.uint8)
@@ -142,7 +149,7 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         self.assertLess(steps.mean(), 0.7 if name in MAX_STEPS_OF else 0.01)
 
     def test_sixteen_bit_activations_give_sixteen_bit_logits(self):
-        network = network_of(networks.build("resnet_like"), BitWidths(8, 16))
+        network = shared(networks.build, "resnet_like", widths=BitWidths(8, 16))
         content = proof.convert(network)
         image, output, tensors = details_of(content)
         self.assertEqual(image["dtype"], np.uint8)
@@ -152,7 +159,7 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         steps = steps_apart(network, TFLiteClassifier(content))
         self.assertLessEqual(steps.max(), MAX_STEPS_INT16)
         # The same logits as with 8 bits, on a finer grid.
-        coarse = network_of(networks.build("resnet_like"))
+        coarse = shared(networks.build, "resnet_like")
         _, output, _ = details_of(proof.convert(coarse))
         self.assertLess(scale, output["quantization"][0] / 100)
 
@@ -173,7 +180,7 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(False, True)
     def test_kernels_have_the_scales_of_the_network(self, per_channel):
         widths = BitWidths(per_channel=per_channel)
-        network = network_of(helpers.small_classifier(), widths)
+        network = shared(helpers.small_classifier, widths=widths)
         content = proof.convert(network)
         _, _, tensors = details_of(content)
         (scales,) = (
@@ -285,7 +292,7 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
         self.assertLessEqual(steps_apart(network, tflite).max(), MAX_STEPS)
 
     def test_images_may_be_given(self):
-        network = network_of(networks.build("padded_pooling"))
+        network = shared(networks.build, "padded_pooling")
         images = networks.images(network.classifier.image_shape, 3, seed=3)
         self.assertEqual(proof.convert(network, images), proof.convert(network))
 
@@ -303,7 +310,7 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
         widths=(BitWidths(), BitWidths(4, 4, True, 4, 4, 4), BitWidths(8, 16)),
     )
     def test_names_the_first_layer_that_computes_something_else(self, name, widths):
-        network = network_of(helpers.small_classifier(), widths)
+        network = shared(helpers.small_classifier, widths=widths)
         content = self.damaged(network, name, -1.0)
         stored = {"conv1": "relu1", "conv2": "relu2"}.get(name, name)
         kind = "dense" if name == "logits" else "relu"
@@ -319,7 +326,7 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
             proof.convert(network)
 
     def test_names_the_layer_by_its_difference(self):
-        network = network_of(helpers.small_classifier())
+        network = shared(helpers.small_classifier)
         grid = network.grid("relu1")
         shifted = network.graph.nodes["conv1"].weights["bias"] + 40 * grid.scale[0]
         content = writer.write(network.with_weights({"conv1": {"bias": shifted}}))
@@ -335,7 +342,7 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
     @pytest.mark.long
     def test_roundings_that_a_network_spreads_are_no_fault(self, name):
         # With 4 bits, one value that falls on the other side moves all behind it.
-        network = network_of(networks.build(name), BitWidths(4, 4, True, 4, 4, 4))
+        network = shared(networks.build, name, widths=BitWidths(4, 4, True, 4, 4, 4))
         # int4 convolutions, of which LiteRT rounds the sums twice.
         content = proof.convert(network, config=FileConfig(favor="size"))
         images = networks.images(network.classifier.image_shape, 50, seed=2)
@@ -360,9 +367,11 @@ class ProofTest(tf.test.TestCase, parameterized.TestCase):
 class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters("float", "dynamic range")
     def test_names_the_float_tensor(self, kind):
-        converter = tf.lite.TFLiteConverter.from_keras_model(
-            networks.learner("padded_pooling").model
-        )
+        image = layers.Input((8, 8, 1))
+        x = layers.Flatten()(layers.Conv2D(4, 3)(image))
+        # A kernel so large that the converter gives it 8 bits.
+        model = keras.Model(image, layers.Dense(10)(x))
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
         if kind == "dynamic range":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         with self.assertRaisesRegex(
@@ -419,7 +428,7 @@ class CheckIntegerOnlyTest(tf.test.TestCase, parameterized.TestCase):
 
 class LargestDifferenceTest(tf.test.TestCase):
     def test_counts_steps_of_the_logits(self):
-        network = network_of(networks.build("padded_pooling"))
+        network = shared(networks.build, "padded_pooling")
         tflite = TFLiteClassifier(proof.convert(network, config=LOGITS))
         content = proof.convert(network)  # gives probabilities
         images = networks.images(tflite.image_shape, 3)

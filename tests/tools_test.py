@@ -55,9 +55,11 @@ class RunTest(tf.test.TestCase):
 
     @classmethod
     def run_of_all(cls):
-        # A few steps, which are not worth compiling.
+        # A few steps, which are not worth compiling, of a small generator.
         few = mock.patch.object(generator, "held_out_count", return_value=48)
-        with helpers.eagerly(), few:
+        build = functools.partial(generator.build_generator, channels=8)
+        small = mock.patch.object(generator, "build_generator", build)
+        with helpers.eagerly(), few, small:
             return cls.tool("run", *cls.flags)
 
     @staticmethod
