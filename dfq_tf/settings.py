@@ -728,7 +728,13 @@ def recipe_settings(name: str) -> list[str]:
     check_value("recipe", name, {"choices": names})
     kind = BudgetConfig if name == "budget" else DistillationConfig
     without = () if name in ("budget", "pool") else POOL_SETTINGS
-    return [f.name for f in dataclasses.fields(kind) if f.name not in without]
+    return [f.name for f in own_first(kind) if f.name not in without]
+
+
+def own_first(kind: type) -> "list[dataclasses.Field[Any]]":
+    """The settings of a class; those that other classes have too come last."""
+    own = vars(kind)
+    return sorted(dataclasses.fields(kind), key=lambda field: field.name not in own)
 
 
 def recipe(name: str, **changes: Any) -> DistillationConfig | BudgetConfig:

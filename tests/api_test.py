@@ -671,8 +671,9 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
             helpers.copies(w) for w in (weights_of(teacher), student.model.weights)
         ]
         # Each batch held out takes a generator step.
-        few = mock.patch.multiple(budget, _HELD_OUT_IMAGES=8, _OTHERS=8, _ANSWERED=2)
-        with quickly(), few:
+        few = mock.patch.object(budget, "_HELD_OUT_IMAGES", 8)
+        others = mock.patch.multiple(pool, _OTHERS=8, _ANSWERED=2)
+        with quickly(), few, others:
             result = api.distill(
                 teacher,
                 student,

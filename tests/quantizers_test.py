@@ -114,7 +114,7 @@ class ActivationQuantizerTest(tf.test.TestCase, parameterized.TestCase):
         self.assertCountEqual(names, ["output_min", "output_max"])
 
     def test_config_gives_the_arguments_back(self):
-        config = dict(num_bits=5, is_average=True)
+        config = dict(num_bits=5, is_average=True, most_growth=2.0)
         self.assertEqual(ActivationQuantizer(**config).get_config(), config)
 
 

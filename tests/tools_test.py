@@ -55,11 +55,9 @@ class RunTest(tf.test.TestCase):
 
     @classmethod
     def run_of_all(cls):
-        # A few steps, which are not worth compiling, of a small generator.
+        # A few steps, which are not worth compiling.
         few = mock.patch.object(generator, "held_out_count", return_value=48)
-        build = functools.partial(generator.build_generator, channels=8)
-        small = mock.patch.object(generator, "build_generator", build)
-        with helpers.eagerly(), few, small:
+        with helpers.eagerly(), few:
             return cls.tool("run", *cls.flags)
 
     @staticmethod

@@ -36,6 +36,7 @@ from dfq_tf.settings import (
     RunConfig,
     TeacherConfig,
     check_value,
+    own_first,
 )
 from dfq_tf.training import devices, resolve_precision
 from dfq_tf.with_data import datasets
@@ -201,10 +202,7 @@ def define_config(
         class: name -> all settings that it has. The flags' own default is then None.
       first: whether --help shows all of them.
     """
-    own = vars(config_class)  # what other classes have too comes behind it
-    for field in sorted(
-        dataclasses.fields(config_class), key=lambda f: f.name not in own
-    ):
+    for field in own_first(config_class):
         name = prefix + field.name
         if name in _AWAY or (names is not None and field.name not in names):
             continue
