@@ -200,7 +200,7 @@ def quantize(
     config = with_batch_size(config, teacher, network, strategy)
     precision = resolve_precision(precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
-    _check_quantizes(method, teacher, network, widths, config, calibration, file)
+    _check_quantizes(method, teacher, network, widths, calibration, file, context)
     prepared = prepare(teacher, network, calibration, context)
     return _made(prepared, method, widths, reconstruction, file)
 
@@ -279,24 +279,29 @@ def _check_quantizes(
     teacher: Classifier,
     network: Classifier,
     widths: BitWidths,
-    config: DistillationConfig,
     calibration: CalibrationConfig,
     file: FileConfig,
+    context: Context[DistillationConfig],
 ) -> None:
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method in TRAINING:
         check_trains(teacher)
+    # What auto does is not known before there is a network; but for few bits.
+    has_few = file.has_size or widths.has_few
+    reconstructs = method in RECONSTRUCTING or (method == AUTO_METHOD and has_few)
+    if reconstructs:
+        check_one_process(context.strategy, "the reconstruction")
     count = calibration.image_count(network.image_shape)
-    if method in RECONSTRUCTING and count < 2:
+    if reconstructs and count < 2:
         raise ConfigError(
             f"calibration_images is {count}; a reconstruction learns from some and is "
             "judged by others, so that it needs at least 2, and does well with 1,024"
         )
     check_source(calibration.images, teacher.image_shape[-1])
-    if config.num_students != 1:
+    if context.settings.num_students != 1:
         raise ConfigError(
-            f"num_students is {config.num_students}, but one network is quantized; "
-            "several students are for distill"
+            f"num_students is {context.settings.num_students}, but one network is "
+            "quantized; several students are for distill"
         )
     check_widths(network.graph, widths)
     check_target_takes(file, widths)
@@ -406,8 +411,8 @@ class Prepared:
     def judging(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Images of each kind that compare networks, with the teacher's scores.
 
-        Those held out and procedural ones; and photographs, if these are among the
-        lessons.
+        Those held out and procedural ones; and other crops of the same photographs, if
+        these are among the lessons.
         """
         kinds = [self.procedural]
         if self.photographs_share:
@@ -497,7 +502,7 @@ def needed_method(
       network: DF-Q, whose bits count.
       expected_agreement: of it, see `expected`.
     """
-    if min(*network.bits.values(), *network.kernel_bits.values()) < 8:
+    if min([*network.bits.values(), *network.kernel_bits.values()]) < 8:
         return "df_rec"
     can_train = teacher.description.output != "sigmoid"
     trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
@@ -552,8 +557,9 @@ def reconstructed(
         "agreement_before_reconstruction": before,
         "agreement_after_reconstruction": after,
         "unreconstructed_is_kept": result is network,
-        "photographs_share": prepared.photographs_share,
     }
+    if result is not network:
+        found["photographs_share"] = prepared.photographs_share
     return result, blocks, found
 
 
@@ -583,7 +589,7 @@ def trained(
       UserWarning: the training made the agreement much worse.
     """
     config = context.settings
-    student = quantized_student.build(network, config.learn_ranges)
+    student = quantized_student.build(network, config.trains_ranges)
     learner = Learner(student, network.description)
     # Without generator steps they stay as they are, and other images need none.
     generators = prepared.generators
@@ -607,8 +613,9 @@ def trained(
         "held_out_agreement_before": before,
         "held_out_agreement_after": after,
         "untrained_is_kept": result is network,
-        "photographs_share": prepared.photographs_share * bool(config.pool_images),
     }
+    if result is not network and config.pool_images:
+        found["photographs_share"] = prepared.photographs_share
     return result, generators, {**measurements, **found}
 
 

@@ -174,6 +174,12 @@ class BitWidths(Checked):
             )
 
     @property
+    def has_few(self) -> bool:
+        """Whether kernels or activations of any kind have fewer than 8 bits."""
+        widths = dataclasses.asdict(self)
+        return min(bits for name, bits in widths.items() if "num_bits" in name) < 8
+
+    @property
     def name(self) -> str:
         """Such as W4A8."""
         return f"W{self.num_bits_weight}A{self.num_bits_activation}"
@@ -471,7 +477,8 @@ class DistillationConfig(MixedImages):
     learn_ranges: bool = setting(
         True,
         "Whether the ranges of a quantized student's kernels and activations of less "
-        "than 8 bits learn too, by their step sizes (LSQ, Esser et al. 2020).",
+        "than 8 bits learn too, by their step sizes (LSQ, Esser et al. 2020); with "
+        "adam alone, as their gradients are sums over all values.",
     )
     adversarial_ramp_steps: int = setting(
         0,
@@ -519,6 +526,11 @@ class DistillationConfig(MixedImages):
                 f"{given[0]} is {getattr(self, given[0])} and generator_steps is 0; "
                 "the images are those of generator steps"
             )
+
+    @property
+    def trains_ranges(self) -> bool:
+        """Whether ranges of a quantized student learn, see `learn_ranges`."""
+        return self.learn_ranges and self.student_optimizer == "adam"
 
     def _check_without_pool(self) -> None:
         """Raises ConfigError for a setting of the pool that there is not.

@@ -976,6 +976,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             self.assertEqual(found[f"agreement_{when}_reconstruction"], expected)
         self.assertEqual(found["reconstruction_steps"], FEW_STEPS.rec_steps)
         self.assertEqual(found["reconstruction_images"], 32)
+        self.assertEqual(found["photographs_share"], self.prepared.photographs_share)
         content = proof.convert(result)
         self.assertLessEqual(proof.largest_difference(result, content, held_out), 1)
 
@@ -1037,6 +1038,25 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             found[f"agreement_{when}_reconstruction"] for when in ("before", "after")
         )
         self.assertLess(after, before)
+        # Nothing in the file has learnt from photographs.
+        self.assertNotIn("photographs_share", found)
+
+    @parameterized.parameters(
+        ("df_rec", BitWidths(), True),
+        ("auto", BitWidths(num_bits_first=4), True),
+        ("auto", BitWidths(num_bits_activation=4), True),
+        ("auto", BitWidths(), False),
+        ("df_qat_kd", ALL_4_BITS, False),
+    )
+    def test_one_image_is_too_few_to_reconstruct_from(self, method, widths, refused):
+        calibration = dataclasses.replace(TINY_CALIBRATION, calibration_images=1)
+        begun = mock.patch.object(api, "prepare", side_effect=KeyError("begun"))
+        error = ConfigError if refused else KeyError
+        words = "calibration_images is 1; .* at least 2" if refused else "begun"
+        with begun, self.assertRaisesRegex(error, words):
+            api.quantize(
+                digits.teacher(), method=method, widths=widths, calibration=calibration
+            )
 
     def test_checkpoints_of_another_reconstruction_are_refused(self):
         folder, network = self.get_temp_dir(), self.network(BitWidths())

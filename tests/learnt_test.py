@@ -5,6 +5,7 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import tf
 from dfq_tf.graph import layers
+from dfq_tf.quantization import step_sizes
 from dfq_tf.quantization.learnt import LearntKernel, LearntRange
 from dfq_tf.quantization.network import fake_quantized_kernel, fake_quantized_output
 
@@ -130,6 +131,12 @@ class LearntRangeTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(learnt(tf.constant([9.0])), [6.0])
         learnt.growth.assign(0.5)
         self.assertAllClose(learnt.range(), (0.0, 3.0))
+
+    def test_a_growth_of_numpy_stays_one(self):
+        for growth in (np.float32(0.01), np.array([0.01, 1, 9], np.float32)):
+            found = step_sizes.clipped(growth, 2.0)
+            self.assertIsInstance(found, (np.ndarray, np.generic))
+            self.assertAllClose(found, np.clip(growth, 0.1, 2.0))
 
     def test_a_range_finds_the_way_back_from_its_limits(self):
         for growth, top in ((1.5, 6.0), (-0.5, 0.6)):

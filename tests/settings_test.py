@@ -195,6 +195,25 @@ class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
         others = dict(num_bits_first=3, num_bits_last=6, num_bits_depthwise=7)
         self.assertEqual(settings.BitWidths(*bits, **others).name, name)
 
+    @parameterized.parameters(
+        ({}, False),
+        (dict(num_bits_activation=16), False),
+        (dict(num_bits_activation=7), True),
+        (dict(num_bits_weight=4), True),
+        (dict(num_bits_last=7), True),
+    )
+    def test_few_are_less_than_8(self, changes, expected):
+        self.assertEqual(settings.BitWidths(**changes).has_few, expected)
+
+
+class RangesLearnTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters((True, "adam"), (True, "sgd"), (False, "adam"))
+    def test_ranges_train_with_adam_alone(self, learn, optimizer):
+        config = settings.DistillationConfig(
+            learn_ranges=learn, student_optimizer=optimizer
+        )
+        self.assertEqual(config.trains_ranges, learn and optimizer == "adam")
+
 
 class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(

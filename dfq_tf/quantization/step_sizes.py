@@ -33,7 +33,8 @@ def within(growth: tf.Tensor, most: Any = np.inf) -> tf.Tensor:
 
 def clipped(growth: Any, most: Any = np.inf) -> Any:
     """A growth within its limits, of NumPy or TensorFlow as it came."""
-    clip = np.clip if isinstance(growth, np.ndarray) else tf.clip_by_value
+    is_numpy = isinstance(growth, (np.ndarray, np.generic))
+    clip = np.clip if is_numpy else tf.clip_by_value
     return clip(growth, _LEAST_GROWTH, most)
 
 

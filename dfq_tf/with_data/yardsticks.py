@@ -119,7 +119,7 @@ def train_with_data(
     config = context.settings
     batch_size = phases.student_batch(context)
     _check_is_enough(images, batch_size)
-    learner = Learner(student.build(network, config.learn_ranges), network.description)
+    learner = Learner(student.build(network, config.trains_ranges), network.description)
     optimizer = phases.student_optimizer(learner.model, config)
     train_step = _compiled_step(teacher, learner, optimizer, context, augmentation)
     order = Order(len(images), batch_size, context.seed)
