@@ -361,7 +361,7 @@ class Prepared:
             self.observed, self.source, most, context.seed, context.strategy
         )
 
-    @property
+    @functools.cached_property
     def lessons(self) -> np.ndarray:
         """As many images, from which blocks learn, photographs among them."""
         return with_photographs(self.images, self.photographs_share, self.context.seed)

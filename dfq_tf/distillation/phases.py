@@ -107,8 +107,7 @@ def warm_up(
       bank: takes the images of all steps, with the teacher's answers.
 
     Returns:
-      The last measurements, none if an earlier run had finished; and `rounds`, where
-      `max_minutes` decided how many there are.
+      The last measurements; empty if an earlier run had finished.
 
     Raises:
       ConfigError: the batch does not divide between the devices.
@@ -185,7 +184,8 @@ def distill(
       evaluate: measures the students now and then, see `run_loop`.
 
     Returns:
-      The last measurements; empty if an earlier run had finished.
+      The last measurements, none if an earlier run had finished; and `rounds`, where
+      `max_minutes` limits how many there are.
 
     Raises:
       ConfigError: the batch does not divide between the devices.

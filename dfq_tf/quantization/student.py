@@ -177,16 +177,12 @@ def build(network: QuantizedNetwork, learn_ranges: bool = False) -> keras.Model:
 
 def _most_growth(network: QuantizedNetwork) -> dict[str, float]:
     """Of each output whose range learns: those that no other has to follow."""
-    members = grids.groups(network.graph)
-    rounded = {
-        owner: [name for name in members[owner] if name in network.bits]
-        for owner in growing(network)
-    }
-    return {
-        names[0]: growing(network)[owner]
-        for owner, names in rounded.items()
-        if len(names) == 1
-    }
+    members, found = grids.groups(network.graph), {}
+    for owner, most in growing(network).items():
+        names = [name for name in members[owner] if name in network.bits]
+        if len(names) == 1:
+            found[names[0]] = most
+    return found
 
 
 def _layer_name(index: int) -> str:
