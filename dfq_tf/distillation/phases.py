@@ -184,8 +184,7 @@ def distill(
       evaluate: measures the students now and then, see `run_loop`.
 
     Returns:
-      The last measurements, none if an earlier run had finished; and `rounds`, where
-      `max_minutes` limits how many there are.
+      The last measurements, of an earlier run none; `rounds`, if `max_minutes` is set.
 
     Raises:
       ConfigError: the batch does not divide between the devices.
