@@ -141,7 +141,8 @@ class RunConfig(Checked):
 class BitWidths(Checked):
     """How many bits weights and activations have.
 
-    The pixels have 8 bits, and the logits 8 or more, whatever is set here.
+    The pixels have 8 bits, and the logits 8 or more, whatever is set here. As in the
+    literature, few bits are those of what a convolution or dense layer multiplies.
     """
 
     num_bits_weight: int = setting(8, "Bits of the weights.", minimum=2, maximum=8)
@@ -163,6 +164,13 @@ class BitWidths(Checked):
         minimum=2,
         maximum=8,
     )
+    num_bits_sum: int = setting(
+        8,
+        "Bits, at least, of activations that no convolution or dense layer reads: "
+        "branches that are added, and sums that a BatchNormalization or a pool reads.",
+        minimum=2,
+        maximum=8,
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a width that is out of its limits."""
@@ -176,8 +184,8 @@ class BitWidths(Checked):
     @property
     def has_few(self) -> bool:
         """Whether kernels or activations of any kind have fewer than 8 bits."""
-        widths = dataclasses.asdict(self)
-        return min(bits for name, bits in widths.items() if "num_bits" in name) < 8
+        kernels = self.num_bits_weight, self.num_bits_first, self.num_bits_last
+        return min(*kernels, self.num_bits_depthwise, self.num_bits_activation) < 8
 
     @property
     def name(self) -> str:
@@ -804,7 +812,12 @@ class ReconstructionConfig(Checked):
         "they were is in metrics.json.",
         minimum=0,
     )
-    rec_batch_size: int = setting(32, "Images of a step.", minimum=1)
+    rec_batch_size: int = setting(
+        32,
+        "Images of a step; fewer, but at least 4, in blocks where they are larger than "
+        "32x32.",
+        minimum=1,
+    )
     rec_learning_rate: float = setting(
         0.05,
         "Peak learning rate of Adam for the rounding of weights; it decays to 0.",

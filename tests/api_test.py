@@ -423,7 +423,7 @@ class DirectoryTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(
         (dict(seed=3), "seed: 0 -> 3"),
         (dict(widths=ALL_4_BITS), "bits of kernels: 8 x 3 -> 4 x 3"),
-        (dict(widths=BitWidths(8, 6)), "bits of activations: 8 x 5 -> 8, 6 x 3, 8"),
+        (dict(widths=BitWidths(8, 6)), "bits of activations: 8 x 5 -> 8, 6, 8, 6, 8"),
         (dict(widths=BitWidths(per_channel=False)), "per_channel: True -> False"),
         (
             dict(calibration=dataclasses.replace(TINY_CALIBRATION, equalize=True)),

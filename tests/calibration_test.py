@@ -35,7 +35,8 @@ def calibrated(network, images, method="mse", bits=8, percentile=99.0, **kwargs)
         pooled_margin=1.0,
         logits_margin=1.0,
     )
-    return calibration.calibrate(network, images, BitWidths(8, bits), config, **kwargs)
+    widths = BitWidths(8, bits, num_bits_sum=min(bits, 8))
+    return calibration.calibrate(network, images, widths, config, **kwargs)
 
 
 def activations(learner, images, ranges):

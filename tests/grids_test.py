@@ -653,9 +653,38 @@ class KernelBitsTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class ActivationBitsTest(tf.test.TestCase, parameterized.TestCase):
-    def bits(self, sketch, width):
+    def bits(self, sketch, width, sums=2):
         graph = grids.separated(sketch.graph())
-        return grids.activation_bits(graph, BitWidths(num_bits_activation=width))
+        widths = BitWidths(num_bits_activation=width, num_bits_sum=sums)
+        return grids.activation_bits(graph, widths)
+
+    def residual(self):
+        """Two blocks; the second has a BatchNormalization behind its sum."""
+        sketch = Sketch()
+        x = sketch("relu", "relu1", sketch.conv("stem"))
+        x = sketch("add", "sum1", x, sketch.conv("branch1", x))
+        x = sketch("relu", "relu2", x)
+        x = sketch("add", "sum2", x, sketch.conv("branch2", x))
+        x = sketch("relu", "relu3", sketch.depthwise("scale", x, size=1))
+        sketch.depthwise("depth", sketch("max_pool", "largest", x, **POOL))
+        sketch("global_average_pool", "mean")
+        sketch.dense("logits")
+        return sketch
+
+    @parameterized.parameters((4, 6, 6), (4, 3, 4), (7, 6, 7), (8, 6, 8), (16, 8, 16))
+    def test_what_no_kernel_reads_has_the_bits_of_sums(self, width, sums, wide):
+        bits = self.bits(self.residual(), width, sums=sums)
+        # relu3: its maximum, on the same grid, goes to a depthwise convolution.
+        narrow = {"relu1", "relu2", "relu3", "mean"}
+        self.assertEqual(
+            bits,
+            {
+                **dict.fromkeys(narrow, width),
+                **dict.fromkeys(("branch1", "branch2", "sum2", "depth"), wide),
+                "pixels": 8,
+                "logits": max(8, width),
+            },
+        )
 
     @parameterized.parameters((4, 4, 8), (6, 6, 8), (8, 8, 8), (16, 16, 16))
     def test_pixels_have_eight_and_logits_at_least_eight(self, width, inner, logits):

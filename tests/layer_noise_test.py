@@ -246,12 +246,12 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_more_bits_of_activations_make_less_noise(self):
         four, eight, sixteen = (
-            measured(
-                self.learner,
-                file_of(self.learner, BitWidths(num_bits_activation=bits)),
-                self.images,
+            measured(self.learner, file_of(self.learner, widths), self.images)
+            for widths in (
+                BitWidths(8, 4, num_bits_sum=4),
+                BitWidths(),
+                BitWidths(8, 16),
             )
-            for bits in (4, 8, 16)
         )
         for name in ("relu1", "relu2", "relu3", "pool"):
             for kind in ("own_db", "total_db"):

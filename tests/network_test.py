@@ -336,7 +336,7 @@ class RoundedBiasesTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.product(
         name=("mobilenet_like", "bn_first"),
-        widths=(BitWidths(), BitWidths(4, 4), BitWidths(8, 16)),
+        widths=(BitWidths(), BitWidths(4, 4, num_bits_sum=4), BitWidths(8, 16)),
     )
     def test_no_layer_moves_by_more_than_a_step(self, name, widths):
         before = unrounded(float_network(networks.build(name)), widths)

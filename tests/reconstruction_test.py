@@ -12,7 +12,7 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph import Classifier, blocks_of, compute
 from dfq_tf.graph import running as graph_running
-from dfq_tf.quantization import post_training, reconstruction
+from dfq_tf.quantization import learnt, post_training, reconstruction
 from dfq_tf.settings import BitWidths, CalibrationConfig, ReconstructionConfig
 from dfq_tf.tflite import proof
 from dfq_tf.training import run_loop
@@ -204,6 +204,37 @@ class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
                 made.network.kernel_integers(name)[0],
                 self.nearest.kernel_integers(name)[0],
             )
+
+    @parameterized.parameters(
+        # Within the block, at its start, is the largest: 64x64, 32x64, 16x16 pixels.
+        ((64, 64, 3), 1, 16, 4),
+        ((64, 64, 3), 1, 32, 8),
+        ((64, 64, 3), 1, 3, 3),
+        ((32, 64, 3), 2, 16, 8),
+        ((256, 256, 3), 4, 32, 4),
+        ((16, 16, 3), 1, 16, 16),
+    )
+    def test_a_step_has_fewer_of_large_images(self, shape, stride, most, count):
+        sketch = Sketch(shape)
+        sketch.conv("conv", strides=(stride, stride), outputs=2)
+        sketch("global_average_pool", "pool")
+        sketch.dense("logits")
+        exact = sketch.classifier()
+        nearest = post_training.post_training(
+            exact, graphs.noise(shape, 4), WIDTHS, CALIBRATION
+        )
+        (block, *_) = blocks_of(nearest.graph)
+        config = ReconstructionConfig(rec_batch_size=most)
+        step = learnt.BlockLearner(block, nearest, config, [0])
+        drawn = []
+
+        def integers(random, count, limit):
+            drawn.append(count)
+            return tf.zeros((count,), tf.int32)
+
+        with mock.patch.object(learnt._Random, "integers", integers):
+            step.step_seconds()
+        self.assertEqual({*drawn}, {count})
 
     def test_a_run_of_limited_time_can_be_repeated_by_its_steps(self):
         config = dataclasses.replace(CONFIG, rec_minutes=1e-6)

@@ -533,7 +533,7 @@ class GradientsTest(Helpers):
         self.assertLessEqual(np.abs(steps).max(), 2.01)
 
     def test_ranges_move_where_they_learn(self):
-        network = quantized(two_blocks(), BitWidths(4, 4))
+        network = quantized(two_blocks(), BitWidths(4, 4, num_bits_sum=4))
         model = student.build(network, learn_ranges=True)
         images, inputs = inputs_of(network)
         self.assertAllClose(model(inputs), network.scores(images), atol=1e-5)

@@ -1050,7 +1050,7 @@ class LookupTest(tf.test.TestCase, parameterized.TestCase):
     def quantized(self, widths):
         return quantized(self.network, calibrate(self.network, self.images), widths)
 
-    @parameterized.parameters(BitWidths(), BitWidths(8, 5))
+    @parameterized.parameters(BitWidths(), BitWidths(8, 5, num_bits_sum=5))
     def test_each_integer_has_its_answer(self, widths):
         network = self.quantized(widths)
         content = proof.convert(network, self.images)

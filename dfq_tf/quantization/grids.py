@@ -271,22 +271,33 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     """Bits of the output of each of `measured`.
 
     Pixels have 8. Sigmoid and tanh, whose range is fixed, have 8 or more, and so have
-    the logits, on which the answer hangs. Outputs that share a grid share the most
-    bits of any of them.
+    the logits, on which the answer hangs. What no convolution or dense layer reads has
+    at least `num_bits_sum`: nothing is multiplied with it. Outputs that share a grid
+    share the most bits of any of them.
     """
-    width = widths.num_bits_activation
-    owner, names = owners(graph), measured(graph)
-    bits = {}
-    for name in names:
-        node = graph.nodes[name]
-        is_fixed = isinstance(KINDS[node.kind].bounds(node, 8), Exactly)
-        bits[name] = max(8, width) if is_fixed else width
-        if node.kind == "pixels":
-            bits[name] = 8
+    width, owner, names = widths.num_bits_activation, owners(graph), measured(graph)
+    multiplying = filter(_multiplies, graph.nodes.values())
+    read = {owner.get(source) for node in multiplying for source in node.inputs}
     most: dict[str, int] = {owner[graph.output]: 8}
     for name in names:
-        most[owner[name]] = max(bits[name], most.get(owner[name], 0))
+        node = graph.nodes[name]
+        least = widths.num_bits_sum if owner[name] not in read else width
+        if isinstance(KINDS[node.kind].bounds(node, 8), Exactly):
+            least = 8
+        bits = 8 if node.kind == "pixels" else max(least, width)
+        most[owner[name]] = max(bits, most.get(owner[name], 0))
     return {name: most[owner[name]] for name in names}
+
+
+def _multiplies(node: Node) -> bool:
+    """Whether a node is a convolution or a dense layer, not one factor per channel.
+
+    Such factors are what is left of a BatchNormalization behind a sum.
+    """
+    if not layers.has_kernel(node):
+        return False
+    is_factor = node.kind == "depthwise_conv"
+    return not is_factor or node.weights["kernel"].shape[:2] != (1, 1)
 
 
 def check_widths(graph: Graph, widths: BitWidths) -> None:

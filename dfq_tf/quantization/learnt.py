@@ -14,6 +14,7 @@ Esser et al. 2020), and so do biases.
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,6 +50,9 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 # A block without an error has this one.
 _LEAST_ERROR = 1e-12
 _TIMED_STEPS = 3
+# A step has `rec_batch_size` images if they are so large within the block, and fewer if
+# they are larger: each position teaches, and takes time. But it has so many at least.
+_POSITIONS, _FEWEST_IMAGES = 32 * 32, 4
 # More than a step draws random tensors.
 _MOST_DRAWS = 1000
 
@@ -213,6 +217,7 @@ class BlockLearner:
             for name, node in block.nodes.items()
             if has_kernel(node)
         }
+        self._num_images = _images_of_a_step(block, config.rec_batch_size)
         self._owners = grids.owners(network.graph)
         self._ranges = _ranges_of(block, network)
         self._biases = {
@@ -277,8 +282,9 @@ class BlockLearner:
     def step_seconds(self) -> float:
         """How long a step takes. It changes nothing."""
         before = {name: each.numpy() for name, each in self.trackables.items()}
-        count = self._config.rec_batch_size
-        exact, fed, wanted = (tf.zeros((count, *s.shape[1:])) for s in self._specs[:3])
+        exact, fed, wanted = (
+            tf.zeros((self._num_images, *s.shape[1:])) for s in self._specs[:3]
+        )
         step = self.step(exact, fed, wanted, tf.constant(1.0), 1)
         times = []
         for _ in range(_TIMED_STEPS):
@@ -320,7 +326,7 @@ class BlockLearner:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One step; gives the error, and the mean penalty of soft rounding."""
         random = _Random(self._seed, index)
-        chosen = random.integers(self._config.rec_batch_size, tf.shape(exact)[0])
+        chosen = random.integers(self._num_images, tf.shape(exact)[0])
         exact, fed, wanted = (tf.gather(each, chosen) for each in (exact, fed, wanted))
         progress = tf.cast(index, tf.float32) / tf.cast(num_steps, tf.float32)
         late = (progress - _FREE_SHARE) / (1 - _FREE_SHARE)
@@ -384,6 +390,15 @@ class BlockLearner:
         penalties = [each.penalty(sharpness) for each in self._kernels.values()]
         count = sum(tf.size(each.rounding) for each in self._kernels.values())
         return tf.add_n(penalties) / tf.cast(count, tf.float32)
+
+
+def _images_of_a_step(block: Graph, most: int) -> int:
+    """As many as asked for, or fewer where they have many positions."""
+    positions = max(
+        math.prod(side or 1 for side in node.shape[:-1])
+        for node in block.nodes.values()
+    )
+    return min(most, max(_FEWEST_IMAGES, most * _POSITIONS // positions))
 
 
 def _width_of(network: QuantizedNetwork, name: str) -> float:
