@@ -218,7 +218,7 @@ def _made(
     generators, found = prepared.generators, expected(prepared, network)
     if method == AUTO_METHOD:
         expectation = found["expected_agreement"]
-        method = needed_method(prepared.teacher, network, expectation)
+        method = needed_method(network, expectation)
     blocks: Sequence[FittedBlock] = ()
     if method in RECONSTRUCTING:
         network, blocks, more = reconstructed(
@@ -286,9 +286,8 @@ def _check_quantizes(
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method in TRAINING:
         check_trains(teacher)
-    # What auto does is not known before there is a network; but for few bits.
-    has_few = file.has_size or widths.has_few
-    reconstructs = method in RECONSTRUCTING or (method == AUTO_METHOD and has_few)
+    # What auto does is not known before there is a network.
+    reconstructs = method in (AUTO_METHOD, *RECONSTRUCTING)
     if reconstructs:
         check_one_process(context.strategy, "the reconstruction")
     count = calibration.image_count(network.image_shape)
@@ -488,25 +487,20 @@ def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]
     return {**found, "expected_agreement": float(np.mean(sure))}
 
 
-def needed_method(
-    teacher: Classifier, network: QuantizedNetwork, expected_agreement: float
-) -> str:
+def needed_method(network: QuantizedNetwork, expected_agreement: float) -> str:
     """What 'auto' stands for: the method that is worth its time.
 
-    Few bits are reconstructed, which did as well as training or better, in less time
-    (docs/results.md). With 8 bits the student is trained where less agreement than 98 %
-    is expected of DF-Q, if anything can learn from the teacher's answers.
+    A network of few bits is reconstructed, and so is one of 8 bits where less agreement
+    than 98 % is expected of DF-Q. That did as well as training or better, in less time
+    (docs/results.md).
 
     Args:
-      teacher: the trained classifier.
       network: DF-Q, whose bits count.
       expected_agreement: of it, see `expected`.
     """
-    if min([*network.bits.values(), *network.kernel_bits.values()]) < 8:
-        return "df_rec"
-    can_train = teacher.description.output != "sigmoid"
-    trains = can_train and expected_agreement < _ENOUGH_AGREEMENT
-    return "df_qat_kd" if trains else "df_q"
+    has_few = min([*network.bits.values(), *network.kernel_bits.values()]) < 8
+    is_enough = expected_agreement >= _ENOUGH_AGREEMENT and not has_few
+    return "df_q" if is_enough else "df_rec"
 
 
 def reconstructed(

@@ -186,7 +186,7 @@ def main() -> None:
     made = {}
     for method in methods:
         made[method] = make_file(teacher, network, method, workdir)
-    if further := further_method(teacher, made[methods[0]][0], workdir):
+    if further := further_method(made[methods[0]][0], workdir):
         made[further] = make_file(teacher, network, further, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
@@ -217,13 +217,10 @@ def methods_from_flags() -> list[str]:
     return methods
 
 
-def further_method(
-    teacher: Classifier, network: QuantizedNetwork, workdir: Workdir
-) -> str | None:
+def further_method(network: QuantizedNetwork, workdir: Workdir) -> str | None:
     """What --methods=auto makes behind DF-Q, None for nothing; says so, and why.
 
     Args:
-      teacher: the trained classifier.
       network: the first that was made.
       workdir: has its metrics.
     """
@@ -232,11 +229,9 @@ def further_method(
     training = workdir.metrics()["df_q_training"]
     share = training["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
-    method = api.needed_method(teacher, network, share)
+    method = api.needed_method(network, share)
     if method == METHODS[0]:
-        trains = teacher.description.output != "sigmoid"
-        how = "; --methods=df_q,df_qat_kd trains" if trains else ""
-        common.say(f"{said}: nothing more is done{how}")
+        common.say(f"{said}: nothing more is done; --methods=df_q,df_rec does more")
         return None
     common.say(
         f"{said}, {asked_size() or quantize.widths_from_flags().name}: "
