@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from tools import common
+from tools import common, compare
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator
@@ -462,6 +462,31 @@ class DistillTest(tf.test.TestCase):
         )
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertNotIn("step/s", again.stderr)
+
+
+class NotesTest(tf.test.TestCase):
+    """What stands below the table of a comparison."""
+
+    def test_photographs_are_told_of_the_rows_that_learnt_from_them(self):
+        rows = [
+            {"widths": widths, "method": method, **more}
+            for widths, method, more in (
+                ("float", "float", {}),
+                ("W8A8", "df_q", {}),
+                ("W8A8", "df_rec", {"photographs_share": 0.5}),
+                ("W8A8", "df_qat_kd", {"photographs_share": 0.0}),
+                ("W8A8", "df_rec_kd", {"photographs_share": 0.25}),
+            )
+        ]
+        told = [line for line in compare.notes(rows).split("\n") if "photo" in line]
+        self.assertLen(told, 1)
+        self.assertEndsWith(told[0], ": W8A8 DF-REC, W8A8 DF-REC-KD")
+        self.assertNotIn("photo", compare.notes(rows[:2]))
+        share = [row["photographs_share"] for row in self.read(compare.as_csv(rows))]
+        self.assertEqual(share, ["", "", "0.5", "0.0", "0.25"])
+
+    def read(self, text):
+        return csv.DictReader(text.splitlines())
 
 
 @pytest.mark.long

@@ -83,10 +83,13 @@ _FIELDS = (
     "pieces",
     "minutes",
     "rounds",
+    "photographs_share",
     "steps_to_student",
     "worst_layer",
     "failure",
 )
+# Of the measurements, what a row tells of its images, if it has learnt from them.
+_SHARE = ("photographs_share",)
 # Images for the layers' noise, and for the points of the curves.
 _NOISE_IMAGES, _CURVE_IMAGES = 64, 1000
 _COMPARED_IMAGES = 1000
@@ -147,14 +150,14 @@ class Comparison:
         folder.mkdir(exist_ok=True)
         began, minutes = time.monotonic(), self._minutes_before(widths, method)
         try:
-            network, length = self._network(widths, method, folder)
+            network, told = self._network(widths, method, folder)
             with common.stage("file and its proof"):
                 content = proof.convert(network, config=file_config())
             write_bytes(folder / f"{method}.tflite", content)
             minutes += (time.monotonic() - began) / 60
             with common.stage("evaluation"):
                 result = self._measured(network, content, folder / method)
-            self._add(widths.name, method, result | {"minutes": minutes, **length})
+            self._add(widths.name, method, result | {"minutes": minutes, **told})
         except DfqError as error:
             print(f"  failed: {error}", flush=True)
             self._add(widths.name, method, {"failure": str(error)})
@@ -176,8 +179,8 @@ class Comparison:
 
     def _network(
         self, widths: BitWidths, method: str, folder: pathlib.Path
-    ) -> tuple[QuantizedNetwork, dict[str, int]]:
-        """The network; and its rounds, if it was trained."""
+    ) -> tuple[QuantizedNetwork, dict[str, float]]:
+        """The network; and its rounds and share of photographs, if it has learnt."""
         if method in _DATA_DEPENDENT:
             return self._with_data(widths, method, folder)
         prepared = self._prepared
@@ -189,29 +192,36 @@ class Comparison:
             rng = np.random.default_rng(FLAGS.seed)
             images = rng.integers(0, 256, prepared.images.shape, np.uint8)
             with common.stage("calibration"):
-                return post_training(prepared.network, images, widths, calibration), {}
+                made = post_training(prepared.network, images, widths, calibration)
+                return made, {}
         with common.stage("calibration"):
             network = prepared.calibrated.quantized(widths)
         context = common.context(self._config, folder)
+        told: dict[str, float] = {}
         if method in RECONSTRUCTING:
-            network = self._reconstructed(widths, network, context)
+            network, found = self._reconstructed(widths, network, context)
+            told = {k: found[k] for k in _SHARE if k in found}
         if method not in TRAINING:
-            return network, {}
+            return network, told
         network, _, found = api.trained(
             prepared, network, context, self._on_the_way, method
         )
         rounds = int(found.get("rounds", self._config.rounds))
         if "rounds" in found:
             print(f"  {quantize.training_line(rounds, self._config)}", flush=True)
-        return network, {"rounds": rounds}
+        return network, {
+            **told,
+            **{k: found[k] for k in _SHARE if k in found},
+            "rounds": rounds,
+        }
 
     def _reconstructed(
         self,
         widths: BitWidths,
         network: QuantizedNetwork,
         context: Context[DistillationConfig],
-    ) -> QuantizedNetwork:
-        """DF-REC's network; metrics.json says what it took, whichever row made it."""
+    ) -> tuple[QuantizedNetwork, dict[str, float]]:
+        """DF-REC's network, and what was measured; metrics.json has it too."""
         config = common.config_from_flags(ReconstructionConfig)
         began = time.monotonic()
         network, _, found = api.reconstructed(self._prepared, network, config, context)
@@ -220,11 +230,11 @@ class Comparison:
             minutes = (time.monotonic() - began) / 60
             made = {widths.name: {"minutes": minutes, **found}}
             self.workdir.add_metrics(reconstructions={**done, **made})
-        return network
+        return network, found
 
     def _with_data(
         self, widths: BitWidths, method: str, folder: pathlib.Path
-    ) -> tuple[QuantizedNetwork, dict[str, int]]:
+    ) -> tuple[QuantizedNetwork, dict[str, float]]:
         """Q, REC, QAT or QAT-KD, on real images; and its rounds, see `_network`."""
         assert self._train is not None
         images, labels = self._train.images, self._train.labels
@@ -375,6 +385,13 @@ def notes(rows: list[dict[str, Any]]) -> str:
     ]
     if any(row["method"] in _DATA_DEPENDENT for row in rows):
         lines.append("* data-dependent yardsticks: real images set ranges, and train")
+    shared = [row for row in rows if row.get("photographs_share")]
+    if shared:
+        names = ", ".join(f"{row['widths']} {TITLES[row['method']]}" for row in shared)
+        lines.append(
+            "learnt from images some of which are crops of the photographs that ship "
+            f"(--images=generated: none): {names}"
+        )
     for row in rows:
         weight, activation = _numbers(row["widths"])
         if weight == 3:
