@@ -464,6 +464,32 @@ class DistillTest(tf.test.TestCase):
         self.assertNotIn("step/s", again.stderr)
 
 
+class SeveralWorkersTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(
+        ((), "--methods=auto, which may reconstruct,"),
+        (("--methods=df_q,df_rec",), "the reconstruction"),
+        (("--methods=df_rec_kd",), "the reconstruction"),
+    )
+    def test_a_reconstruction_is_refused_at_once(self, flags, what):
+        from dfq_tf.training import devices
+
+        folder = new_folder() / "run"
+        with mock.patch.object(devices, "_num_workers", return_value=2):
+            process = run_in_process(
+                "run",
+                "--teacher=wrn_10_1",
+                "--dataset=digits",
+                f"--workdir={folder}",
+                *flags,
+            )
+        self.assertEqual(
+            process.stderr,
+            f"error: distribute is multi_worker, of 2 workers, but {what} is for one "
+            "process; run it with --distribute=none on one machine\n",
+        )
+        self.assertFalse(folder.exists())
+
+
 class NotesTest(tf.test.TestCase):
     """What stands below the table of a comparison."""
 

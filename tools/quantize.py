@@ -56,7 +56,7 @@ from dfq_tf.settings import (
     qat_recipe,
 )
 from dfq_tf.tflite import as_table, check_target, check_target_takes
-from dfq_tf.training import check_batch
+from dfq_tf.training import check_batch, check_one_process
 
 FLAGS = common.FLAGS
 
@@ -397,6 +397,8 @@ def check_settings(
     for each in widths:
         check_target_takes(file, each)
     strategy = common.strategy()
+    if not set(methods).isdisjoint(RECONSTRUCTING):
+        check_one_process(strategy, "the reconstruction")
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:

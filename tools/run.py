@@ -36,7 +36,7 @@ from dfq_tf.settings import (
     TeacherConfig,
 )
 from dfq_tf.tflite import TFLiteClassifier, proof
-from dfq_tf.training import check_batch
+from dfq_tf.training import check_batch, check_one_process
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
 
@@ -160,8 +160,9 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    # What auto may do besides is looked at when DF-Q is made.
     quantize.check_settings(None, methods, widths)
+    if FLAGS.methods == [AUTO_METHOD]:
+        check_one_process(common.strategy(), "--methods=auto, which may reconstruct,")
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
