@@ -218,7 +218,7 @@ def _made(
     generators, found = prepared.generators, expected(prepared, network)
     if method == AUTO_METHOD:
         expectation = found["expected_agreement"]
-        method = needed_method(network, expectation)
+        method = needed_method(prepared.teacher, network, expectation)
     blocks: Sequence[FittedBlock] = ()
     if method in RECONSTRUCTING:
         network, blocks, more = reconstructed(
@@ -259,6 +259,29 @@ def untrained(
         return prepared.calibrated.quantized(mixed), layers
 
 
+def check_reconstructs(
+    method: str, strategy: tf.distribute.Strategy | None, num_images: int
+) -> None:
+    """Raises ConfigError for several workers, or one image, that cannot reconstruct.
+
+    Args:
+      method: of any kind; what 'auto' does is not known before there is a network.
+      strategy: None for one device.
+      num_images: that calibrate.
+    """
+    what = "the reconstruction"
+    if method == AUTO_METHOD:
+        what += " that the method auto may do (the method df_q does none)"
+    elif method not in RECONSTRUCTING:
+        return
+    check_one_process(strategy, what)
+    if num_images < 2:
+        raise ConfigError(
+            f"calibration_images is {num_images}; {what} learns from some and is "
+            "judged by others, so that it needs at least 2, and does well with 1,024"
+        )
+
+
 def _converted(
     network: QuantizedNetwork, images: np.ndarray, file: FileConfig, progress: bool
 ) -> bytes:
@@ -286,16 +309,8 @@ def _check_quantizes(
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method in TRAINING:
         check_trains(teacher)
-    # What auto does is not known before there is a network.
-    reconstructs = method in (AUTO_METHOD, *RECONSTRUCTING)
-    if reconstructs:
-        check_one_process(context.strategy, "the reconstruction")
     count = calibration.image_count(network.image_shape)
-    if reconstructs and count < 2:
-        raise ConfigError(
-            f"calibration_images is {count}; a reconstruction learns from some and is "
-            "judged by others, so that it needs at least 2, and does well with 1,024"
-        )
+    check_reconstructs(method, context.strategy, count)
     check_source(calibration.images, teacher.image_shape[-1])
     if context.settings.num_students != 1:
         raise ConfigError(
@@ -487,20 +502,25 @@ def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]
     return {**found, "expected_agreement": float(np.mean(sure))}
 
 
-def needed_method(network: QuantizedNetwork, expected_agreement: float) -> str:
+def needed_method(
+    teacher: Classifier, network: QuantizedNetwork, expected_agreement: float
+) -> str:
     """What 'auto' stands for: the method that is worth its time.
 
     A network of few bits is reconstructed, which did as well as training or better, in
     less time. So is one of 8 bits where less agreement than 98 % is expected of DF-Q:
-    that gained up to 5 points, or 3 dB (docs/results.md).
+    that gained up to 5 points, or 3 dB (docs/results.md). But that agreement, on the
+    one class, says little of sigmoid scores, whose classes do not exclude each other.
 
     Args:
+      teacher: the trained classifier.
       network: DF-Q, whose bits count.
       expected_agreement: of it, see `expected`.
     """
     has_few = min([*network.bits.values(), *network.kernel_bits.values()]) < 8
-    is_enough = expected_agreement >= _ENOUGH_AGREEMENT and not has_few
-    return "df_q" if is_enough else "df_rec"
+    says_enough = teacher.description.output != "sigmoid"
+    is_poor = says_enough and expected_agreement < _ENOUGH_AGREEMENT
+    return "df_rec" if has_few or is_poor else "df_q"
 
 
 def reconstructed(

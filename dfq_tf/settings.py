@@ -142,7 +142,8 @@ class BitWidths(Checked):
     """How many bits weights and activations have.
 
     The pixels have 8 bits, and the logits 8 or more, whatever is set here. As in the
-    literature, few bits are those of what a convolution or dense layer multiplies.
+    literature, few bits are those of what a convolution or dense layer reads; factors
+    of single channels, as of a BatchNormalization behind a sum, are none.
     """
 
     num_bits_weight: int = setting(8, "Bits of the weights.", minimum=2, maximum=8)
@@ -180,12 +181,6 @@ class BitWidths(Checked):
                 f"num_bits_activation is {self.num_bits_activation}; TFLite stores "
                 "activations in 8 or 16 bits, so it must be 2 to 8, or 16"
             )
-
-    @property
-    def has_few(self) -> bool:
-        """Whether kernels or activations of any kind have fewer than 8 bits."""
-        kernels = self.num_bits_weight, self.num_bits_first, self.num_bits_last
-        return min(*kernels, self.num_bits_depthwise, self.num_bits_activation) < 8
 
     @property
     def name(self) -> str:

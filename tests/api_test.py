@@ -23,7 +23,7 @@ from dfq_tf.errors import (
     TrainingError,
     UnsupportedLayerError,
 )
-from dfq_tf.graph.classifier import agreement
+from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import Reconstructed, choosing
@@ -1134,7 +1134,17 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
     )
     def test_more_is_done_for_few_bits_or_little_agreement(self, widths, share, method):
         network = self.network(parse_widths(widths))
-        self.assertEqual(api.needed_method(network, share), method)
+        needed = functools.partial(
+            api.needed_method, network=network, expected_agreement=share
+        )
+        self.assertEqual(needed(digits.teacher()), method)
+        description = dataclasses.replace(
+            digits.teacher().description, output="sigmoid", probabilities=None
+        )
+        several = Classifier(digits.teacher().graph, description)
+        # An agreement on the one class says nothing of these; few bits do.
+        few = "df_q" if widths.startswith("W8A8") or widths == "W8A16" else "df_rec"
+        self.assertEqual(needed(several), few)
 
     def test_a_file_of_a_given_size_is_calibrated_by_one_look(self):
         prepared = dataclasses.replace(self.prepared)  # nothing is kept of before
@@ -1157,7 +1167,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             ("num_bits_depthwise", "df_q"),  # it has none
         ):
             network = self.network(BitWidths(**{name: 4}))
-            found = api.needed_method(network, 1.0)
+            found = api.needed_method(digits.teacher(), network, 1.0)
             self.assertEqual(found, method)
 
     @parameterized.parameters(

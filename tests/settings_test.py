@@ -195,16 +195,6 @@ class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
         others = dict(num_bits_first=3, num_bits_last=6, num_bits_depthwise=7)
         self.assertEqual(settings.BitWidths(*bits, **others).name, name)
 
-    @parameterized.parameters(
-        ({}, False),
-        (dict(num_bits_activation=16), False),
-        (dict(num_bits_activation=7), True),
-        (dict(num_bits_weight=4), True),
-        (dict(num_bits_last=7), True),
-    )
-    def test_few_are_less_than_8(self, changes, expected):
-        self.assertEqual(settings.BitWidths(**changes).has_few, expected)
-
 
 class RangesLearnTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters((True, "adam"), (True, "sgd"), (False, "adam"))

@@ -466,7 +466,11 @@ class DistillTest(tf.test.TestCase):
 
 class SeveralWorkersTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(
-        ((), "--methods=auto, which may reconstruct,"),
+        (
+            (),
+            "the reconstruction that the method auto may do "
+            "(the method df_q does none)",
+        ),
         (("--methods=df_q,df_rec",), "the reconstruction"),
         (("--methods=df_rec_kd",), "the reconstruction"),
     )
@@ -488,6 +492,18 @@ class SeveralWorkersTest(tf.test.TestCase, parameterized.TestCase):
             "process; run it with --distribute=none on one machine\n",
         )
         self.assertFalse(folder.exists())
+
+    @parameterized.parameters("auto", "df_q,df_rec")
+    def test_so_is_that_from_one_image(self, methods):
+        process = run_in_process(
+            "run",
+            "--teacher=wrn_10_1",
+            "--dataset=digits",
+            f"--methods={methods}",
+            "--calibration_images=1",
+            f"--workdir={new_folder()}/run",
+        )
+        self.assertRegex(process.stderr, "^error: calibration_images is 1; the reconst")
 
 
 class NotesTest(tf.test.TestCase):

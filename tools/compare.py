@@ -17,7 +17,7 @@ import io
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -38,6 +38,7 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
     METHODS,
+    PHOTOGRAPHS,
     RECONSTRUCTING,
     TRAINING,
     BitWidths,
@@ -88,8 +89,6 @@ _FIELDS = (
     "worst_layer",
     "failure",
 )
-# Of the measurements, what a row tells of its images, if it has learnt from them.
-_SHARE = ("photographs_share",)
 # Images for the layers' noise, and for the points of the curves.
 _NOISE_IMAGES, _CURVE_IMAGES = 64, 1000
 _COMPARED_IMAGES = 1000
@@ -200,7 +199,7 @@ class Comparison:
         told: dict[str, float] = {}
         if method in RECONSTRUCTING:
             network, found = self._reconstructed(widths, network, context)
-            told = {k: found[k] for k in _SHARE if k in found}
+            told = self._share(found)
         if method not in TRAINING:
             return network, told
         network, _, found = api.trained(
@@ -211,9 +210,20 @@ class Comparison:
             print(f"  {quantize.training_line(rounds, self._config)}", flush=True)
         return network, {
             **told,
-            **{k: found[k] for k in _SHARE if k in found},
+            **self._share(found),
             "rounds": rounds,
         }
+
+    def _share(self, found: Mapping[str, float]) -> dict[str, float]:
+        """How many of the images photographs were, for a network that learnt from them.
+
+        Args:
+          found: while it learnt, see `api.reconstructed` and `api.trained`.
+        """
+        if "photographs_share" not in found:
+            return {}
+        is_all = self._prepared.source.kind == PHOTOGRAPHS
+        return {"photographs_share": 1.0 if is_all else found["photographs_share"]}
 
     def _reconstructed(
         self,
@@ -389,7 +399,7 @@ def notes(rows: list[dict[str, Any]]) -> str:
     if shared:
         names = ", ".join(f"{row['widths']} {TITLES[row['method']]}" for row in shared)
         lines.append(
-            "learnt from images some of which are crops of the photographs that ship "
+            "learnt from crops of the photographs that ship, alone or among others "
             f"(--images=generated: none): {names}"
         )
     for row in rows:
@@ -563,7 +573,8 @@ def main() -> None:
     columns = checked_columns(bool(FLAGS.dataset))
     file_config()
     check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
-    quantize.check_settings(None, [], *widths)
+    reconstructing = [each for each in columns if each in RECONSTRUCTING]
+    quantize.check_settings(None, reconstructing, *widths)
     teacher, dataset = teacher_flags.teacher_and_dataset()
     quantize.check_settings(teacher, [])
     # More rows may be asked for later: those that are there stay as they are.

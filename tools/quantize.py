@@ -39,6 +39,7 @@ from dfq_tf.reports import facts, layer_noise, page, pictures, record
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
+    AUTO_METHOD,
     GENERATED,
     METHODS,
     PHASE_SETTINGS,
@@ -56,7 +57,7 @@ from dfq_tf.settings import (
     qat_recipe,
 )
 from dfq_tf.tflite import as_table, check_target, check_target_takes
-from dfq_tf.training import check_batch, check_one_process
+from dfq_tf.training import check_batch
 
 FLAGS = common.FLAGS
 
@@ -385,20 +386,20 @@ def check_settings(
 
     Args:
       teacher: what is to be quantized; None where it is not read yet.
-      methods: some of METHODS.
+      methods: some of METHODS, or auto.
       *widths: that all its layers must be able to have, in a file of --target.
     """
     for method in methods:
-        check_value("method", method, {"choices": METHODS})
+        check_value("method", method, {"choices": (AUTO_METHOD, *METHODS)})
     common.config_from_flags(RunConfig)
     config, file = qat_config(), common.config_from_flags(FileConfig)
-    common.config_from_flags(CalibrationConfig)
+    count = common.config_from_flags(CalibrationConfig).calibration_images
     common.config_from_flags(ReconstructionConfig)
     for each in widths:
         check_target_takes(file, each)
     strategy = common.strategy()
-    if not set(methods).isdisjoint(RECONSTRUCTING):
-        check_one_process(strategy, "the reconstruction")
+    for method in methods:
+        api.check_reconstructs(method, strategy, count if count != AUTO else 2)
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:

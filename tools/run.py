@@ -36,7 +36,7 @@ from dfq_tf.settings import (
     TeacherConfig,
 )
 from dfq_tf.tflite import TFLiteClassifier, proof
-from dfq_tf.training import check_batch, check_one_process
+from dfq_tf.training import check_batch
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
 
@@ -160,9 +160,7 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    quantize.check_settings(None, methods, widths)
-    if FLAGS.methods == [AUTO_METHOD]:
-        check_one_process(common.strategy(), "--methods=auto, which may reconstruct,")
+    quantize.check_settings(None, FLAGS.methods, widths)
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
@@ -187,7 +185,7 @@ def main() -> None:
     made = {}
     for method in methods:
         made[method] = make_file(teacher, network, method, workdir)
-    if further := further_method(made[methods[0]][0], workdir):
+    if further := further_method(teacher, made[methods[0]][0], workdir):
         made[further] = make_file(teacher, network, further, workdir)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
@@ -218,10 +216,13 @@ def methods_from_flags() -> list[str]:
     return methods
 
 
-def further_method(network: QuantizedNetwork, workdir: Workdir) -> str | None:
+def further_method(
+    teacher: Classifier, network: QuantizedNetwork, workdir: Workdir
+) -> str | None:
     """What --methods=auto makes behind DF-Q, None for nothing; says so, and why.
 
     Args:
+      teacher: the trained classifier.
       network: the first that was made.
       workdir: has its metrics.
     """
@@ -230,7 +231,7 @@ def further_method(network: QuantizedNetwork, workdir: Workdir) -> str | None:
     training = workdir.metrics()["df_q_training"]
     share = training["expected_agreement"]
     said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
-    method = api.needed_method(network, share)
+    method = api.needed_method(teacher, network, share)
     if method == METHODS[0]:
         common.say(f"{said}: nothing more is done; --methods=df_q,df_rec does more")
         return None

@@ -272,8 +272,8 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
 
     Pixels have 8. Sigmoid and tanh, whose range is fixed, have 8 or more, and so have
     the logits, on which the answer hangs. What no convolution or dense layer reads has
-    at least `num_bits_sum`: nothing is multiplied with it. Outputs that share a grid
-    share the most bits of any of them.
+    at least `num_bits_sum`, a gate and what it scales among it: no kernel is multiplied
+    with it. Outputs that share a grid share the most bits of any of them.
     """
     width, owner, names = widths.num_bits_activation, owners(graph), measured(graph)
     multiplying = filter(_multiplies, graph.nodes.values())
@@ -292,7 +292,8 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
 def _multiplies(node: Node) -> bool:
     """Whether a node is a convolution or a dense layer, not one factor per channel.
 
-    Such factors are what is left of a BatchNormalization behind a sum.
+    Such factors are what is left of a BatchNormalization behind a sum. A depthwise
+    convolution of 1x1 is the same.
     """
     if not layers.has_kernel(node):
         return False
