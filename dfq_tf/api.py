@@ -259,29 +259,6 @@ def untrained(
         return prepared.calibrated.quantized(mixed), layers
 
 
-def check_reconstructs(
-    method: str, strategy: tf.distribute.Strategy | None, num_images: int
-) -> None:
-    """Raises ConfigError for several workers, or one image, that cannot reconstruct.
-
-    Args:
-      method: of any kind; what 'auto' does is not known before there is a network.
-      strategy: None for one device.
-      num_images: that calibrate.
-    """
-    what = "the reconstruction"
-    if method == AUTO_METHOD:
-        what += " that the method auto may do (the method df_q does none)"
-    elif method not in RECONSTRUCTING:
-        return
-    check_one_process(strategy, what)
-    if num_images < 2:
-        raise ConfigError(
-            f"calibration_images is {num_images}; {what} learns from some and is "
-            "judged by others, so that it needs at least 2, and does well with 1,024"
-        )
-
-
 def _converted(
     network: QuantizedNetwork, images: np.ndarray, file: FileConfig, progress: bool
 ) -> bytes:
@@ -309,8 +286,7 @@ def _check_quantizes(
     """Raises ConfigError or UnsupportedLayerError for what would fail later."""
     if method in TRAINING:
         check_trains(teacher)
-    count = calibration.image_count(network.image_shape)
-    check_reconstructs(method, context.strategy, count)
+    check_reconstructs(method, calibration, context.strategy)
     check_source(calibration.images, teacher.image_shape[-1])
     if context.settings.num_students != 1:
         raise ConfigError(
@@ -908,6 +884,31 @@ def check_trains(teacher: Classifier) -> None:
             "other, from which no student can be trained. To quantize the teacher "
             "itself without training, take the method df_q (--methods=df_q), or "
             "df_rec with fewer bits"
+        )
+
+
+def check_reconstructs(
+    method: str,
+    calibration: CalibrationConfig,
+    strategy: tf.distribute.Strategy | None,
+) -> None:
+    """Raises ConfigError for one image, or several workers, that cannot reconstruct.
+
+    Args:
+      method: of any kind; what 'auto' does is not known before there is a network.
+      calibration: says how many images there are.
+      strategy: None for one device.
+    """
+    what = "the reconstruction"
+    if method == AUTO_METHOD:
+        what += " that the method auto may do (the method df_q does none)"
+    elif method not in RECONSTRUCTING:
+        return
+    check_one_process(strategy, what)
+    if calibration.calibration_images == 1:
+        raise ConfigError(
+            f"calibration_images is 1; {what} learns from some and is judged by "
+            "others, so that it needs at least 2, and does well with 1,024"
         )
 
 

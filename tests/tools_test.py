@@ -863,6 +863,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             "yardstick needs real images",
         ),
         ("quantize", 2, [], "teacher is empty"),
+        (
+            "quantize",
+            2,
+            ["--teacher=a.keras", "--method=auto"],
+            "method is 'auto'; it must be one of .'df_q', 'df_rec'",
+        ),
         ("convert", 2, [], "student is empty"),
         ("convert", 1, ["--student=absent.keras"], "no model file absent.keras"),
         ("evaluate", 1, ["--model=absent.tflite"], "no model file absent.tflite"),

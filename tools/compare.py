@@ -208,11 +208,7 @@ class Comparison:
         rounds = int(found.get("rounds", self._config.rounds))
         if "rounds" in found:
             print(f"  {quantize.training_line(rounds, self._config)}", flush=True)
-        return network, {
-            **told,
-            **self._share(found),
-            "rounds": rounds,
-        }
+        return network, told | self._share(found) | {"rounds": rounds}
 
     def _share(self, found: Mapping[str, float]) -> dict[str, float]:
         """How many of the images photographs were, for a network that learnt from them.

@@ -39,7 +39,6 @@ from dfq_tf.reports import facts, layer_noise, page, pictures, record
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
-    AUTO_METHOD,
     GENERATED,
     METHODS,
     PHASE_SETTINGS,
@@ -386,20 +385,20 @@ def check_settings(
 
     Args:
       teacher: what is to be quantized; None where it is not read yet.
-      methods: some of METHODS, or auto.
+      methods: some of METHODS.
       *widths: that all its layers must be able to have, in a file of --target.
     """
     for method in methods:
-        check_value("method", method, {"choices": (AUTO_METHOD, *METHODS)})
+        check_value("method", method, {"choices": METHODS})
     common.config_from_flags(RunConfig)
     config, file = qat_config(), common.config_from_flags(FileConfig)
-    count = common.config_from_flags(CalibrationConfig).calibration_images
+    calibration = common.config_from_flags(CalibrationConfig)
     common.config_from_flags(ReconstructionConfig)
     for each in widths:
         check_target_takes(file, each)
     strategy = common.strategy()
     for method in methods:
-        api.check_reconstructs(method, strategy, count if count != AUTO else 2)
+        api.check_reconstructs(method, calibration, strategy)
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:

@@ -160,7 +160,10 @@ def main() -> None:
         dataset = common.dataset_from_flags()
     elif FLAGS.yardstick:
         raise ConfigError("yardstick needs real images; name them with --dataset")
-    quantize.check_settings(None, FLAGS.methods, widths)
+    quantize.check_settings(None, methods, widths)
+    if FLAGS.methods == [AUTO_METHOD]:
+        calibration = common.config_from_flags(CalibrationConfig)
+        api.check_reconstructs(AUTO_METHOD, calibration, common.strategy())
     teacher = read_or_check_teacher(dataset)
     check_student(teacher, dataset)
     if not FLAGS.student:
