@@ -343,10 +343,9 @@ class Prepared:
 
     @functools.cached_property
     def photographs_share(self) -> float:
-        """Of what blocks and students learn from: none where they are not wanted."""
-        if self.calibration.images != "auto":
-            return 0.0
-        most, context = self.calibration.photographs_in_lessons, self.context
+        """Of what blocks and students learn from, those that ship; 0 to 1."""
+        is_auto, context = self.calibration.images == "auto", self.context
+        most = self.calibration.photographs_in_lessons if is_auto else 0.0
         return photographs_share(
             self.observed, self.source, most, context.seed, context.strategy
         )
@@ -354,7 +353,7 @@ class Prepared:
     @functools.cached_property
     def lessons(self) -> np.ndarray:
         """As many images, from which blocks learn, photographs among them."""
-        return with_photographs(self.images, self.photographs_share, self.context.seed)
+        return self._mixed(self.images, self.context.seed)
 
     @functools.cached_property
     def calibrated(self) -> Calibrated:
@@ -368,9 +367,14 @@ class Prepared:
         shape = self.network.image_shape
         count = phases.pool_count(config, shape)
         if made := self.generators:
-            images = generate(made, config, count, seed)
-            return with_photographs(images, self.photographs_share, seed)
+            return self._mixed(generate(made, config, count, seed), seed)
         return self.source.draw(seed, count, shape)
+
+    def _mixed(self, images: np.ndarray, seed: int) -> np.ndarray:
+        """Images of the source, photographs among them if they are generated."""
+        is_mixed = self.source.name == GENERATED
+        share = self.photographs_share if is_mixed else 0.0
+        return with_photographs(images, share, seed)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
@@ -402,10 +406,10 @@ class Prepared:
         """Images of each kind that compare networks, with the teacher's scores.
 
         Those held out and procedural ones; and other crops of the same photographs, if
-        these are among the lessons.
+        these are among generated lessons.
         """
         kinds = [self.procedural]
-        if self.photographs_share:
+        if self.source.name == GENERATED and self.photographs_share:
             count, seed = len(self.procedural), self.context.seed + 1
             shape = self.network.image_shape
             kinds.append(Source(PHOTOGRAPHS).draw(seed, count, shape))

@@ -1017,7 +1017,19 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllEqual(reconstruct.call_args[0][2], prepared.lessons)
         self.assertNotAllEqual(prepared.lessons, prepared.images)
 
+    def test_photographs_alone_are_lessons_as_they_are(self):
+        calibration = dataclasses.replace(TINY_CALIBRATION, images="photographs")
+        teacher = digits.teacher()
+        prepared = api.prepare(teacher, teacher, calibration, self.context)
+        self.assertEqual(prepared.photographs_share, 1)
+        self.assertIs(prepared.lessons, prepared.images)
+        crops = photographs.crops(1, 32, prepared.network.image_shape)
+        self.assertAllEqual(prepared.images, crops)
+        # Those held out are such crops already.
+        self.assertLen(prepared.judging, 2)
+
     def test_generated_images_alone_are_to_be_had(self):
+        self.assertEqual(self.prepared.photographs_share, 0)
         self.assertEqual(self.prepared.calibration.images, "generated")
         self.assertIs(self.prepared.lessons, self.prepared.images)
         self.assertLen(self.prepared.judging, 2)

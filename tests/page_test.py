@@ -404,13 +404,15 @@ class VerdictTest(parameterized.TestCase):
         self.assertIn("93.8", found.sentence)
         self.assertIn("98.4", found.sentence)
 
-    @parameterized.parameters(0.5, 0.0)
+    @parameterized.parameters(1.0, 0.5, 0.0)
     def test_photographs_are_told_wherever_something_was_learnt_from_them(self, share):
         training = {**pages.METRICS["df_q_training"], "photographs_share": share}
         metrics = {"df_q_training": training}
         folder = pages.write(new_folder(), metrics, curves=False)
         said = " ".join(verdict.of(record.read(folder)).rests_on).replace("\xa0", " ")
-        self.assertEqual("50.0 % of them replaced by crops" in said, bool(share))
+        self.assertEqual("50.0 % of them replaced by crops" in said, share == 0.5)
+        self.assertEqual("It learnt from crops of the public" in said, share == 1)
+        self.assertEqual("--images=generated leaves" in said, share > 0)
 
     def test_distilled_student(self):
         training = {"agreements_on_generated_images": [0.5, 0.75], "seconds": 3.0}

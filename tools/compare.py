@@ -38,7 +38,6 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
     METHODS,
-    PHOTOGRAPHS,
     RECONSTRUCTING,
     TRAINING,
     BitWidths,
@@ -199,7 +198,7 @@ class Comparison:
         told: dict[str, float] = {}
         if method in RECONSTRUCTING:
             network, found = self._reconstructed(widths, network, context)
-            told = self._share(found)
+            told = _share(found)
         if method not in TRAINING:
             return network, told
         network, _, found = api.trained(
@@ -208,18 +207,7 @@ class Comparison:
         rounds = int(found.get("rounds", self._config.rounds))
         if "rounds" in found:
             print(f"  {quantize.training_line(rounds, self._config)}", flush=True)
-        return network, told | self._share(found) | {"rounds": rounds}
-
-    def _share(self, found: Mapping[str, float]) -> dict[str, float]:
-        """How many of the images photographs were, for a network that learnt from them.
-
-        Args:
-          found: while it learnt, see `api.reconstructed` and `api.trained`.
-        """
-        if "photographs_share" not in found:
-            return {}
-        is_all = self._prepared.source.kind == PHOTOGRAPHS
-        return {"photographs_share": 1.0 if is_all else found["photographs_share"]}
+        return network, told | _share(found) | {"rounds": rounds}
 
     def _reconstructed(
         self,
@@ -381,6 +369,15 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _share(found: Mapping[str, float]) -> dict[str, float]:
+    """How many of the images photographs were, for a network that learnt from them.
+
+    Args:
+      found: while it learnt, see `api.reconstructed` and `api.trained`.
+    """
+    return {name: v for name, v in found.items() if name == "photographs_share"}
 
 
 def notes(rows: list[dict[str, Any]]) -> str:

@@ -207,10 +207,16 @@ def _say_images(result: api.Quantized) -> None:
     """Says which images calibrated and taught."""
     common.say(f"Images for the ranges: {result.source}")
     if share := result.measurements.get("photographs_share"):
-        common.say(
-            f"Learnt from such images, {100 * share:.0f} % of them replaced by crops "
-            "of the photographs that ship with the project (--images=generated: none)"
-        )
+        common.say(f"Learnt from {_lessons(share)} (--images=generated: none)")
+
+
+def _lessons(photographs_share: float) -> str:
+    """What blocks and students learnt from, photographs among it."""
+    photographs = "crops of the photographs that ship with the project"
+    if photographs_share == 1:
+        return f"{photographs} alone"
+    percent = f"{100 * photographs_share:.0f} %"
+    return f"such images, {percent} of them replaced by {photographs}"
 
 
 def _config_of(

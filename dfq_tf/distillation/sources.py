@@ -175,11 +175,14 @@ def photographs_share(
 
     Args:
       teacher: has the statistics that photographs are compared with.
-      source: of the other images; only generated ones have photographs among them.
+      source: of the images; photographs are photographs, all of them, and only
+        generated ones have some among them.
       most: the share where they are not far.
       seed: of the draws.
       strategy: as of `choose_source`.
     """
+    if source.name == PHOTOGRAPHS:
+        return 1.0
     has_some = source.name == GENERATED and most > 0
     if not has_some or not photographs.has_colours(teacher.image_shape[-1]):
         return 0.0

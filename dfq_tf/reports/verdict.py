@@ -157,9 +157,10 @@ def _expected(record: Record, best: Row) -> list[str]:
             "classes are where a rounding decides."
         )
     if share := training.get("photographs_share"):
+        generated = f"generated images, {percent(share)} of them replaced by "
         said.append(
-            f"It learnt from generated images, {percent(share)} of them replaced by "
-            "crops of the public-domain photographs that ship with the project. "
+            f"It learnt from {'' if share == 1 else generated}crops of the "
+            "public-domain photographs that ship with the project. "
             "--images=generated leaves these out."
         )
     if training.get("unreconstructed_is_kept"):
