@@ -109,16 +109,16 @@ def grown_kernel(
 def growing(network: QuantizedNetwork) -> dict[str, float]:
     """Owners of grids whose step size may learn -> how many times as wide it may get.
 
-    Those may not whose width is an insurance: of 8 bits and more, and from global
-    pools on. Nor those that an operator fixes.
+    Those may not whose width is an insurance, of 8 bits and more; nor those that an
+    operator fixes. With few bits an insurance costs more than it saves, behind global
+    pools too (docs/results.md).
     """
-    pooled, found = grids.pooled(network.graph), {}
+    found = {}
     for owner, members in grids.groups(network.graph).items():
         bits = network.bits[owner]
         bounds = grids.bounds_of(network.graph, members, bits)
         if bits < INSURED_BITS and not isinstance(bounds, Exactly):
-            if not pooled & {*members}:
-                found[owner] = _most(network, owner, bounds)
+            found[owner] = _most(network, owner, bounds)
     return found
 
 
