@@ -12,7 +12,12 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph import Classifier, blocks_of, compute
 from dfq_tf.graph import running as graph_running
-from dfq_tf.quantization import learnt, post_training, reconstruction
+from dfq_tf.quantization import (
+    learnt,
+    post_training,
+    reconstruction,
+    step_sizes,
+)
 from dfq_tf.settings import BitWidths, CalibrationConfig, ReconstructionConfig
 from dfq_tf.tflite import proof
 from dfq_tf.training import run_loop
@@ -137,11 +142,22 @@ class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
             self.assertLessEqual(np.abs(integers[1] - integers[0]).max(), 1)
             changed += np.sum(integers[1] != integers[0])
         self.assertGreater(changed, 10)
-        for name in ("pixels", "logits"):
+        for name in ("pixels", "pool", "logits"):
             self.assertEqual(self.result.ranges[name], self.nearest.ranges[name])
-        for name in ("hidden", "pool"):
-            self.assertNotEqual(self.result.ranges[name], self.nearest.ranges[name])
+        self.assertNotEqual(self.result.ranges["hidden"], self.nearest.ranges["hidden"])
         self.assertEqual(self.result.ranges["hidden"][0], 0)
+
+    @parameterized.parameters((3, True), (4, False))
+    def test_ranges_from_a_global_pool_on_learn_with_less_than_4_bits(self, bits, do):
+        widths = BitWidths(num_bits_activation=bits)
+        network = post_training.post_training(
+            self.exact, self.images[:16], widths, CALIBRATION
+        )
+        self.assertEqual(network.bits["pool"], bits)
+        found = step_sizes.growing(network)
+        self.assertEqual("pool" in found, do)
+        self.assertIn("hidden", found)
+        self.assertNotIn("logits", found)
 
     def assert_same(self, made):
         """Everything is as in the run of the class, bit for bit."""

@@ -90,8 +90,8 @@ def reconstruct(
 ) -> Reconstructed:
     """The network whose blocks have learnt to round.
 
-    Ranges of 8 bits and more stay as they are: they are wider than generated images
-    need, for those of the task.
+    Ranges of 8 bits and more, and of 4 and more from global pools on, stay as they are:
+    they are wider than generated images need, for those of the task.
 
     Args:
       network: from `post_training.post_training`; it is not changed.
