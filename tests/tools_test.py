@@ -677,8 +677,13 @@ class ReconstructionTest(tf.test.TestCase):
             process.stdout,
             "30 steps of each block, on 64 images; --rec_steps=30 --rec_minutes=0 rep",
         )
+        self.assertRegex(
+            process.stdout,
+            r"(?m)^Learnt from crops of the photographs that ship with the project alone ",
+        )
         metrics = json.loads((workdir / "metrics.json").read_text())
         made = metrics["df_rec_training"]
+        self.assertEqual(made["photographs_share"], 1)
         found = made["reconstruction_steps"], made["reconstruction_images"]
         self.assertEqual(found, (30, 64))
         self.assertEqual(
@@ -707,7 +712,7 @@ class ReconstructionTest(tf.test.TestCase):
             return network, [], {}
 
         with mock.patch.object(api, "trained", side_effect=unchanged):
-            self.tool("compare", *flags, "--rec_steps=8", f"--workdir={workdir}")
+            self.tool("compare", *flags, f"--workdir={workdir}")
         metrics = json.loads((workdir / "metrics.json").read_text())
         rows = {row["method"]: row for row in metrics["rows"].values()}
         self.assertEqual([*rows], ["float", *columns])
@@ -715,11 +720,13 @@ class ReconstructionTest(tf.test.TestCase):
         self.assertTrue(files[0] != files[1])
         self.assertTrue(files[1] == files[2])  # training starts from there
         made = metrics["reconstructions"]["W2A8"]
-        self.assertEqual(made["reconstruction_steps"], 8)
+        self.assertEqual(made["reconstruction_steps"], 30)
         # The last row took no step of it, and has cost as much all the same.
         spent = made["minutes"] + metrics["warm_up_minutes"]
         for name in ("df_rec", "df_rec_kd"):
             self.assertGreater(rows[name]["minutes"], spent)
+        shares = [rows[name].get("photographs_share") for name in columns]
+        self.assertEqual(shares, [None, 1, 1])  # the yardstick learns from the data set
         folders = sorted(p.name for p in (workdir / "W2A8/checkpoints").iterdir())
         blocks = [f"{kind}_{i}_of_3" for kind in ("df_rec", "rec") for i in (1, 2, 3)]
         self.assertEqual(folders, blocks)
