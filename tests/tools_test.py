@@ -679,7 +679,7 @@ class ReconstructionTest(tf.test.TestCase):
         )
         self.assertRegex(
             process.stdout,
-            r"(?m)^Learnt from crops of the photographs that ship with the project alone ",
+            "(?m)^Learnt from crops of the photographs that ship with the project al",
         )
         metrics = json.loads((workdir / "metrics.json").read_text())
         made = metrics["df_rec_training"]
