@@ -353,7 +353,9 @@ class Prepared:
     @functools.cached_property
     def lessons(self) -> np.ndarray:
         """As many images, from which blocks learn, photographs among them."""
-        return self._mixed(self.images, self.context.seed)
+        if self.source.name != GENERATED:
+            return self.images
+        return with_photographs(self.images, self.photographs_share, self.context.seed)
 
     @functools.cached_property
     def calibrated(self) -> Calibrated:
@@ -367,14 +369,9 @@ class Prepared:
         shape = self.network.image_shape
         count = phases.pool_count(config, shape)
         if made := self.generators:
-            return self._mixed(generate(made, config, count, seed), seed)
+            images = generate(made, config, count, seed)
+            return with_photographs(images, self.photographs_share, seed)
         return self.source.draw(seed, count, shape)
-
-    def _mixed(self, images: np.ndarray, seed: int) -> np.ndarray:
-        """Images of the source, photographs among them if they are generated."""
-        is_mixed = self.source.name == GENERATED
-        share = self.photographs_share if is_mixed else 0.0
-        return with_photographs(images, share, seed)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
