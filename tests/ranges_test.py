@@ -73,6 +73,18 @@ class LeastSquaresRangeTest(tf.test.TestCase, parameterized.TestCase):
         self.assertBetween(low, min(values.min(), 0), 0)
         self.assertBetween(high, 0, max(values.max(), 0))
 
+    @parameterized.product(kind=SAMPLES, num_bits=(2, 4, 8))
+    def test_is_the_best_of_all_shares_of_the_extremes(self, kind, num_bits):
+        # Bin by bin, where the code adds up all bins of an integer at once.
+        bins = histogram(samples(kind))
+        low, high = min(bins.low, 0), max(bins.high, 0)
+        shares = np.linspace(1, 0.1, 31 if low < 0 < high else 91)
+        values = np.repeat(bins.centers, bins.counts)
+        candidates = [(a, b) for a in {*low * shares} for b in {*high * shares}]
+        errors = [squared_error(values, *ends, num_bits) for ends in candidates]
+        found = least_squares_range(bins, num_bits)
+        self.assertAllClose(found, candidates[int(np.argmin(errors))], rtol=1e-12)
+
     @parameterized.parameters(*SAMPLES)
     def test_errs_less_than_the_extremes_at_few_bits(self, kind):
         values = samples(kind)

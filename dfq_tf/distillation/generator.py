@@ -194,13 +194,12 @@ def make_generators(
     config = context.settings
     # Large odd strides, so that runs of neighbouring seeds share no generator.
     seeds = (context.seed + 1_000_003 * i for i in range(config.num_generators))
-    return [
-        with_precision(
-            build_generator(config.noise_dim, image_shape, seed=seed),
-            context.precision,
-        )
-        for seed in seeds
+    built = [
+        build_generator(config.noise_dim, image_shape, seed=seed) for seed in seeds
     ]
+    if context.precision == "float32":
+        return built
+    return [with_precision(generator, context.precision) for generator in built]
 
 
 def sample_noise(
