@@ -875,6 +875,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         cls.addClassCleanup(stack.close)
         stack.enter_context(quickly(200))
         cls.context = helpers.context(TINY, seed=1)
+        cls.networks = {}
         teacher = digits.teacher()
         cls.prepared = api.prepare(teacher, teacher, TINY_CALIBRATION, cls.context)
         cls.generators = cls.prepared.warmed.generators
@@ -884,10 +885,11 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
 
     @classmethod
     def network(cls, widths):
-        prepared = cls.prepared
-        return post_training(
-            prepared.network, prepared.images, widths, TINY_CALIBRATION
-        )
+        if widths not in cls.networks:
+            cls.networks[widths] = post_training(
+                cls.prepared.network, cls.prepared.images, widths, TINY_CALIBRATION
+            )
+        return cls.networks[widths]
 
     @classmethod
     def trained(cls, widths, directory=None, evaluate=None):

@@ -179,10 +179,6 @@ def in_one_batch(content, images):
 
 
 class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
-    def tearDown(self):
-        super().tearDown()
-        keras.backend.clear_session()
-
     @parameterized.parameters(*list(CASES)[::3])
     def test_float_network_is_that_of_keras(self, name):
         # A third, each from one of the two; tests/keras_names_test.py has all kinds.

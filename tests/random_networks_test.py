@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import tf
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization import post_training
 from dfq_tf.settings import CalibrationConfig, FileConfig, parse_widths
@@ -31,10 +31,6 @@ OTHER_IMAGES = 1_000_000
 
 
 class RandomNetworksTest(tf.test.TestCase, parameterized.TestCase):
-    def tearDown(self):
-        super().tearDown()
-        keras.backend.clear_session()
-
     @parameterized.parameters(*SEEDS[::6])
     def test_file_answers_as_its_student(self, seed):
         self.check(seed)

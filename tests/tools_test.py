@@ -21,7 +21,7 @@ from absl.testing import parameterized
 from tools import common, compare
 from dfq_tf import api
 from dfq_tf.compat import tf
-from dfq_tf.distillation import generator
+from dfq_tf.distillation import generator, phases
 from dfq_tf.errors import WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from tests import helpers
@@ -57,7 +57,8 @@ class RunTest(tf.test.TestCase):
     def run_of_all(cls):
         # A few steps, which are not worth compiling.
         few = mock.patch.object(generator, "held_out_count", return_value=48)
-        with helpers.eagerly(), few:
+        small = mock.patch.object(phases, "pool_count", return_value=256)
+        with helpers.eagerly(), few, small:
             return cls.tool("run", *cls.flags)
 
     @staticmethod
