@@ -21,12 +21,11 @@ from dfq_tf.distillation import (
     Budget,
     ObservedTeacher,
     Rounds,
+    Sampler,
     Source,
     WarmedUp,
     check_source,
     choose_source,
-    generate,
-    held_out,
     held_out_count,
     observe,
     phases,
@@ -200,19 +199,23 @@ def quantize(
     config = with_batch_size(config, teacher, network, strategy)
     precision = resolve_precision(precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
-    _check_quantizes(method, teacher, network, widths, calibration, file, context)
+    check_quantizes(method, teacher, network, widths, calibration, file, context)
     prepared = prepare(teacher, network, calibration, context)
-    return _made(prepared, method, widths, reconstruction, file)
+    return quantize_prepared(prepared, method, widths, reconstruction, file)
 
 
-def _made(
+def quantize_prepared(
     prepared: "Prepared",
     method: str,
     widths: BitWidths,
     reconstruction: ReconstructionConfig,
     file: FileConfig,
 ) -> Quantized:
-    """Takes the steps of a method; arguments as of `quantize`."""
+    """Takes the steps of a method, behind `prepare` and `check_quantizes`.
+
+    Several methods of one preparation share what takes long. Arguments and errors are
+    those of `quantize`.
+    """
     context = prepared.context
     network, layers = untrained(prepared, widths, file)
     generators, found = prepared.generators, expected(prepared, network)
@@ -274,7 +277,7 @@ def _named(file: FileConfig, model: Any) -> FileConfig:
     return dataclasses.replace(file, model_name=pathlib.Path(model).stem)
 
 
-def _check_quantizes(
+def check_quantizes(
     method: str,
     teacher: Classifier,
     network: Classifier,
@@ -283,7 +286,17 @@ def _check_quantizes(
     file: FileConfig,
     context: Context[DistillationConfig],
 ) -> None:
-    """Raises ConfigError or UnsupportedLayerError for what would fail later."""
+    """Raises ConfigError or UnsupportedLayerError for what would fail later.
+
+    Args:
+      method: of `quantize`.
+      teacher: the trained classifier.
+      network: what is to be quantized, the teacher itself or another network.
+      widths: bits of weights and activations.
+      calibration: how ranges are found.
+      file: what the file takes and gives.
+      context: of the run.
+    """
     if method in TRAINING:
         check_trains(teacher)
     check_reconstructs(method, calibration, context.strategy)
@@ -332,14 +345,20 @@ class Prepared:
         return self.warmed.generators if self.source.name == GENERATED else []
 
     @functools.cached_property
+    def _draw(self) -> Callable[[int, int], np.ndarray]:
+        """Gives so many images of the source by a seed, uint8."""
+        if made := self.generators:
+            return Sampler(made, self.context.settings)
+        shape = self.network.image_shape
+        return lambda count, seed: self.source.draw(seed, count, shape)
+
+    @functools.cached_property
     def images(self) -> np.ndarray:
         """Calibration images, uint8."""
         count = self.calibration.image_count(self.network.image_shape)
-        made = self.generators  # their warm-up is a stage of its own
+        draw = self._draw  # behind the generators' warm-up, a stage of its own
         with stage("images for the ranges", self.context.progress):
-            if made:
-                return generate(made, self.context.settings, count, self.context.seed)
-            return self.source.draw(self.context.seed, count, self.network.image_shape)
+            return draw(count, self.context.seed)
 
     @functools.cached_property
     def photographs_share(self) -> float:
@@ -366,20 +385,16 @@ class Prepared:
     def pool(self) -> np.ndarray:
         """Images of the same source for students to learn from, uint8."""
         config, seed = self.context.settings, self.context.seed + phases.POOL_SEED
-        shape = self.network.image_shape
-        count = phases.pool_count(config, shape)
-        if made := self.generators:
-            images = generate(made, config, count, seed)
-            return with_photographs(images, self.photographs_share, seed)
-        return self.source.draw(seed, count, shape)
+        images = self._draw(phases.pool_count(config, self.network.image_shape), seed)
+        if self.source.name != GENERATED:
+            return images
+        return with_photographs(images, self.photographs_share, seed)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
         """Other images of the same source, which train and calibrate nothing."""
-        if made := self.generators:
-            return held_out(made, self.context.settings, self.context.seed)
-        shape = self.network.image_shape
-        return self.source.draw(self.context.seed + 1, held_out_count(shape), shape)
+        count = held_out_count(self.network.image_shape)
+        return self._draw(count, self.context.seed + 1)
 
     @functools.cached_property
     def procedural(self) -> np.ndarray:

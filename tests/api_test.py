@@ -562,8 +562,8 @@ class BatchSizeTest(tf.test.TestCase):
         for module, name in (
             (phases, "warm_up"),
             (phases, "distill"),
-            (generator, "generate"),
-            (api, "generate"),
+            (generator, "Sampler"),
+            (api, "Sampler"),
         ):
             self._watch(module, name)
         self.config = dataclasses.replace(
@@ -592,7 +592,7 @@ class BatchSizeTest(tf.test.TestCase):
     def test_distillation(self):
         student = helpers.small_learner(seed=1)
         api.distill(self.teacher, student, config=self.config, show_progress=False)
-        self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
+        self.assertEqual(self.seen, {("warm_up", 4), ("Sampler", 4), ("distill", 4)})
 
     def test_quantization(self):
         with warnings.catch_warnings():
@@ -604,7 +604,7 @@ class BatchSizeTest(tf.test.TestCase):
                 calibration=TINY_CALIBRATION,
                 show_progress=False,
             )
-        self.assertEqual(self.seen, {("warm_up", 4), ("generate", 4), ("distill", 4)})
+        self.assertEqual(self.seen, {("warm_up", 4), ("Sampler", 4), ("distill", 4)})
 
     def test_training_takes_no_auto(self):
         observed = observe(self.teacher)

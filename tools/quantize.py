@@ -23,6 +23,7 @@ import numpy as np
 
 from tools import common, teacher_flags
 from dfq_tf import api
+from dfq_tf.context import Context
 from dfq_tf.distillation import held_out, known_source, phases, with_batch_size
 from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
@@ -142,46 +143,84 @@ def widths_from_flags() -> BitWidths:
     return parse_widths(FLAGS.widths, common.config_from_flags(BitWidths))
 
 
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What all methods of a run share: made when the first of them needs it.
+
+    Attributes:
+      teacher: the trained classifier.
+      network: what is quantized, None for the teacher itself.
+      workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
+    """
+
+    teacher: Classifier
+    network: Classifier | None
+    workdir: Workdir
+
+    @functools.cached_property
+    def config(self) -> DistillationConfig:
+        """The settings, with a number for the batch size."""
+        config = qat_config()
+        if self.network is not None and config.batch_size == AUTO:
+            # The distillation's, with which the generators have been warmed up.
+            distilled = self.workdir.metrics()["student_training"]
+            config = dataclasses.replace(config, batch_size=distilled["batch_size"])
+        return with_batch_size(config, self.teacher, self.network, common.strategy())
+
+    @functools.cached_property
+    def prepared(self) -> api.Prepared:
+        """Where the images come from, and all that is made of them."""
+        calibration = common.config_from_flags(CalibrationConfig)
+        return api.prepare(self.teacher, self._source, calibration, self._context)
+
+    def check(self, method: str, file: FileConfig) -> None:
+        """Raises ConfigError or UnsupportedLayerError for what would fail later."""
+        api.check_quantizes(
+            method,
+            self.teacher,
+            self._source,
+            widths_from_flags(),
+            common.config_from_flags(CalibrationConfig),
+            file,
+            self._context,
+        )
+
+    @property
+    def _source(self) -> Classifier:
+        return self.teacher if self.network is None else self.network
+
+    @property
+    def _context(self) -> Context[DistillationConfig]:
+        return common.context(self.config, self.workdir.path)
+
+
 def quantize_network(
-    teacher: Classifier,
-    network: Classifier | None,
-    method: str,
-    workdir: Workdir,
-    file: FileConfig = FileConfig(),
+    preparation: Preparation, method: str, file: FileConfig = FileConfig()
 ) -> tuple[QuantizedNetwork, bytes | None]:
     """Makes the quantized network, or reads it if an earlier run made it.
 
     Args:
-      teacher: the trained classifier.
-      network: what is quantized, None for the teacher itself.
+      preparation: of the run.
       method: one of METHODS.
-      workdir: keeps METHOD.keras, METHOD.png, checkpoints and metrics.
       file: what the TFLite file takes and gives.
 
     Returns:
       The network; and the content of its TFLite file, None where the network was read.
     """
+    workdir, teacher = preparation.workdir, preparation.teacher
     path = workdir.path / f"{method}.keras"
     if common.is_made(path, description_path(path)):
         return api.load_quantized(path), None
-    run, strategy = common.config_from_flags(RunConfig), common.strategy()
-    config = _config_of(teacher, network, workdir)
-    common.say(plan(teacher, network, method, config))
+    config = preparation.config
+    common.say(plan(teacher, preparation.network, method, config))
     began = time.monotonic()
-    result = api.quantize(
-        teacher,
-        network,
-        method=method,
-        config=config,
-        calibration=common.config_from_flags(CalibrationConfig),
-        reconstruction=common.config_from_flags(ReconstructionConfig),
-        widths=widths_from_flags(),
-        file=file,
-        seed=run.seed,
-        precision=run.precision,
-        strategy=strategy,
-        directory=workdir.path,
-        show_progress=FLAGS.progress,
+    preparation.check(method, file)
+    result = api.quantize_prepared(
+        preparation.prepared,
+        method,
+        widths_from_flags(),
+        common.config_from_flags(ReconstructionConfig),
+        file,
     )
     seconds = round(time.monotonic() - began, 1)
     with common.stage("images held out"):
@@ -217,18 +256,6 @@ def _lessons(photographs_share: float) -> str:
         return f"{photographs} alone"
     percent = f"{100 * photographs_share:.0f} %"
     return f"such images, {percent} of them replaced by {photographs}"
-
-
-def _config_of(
-    teacher: Classifier, network: Classifier | None, workdir: Workdir
-) -> DistillationConfig:
-    """The settings, with a number for the batch size."""
-    config = qat_config()
-    if network is not None and config.batch_size == AUTO:
-        # The distillation's, with which the generators have been warmed up.
-        distilled = workdir.metrics()["student_training"]
-        config = dataclasses.replace(config, batch_size=distilled["batch_size"])
-    return with_batch_size(config, teacher, network, common.strategy())
 
 
 def plan(
@@ -337,7 +364,7 @@ def _agreement(
       path: of METHOD.keras; the files beside it are METHOD_images.npy and METHOD.png.
     """
     images = result.held_out
-    if result.generators:
+    if result.generators and result.generators is not result.prepared.generators:
         seed = common.config_from_flags(RunConfig).seed
         images = held_out(result.generators, config, seed)
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
@@ -426,7 +453,8 @@ def main() -> None:
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir(resolved=resolved_flags())
     file = common.config_from_flags(FileConfig)
-    network, content = quantize_network(teacher, None, FLAGS.method, workdir, file)
+    preparation = Preparation(teacher, None, workdir)
+    network, content = quantize_network(preparation, FLAGS.method, file)
     if content is not None:
         exact = float_network(teacher, common.config_from_flags(CalibrationConfig))
         measure_noise(teacher, exact, network, content, workdir.path, FLAGS.method)

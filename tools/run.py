@@ -185,11 +185,11 @@ def main() -> None:
     if FLAGS.student:
         network = distill.distilled_student(teacher, dataset, workdir)
         quantize.check_settings(network, methods, widths)
-    made = {}
+    made, preparation = {}, quantize.Preparation(teacher, network, workdir)
     for method in methods:
-        made[method] = make_file(teacher, network, method, workdir)
+        made[method] = make_file(preparation, method)
     if further := further_method(teacher, made[methods[0]][0], workdir):
-        made[further] = make_file(teacher, network, further, workdir)
+        made[further] = make_file(preparation, further)
     measure(teacher, network, made, dataset, workdir)
     print(table(workdir.metrics(), asked_size() or widths.name))
     print(f"\nThe page of the run: {page.write(workdir.path)}")
@@ -257,16 +257,14 @@ def asked_size() -> str:
 
 
 def make_file(
-    teacher: Classifier, network: Classifier | None, method: str, workdir: Workdir
+    preparation: quantize.Preparation, method: str
 ) -> tuple[QuantizedNetwork, bytes]:
     """The quantized network, and the content of METHOD.tflite; made if need be."""
-    began = time.monotonic()
+    began, workdir = time.monotonic(), preparation.workdir
     path = workdir.path / f"{method}.tflite"
     is_new = not path.exists()
     file = file_config()
-    quantized, content = quantize.quantize_network(
-        teacher, network, method, workdir, file
-    )
+    quantized, content = quantize.quantize_network(preparation, method, file)
     content = convert.convert_network(quantized, path, file, content)
     if is_new:
         seconds = round(time.monotonic() - began, 1)

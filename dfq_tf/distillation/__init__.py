@@ -3,7 +3,7 @@
 from dfq_tf.distillation.batch_size import with_batch_size
 from dfq_tf.distillation.budget import Budget, check_devices
 from dfq_tf.distillation.generator import (
-    generate,
+    Sampler,
     held_out,
     held_out_count,
     make_generators,
@@ -24,12 +24,12 @@ __all__ = [
     "Budget",
     "ObservedTeacher",
     "Rounds",
+    "Sampler",
     "Source",
     "WarmedUp",
     "check_devices",
     "check_source",
     "choose_source",
-    "generate",
     "held_out",
     "held_out_count",
     "known_source",

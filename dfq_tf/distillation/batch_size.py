@@ -5,6 +5,7 @@ everywhere, and a run continues on another machine as it began.
 """
 
 import dataclasses
+import functools
 import math
 import warnings
 from typing import TypeVar
@@ -47,12 +48,17 @@ def step_bytes_per_image(
       network: a student, or what it is the quantized twin of.
       config: gives the number of generators and students.
     """
-    generator = num_model_values(build_generator(1, teacher.image_shape))
+    generator = _generator_values(teacher.image_shape)
     networks = _num_values(teacher) + config.num_students * 2 * _num_values(network)
     # Those of `budget` take turns.
     at_once = 1 if isinstance(config, BudgetConfig) else config.num_generators
     values = at_once * (generator + _KEPT * networks)
     return math.ceil(FLOAT * values)
+
+
+@functools.cache
+def _generator_values(image_shape: tuple[int, int, int]) -> int:
+    return num_model_values(build_generator(1, image_shape))
 
 
 def _num_values(network: Classifier | Learner) -> int:

@@ -262,40 +262,60 @@ def draw_pixels(
     return tf.concat(draw_parts(generators, config, seed_and_step, stream), axis=0)
 
 
+class Sampler:
+    """Draws images from generators, without changing them; it compiles once.
+
+    Args:
+      generators: from noise to pixels; each makes its share of a batch.
+      config: gives the batch size: BN layers use the statistics of the batch, as in
+        training.
+    """
+
+    def __init__(
+        self, generators: Sequence[keras.Model], config: DistillationConfig
+    ) -> None:
+        self._generators, self._batch_size = generators, config.batch_size
+
+        @tf.function(autograph=False)
+        def batch(seed_and_step: tf.Tensor) -> tf.Tensor:
+            pixels = draw_pixels(generators, config, seed_and_step, SAMPLE)
+            return tf.cast(tf.round(pixels), tf.uint8)
+
+        self._batch = batch
+
+    def __call__(self, num_images: int, seed: int) -> np.ndarray:
+        """Images, as `generate` gives them, of the generators as they are now."""
+        before = [generator.get_weights() for generator in self._generators]
+        # One array from the start: large images are not there twice.
+        shape = self._generators[0].output_shape[1:]
+        images = np.empty((num_images, *shape), np.uint8)
+        starts = range(0, num_images, self._batch_size)
+        for i, start in enumerate(counted(starts, "batches")):
+            part = images[start : start + self._batch_size]
+            part[:] = self._batch(tf.constant([seed, i]))[: len(part)]
+        for generator, weights in zip(self._generators, before):
+            generator.set_weights(weights)  # training=True moved the moving averages
+        return images
+
+
 def generate(
     generators: Sequence[keras.Model],
     config: DistillationConfig,
     num_images: int,
     seed: int,
 ) -> np.ndarray:
-    """Draws images from generators, without changing them.
+    """Draws images from generators once; several times, a `Sampler` takes less time.
 
     Args:
-      generators: from noise to pixels; each makes its share of a batch.
-      config: gives the batch size: BN layers use the statistics of the batch, as in
-        training.
+      generators: as of `Sampler`.
+      config: as of `Sampler`.
       num_images: how many images.
       seed: decides the noise.
 
     Returns:
       uint8 (num_images, height, width, channels): pixels as an app has them.
     """
-    before = [generator.get_weights() for generator in generators]
-
-    @tf.function(autograph=False)
-    def batch(seed_and_step: tf.Tensor) -> tf.Tensor:
-        pixels = draw_pixels(generators, config, seed_and_step, SAMPLE)
-        return tf.cast(tf.round(pixels), tf.uint8)
-
-    # One array from the start: large images are not there twice.
-    images = np.empty((num_images, *generators[0].output_shape[1:]), np.uint8)
-    starts = range(0, num_images, config.batch_size)
-    for i, start in enumerate(counted(starts, "batches")):
-        part = images[start : start + config.batch_size]
-        part[:] = batch(tf.constant([seed, i]))[: len(part)]
-    for generator, weights in zip(generators, before):
-        generator.set_weights(weights)  # training=True moved the moving averages
-    return images
+    return Sampler(generators, config)(num_images, seed)
 
 
 def held_out(

@@ -75,13 +75,23 @@ class Calibrated:
         """Checks the images."""
         check_images(self.images, self.network.image_shape)
 
+    @functools.cached_property
+    def _quantized(self) -> dict[BitWidths, QuantizedNetwork]:
+        """What has been made."""
+        return {}
+
     def quantized(self, widths: BitWidths) -> QuantizedNetwork:
-        """The network of some widths of weights and activations.
+        """The network of some widths of weights and activations; made once.
 
         Raises:
           UnsupportedLayerError: a layer cannot have activations of these widths.
           TrainingError: the images or the network's answers say nothing.
         """
+        if widths not in self._quantized:
+            self._quantized[widths] = self._of(widths)
+        return self._quantized[widths]
+
+    def _of(self, widths: BitWidths) -> QuantizedNetwork:
         grids.check_widths(self.network.graph, widths)
         trial = _Trial(self, widths)
         widest = trial.widest()

@@ -81,12 +81,12 @@ def least_squares_range(histogram: Histogram, num_bits: int) -> Range:
     several = np.split(
         np.array(candidates), range(_TOGETHER, len(candidates), _TOGETHER)
     )
-    errors = [_squared_errors(histogram, *part.T, num_bits) for part in several]
+    errors = [_squared_errors(histogram, each, num_bits) for each in several]
     return candidates[int(np.argmin(np.concatenate(errors)))]
 
 
 def _squared_errors(
-    histogram: Histogram, lows: np.ndarray, highs: np.ndarray, num_bits: int
+    histogram: Histogram, ranges: np.ndarray, num_bits: int
 ) -> np.ndarray:
     """Summed squared error of each range, up to a number that all of them share.
 
@@ -96,16 +96,16 @@ def _squared_errors(
 
     Args:
       histogram: with counts; its extremes differ.
-      lows: (ranges,), 0 or below.
-      highs: (ranges,), 0 or above, and above `lows`.
+      ranges: (n, 2), the lowest value, 0 or below, and the highest, 0 or above.
       num_bits: of the integers.
     """
     values, counts = histogram.centers, histogram.counts
     running = np.cumsum([counts, counts * values], axis=1)
     running = np.pad(running, ((0, 0), (1, 0)))
     integers = np.arange(2**num_bits)
-    scales = ((highs - lows) / integers[-1])[:, None]
-    rounded = scales * (integers - np.rint(-lows[:, None] / scales))
+    lows, highs = ranges[:, :1], ranges[:, 1:]
+    scales = (highs - lows) / integers[-1]
+    rounded = scales * (integers - np.rint(-lows / scales))
     bounds = rounded[:, :-1] + scales / 2
     width = values[1] - values[0]
     places = np.ceil((bounds - values[0]) / width).clip(0, len(values)).astype(int)
