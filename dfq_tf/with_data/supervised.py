@@ -125,7 +125,7 @@ def _compiled_step(
             config.teacher_weight_decay,
         )
 
-    return tf.function(everywhere(step_on_device, context.strategy))
+    return tf.function(everywhere(step_on_device, context.strategy), autograph=False)
 
 
 def supervised_step(
