@@ -127,6 +127,7 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
         with mock.patch.object(choosing, "observe", wraps=choosing.observe) as looked:
             found = {bits: calibrated.quantized(few(bits)) for bits in (8, 4)}
             self.assertEqual(looked.call_count, 1)
+        self.assertIs(calibrated.quantized(few(4)), found[4])
         for bits, each in found.items():
             alone = post_training.post_training(network, images, few(bits), config)
             self.assertEqual(each.graph.digest(), alone.graph.digest())

@@ -1,3 +1,4 @@
+import gc
 import os
 import platform
 import subprocess
@@ -7,7 +8,7 @@ import unittest
 import pytest
 from absl.testing import parameterized
 
-from dfq_tf.compat import tf
+from dfq_tf.compat import no_garbage_collection, tf
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 KERAS, ONEDNN = "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS"
@@ -63,10 +64,10 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
 
     def check_keras_3(self, first, is_there):
         script = (
-            f"import logging, os, sys, {first}\n"
+            f"import gc, logging, os, sys, {first}\n"
             "def state():\n"
             "    levels = [logging.getLogger(n).level for n in ('', 'tensorflow')]\n"
-            "    return levels, sys.path[:], os.getcwd()\n"
+            "    return levels, sys.path[:], os.getcwd(), gc.isenabled()\n"
             "environment, others = set(os.environ.items()), state()\n"
             "import dfq_tf\n"
             "changed = {n for n, _ in environment ^ set(os.environ.items())}\n"
@@ -86,6 +87,17 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
         same = ["True", "True"]
         expected = [*same, str(is_there), "3", "3", "10", "None", *same]
         self.assertEqual(process.stdout.split(), expected, process.stderr)
+
+
+class GarbageTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(True, False)
+    def test_it_is_looked_for_afterwards_if_it_was_before(self, before):
+        self.addCleanup(gc.enable)
+        (gc.enable if before else gc.disable)()
+        with self.assertRaises(KeyError), no_garbage_collection():
+            self.assertFalse(gc.isenabled())
+            raise KeyError
+        self.assertEqual(gc.isenabled(), before)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 import dataclasses
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.distillation import generator as generator_module
 from dfq_tf.distillation.generator import (
     SAMPLE,
+    Sampler,
     ToPixels,
     UpsampledConv2D,
     build_generator,
+    draw_pixels,
     generate,
     held_out_count,
     make_generators,
@@ -321,6 +325,21 @@ class GenerateTest(parameterized.TestCase, tf.test.TestCase):
         before = helpers.copies(self.generator.weights)
         generate([self.generator], _CONFIG, 5, seed=1)
         self.assertTrue(helpers.all_equal(self.generator.weights, before))
+
+    def test_a_sampler_compiles_once_and_follows_the_generator(self):
+        with mock.patch.object(generator_module, "draw_pixels", wraps=draw_pixels) as f:
+            sampler = Sampler([self.generator], _CONFIG)
+            found = [sampler(n, seed) for n, seed in ((5, 1), (9, 2), (5, 1))]
+            self.assertEqual(f.call_count, 1)
+            expected = generate([self.generator], _CONFIG, 9, seed=2)
+            self.assertAllEqual(found[1], expected)
+            self.assertAllEqual(found[0], found[2])
+            weight = self.generator.trainable_variables[0]
+            weight.assign(-weight)
+            self.assertNotAllEqual(sampler(5, 1), found[0])
+        self.assertAllEqual(
+            sampler(5, 1), generate([self.generator], _CONFIG, 5, seed=1)
+        )
 
     def test_depends_on_the_seed_alone(self):
         images = generate([self.generator], _CONFIG, 5, seed=1)

@@ -58,7 +58,8 @@ class RunTest(tf.test.TestCase):
         # A few steps, which are not worth compiling.
         few = mock.patch.object(generator, "held_out_count", return_value=48)
         small = mock.patch.object(phases, "pool_count", return_value=256)
-        with helpers.eagerly(), few, small:
+        prepared = mock.patch.object(api, "prepare", wraps=api.prepare)
+        with helpers.eagerly(), few, small, prepared as cls.prepared:
             return cls.tool("run", *cls.flags)
 
     @staticmethod
@@ -164,6 +165,9 @@ class RunTest(tf.test.TestCase):
         )
         self.assertRegex(trained, r"; a step of \d+ images takes about [1-9]\d* MiB, ")
 
+    def test_both_methods_share_one_preparation(self):
+        self.assertEqual(self.prepared.call_count, 1)
+
     def test_labels_are_class_names_in_order(self):
         labels = (self.workdir / "labels.txt").read_text().split()
         self.assertEqual(labels, list("0123456789"))
@@ -192,6 +196,8 @@ class RunTest(tf.test.TestCase):
 @pytest.mark.long
 class WholeRunTest(RunTest):
     """The same of a process that compiles its steps, and of a further one."""
+
+    test_both_methods_share_one_preparation = None  # another process tells nothing
 
     @classmethod
     def run_of_all(cls):

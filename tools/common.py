@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -40,6 +41,9 @@ from dfq_tf.settings import (
 )
 from dfq_tf.training import devices, resolve_precision
 from dfq_tf.with_data import datasets
+
+# What has been imported stays: Python need not look there for garbage.
+gc.freeze()
 
 FLAGS = flags.FLAGS
 T = TypeVar("T")

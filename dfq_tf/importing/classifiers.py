@@ -53,7 +53,7 @@ from dfq_tf.importing.trimming import trimmed
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 5e-2
 _SMALLEST_SIDE, _LARGEST_SIDE = 8, 512
 _CHANNELS = (1, 3, 4)
-_COMPARED_IMAGES = 4
+_COMPARED_IMAGES = 2
 # Functions that a model of Keras 2 may call.
 _FUNCTIONS = {"TFOpLambda", "SlicingOpLambda"}
 

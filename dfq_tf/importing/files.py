@@ -18,7 +18,12 @@ from typing import Any
 
 import h5py
 
-from dfq_tf.compat import keras, keras3, native_output_hidden
+from dfq_tf.compat import (
+    keras,
+    keras3,
+    native_output_hidden,
+    no_garbage_collection,
+)
 from dfq_tf.errors import ModelError
 from dfq_tf.importing import parts, wrappers
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
@@ -163,7 +168,11 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
         raise _unreadable(path, error) from error
     load = _load_keras3 if version.startswith("3") else _load_keras2
     try:
-        with native_output_hidden(), repaired(path, is_archive, version) as readable:
+        with (
+            native_output_hidden(),
+            no_garbage_collection(),
+            repaired(path, is_archive, version) as readable,
+        ):
             return load(readable, allow_code)
     # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
     except Exception as error:
