@@ -50,7 +50,8 @@ class RunTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.workdir = new_folder() / "run"
-        cls.flags = (f"--flagfile={SMOKE}", f"--workdir={cls.workdir}")
+        few = "--qat_student_steps=2"
+        cls.flags = (f"--flagfile={SMOKE}", few, f"--workdir={cls.workdir}")
         cls.process = cls.run_of_all()
 
     @classmethod
@@ -660,7 +661,7 @@ class ReconstructionTest(tf.test.TestCase):
         "--dataset=digits",
         "--images=photographs",
         "--calibration_images=64",
-        "--rec_steps=30",
+        "--rec_steps=20",
         "--rec_minutes=0",
         "--batch_size=8",
     )
@@ -682,7 +683,7 @@ class ReconstructionTest(tf.test.TestCase):
         )
         self.assertRegex(
             process.stdout,
-            "30 steps of each block, on 64 images; --rec_steps=30 --rec_minutes=0 rep",
+            "20 steps of each block, on 64 images; --rec_steps=20 --rec_minutes=0 rep",
         )
         self.assertRegex(
             process.stdout,
@@ -692,7 +693,7 @@ class ReconstructionTest(tf.test.TestCase):
         made = metrics["df_rec_training"]
         self.assertEqual(made["photographs_share"], 1)
         found = made["reconstruction_steps"], made["reconstruction_images"]
-        self.assertEqual(found, (30, 64))
+        self.assertEqual(found, (20, 64))
         self.assertEqual(
             [b["name"] for b in made["blocks"]], ["relu1", "relu2", "logits"]
         )
@@ -727,7 +728,7 @@ class ReconstructionTest(tf.test.TestCase):
         self.assertTrue(files[0] != files[1])
         self.assertTrue(files[1] == files[2])  # training starts from there
         made = metrics["reconstructions"]["W2A8"]
-        self.assertEqual(made["reconstruction_steps"], 30)
+        self.assertEqual(made["reconstruction_steps"], 20)
         # The last row took no step of it, and has cost as much all the same.
         spent = made["minutes"] + metrics["warm_up_minutes"]
         for name in ("df_rec", "df_rec_kd"):

@@ -421,7 +421,7 @@ def digits_like(count):
 
 class AugmentedTest(tf.test.TestCase):
     def test_what_is_trained_on_is_augmented(self):
-        images = digits_like(20)
+        images = digits_like(10)
         seen = []
 
         def step(student, optimizer, pixels, logits, **settings):
@@ -430,7 +430,7 @@ class AugmentedTest(tf.test.TestCase):
 
         teacher = helpers.small_classifier()
         network = small_network()
-        config = dataclasses.replace(TINY, batch_size=20)
+        config = dataclasses.replace(TINY, batch_size=10)
         with mock.patch.object(steps, "distillation_step", step):
             for seed in (1, 2):
                 train(
