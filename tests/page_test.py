@@ -314,6 +314,20 @@ class BestTest(parameterized.TestCase):
         read = record.read(pages.write(new_folder() / "run", metrics, curves=False))
         self.assertEqual(read.best.key, best)
 
+    @parameterized.parameters(
+        ((0.5, 0.6), "on this machine, behind DF-Q W4A8"),
+        ((0.6, 0.5), "on this machine"),
+    )
+    def test_time_is_said_to_be_behind_that_of_the_first_method(self, shares, said):
+        metrics = {}
+        for name, share, seconds in zip(("df_q", "df_qat_kd"), shares, (5.0, 6.0)):
+            metrics[name] = {"agreement": share, "images": 10, "bytes": 1}
+            metrics[f"{name}_seconds"] = seconds
+        folder = pages.write(new_folder() / "run", metrics, curves=False)
+        words = Parsed(page.write(folder).read_text()).words
+        self.assertIn(said, words)
+        self.assertEqual("behind" in words, "behind" in said)
+
 
 class ComparisonTest(parameterized.TestCase):
     def test_puts_runs_side_by_side_with_what_differs(self):
