@@ -108,7 +108,7 @@ def _chosen_for_import() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """For blocks that make objects and leave none: looking costs a third more time."""
+    """For blocks that make objects and leave none, where looking only takes time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -7,6 +7,6 @@ import os
 # TensorFlow's libraries, which read this once, when they load. So this package is
 # imported before dfq_tf.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Python looks for garbage less often, which there is hardly any of while libraries are
-# imported; inspecting a model takes a tenth less.
+# Python looks for garbage less often: of what libraries and models are made of, hardly
+# anything is garbage.
 gc.set_threshold(10_000, 10, 10)
