@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Generic, TypeVar
 
 import tqdm
@@ -23,10 +23,29 @@ S = TypeVar("S", bound=DistillationConfig | BudgetConfig | TeacherConfig)
 T = TypeVar("T")
 # A stage that lasts so many seconds is worth a line, and parts of it so many a bar.
 WORTH_A_LINE, _WORTH_A_BAR = 2.0, 1.0
+# Seconds between the lines of a training in a log.
+_BETWEEN_LINES = 60.0
 # What a terminal is told that is being done.
 _shown: contextvars.ContextVar["_Shown | None"] = contextvars.ContextVar(
     "_shown", default=None
 )
+_lines_alone: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "_lines_alone", default=False
+)
+
+
+@contextlib.contextmanager
+def lines_alone(is_wanted: bool = True) -> Iterator[None]:
+    """A terminal sees no bars in the block, but the lines that a log has."""
+    token = _lines_alone.set(is_wanted)
+    try:
+        yield
+    finally:
+        _lines_alone.reset(token)
+
+
+def _has_bars() -> bool:
+    return sys.stderr.isatty() and not _lines_alone.get()
 
 
 @contextlib.contextmanager
@@ -45,7 +64,7 @@ def stage(
       least_seconds: how long it must have taken for a line.
     """
     began = time.monotonic()
-    shown = _Shown(name) if progress and sys.stderr.isatty() else None
+    shown = _Shown(name) if progress and _has_bars() else None
     if shown:
         shown.tell()
     token = _shown.set(shown)
@@ -107,6 +126,60 @@ class _Shown:
         self.tell()
 
 
+class TrainingShown:
+    """How far a training is: a bar on a terminal; in a log a line a minute.
+
+    Args:
+      name: of the training.
+      total: its steps.
+      first: those that an earlier run took.
+      progress: whether anything is said.
+    """
+
+    def __init__(self, name: str, total: int, first: int, progress: bool) -> None:
+        self._name, self._first, self._done, self._total = name, first, first, total
+        is_shown = progress and first < total
+        self._has_lines = is_shown and not _has_bars()
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=first,
+            desc=name,
+            unit="step",
+            disable=not is_shown or self._has_lines,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        self._measured = ""
+        self._began = self._told = time.monotonic()
+
+    def close(self, is_done: bool) -> None:
+        """Ends the bar. A log has a line if all is done and has taken seconds."""
+        self._bar.close()
+        seconds = time.monotonic() - self._began
+        if self._has_lines and is_done and seconds >= WORTH_A_LINE:
+            self._say(f"{self._done} steps, done in {seconds:.0f} s")
+
+    def step(self) -> None:
+        """One more step is done."""
+        self._done += 1
+        self._bar.update()
+
+    def measured(self, measurements: Mapping[str, float]) -> None:
+        """Shows measurements, on the bar or if it is time for a line."""
+        texts = {key: f"{value:.4g}" for key, value in measurements.items()}
+        self._bar.set_postfix(texts, refresh=False)
+        self._measured = "".join(f", {key} {text}" for key, text in texts.items())
+        now = time.monotonic()
+        if self._has_lines and now - self._told >= _BETWEEN_LINES:
+            self._told, taken = now, now - self._began
+            steps, rest = self._done - self._first, self._total - self._done
+            left = taken / steps * rest
+            self._say(f"step {self._done} of {self._total}, about {left:.0f} s left")
+
+    def _say(self, what: str) -> None:
+        print(f"{self._name}: {what}{self._measured}", file=sys.stderr, flush=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Context(Generic[S]):
     """Made once for each run, handed on, and never changed.
@@ -120,7 +193,7 @@ class Context(Generic[S]):
       precision: 'float32' or 'bfloat16', see `copies.resolve_precision`.
       strategy: the devices that train, see `devices.make_strategy`; None for one.
       directory: for checkpoints and scalars; None keeps nothing.
-      progress: whether to show a bar for each stage.
+      progress: whether to show what is being done: bars on a terminal, else lines.
     """
 
     settings: S

@@ -91,19 +91,20 @@ class QuietTest(parameterized.TestCase):
             "def main():\n"
             "    common.say('what is done')\n"
             "    print('result', common.FLAGS.progress)\n"
+            "    with common.stage('a stage', least_seconds=0): pass\n"
             "common.define_run_flags(None, trains=False)\n"
             "common.run(main, 'A tool.')\n"
         )
 
     @parameterized.parameters(
-        ([], "what is done\nresult True\n"),
-        (["--noprogress"], "what is done\nresult False\n"),
-        (["--quiet"], "result False\n"),
-        (["--quiet", "--progress"], "result False\n"),
+        ([], "what is done\nresult True\n", "a stage: done in 0 s\n"),
+        (["--noprogress"], "what is done\nresult False\n", ""),
+        (["--quiet"], "result True\n", "a stage: done in 0 s\n"),
+        (["--quiet", "--noprogress"], "result False\n", ""),
     )
-    def test_results_alone_are_said(self, flags, expected):
+    def test_results_and_stages_alone_are_said(self, flags, output, progress):
         result = run_in_process(self.tool, *flags)
-        self.assertEqual((result.stdout, result.stderr), (expected, ""))
+        self.assertEqual((result.stdout, result.stderr), (output, progress))
 
 
 class DigestTest(parameterized.TestCase):

@@ -5,7 +5,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from dfq_tf import context as context_module
-from dfq_tf.context import counted, stage
+from dfq_tf.context import TrainingShown, counted, lines_alone, stage
 from dfq_tf.errors import ConfigError
 from tests import helpers
 
@@ -64,6 +64,14 @@ class StageTest(parameterized.TestCase):
     def test_nothing_is_said_unless_asked_for(self):
         self.assertEqual(self.said(60.0, True, progress=False), ("", ""))
 
+    def test_terminal_has_the_lines_of_a_log_where_they_are_wanted(self):
+        with lines_alone():
+            said = self.said(60.0, True)
+        self.assertEqual(said, ("", "calibration: done in 60 s\n"))
+        with lines_alone(False):
+            self.assertNotEqual(self.said(60.0, True), said)
+        self.assertNotEqual(self.said(60.0, True), said)
+
     def test_what_raises_leaves_no_line(self):
         stream = io.StringIO()
         with mock.patch("sys.stderr", stream), self.assertRaises(ConfigError):
@@ -104,6 +112,59 @@ class StageTest(parameterized.TestCase):
         with mock.patch("sys.stderr", io.StringIO()) as stream:
             self.assertEqual(list(counted(range(3), "layers")), [0, 1, 2])
         self.assertEqual(stream.getvalue(), "")
+
+
+class TrainingShownTest(parameterized.TestCase):
+    def said(self, times, is_terminal=False, progress=True, first=0, is_done=True):
+        """What five steps of ten write; `times` are those of the clock."""
+        stream = io.StringIO()
+        stream.isatty = lambda: is_terminal
+        clock = iter(times)
+        with mock.patch("sys.stderr", stream):
+            with mock.patch.object(
+                context_module.time, "monotonic", lambda: next(clock)
+            ):
+                shown = TrainingShown("warm_up", 10, first, progress)
+                for _ in range(5):
+                    shown.step()
+                    shown.measured({"loss": 0.123456, "agreement": 1.0})
+                shown.close(is_done)
+        return stream.getvalue()
+
+    def test_log_has_a_line_a_minute_and_one_at_the_end(self):
+        # Steps end at 30, 59, 60, 100 and 121 s: of the third and the last are lines.
+        times = [10.0, 40, 69, 70, 110, 131, 131]
+        self.assertEqual(
+            self.said(times),
+            "warm_up: step 3 of 10, about 140 s left, loss 0.1235, agreement 1\n"
+            "warm_up: step 5 of 10, about 121 s left, loss 0.1235, agreement 1\n"
+            "warm_up: 5 steps, done in 121 s, loss 0.1235, agreement 1\n",
+        )
+
+    def test_pace_is_that_of_this_run(self):
+        times = [10.0, 20, 30, 40, 50, 110, 110]  # five steps in 100 s, one is left
+        self.assertIn("step 9 of 10, about 20 s left", self.said(times, first=4))
+
+    def test_short_or_broken_training_has_no_line(self):
+        times = [10.0, 10, 10, 10, 10, 10, 11.9]
+        self.assertEqual(self.said(times), "")
+        times[-1] = 12.0
+        self.assertIn("done in 2 s", self.said(times))
+        self.assertEqual(self.said(times, is_done=False), "")
+
+    def test_nothing_is_said_unless_asked_for_or_left_to_do(self):
+        times = [10.0] * 6 + [70.0]
+        for is_terminal in (False, True):
+            self.assertEqual(self.said(times, is_terminal, progress=False), "")
+            self.assertEqual(self.said(times, is_terminal, first=10), "")
+
+    def test_terminal_has_a_bar_and_no_line(self):
+        with mock.patch.object(context_module.tqdm, "tqdm") as made:
+            self.assertEqual(self.said([10.0] * 6 + [70.0], is_terminal=True), "")
+            self.assertFalse(made.call_args.kwargs["disable"])
+            self.assertEqual(made.return_value.update.call_count, 5)
+            self.said([10.0] * 6 + [70.0])
+        self.assertTrue(made.call_args.kwargs["disable"])
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ class RunTest(tf.test.TestCase):
             for pattern in ("*.tflite", "*.keras")
             for p in self.workdir.glob(pattern)
         }
-        again = self.tool("run", *self.flags, "--quiet")
+        again = self.tool("run", *self.flags, "--quiet", "--noprogress")
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(again.stderr, "")
         self.assertStartsWith(again.stdout.lstrip(), "accuracy")  # the table

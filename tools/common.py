@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from dfq_tf.compat import native_output_hidden, tf
-from dfq_tf.context import WORTH_A_LINE, Context
+from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
@@ -379,8 +379,7 @@ def stage(
     name: str, least_seconds: float = WORTH_A_LINE
 ) -> contextlib.AbstractContextManager[None]:
     """A stage that is shown, see `context.stage`, unless flags say that none is."""
-    is_quiet = "quiet" in FLAGS and FLAGS.quiet
-    is_shown = FLAGS.progress if "progress" in FLAGS else not is_quiet
+    is_shown = FLAGS.progress if "progress" in FLAGS else True
     return shown_stage(name, is_shown, least_seconds)
 
 
@@ -549,7 +548,7 @@ def run(
       several: whether that is a list, each of whose values is an argument of its own.
     """
     if "quiet" not in FLAGS:
-        help = "Say nothing but results, warnings and errors."
+        help = "Say nothing but results, warnings, errors and a line for each stage."
         define("Run", "quiet", bool, False, help)
 
     def parse(argv: list[str]) -> list[str]:
@@ -562,8 +561,6 @@ def run(
             rest = FLAGS(argv)
         except flags.Error as error:
             _fail(f"{error}. See --help", 2)
-        if FLAGS.quiet and "progress" in FLAGS:
-            FLAGS.progress = False
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
@@ -580,7 +577,7 @@ def run(
     def run_main(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-        with _ends_with_its_reader():
+        with _ends_with_its_reader(), lines_alone(FLAGS.quiet):
             _run(main)
 
     with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did

@@ -10,16 +10,14 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.context import Context
+from dfq_tf.context import Context, TrainingShown
 from dfq_tf.errors import TrainingError
 from dfq_tf.files import read_text, write_text
 from dfq_tf.training.devices import names_lost_workers, of_all_workers
@@ -131,16 +129,7 @@ class _Progress:
         self.first = int(self._done.numpy())
         self._curve = _Curve(name, context.directory, self.first, self._writer)
         self._saved_at = time.monotonic()
-        self._bar = tqdm.tqdm(
-            total=num_steps,
-            initial=self.first,
-            desc=name,
-            unit="step",
-            disable=not context.progress or self.first == num_steps,
-            dynamic_ncols=True,
-            # A log file needs no line every half second.
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-        )
+        self._shown = TrainingShown(name, num_steps, self.first, context.progress)
 
     def _open(self, directory: pathlib.Path, identity: Mapping[str, str]) -> None:
         """Restores the newest checkpoint, and opens the file of the scalars."""
@@ -163,8 +152,8 @@ class _Progress:
     def __enter__(self) -> "_Progress":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._shown.close(is_done=kind is None)
         if self._writer is not None:
             with self._writing():
                 self._writer.close()
@@ -188,17 +177,15 @@ class _Progress:
         measurements = {key: float(value) for key, value in tensors.items()}
         self._seconds.assign_add(time.monotonic() - began)
         self._done.assign_add(1)
-        self._bar.update()
+        self._shown.step()
         bad = [key for key, value in measurements.items() if not np.isfinite(value)]
         if bad:
             raise self._not_finite(", ".join(bad))
         return measurements
 
     def report(self, measurements: Mapping[str, float]) -> None:
-        """Shows measurements on the bar, and writes them as scalars."""
-        self._bar.set_postfix(
-            {k: f"{v:.4g}" for k, v in measurements.items()}, refresh=False
-        )
+        """Shows measurements, and writes them as scalars."""
+        self._shown.measured(measurements)
         if self._writer is not None:
             with self._writing(), self._writer.as_default(step=self._steps):
                 for key, value in measurements.items():
