@@ -1,13 +1,14 @@
 """Runs what benchmarks/gpu/export.py wrote, on the device that JAX finds.
 
-    python benchmarks/gpu/run.py PROGRAM RUNS.json --out=FOLDER [--seconds=500]
+    python benchmarks/gpu/run.py PROGRAMS RUNS.json --out=FOLDER [--seconds=500]
 
-Needs jax and numpy. RUNS.json is a list of runs. Each has a `name`; `rounds`, or
-`seconds` for as many rounds as fit, or both for what comes first; `least`, the seconds
-without which it is left out; and what differs from the recipe: `first_share`,
-`student_steps`, `answer_uses`, `generator_steps`, and values of variables by their
-names, such as `noise_share` or `adversarial_weight`. The steps of a run, and the
-numbers that they draw from, are those of `dfq_tf.distillation.budget`.
+Needs jax and numpy. RUNS.json is a list of runs, which share the device from the
+start. Each has a `name`; its `program`, a folder in PROGRAMS if that is not one itself;
+`rounds`, or `seconds` for as many rounds as fit, or both for what comes first; and what
+differs from the recipe: `first_share`, `student_steps`, `answer_uses`,
+`generator_steps`, and values of variables by their names, such as `noise_share` or
+`adversarial_weight`. Steps that several programs have are compiled once. The steps of a
+run, and the numbers that they draw from, are those of `dfq_tf.distillation.budget`.
 
 FOLDER/NAME.npz has the student's weights; with `snapshots`, NAME_K.npz those on the
 way, and NAME_images.npz some images of the bank.
@@ -20,6 +21,9 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Iterable
+from concurrent import futures
+from typing import Any
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # optimizers count steps in int64
 
@@ -30,6 +34,8 @@ from jax._src.lib import xla_client
 
 # As in dfq_tf.distillation.budget.
 HELD_OUT, ANSWERED = 2, 32
+# Seconds for what is written at the end.
+_SPARE = 8
 DEFAULTS = dict(
     generator_steps=10,
     student_steps=80,
@@ -39,22 +45,48 @@ DEFAULTS = dict(
 )
 
 
+class Compiled:
+    """The steps of several programs; those that are alike are compiled once."""
+
+    def __init__(self, folders: Iterable[pathlib.Path]) -> None:
+        paths = {path for folder in folders for path in folder.glob("*.hlo")}
+        read = {path: _read(path) for path in paths}
+        with futures.ThreadPoolExecutor(len(paths)) as pool:
+            modules = {module for module, _ in read.values()}
+            jobs = {module: pool.submit(_compiled, module) for module in modules}
+        self.count = len(jobs)
+        self._found = {p: (jobs[m].result(), c) for p, (m, c) in read.items()}
+
+    def get(self, path: pathlib.Path) -> tuple[Any, list[tuple[int, int]]]:
+        """What runs the step of a file, and the pairs of results and parameters."""
+        return self._found[path]
+
+
+def _read(path: pathlib.Path) -> tuple[str, list[tuple[int, int]]]:
+    """The module, and a pair for each variable that it changes."""
+    computation = xla_client.XlaComputation(path.read_bytes())
+    head = computation.as_hlo_text().split("\n", 1)[0]
+    # {result}: (parameter, ...)
+    pairs = re.findall(r"\{(\d+)\}: \((\d+),", head)
+    changes = [(int(result), int(parameter)) for result, parameter in pairs]
+    module = xla_client._xla.mlir.xla_computation_to_mlir_module(computation)
+    # A copy of a value is the value; GPUs' compilers do not take the operation.
+    module = module.replace(" = mhlo.copy ", " = stablehlo.optimization_barrier ")
+    # Names of modules are numbered, which would make all of them differ.
+    return re.sub(r"(?m)^module @\S+", "module @step", module), changes
+
+
+def _compiled(module: str) -> Any:
+    options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+    devices = xla_client.DeviceList((jax.devices()[0],))
+    return xla_bridge.get_backend().compile_and_load(module, devices, options)
+
+
 class Step:
     """A compiled step, which changes values that it is given."""
 
-    def __init__(self, path: pathlib.Path, specification: dict) -> None:
-        computation = xla_client.XlaComputation(path.read_bytes())
-        head = computation.as_hlo_text().split("\n", 1)[0]
-        # {result}: (parameter, ...) for each variable that the step changes.
-        pairs = re.findall(r"\{(\d+)\}: \((\d+),", head)
-        self._changes = [(int(result), int(parameter)) for result, parameter in pairs]
-        module = xla_client._xla.mlir.xla_computation_to_mlir_module(computation)
-        # A copy of a value is the value; GPUs' compilers do not take the operation.
-        module = module.replace(" = mhlo.copy ", " = stablehlo.optimization_barrier ")
-        options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
-        devices = xla_client.DeviceList((jax.devices()[0],))
-        backend = xla_bridge.get_backend()
-        self._run = backend.compile_and_load(module, devices, options)
+    def __init__(self, compiled: tuple[Any, Any], specification: dict) -> None:
+        self._run, self._changes = compiled
         self._names = specification["parameters"]
         self._measurements = specification["measurements"]
 
@@ -69,11 +101,11 @@ class Step:
 class Program:
     """The steps, and the values that a run begins with."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, compiled: Compiled) -> None:
         program = json.loads((folder / "program.json").read_text())
         self._arrays, self._values = folder.parent / "arrays", program["values"]
         self.steps = {
-            name: Step(folder / f"{name}.hlo", specification)
+            name: Step(compiled.get(folder / f"{name}.hlo"), specification)
             for name, specification in program["steps"].items()
         }
 
@@ -201,9 +233,9 @@ class Run:
 
 
 def main() -> None:
-    """Compiles once, and takes one run after the other."""
+    """Compiles all programs, and takes all runs beside each other."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("program", type=pathlib.Path)
+    parser.add_argument("programs", type=pathlib.Path)
     parser.add_argument("runs", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -211,18 +243,23 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
-    program = Program(options.program)
+    runs = json.loads(options.runs.read_text())
+    compiled = Compiled({options.programs / each.get("program", "") for each in runs})
+    seconds = time.monotonic() - began
     print(
-        f"{jax.devices()[0]}: compiled in {time.monotonic() - began:.0f} s", flush=True
+        f"{jax.devices()[0]}: {compiled.count} compiled in {seconds:.0f} s", flush=True
     )
-    for settings in json.loads(options.runs.read_text()):
-        left = options.seconds - (time.monotonic() - began)
-        if left < settings.get("least", 10):
-            print(f"{settings['name']}: no time is left", flush=True)
-            continue
+    left = options.seconds - seconds - _SPARE
+
+    def take(settings: dict) -> None:
         if "seconds" in settings:
-            settings["seconds"] = min(settings["seconds"], left - 8)
+            settings["seconds"] = min(settings["seconds"], left)
+        program = Program(options.programs / settings.get("program", ""), compiled)
         Run(program, settings, options.seed).take(options.out)
+
+    with futures.ThreadPoolExecutor(len(runs)) as pool:
+        for run in [pool.submit(take, each) for each in runs]:
+            run.result()
 
 
 if __name__ == "__main__":
