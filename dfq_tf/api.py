@@ -372,9 +372,7 @@ class Prepared:
     @functools.cached_property
     def lessons(self) -> np.ndarray:
         """As many images, from which blocks learn, photographs among them."""
-        if self.source.name != GENERATED:
-            return self.images
-        return with_photographs(self.images, self.photographs_share, self.context.seed)
+        return self._for_learning(self.images, self.context.seed)
 
     @functools.cached_property
     def calibrated(self) -> Calibrated:
@@ -386,6 +384,10 @@ class Prepared:
         """Images of the same source for students to learn from, uint8."""
         config, seed = self.context.settings, self.context.seed + phases.POOL_SEED
         images = self._draw(phases.pool_count(config, self.network.image_shape), seed)
+        return self._for_learning(images, seed)
+
+    def _for_learning(self, images: np.ndarray, seed: int) -> np.ndarray:
+        """Images of the source, photographs among them if they are generated."""
         if self.source.name != GENERATED:
             return images
         return with_photographs(images, self.photographs_share, seed)

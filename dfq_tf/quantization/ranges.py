@@ -78,11 +78,8 @@ def least_squares_range(histogram: Histogram, num_bits: int) -> Range:
     lows = np.unique(extremes[0] * shares)
     highs = np.unique(extremes[1] * shares)
     candidates = [(float(low), float(high)) for low in lows for high in highs]
-    several = np.split(
-        np.array(candidates), range(_TOGETHER, len(candidates), _TOGETHER)
-    )
-    errors = [_squared_errors(histogram, each, num_bits) for each in several]
-    return candidates[int(np.argmin(np.concatenate(errors)))]
+    errors = _squared_errors(histogram, np.array(candidates), num_bits)
+    return candidates[int(np.argmin(errors))]
 
 
 def _squared_errors(
@@ -103,16 +100,18 @@ def _squared_errors(
     running = np.cumsum([counts, counts * values], axis=1)
     running = np.pad(running, ((0, 0), (1, 0)))
     integers = np.arange(2**num_bits)
-    lows, highs = ranges[:, :1], ranges[:, 1:]
-    scales = (highs - lows) / integers[-1]
-    rounded = scales * (integers - np.rint(-lows / scales))
-    bounds = rounded[:, :-1] + scales / 2
-    width = values[1] - values[0]
-    places = np.ceil((bounds - values[0]) / width).clip(0, len(values)).astype(int)
-    ends = [np.zeros((len(lows), 1), int), np.full((len(lows), 1), len(values))]
-    places = np.concatenate([ends[0], places, ends[1]], axis=1)
-    count, total = np.diff(running[:, places], axis=-1)
-    return np.sum(rounded * (rounded * count - 2 * total), axis=1)
+    errors = []
+    for start in range(0, len(ranges), _TOGETHER):
+        lows, highs = np.split(ranges[start : start + _TOGETHER], 2, axis=1)
+        scales = (highs - lows) / integers[-1]
+        rounded = scales * (integers - np.rint(-lows / scales))
+        bounds = rounded[:, :-1] + scales / 2
+        places = np.ceil((bounds - values[0]) / (values[1] - values[0]))
+        places = places.clip(0, len(values)).astype(int)
+        places = np.pad(places, ((0, 0), (1, 1)), constant_values=(0, len(values)))
+        count, total = np.diff(running[:, places], axis=-1)
+        errors.append(np.sum(rounded * (rounded * count - 2 * total), axis=1))
+    return np.concatenate(errors)
 
 
 def kernel_magnitudes(
