@@ -639,14 +639,16 @@ def better(
       what: was done to it: 'trained'.
 
     Returns:
-      One of the two; and the agreement on images held out of each.
+      One of the two; and the agreement of each on images held out, the mean over their
+      kinds, which decides.
 
     Warns:
       UserWarning: the second is much worse.
     """
     with stage(f"agreement before and after being {what}", prepared.context.progress):
         old, new = (_agreements(prepared, each) for each in (before, after))
-    if np.mean(new) < np.mean(old) - _TOLERATED_LOSS:
+    means = float(np.mean(old)), float(np.mean(new))
+    if means[1] < means[0] - _TOLERATED_LOSS:
         warnings.warn(
             f"being {what} made the student agree less with the teacher: on images "
             f"held out of each kind {_percents(old)} before it, "
@@ -654,7 +656,7 @@ def better(
             "learning rate may help",
             stacklevel=3,
         )
-    return (before if sum(new) < sum(old) else after), old[0], new[0]
+    return (before if means[1] < means[0] else after), *means
 
 
 def _agreements(prepared: Prepared, network: QuantizedNetwork) -> list[float]:

@@ -157,7 +157,8 @@ class TrainingShown:
         self._bar.close()
         seconds = time.monotonic() - self._began
         if self._has_lines and is_done and seconds >= WORTH_A_LINE:
-            self._say(f"{self._done} steps, done in {seconds:.0f} s")
+            steps = "1 step" if self._done == 1 else f"{self._done} steps"
+            self._say(f"{steps}, done in {seconds:.0f} s")
 
     def step(self) -> None:
         """One more step is done."""

@@ -2,6 +2,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import re
 import tempfile
 import warnings
 import zipfile
@@ -938,6 +939,14 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         scores = digits.teacher().scores(expected)
         self.assertAllClose(self.prepared.answers, scores, atol=1e-5)
 
+    def agreements(self, network):
+        """With the teacher, on generated images held out and on 1/f noise."""
+        teacher = digits.teacher()
+        return [
+            agreement(network.scores(images), teacher.scores(images))
+            for images in (self.prepared.held_out, self.prepared.procedural)
+        ]
+
     @parameterized.parameters(1e-5, 0.5)
     def test_training_that_harms_is_noticed(self, learning_rate):
         network = self.network(BitWidths())
@@ -950,21 +959,23 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         before, after = (
             measured[f"held_out_agreement_{when}"] for when in ("before", "after")
         )
-        held_out, answers = self.prepared.held_out, self.prepared.answers
-        self.assertEqual(before, agreement(network.scores(held_out), answers))
+        per_kind = self.agreements(network)
+        self.assertLen(per_kind, 2)
+        self.assertEqual(before, sum(per_kind) / 2)
         messages = [str(w.message) for w in caught if "agree less" in str(w.message)]
         self.assertEqual(bool(messages), learning_rate == 0.5)
         self.assertEqual(trained is network, learning_rate == 0.5)
         self.assertEqual(measured["untrained_is_kept"], learning_rate == 0.5)
         if trained is not network:
-            self.assertEqual(after, agreement(trained.scores(held_out), answers))
+            self.assertEqual(after, sum(self.agreements(trained)) / 2)
         for message in messages:
             self.assertLess(after, before)
+            old = ", ".join(f"{100 * share:.1f} %" for share in per_kind)
             self.assertRegex(
-                message,
-                rf"{100 * before:.1f} %, .* before it, {100 * after:.1f} %, .*"
-                "not trained is given",
+                message, rf"{old} before it, [\d.]+ %, [\d.]+ % after.*not trained is g"
             )
+            new = re.search(r"it, ([\d.]+) %, ([\d.]+) % after", message)
+            self.assertAlmostEqual(sum(map(float, new.groups())) / 2, 100 * after, 0)
 
     def test_blocks_are_reconstructed_and_what_is_measured_is_that(self):
         network = self.network(ALL_4_BITS)
@@ -972,10 +983,10 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual([b.name for b in blocks], ["relu1", "relu2", "logits"])
         self.assertIsNot(result, network)
         self.assertFalse(found["unreconstructed_is_kept"])
-        held_out, answers = self.prepared.held_out, self.prepared.answers
         for when, each in (("before", network), ("after", result)):
-            expected = agreement(each.scores(held_out), answers)
+            expected = sum(self.agreements(each)) / 2
             self.assertEqual(found[f"agreement_{when}_reconstruction"], expected)
+        held_out = self.prepared.held_out
         self.assertEqual(found["reconstruction_steps"], FEW_STEPS.rec_steps)
         self.assertEqual(found["reconstruction_images"], 32)
         self.assertEqual(found["photographs_share"], self.prepared.photographs_share)

@@ -115,7 +115,9 @@ class StageTest(parameterized.TestCase):
 
 
 class TrainingShownTest(parameterized.TestCase):
-    def said(self, times, is_terminal=False, progress=True, first=0, is_done=True):
+    def said(
+        self, times, is_terminal=False, progress=True, first=0, is_done=True, steps=5
+    ):
         """What five steps of ten write; `times` are those of the clock."""
         stream = io.StringIO()
         stream.isatty = lambda: is_terminal
@@ -125,7 +127,7 @@ class TrainingShownTest(parameterized.TestCase):
                 context_module.time, "monotonic", lambda: next(clock)
             ):
                 shown = TrainingShown("warm_up", 10, first, progress)
-                for _ in range(5):
+                for _ in range(steps):
                     shown.step()
                     shown.measured({"loss": 0.123456, "agreement": 1.0})
                 shown.close(is_done)
@@ -151,6 +153,11 @@ class TrainingShownTest(parameterized.TestCase):
         times[-1] = 12.0
         self.assertIn("done in 2 s", self.said(times))
         self.assertEqual(self.said(times, is_done=False), "")
+
+    def test_one_step_is_one(self):
+        self.assertStartsWith(
+            self.said([10.0, 12, 12], steps=1), "warm_up: 1 step, done in 2 s, loss"
+        )
 
     def test_nothing_is_said_unless_asked_for_or_left_to_do(self):
         times = [10.0] * 6 + [70.0]

@@ -157,7 +157,8 @@ def _expected(record: Record, best: Row) -> list[str]:
             "classes are where a rounding decides."
         )
     if share := training.get("photographs_share"):
-        generated = f"generated images, {percent(share)} of them replaced by "
+        part = f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+        generated = f"generated images, {part} of them replaced by "
         said.append(
             f"It learnt from {'' if share == 1 else generated}crops of the "
             "public-domain photographs that ship with the project. "
@@ -173,9 +174,10 @@ def _expected(record: Record, best: Row) -> list[str]:
         )
     elif {"held_out_agreement_before", "held_out_agreement_after"} <= training.keys():
         said.append(
-            "Training moved the agreement on images held out from "
+            "Training moved the agreement from "
             f"{percent(training['held_out_agreement_before'])} to "
-            f"{percent(training['held_out_agreement_after'])}."
+            f"{percent(training['held_out_agreement_after'])}, the mean over images "
+            "held out of each kind."
         )
     return said
 
