@@ -183,6 +183,21 @@ class BrowserTest(parameterized.TestCase):
         self.assertLessEqual(wide, width)
         self.assertStartsWith(picture(self.driver), b"\x89PNG")
 
+    @parameterized.parameters(390, 761, 800, 961, 1400)
+    def test_models_and_figures_fill_the_page_and_no_more(self, width):
+        self.open(self.urls[0], width)
+        hidden, empty, narrowest = self.driver.execute_script(
+            "const table = document.querySelector('.scroll.models');"
+            "const box = (e) => document.querySelector(e).getBoundingClientRect();"
+            "const names = [...document.querySelectorAll('.layers tbody th')];"
+            "return [table.scrollWidth - table.clientWidth,"
+            " box('.tiles').right - box('.tiles div:last-child').right,"
+            " Math.min(...names.map((each) => each.offsetWidth))]"
+        )
+        self.assertEqual(hidden, 0)
+        self.assertLessEqual(empty, 1)  # the border
+        self.assertGreaterEqual(narrowest, 60 if width > 760 else 140)
+
     def test_table_sorts_by_numbers_and_by_names(self):
         self.open(self.urls[0])
         table, alone = "#layers table", 5
