@@ -157,8 +157,9 @@ class TrainingShown:
         self._bar.close()
         seconds = time.monotonic() - self._began
         if self._has_lines and is_done and seconds >= WORTH_A_LINE:
-            steps = "1 step" if self._done == 1 else f"{self._done} steps"
-            self._say(f"{steps}, done in {seconds:.0f} s")
+            count = self._done - self._first
+            more, end = " more" if self._first else "", "" if count == 1 else "s"
+            self._say(f"{count}{more} step{end}, done in {seconds:.0f} s")
 
     def step(self) -> None:
         """One more step is done."""

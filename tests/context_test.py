@@ -145,7 +145,9 @@ class TrainingShownTest(parameterized.TestCase):
 
     def test_pace_is_that_of_this_run(self):
         times = [10.0, 20, 30, 40, 50, 110, 110]  # five steps in 100 s, one is left
-        self.assertIn("step 9 of 10, about 20 s left", self.said(times, first=4))
+        said = self.said(times, first=4)
+        self.assertIn("warm_up: step 9 of 10, about 20 s left", said)
+        self.assertIn("warm_up: 5 more steps, done in 100 s", said)
 
     def test_short_or_broken_training_has_no_line(self):
         times = [10.0, 10, 10, 10, 10, 10, 11.9]
