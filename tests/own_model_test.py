@@ -82,11 +82,13 @@ class OwnModelTest(tf.test.TestCase):
             text=True,
         )
         self.assertEqual(process.returncode, 0, process.stderr)
-        for method in ("df_q", "df_qat_kd"):
-            self.assertAccurate(self.folder / f"runs/run/{method}.tflite")
+        # By itself the tool trains nothing where DF-Q is expected to do.
+        made = [path.name for path in (self.folder / "runs/run").glob("*.tflite")]
+        self.assertEqual(made, ["df_q.tflite"])
+        self.assertAccurate(self.folder / "runs/run/df_q.tflite")
         labels = (self.folder / "runs/run/labels.txt").read_text().splitlines()
         self.assertEqual(labels, [f"digit {i}" for i in range(10)])
-        self.assertIn("DF-QAT-KD W8A8", process.stdout)
+        self.assertIn("DF-Q W8A8", process.stdout)
 
 
 if __name__ == "__main__":

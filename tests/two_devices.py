@@ -437,7 +437,8 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
                 context = helpers.context(
                     config, seed=1, strategy=_mirrored(), directory=directory
                 )
-                return warmed_up(teacher, context).generators[0]
+                observed = observe(teacher, strategy=context.strategy)
+                return warmed_up(observed, context).generators[0]
 
         with self.assertRaises(KeyboardInterrupt):
             warmed(folder, 3)
