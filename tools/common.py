@@ -379,7 +379,7 @@ def stage(
     name: str, least_seconds: float = WORTH_A_LINE
 ) -> contextlib.AbstractContextManager[None]:
     """A stage that is shown, see `context.stage`, unless flags say that none is."""
-    is_shown = FLAGS.progress if "progress" in FLAGS else True
+    is_shown = "progress" not in FLAGS or FLAGS.progress
     return shown_stage(name, is_shown, least_seconds)
 
 
