@@ -30,6 +30,8 @@ from dfq_tf.distillation import (
     observe,
     phases,
     photographs_share,
+    spread,
+    synthesized,
     warmed_up,
     with_batch_size,
     with_photographs,
@@ -371,8 +373,30 @@ class Prepared:
 
     @functools.cached_property
     def lessons(self) -> np.ndarray:
-        """As many images, from which blocks learn, photographs among them."""
-        return self._for_learning(self.images, self.context.seed)
+        """Images from which blocks learn, uint8.
+
+        Those that calibrate, photographs among them; and some that are made for this,
+        evenly spread.
+        """
+        images = self._for_learning(self.images, self.context.seed)
+        count = self._num_synthesized
+        if not count:
+            return images
+        context = dataclasses.replace(self.context, strategy=None)
+        return spread(images, synthesized(self.warmed, count, context))
+
+    @property
+    def _num_synthesized(self) -> int:
+        """None without BatchNormalization, whose statistics make images good ones."""
+        if self.source.name != GENERATED or not self.observed.bn_inputs:
+            return 0
+        share = self.calibration.synthesized_in_lessons
+        return round(share / (1 - share) * len(self.images))
+
+    @property
+    def photographs_in_lessons(self) -> float:
+        """The share of photographs among the lessons, in [0, 1]."""
+        return self.photographs_share * len(self.images) / len(self.lessons)
 
     @functools.cached_property
     def calibrated(self) -> Calibrated:
@@ -567,7 +591,7 @@ def reconstructed(
         "unreconstructed_is_kept": result is network,
     }
     if result is not network:
-        found["photographs_share"] = prepared.photographs_share
+        found["photographs_share"] = prepared.photographs_in_lessons
     return result, blocks, found
 
 

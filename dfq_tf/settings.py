@@ -260,11 +260,20 @@ class CalibrationConfig(Checked):
         minimum=1,
         auto=True,
     )
+    synthesized_in_lessons: float = setting(
+        0.5,
+        "Share of images that are made for it among those that blocks learn from, "
+        "where generated ones calibrate: for each batch of them the generator learns "
+        "anew. 0 saves a minute or more.",
+        minimum=0,
+        maximum=0.9,
+    )
     photographs_in_lessons: float = setting(
         0.5,
         "Share of crops of the public-domain photographs that ship with the project "
-        "among the images that blocks and students learn from, where --images=auto "
-        "takes generated ones. Ranges come of generated images alone.",
+        "that blocks and students learn from, in place of so many of the images that "
+        "calibrate, where --images=auto takes generated ones. Ranges come of generated "
+        "images alone.",
         minimum=0,
         maximum=1,
     )

@@ -17,6 +17,7 @@ from dfq_tf import api, photographs
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import batch_size, budget, generator, phases, pool
 from dfq_tf.distillation.generator import generate
+from dfq_tf.distillation.sources import with_photographs
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import (
     ConfigError,
@@ -75,7 +76,10 @@ TINY_POOL = qat_recipe(
     pool_batch_size=8,
 )
 TINY_CALIBRATION = CalibrationConfig(
-    images="generated", calibration_images=32, bias_correction=False
+    images="generated",
+    calibration_images=32,
+    bias_correction=False,
+    synthesized_in_lessons=0.0,
 )
 FEW_STEPS = ReconstructionConfig(rec_steps=5, rec_minutes=0, rec_batch_size=8)
 # What is measured of DF-Q.
@@ -110,6 +114,11 @@ def few_held_out(count=48):
             mock.patch.object(module, "held_out_count", return_value=count)
         )
     return stack
+
+
+def _inverted(warmed, count, context):
+    """Images of their own, in place of `lessons.synthesized`."""
+    return 255 - natural_noise(7, count, (8, 8, 1))
 
 
 @contextlib.contextmanager
@@ -1040,6 +1049,34 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllEqual(prepared.images, crops)
         # Those held out are such crops already.
         self.assertLen(prepared.judging, 2)
+
+    @parameterized.parameters((0.5, 32, 0.25), (0.2, 8, 0.4))
+    def test_lessons_have_images_that_are_made_for_them(self, share, count, left):
+        calibration = dataclasses.replace(
+            TINY_CALIBRATION, images="auto", synthesized_in_lessons=share
+        )
+        prepared = dataclasses.replace(self.prepared, calibration=calibration)
+        vars(prepared).update(warmed=self.prepared.warmed)
+        with mock.patch.object(api, "synthesized", side_effect=_inverted) as asked:
+            lessons = prepared.lessons
+        self.assertEqual(asked.call_args[0][1], count)
+        self.assertIs(asked.call_args[0][0], self.prepared.warmed)
+        usual = with_photographs(prepared.images, 0.5, seed=1)
+        expected = [*usual, *_inverted(None, count, None)]
+        self.assertCountEqual(map(bytes, lessons), map(bytes, expected))
+        self.assertNotAllEqual(lessons[: len(usual)], usual)
+        self.assertEqual(prepared.photographs_in_lessons, left)
+        # Students learn from other images.
+        self.assertEqual(prepared.photographs_share, 0.5)
+
+    def test_nothing_is_made_for_lessons_without_batch_normalization(self):
+        calibration = dataclasses.replace(TINY_CALIBRATION, synthesized_in_lessons=0.5)
+        observed = dataclasses.replace(self.prepared.observed, bn_inputs=[])
+        prepared = dataclasses.replace(
+            self.prepared, calibration=calibration, observed=observed
+        )
+        vars(prepared).update(images=self.prepared.images)
+        self.assertIs(prepared.lessons, self.prepared.images)
 
     def test_generated_images_alone_are_to_be_had(self):
         self.assertEqual(self.prepared.photographs_share, 0)

@@ -8,6 +8,7 @@ from dfq_tf.distillation.generator import (
     held_out_count,
     make_generators,
 )
+from dfq_tf.distillation.lessons import spread, synthesized
 from dfq_tf.distillation.phases import WarmedUp, warmed_up
 from dfq_tf.distillation.rounds import Rounds
 from dfq_tf.distillation.sources import (
@@ -36,6 +37,8 @@ __all__ = [
     "make_generators",
     "observe",
     "photographs_share",
+    "spread",
+    "synthesized",
     "warmed_up",
     "with_batch_size",
     "with_photographs",

@@ -130,7 +130,7 @@ def warm_up(
             bank.add(made.images.numpy(), made.teacher_logits.numpy())
         return made.measurements
 
-    others = set() if bank is None else {"bank_images"}
+    others = () if bank is None else ("bank_images",)
     measurements = run_loop(
         "warm_up",
         one_step,
@@ -139,10 +139,25 @@ def warm_up(
             bank, generator=state.generators, optimizer=state.generator_optimizers
         ),
         context,
-        identity=identity_of(teacher, context, _WARM_UP_SETTINGS | others),
+        identity=warm_up_identity(teacher, context, others),
     )
     copies.write_back()
     return measurements
+
+
+def warm_up_identity(
+    teacher: ObservedTeacher,
+    context: Context[DistillationConfig],
+    others: Collection[str] = (),
+) -> dict[str, str]:
+    """What the warmed-up generators hang on, see `run_loop`.
+
+    Args:
+      teacher: what they learnt from.
+      context: of the run.
+      others: names of settings that count too.
+    """
+    return identity_of(teacher, context, _WARM_UP_SETTINGS.union(others))
 
 
 def warm_up_batch(context: Context[DistillationConfig]) -> int:
