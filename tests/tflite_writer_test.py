@@ -261,7 +261,7 @@ def distances(network, content, images):
         kind = "+".join(graph.nodes[n].kind for n in chain)
         if tensor.integers.dtype == np.int16:
             limit = INT16_CURVE if kind in CURVES else INT16_FACTOR
-        elif kind in ("leaky_relu", "requantize"):
+        elif kind == "leaky_relu":
             limit = COARSE_FACTOR
         elif kind in ("relu", *CURVES):
             limit = ROUNDED_TWICE

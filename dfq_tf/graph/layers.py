@@ -835,7 +835,7 @@ KINDS: dict[str, Kind] = {
     "requantize": Kind(
         says="the same values in another grid",
         compute=_first,
-        operator="QUANTIZE",
+        operator="MUL",
     ),
     "unknown": Kind(
         says="a layer that is not known: 'layer_kind' is its class",

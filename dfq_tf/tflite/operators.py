@@ -424,7 +424,23 @@ def _sub(operation: Operation) -> None:
 
 
 def _mul(operation: Operation) -> None:
-    _merge(operation, "MUL", schema.MulOptionsT())
+    if operation.node.kind == "requantize":
+        _times_one(operation)
+    else:
+        _merge(operation, "MUL", schema.MulOptionsT())
+
+
+def _times_one(operation: Operation) -> None:
+    """The same values in another grid.
+
+    QUANTIZE would say that, but is less exact: XNNPACK has its factor in 256ths, and
+    LiteRT's own kernel rounds twice.
+    """
+    (source,) = operation.sources
+    grid = Grid(np.array([1 / 127], np.float32), 0, -127, 127)
+    values = np.full((1,) * len(source.shape), 127, source.dtype)
+    one = operation.file.constant(f"{operation.node.name}/one", values, grid)
+    operation.add("MUL", [source, one], schema.MulOptionsT())
 
 
 def _merge(operation: Operation, name: str, options: Any) -> None:
@@ -600,7 +616,7 @@ def _prelu(operation: Operation) -> None:
 
 
 def _quantize(operation: Operation) -> None:
-    """Other integers for the same values."""
+    """The integers of the graph for the pixels of its input."""
     (source,) = operation.sources
     if source.dtype == np.uint8 and operation.output.dtype == np.int16:
         # There is no way from uint8 to int16 but by int8.

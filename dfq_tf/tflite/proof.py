@@ -174,14 +174,10 @@ def _differences(
 
 
 def _requantizing(graph: Graph) -> set[str]:
-    """The tensors that QUANTIZE may give, besides those of pixels."""
-    names = set()
-    for name, node in graph.nodes.items():
-        if node.kind == "requantize":
-            names |= {name, f"{name}/raw"}  # the second where it is cut off
-        elif KINDS[node.kind].operator == "LOOKUP":
-            names.add(f"{name}/unsigned")
-    return names
+    """The tensors that QUANTIZE may give, besides those of pixels: before tables."""
+    nodes = graph.nodes.values()
+    tables = [n.name for n in nodes if KINDS[n.kind].operator == "LOOKUP"]
+    return {f"{name}/unsigned" for name in tables}
 
 
 def _images(network: QuantizedNetwork, given: np.ndarray | None) -> np.ndarray:
