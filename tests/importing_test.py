@@ -555,6 +555,8 @@ class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
         ("negative", lambda x: -x),
         ("clip", lambda x: tf.clip_by_value(x, 0.0, 0.7)),
         ("activations", lambda x: tf.nn.silu(tf.tanh(tf.sigmoid(tf.nn.relu6(x))))),
+        ("elu", tf.nn.elu),
+        ("gelu", lambda x: tf.nn.gelu(tf.nn.gelu(x), approximate=True)),
         ("keras_hard_sigmoid", keras.activations.hard_sigmoid),
         ("concat", lambda x: tf.concat([x, x], -1)),
         ("order", lambda x: tf.nn.relu(x)[..., ::-1]),

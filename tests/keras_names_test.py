@@ -199,6 +199,15 @@ FUNCTIONS = {
     "functions_by_name": lambda: chain(
         lambda x: ops.tanh(x=x), lambda x: ops.leaky_relu(x=x, negative_slope=0.3)
     ),
+    "activations_called": lambda: chain(
+        lambda x: K.activations.relu(x, negative_slope=0.2),
+        lambda x: K.activations.relu(x, max_value=1.5),
+        K.activations.relu,
+    ),
+    "elu_called": lambda: chain(K.activations.elu, lambda x: ops.elu(x, alpha=0.3)),
+    "gelu_called": lambda: chain(
+        K.activations.gelu, ops.gelu, lambda x: ops.gelu(x, approximate=False)
+    ),
     "cast": lambda: chain(lambda x: ops.cast(x, "float32")),
     "channels": lambda: chain(
         L.Conv2D(4, 3, padding="same"),

@@ -414,8 +414,14 @@ CASES: dict[str, Case] = {
         lambda: K.Activation("selu"),
     ),
     "gelu": case(
-        lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+        lambda x, approximate: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2,
         lambda: K.Activation("gelu"),
+    ),
+    "gelu/approximate": case(
+        lambda x, approximate: (
+            x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+        ),
+        settings={"approximate": True},
     ),
     "mish": case(
         lambda x: x * np.tanh(np.log1p(np.exp(x))), lambda: K.Activation("mish")

@@ -328,6 +328,11 @@ def _leaky_relu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     return tf.nn.leaky_relu(_unfused(inputs[0]), node.settings["slope"])
 
 
+def _gelu(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    """The share exactly, or by a tanh (Hendrycks & Gimpel 2016)."""
+    return tf.nn.gelu(inputs[0], approximate=node.settings["approximate"])
+
+
 def _of_one(function: Callable[[Any], Any]) -> Callable[..., Any]:
     """The meaning of a kind that is a function of each value."""
     return lambda node, inputs, weights: function(inputs[0])
@@ -667,7 +672,8 @@ KINDS: dict[str, Kind] = {
     ),
     "gelu": Kind(
         says="x times the share of a normal distribution that lies below x",
-        compute=_of_one(tf.nn.gelu),
+        compute=_gelu,
+        settings={"approximate": False},
     ),
     "mish": Kind(
         says="x tanh(log(1 + exp(x)))",

@@ -72,7 +72,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
         "clip_by_value(t, clip_value_min, clip_value_max)",
     ),
     "cast": ("Cast(x, dtype)", "cast(x, dtype)", "identity(input)"),
+    "relu": ("ReLU(x, negative_slope, max_value, threshold)",),
     "leaky_relu": ("LeakyRelu(x, negative_slope)", "nn.leaky_relu(features, alpha)"),
+    "elu": ("Elu(x, alpha)", "nn.elu(features)"),
+    "gelu": ("Gelu(x, approximate)", "nn.gelu(features, approximate)"),
     "softmax": ("Softmax(x, axis)", "nn.softmax(logits, axis)"),
 }
 # What `operations.operate` calls arguments that are no operands.
@@ -84,6 +87,7 @@ ARGUMENTS = {
     "x_max": "top",
     "negative_slope": "slope",
     "alpha": "slope",
+    "max_value": "top",
 }
 
 
@@ -289,16 +293,9 @@ def _add_activation(maker: Maker, found: Found) -> None:
 
 
 def _add_relu(maker: Maker, found: Found) -> None:
-    top, slope, threshold = (
-        None if found.config.get(name) is None else float(found.config[name])
-        for name in ("max_value", "negative_slope", "threshold")
-    )
-    if threshold or (top is not None and (top <= 0 or slope)):
-        raise Unknown("only a ReLU without slope and threshold is known")
-    if slope:
-        maker.add("leaky_relu", found.name, found.sources, {"slope": slope})
-    else:
-        maker.add("relu", found.name, found.sources, {"top": top})
+    names = ("max_value", "negative_slope", "threshold")
+    given = {ARGUMENTS.get(name, name): found.config.get(name) for name in names}
+    operations.relu(maker, found.name, found.sources[0], given)
 
 
 def _add_softmax(maker: Maker, found: Found) -> None:

@@ -137,6 +137,26 @@ def activate(maker: Maker, activation: str, name: str, source: Node) -> None:
         maker.add(kind, name, [source], settings)
 
 
+def relu(
+    maker: Maker, name: str, source: Node, settings: Mapping[str, float | None]
+) -> None:
+    """Adds a ReLU that may have a 'top' or a 'slope' below 0.
+
+    Raises:
+      Unknown: it has both, a 'threshold', or a top that is not above 0.
+    """
+    top, slope, threshold = (
+        None if settings.get(setting) is None else float(settings[setting] or 0)
+        for setting in ("top", "slope", "threshold")
+    )
+    if threshold or (top is not None and (top <= 0 or slope)):
+        raise Unknown("only a ReLU without slope and threshold is known")
+    if slope:
+        maker.add("leaky_relu", name, [source], {"slope": slope})
+    else:
+        maker.add("relu", name, [source], {"top": top})
+
+
 def softmax(maker: Maker, name: str, source: Node, axis: Any) -> None:
     """Adds a softmax over an axis, the batch being axis 0.
 
@@ -344,7 +364,12 @@ def _of_one_value(
     elif operation == "cast":
         if "float" not in str(settings.get("dtype", "float")):
             raise Unknown(f"it casts to {settings['dtype']}")
-    elif operation == "leaky_relu" and "slope" in settings:
-        maker.add("leaky_relu", name, [source], {"slope": float(settings["slope"])})
+    elif operation == "relu" and settings:
+        relu(maker, name, source, settings)
+    elif operation in ("leaky_relu", "elu") and "slope" in settings:
+        maker.add(operation, name, [source], {"slope": float(settings["slope"])})
+    elif operation == "gelu":
+        is_approximate = bool(settings.get("approximate", False))
+        maker.add("gelu", name, [source], {"approximate": is_approximate})
     else:
         activate(maker, operation, name, source)
