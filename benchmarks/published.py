@@ -74,7 +74,7 @@ def main() -> None:
         found = result.measurements
         kind = result.source.kind
         said = (
-            f"; expected {100 * found['expected_agreement']:.1f} %, SQNR "
+            f"; expected {100 * found.get('expected_agreement', np.nan):.1f} %, SQNR "
             f"{found[f'sqnr_{kind}']:.1f} dB {kind}, "
             f"{found['sqnr_procedural']:.1f} procedural; {result.source}"
         )

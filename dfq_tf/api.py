@@ -57,6 +57,7 @@ from dfq_tf.settings import (
     PHOTOGRAPHS,
     PROCEDURAL,
     RECONSTRUCTING,
+    SMALL_IMAGE,
     TRAINING,
     BitWidths,
     BudgetConfig,
@@ -93,6 +94,8 @@ _ENOUGH_AGREEMENT = 0.98
 # them on which the float network is surest. On the others a rounding decides, and a
 # network is surer of images of its task (measured in docs/results.md).
 _JUDGING_IMAGES, _SURE_SHARE = 256, 0.75
+# If more of a kind have the same class, agreement on them says nothing of the others.
+_MOST_OF_A_CLASS = 0.95
 # Images of a distillation that are given back.
 _SHOWN = 100
 # What the curve of a distillation calls the students' agreement with the teacher.
@@ -222,7 +225,7 @@ def quantize_prepared(
     network, layers = untrained(prepared, widths, file)
     generators, found = prepared.generators, expected(prepared, network)
     if method == AUTO_METHOD:
-        expectation = found["expected_agreement"]
+        expectation = found.get("expected_agreement")
         method = needed_method(prepared.teacher, network, expectation)
     blocks: Sequence[FittedBlock] = ()
     if method in RECONSTRUCTING:
@@ -233,6 +236,9 @@ def quantize_prepared(
     if method in TRAINING:
         network, generators, more = trained(prepared, network, context, name=method)
         found |= more
+    if method != METHODS[0]:
+        with stage("expected agreement", context.progress):
+            found |= _expected(prepared, network)
     content = _converted(network, prepared.held_out, file, context.progress)
     return Quantized(
         network, content, generators, prepared, found, method, layers, blocks
@@ -387,8 +393,14 @@ class Prepared:
 
     @property
     def _num_synthesized(self) -> int:
-        """None without BatchNormalization, whose statistics make images good ones."""
-        if self.source.name != GENERATED or not self.observed.bn_inputs:
+        """None without BatchNormalization, whose statistics make images good ones.
+
+        And none of large images, which take long.
+        """
+        height, width, _ = self.network.image_shape
+        is_small = height * width <= SMALL_IMAGE
+        is_generated = self.source.name == GENERATED and bool(self.observed.bn_inputs)
+        if not (is_small and is_generated):
             return 0
         share = self.calibration.synthesized_in_lessons
         return round(share / (1 - share) * len(self.images))
@@ -498,10 +510,24 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
         the float network does; of 'procedural' images, and of the kind that was
         calibrated with, see `Source.kind`. expected_agreement: the same, the mean over
         the kinds, of the three quarters of images on which the largest logit is
-        farthest from the next. sqnr_KIND: of the scores, in dB.
+        farthest from the next; without kinds of which the float network answers nearly
+        all images with one class, and not there if none is left. sqnr_KIND: of the
+        scores, in dB.
+
+    Warns:
+      UserWarning: there is no expected_agreement.
     """
     with stage("expected agreement", prepared.context.progress):
-        return _expected(prepared, network)
+        found = _expected(prepared, network)
+    if "expected_agreement" not in found:
+        warnings.warn(
+            "the float network answers nearly all images that are to be had here with "
+            "one class: that the quantized network does so too says little of it. "
+            "Measure the file on images of your own, or give pictures of all classes, "
+            "unlabelled (--images=FOLDER)",
+            stacklevel=3,
+        )
+    return found
 
 
 def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
@@ -513,15 +539,17 @@ def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]
         exact, scores = prepared.network.scores(images), network.scores(images)
         found[f"agreement_{kind}"] = agreement(scores, exact)
         found[f"sqnr_{kind}"] = sqnr(exact, scores)
+        if np.bincount(exact.argmax(-1)).max() > _MOST_OF_A_CLASS * len(exact):
+            continue
         top = np.sort(exact, axis=-1)[:, -2:]
         order = np.argsort(top[:, 0] - top[:, 1])  # the surest first
         surest = order[: max(1, round(_SURE_SHARE * len(order)))]
         sure.append(agreement(scores[surest], exact[surest]))
-    return {**found, "expected_agreement": float(np.mean(sure))}
+    return {**found, "expected_agreement": float(np.mean(sure))} if sure else found
 
 
 def needed_method(
-    teacher: Classifier, network: QuantizedNetwork, expected_agreement: float
+    teacher: Classifier, network: QuantizedNetwork, expected_agreement: float | None
 ) -> str:
     """What 'auto' stands for: the method that is worth its time.
 
@@ -533,11 +561,12 @@ def needed_method(
     Args:
       teacher: the trained classifier.
       network: DF-Q, whose bits count.
-      expected_agreement: of it, see `expected`.
+      expected_agreement: of it, see `expected`; None where nothing tells.
     """
     has_few = min([*network.bits.values(), *network.kernel_bits.values()]) < 8
     says_enough = teacher.description.output != "sigmoid"
-    is_poor = says_enough and expected_agreement < _ENOUGH_AGREEMENT
+    share = 1.0 if expected_agreement is None else expected_agreement
+    is_poor = says_enough and share < _ENOUGH_AGREEMENT
     return "df_rec" if has_few or is_poor else "df_q"
 
 
@@ -580,7 +609,9 @@ def reconstructed(
     made = reconstruct(
         network, prepared.network, prepared.lessons, config, context.seed, run
     )
-    result, before, after = better(prepared, network, made.network, "reconstructed")
+    has_gained = any(block.after_db > block.before_db for block in made.blocks)
+    candidate = made.network if has_gained else network
+    result, before, after = better(prepared, network, candidate, "reconstructed")
     # What they gained is not in the file if that is not kept.
     blocks = [] if result is network else made.blocks
     found = {

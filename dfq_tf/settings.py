@@ -263,8 +263,8 @@ class CalibrationConfig(Checked):
     synthesized_in_lessons: float = setting(
         0.5,
         "Share of images that are made for it among those that blocks learn from, "
-        "where generated ones calibrate: for each batch of them the generator learns "
-        "anew. 0 saves a minute or more.",
+        "where generated ones of at most 64x64 calibrate: for each batch of them the "
+        "generator learns anew. 0 saves a minute or more.",
         minimum=0,
         maximum=0.9,
     )

@@ -28,7 +28,7 @@ from dfq_tf.errors import (
 from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.procedural import natural_noise
-from dfq_tf.quantization import Reconstructed, choosing
+from dfq_tf.quantization import FittedBlock, Reconstructed, choosing
 from dfq_tf.quantization import student as quantized_student
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import (
@@ -1084,12 +1084,23 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertIs(self.prepared.lessons, self.prepared.images)
         self.assertLen(self.prepared.judging, 2)
 
+    def test_blocks_that_gained_nothing_leave_the_network_as_it_is(self):
+        network = self.network(ALL_4_BITS)
+        same = dataclasses.replace(network)
+        blocks = [FittedBlock("conv", 20.0, 20.0), FittedBlock("logits", 9.0, 9.0)]
+        made = Reconstructed(same, blocks, 5, 32)
+        with mock.patch.object(api, "reconstruct", return_value=made):
+            result, blocks, found = self.reconstructed(network)
+        self.assertIs(result, network)
+        self.assertEmpty(blocks)
+        self.assertTrue(found["unreconstructed_is_kept"])
+
     def test_what_reconstruction_harms_is_not_given(self):
         network = self.network(ALL_4_BITS)
         (name, *_) = network.kernel_bits
         kernel = np.zeros_like(network.graph.nodes[name].weights["kernel"])
         harmed = network.with_weights({name: {"kernel": kernel}})
-        made = Reconstructed(harmed, ["gains"], 5, 32)
+        made = Reconstructed(harmed, [FittedBlock("logits", 1.0, 2.0)], 5, 32)
         with mock.patch.object(api, "reconstruct", return_value=made):
             with self.assertWarnsRegex(UserWarning, "not reconstructed is given"):
                 result, blocks, found = self.reconstructed(network)
@@ -1184,7 +1195,29 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             self.assertAllClose(found[f"sqnr_{name}"], decibels, atol=1e-2)
         self.assertAllClose(found["expected_agreement"], np.mean(sure), atol=1e-6)
 
+    def test_images_of_one_class_tell_nothing(self):
+        network = self.network(BitWidths())
+        scores = self.prepared.network.scores(self.prepared.held_out)
+        several = self.prepared.held_out[:40]
+        (most, *_) = np.argsort(-np.bincount(scores.argmax(-1)))
+        one = self.prepared.held_out[scores.argmax(-1) == most]
+        one = np.resize(one, several.shape)
+        prepared = dataclasses.replace(self.prepared)
+        vars(prepared).update(held_out=one, procedural=several)
+        found = api.expected(prepared, network)
+        vars(prepared).update(held_out=several)
+        self.assertEqual(
+            found["expected_agreement"],
+            api.expected(prepared, network)["expected_agreement"],
+        )
+        vars(prepared).update(held_out=one, procedural=one)
+        with self.assertWarnsRegex(UserWarning, "images .* with one class"):
+            found = api.expected(prepared, network)
+        self.assertEqual(found.keys(), EXPECTED - {"expected_agreement"})
+
     @parameterized.parameters(
+        ("W8A8", None, "df_q"),
+        ("W4A8", None, "df_rec"),
         ("W8A8", 0.98, "df_q"),
         ("W8A8", 0.97, "df_rec"),
         ("W8A16", 0.99, "df_q"),
@@ -1258,7 +1291,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         }[method]
         self.assertIs(result.network, expected)
         self.assertEqual(result.measurements.get("loss"), loss)
-        found = api.expected(self.prepared, network)
+        found = api.expected(self.prepared, expected)
         self.assertContainsSubset(found.items(), result.measurements.items())
 
     def test_evaluations_make_a_curve_and_change_nothing(self):

@@ -267,7 +267,7 @@ class ProblemsTest(tf.test.TestCase):
         self.assertRegex(row.problem, "NaN or infinite weights")
 
     def test_lone_score_of_no_dense_layer(self):
-        model = sequential(layers.Conv2D(1, 8, name="conv"), layers.Flatten(name="f"))
+        model = sequential(layers.Flatten(), layers.Dense(1, "softplus", name="f"))
         (row,) = inspection.inspect(model, **FED).problems
         self.assertEqual(row.name, "f")
         self.assertRegex(row.problem, "only a Dense layer can be made to give two")

@@ -428,6 +428,28 @@ class VerdictTest(parameterized.TestCase):
         self.assertEqual("It learnt from crops of the public" in said, share == 1)
         self.assertEqual("--images=generated leaves" in said, share > 0)
 
+    def test_agreement_on_one_class_alone_is_no_verdict(self):
+        training = {
+            "agreement_on_held_out_images": 1.0,
+            "agreement_procedural": 1.0,
+            "sqnr_procedural": 4.3,
+        }
+        for more, level in (({}, "unknown"), ({"expected_agreement": 1.0}, "good")):
+            metrics = {"df_q_training": {**training, **more}}
+            folder = pages.write(new_folder(), metrics, curves=False)
+            found = verdict.of(record.read(folder))
+            self.assertEqual(found.level, level)
+            says_so = "one class in nearly all of them" in found.sentence
+            self.assertEqual(says_so, level == "unknown")
+
+    def test_what_blocks_gave_is_judged_as_what_they_were_given(self):
+        training = {**pages.METRICS["df_q_training"], "unreconstructed_is_kept": False}
+        metrics = {"df_rec_training": {**training, "expected_agreement": 0.995}}
+        folder = pages.write(new_folder(), metrics, curves=False)
+        found = verdict.of(record.read(folder))
+        self.assertEqual(found.level, "good")
+        self.assertIn("99.5", found.sentence)
+
     def test_distilled_student(self):
         training = {"agreements_on_generated_images": [0.5, 0.75], "seconds": 3.0}
         metrics = {"student_training": training, "student_accuracy": 0.625}

@@ -806,13 +806,37 @@ class TwoClassLogitsTest(parameterized.TestCase, tf.test.TestCase):
         expected = np.stack([1 - second, second], axis=-1)
         self.assertAllClose(probabilities, expected, atol=1e-6)
 
+    @parameterized.named_parameters(
+        ("normalised", lambda: [layers.Dense(1), layers.BatchNormalization()]),
+        ("scaled", lambda: [layers.Dense(1), layers.Rescaling(0.3, 0.2)]),
+        ("pooled", lambda: [layers.GlobalAveragePooling2D()]),
+        ("reshaped", lambda: [layers.Conv2D(1, 5), layers.Reshape((1,))]),
+    )
+    def test_what_lies_behind_the_layer_of_a_score(self, links):
+        shape = (5, 5, 1)
+        first = layers.Conv2D(1, 1)
+        *_, last = links = [first, *links()]
+        if isinstance(links[1], layers.Dense):
+            links.insert(1, layers.Flatten())
+        model = helpers.randomise(keras.Sequential([layers.Input(shape), *links]))
+        graph = rewriting.two_class_logits(_read(model))
+        self.assertEqual(graph.last.shape, (2,))
+        self.assertEqual(graph.last.layers, (last.name,))
+        inputs = helpers.random_inputs(model)
+        (second,) = tf.nn.sigmoid(model(inputs)).numpy().T
+        for each in (graph, rewriting.fold(graph)):
+            probabilities = tf.nn.softmax(_computed(each, inputs))
+            expected = np.stack([1 - second, second], axis=-1)
+            self.assertAllClose(probabilities, expected, atol=1e-5)
+
     @parameterized.parameters("relu", "tanh")
     def test_only_a_dense_node_can_be_split(self, activation):
         model = _model(layers.Dense(1, activation, name="last"), shape=(7,))
         with self.assertRaisesRegex(
             UnsupportedLayerError,
             rf"layer last \({activation}\) .* is the end of a model .* only a Dense "
-            r"layer can .* nothing behind it\. Let the model end with Dense\(1\)",
+            r"layer can .* normalisation behind one, .* nothing behind it\. Let the "
+            r"model end with Dense\(1\)",
         ):
             rewriting.two_class_logits(_read(model))
 

@@ -232,8 +232,13 @@ def further_method(
     if FLAGS.methods != [AUTO_METHOD]:
         return None
     training = workdir.metrics()["df_q_training"]
-    share = training["expected_agreement"]
-    said = f"DF-Q is expected to agree with the float network on {100 * share:.1f} %"
+    share = training.get("expected_agreement")
+    said = "How far DF-Q agrees with the float network cannot be told"
+    if share is not None:
+        said = (
+            f"DF-Q is expected to agree with the float network on {100 * share:.1f} % "
+            "of images of which that is sure"
+        )
     method = api.needed_method(teacher, network, share)
     if method == METHODS[0]:
         common.say(f"{said}: nothing more is done; --methods=df_q,df_rec does more")

@@ -70,6 +70,9 @@ def _reason(node: Node) -> str | None:
 
 # The end of a network.
 
+# What may lie between the layer that computes a logit and a sigmoid.
+_AFTER_A_LOGIT = ("affine", "batch_normalization", "global_average_pool", "reshape")
+
 
 def logits_graph(graph: Graph, description: ModelDescription) -> Graph:
     """The network up to its logits: a softmax or sigmoid at its end is taken off.
@@ -125,15 +128,22 @@ def two_class_logits(graph: Graph) -> Graph:
       graph: gives one logit z, of the second of two classes.
 
     Raises:
-      UnsupportedLayerError: the last node has no kernel to split.
+      UnsupportedLayerError: the last node gives no such logit, but a function of one.
     """
     last = graph.last
+    if last.kind in _AFTER_A_LOGIT:
+        kernel = np.array([[-0.5, 0.5]])  # which is exact in any number of bits
+        name = unique_name(graph.nodes, f"{last.name}_of_two_classes")
+        two = layers.node("dense", name, [last], weights={"kernel": kernel})
+        two = dataclasses.replace(two, layers=last.layers)
+        return Graph([*graph.nodes.values(), two], two.name)
     if last.kind != "dense":
         problem = layers.problem(
             last,
             "it is the end of a model that gives one score, for two classes, and only "
-            "a Dense layer can be made to give two, with a sigmoid or nothing behind "
-            "it. Let the model end with Dense(1) or Dense(1, activation='sigmoid')",
+            "a Dense layer can be made to give two, or a pooling, reshape or "
+            "normalisation behind one, with a sigmoid or nothing behind it. Let the "
+            "model end with Dense(1) or Dense(1, activation='sigmoid')",
         )
         raise UnsupportedLayerError.of([problem])
     halves = {

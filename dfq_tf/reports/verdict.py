@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import METHODS, RECONSTRUCTING, TRAINING
+from dfq_tf.settings import METHODS
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
@@ -94,6 +94,9 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         f"The {subject} answers as the float model on {percent(same)} of "
         f"{record.images}"
     )
+    if _is_one_class(best):
+        sentence += ", but finds one class in nearly all of them: that says little."
+        return Verdict("unknown", sentence, rests)
     if expected is None:
         return Verdict(_level(1 - same), f"{sentence}.", rests)
     sentence += f"; on those of which the float model is sure, {percent(expected)}."
@@ -105,13 +108,14 @@ def _level(lost: float) -> str:
 
 
 def _expected_agreement(row: Row) -> float | None:
-    """What was expected of a network, where nothing has changed it after that."""
-    changed = [
-        row.key in RECONSTRUCTING and not row.training.get("unreconstructed_is_kept"),
-        row.key in TRAINING and not row.training.get("untrained_is_kept"),
-    ]
-    is_df_q = not any(changed)
-    return row.training.get("expected_agreement") if is_df_q else None
+    """What is expected of a network; None where no images tell, or none were asked."""
+    return row.training.get("expected_agreement")
+
+
+def _is_one_class(row: Row) -> bool:
+    """Whether the float model finds one class in nearly all images held out."""
+    told = any(name.startswith("sqnr_") for name in row.training)
+    return told and "expected_agreement" not in row.training
 
 
 def _measured(record: Record, best: Row) -> list[str]:
