@@ -90,6 +90,7 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         ("ethos_u", "depthwise", dict(strides=(4, 4)), "strides up to 3 there, not"),
         ("ethos_u", "conv", dict(strides=(4, 4)), "strides up to 3 there, not"),
         ("edge_tpu", "conv", dict(dilation=(1, 2)), "one dilation for both axes, not"),
+        ("edge_tpu", "conv", dict(groups=2), "it has 2 groups, .* no later one than 3"),
     )
     def test_window(self, target, kind, settings, message):
         sketch = Sketch()

@@ -21,6 +21,7 @@ from dfq_tf.graph import Classifier, agreement, description_beside
 from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.tflite import TFLiteClassifier
+from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
 
 FLAGS = common.FLAGS
@@ -84,6 +85,11 @@ def main() -> None:
     """Measures and reports."""
     if not FLAGS.model:
         raise ConfigError("model is empty; name a model file with --model")
+    if not FLAGS.dataset:
+        raise ConfigError(
+            "dataset is empty; name the labelled images with --dataset, one of "
+            f"{', '.join(datasets.dataset_names())}"
+        )
     _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
     with common.stage("reading", common.LONG_READING):
         model = read_model(FLAGS.model)
@@ -116,7 +122,7 @@ def define_flags() -> None:
     )
     common.define("Models", "teacher", str, None, "File to compare it with.")
     teacher_flags.define()
-    common.define_dataset_flags("cifar10")
+    common.define_dataset_flags(None)
     common.define_run_flags(None, trains=False)
 
 

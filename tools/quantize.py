@@ -24,7 +24,13 @@ import numpy as np
 from tools import common, teacher_flags
 from dfq_tf import api
 from dfq_tf.context import Context
-from dfq_tf.distillation import held_out, known_source, phases, with_batch_size
+from dfq_tf.distillation import (
+    check_source,
+    held_out,
+    known_source,
+    phases,
+    with_batch_size,
+)
 from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
@@ -125,7 +131,7 @@ def define_widths_flag() -> None:
         "widths",
         str,
         BitWidths().name,
-        "Bits of weights, 2 to 8, and of activations, 4 to 8 or 16, such as W4A8.",
+        "Bits of weights, 2 to 8, and of activations, 2 to 8 or 16, such as W4A8.",
     )
     for field in dataclasses.fields(FileConfig):
         if field.name in ("target_size", "target_kib"):
@@ -435,6 +441,7 @@ def check_settings(
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:
+        check_source(calibration.images, teacher.image_shape[-1])
         if not set(methods).isdisjoint(TRAINING):
             api.check_trains(teacher)
         network = float_network(teacher)

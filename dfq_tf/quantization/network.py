@@ -51,7 +51,7 @@ class QuantizedNetwork:
     Attributes:
       classifier: from `post_training.float_network`; gives logits. Training moves its
         weights.
-      bits: of each output of `grids.measured`: 4 to 8, or 16.
+      bits: of each output of `grids.measured`: 2 to 8, or 16.
       ranges: of each output of `grids.measured`: (low, high), which hold 0.
       kernel_bits: of each kernel: 2 to 8.
       kernel_ranges: largest magnitude in each kernel, float32 (channels,), or () for
@@ -279,7 +279,7 @@ def fake_quantized_output(
       values: float32.
       low: the range's lower end, a number or a variable.
       high: the range's upper end.
-      num_bits: 4 to 8, or 16, whose range is symmetric.
+      num_bits: 2 to 8, or 16, whose range is symmetric.
       is_average: whether the values are averages of integers, many of which lie just
         between two. LiteRT rounds those away from the integer 0, and this function
         all others of them upwards.

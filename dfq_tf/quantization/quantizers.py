@@ -19,7 +19,7 @@ class ActivationQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """Per-tensor affine quantization of a node's output.
 
     Args:
-      num_bits: 4 to 8, or 16, whose range is symmetric.
+      num_bits: 2 to 8, or 16, whose range is symmetric.
       is_average: see `network.fake_quantized_output`.
       most_growth: how many times as wide the range may learn to become; None if it
         stays.

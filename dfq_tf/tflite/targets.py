@@ -86,7 +86,12 @@ def _listed(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def _edge_tpu_refuses(node: Node) -> str | None:
-    """The Edge TPU's constraint on convolutions."""
+    """The Edge TPU's constraints on convolutions."""
+    if node.settings.get("groups", 1) > 1:
+        return (
+            f"it has {node.settings['groups']} groups, a convolution of version 6 of "
+            "TFLite, and the Edge TPU's compiler takes no later one than 3"
+        )
     dilation = node.settings.get("dilation", (1, 1))
     if len(set(dilation)) > 1:
         return f"the Edge TPU takes one dilation for both axes, not {tuple(dilation)}"
