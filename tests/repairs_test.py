@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, keras3, tf
-from dfq_tf.errors import ModelError
+from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.importing.files import read_model
 from dfq_tf.importing.repairs import CONFIG, METADATA, WEIGHTS
@@ -183,6 +183,27 @@ class EndsTest(tf.test.TestCase, parameterized.TestCase):
         )
         classifier = self.assertScores(model, (8, 8, 1))
         self.assertEqual(classifier.image_shape, (8, 8, 1))
+
+    @parameterized.product(library=(2, 3), place=("first", "reshaped", "flat"))
+    def test_rescaling_of_images_without_channels(self, library, place):
+        library = keras if library == 2 else keras3()
+        L = library.layers
+        head = {
+            "first": [L.Rescaling(1 / 127.5, -1), L.Reshape((8, 8, 1)), L.Conv2D(3, 3)],
+            "reshaped": [L.Reshape((8, 8, 1)), L.Rescaling(1 / 127.5, -1)],
+            "flat": [L.Flatten(), L.Rescaling(1 / 127.5, -1)],
+        }[place]
+        model = library.Sequential([L.Input((8, 8)), *head, L.Flatten(), L.Dense(4)])
+        classifier = as_classifier(model)
+        description = classifier.description
+        self.assertAllClose(description.input_mean, [127.5])
+        self.assertAllClose(description.input_scale, [1 / 127.5])
+        self.assertNotIn("affine", [n.kind for n in classifier.graph.nodes.values()])
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+        expected = np.asarray(model(pixels[..., 0].astype(np.float32)))
+        self.assertAllClose(classifier.scores(pixels), expected, atol=1e-5)
+        with self.assertRaisesRegex(ConfigError, "has preprocessing of its own"):
+            as_classifier(model, input_mean=0, input_scale=1 / 255)
 
     @parameterized.parameters(2, 3)
     def test_softmax_before_a_reshape(self, library):

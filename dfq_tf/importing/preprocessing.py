@@ -65,10 +65,15 @@ def reversed_channels(graph: Graph) -> Graph:
     return graph.replaced({inner.name: [outer, channels]})
 
 
+# Kinds that put each value of an image somewhere, and change none.
+_MOVING = ("reshape", "transpose")
+
+
 def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
     """Takes the affine nodes at the head off.
 
-    Another order of the channels among them, as BGR, stays, before all else.
+    Another order of the channels among them, as BGR, stays, before all else. Behind
+    reshapes, as of images without channels, those of one scale and offset are taken.
 
     Returns:
       The network without them, and what they did; None if there was nothing.
@@ -80,20 +85,25 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
         image.shape[-1] or 0
     )  # the channels of the image, as they come here
     name = head = image.name
+    moved = ""  # the last node that has put the pixels elsewhere
     while True:
         readers = graph.consumers(name)
         if len(readers) != 1 or readers[0].name == graph.output:
             break
         (node,) = readers
-        if node.kind == "affine":
+        if node.kind in _MOVING:
+            moved = node.name
+        elif node.kind == "affine":
             scale = np.asarray(node.settings["scale"], np.float64)
             offset = np.asarray(node.settings["offset"], np.float64)
             if (scale <= 0).any():
                 break  # the quantization of pixels keeps their order
+            if moved and max(scale.size, offset.size) > 1:
+                break
             step = Preprocessing(*(_unordered(v, order) for v in (scale, offset)))
             found = (found or Preprocessing()).then(step)
-            taken[node.name] = head
-        elif _is_order(node, len(order)):
+            taken[node.name] = moved or head
+        elif not moved and _is_order(node, len(order)):
             order = order[list(node.settings["order"])]
             if head != image.name:
                 taken[head] = image.name
