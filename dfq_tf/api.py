@@ -223,6 +223,7 @@ def quantize_prepared(
     """
     context = prepared.context
     network, layers = untrained(prepared, widths, file)
+    calibrated = network
     generators, found = prepared.generators, expected(prepared, network)
     if method == AUTO_METHOD:
         expectation = found.get("expected_agreement")
@@ -236,7 +237,7 @@ def quantize_prepared(
     if method in TRAINING:
         network, generators, more = trained(prepared, network, context, name=method)
         found |= more
-    if method != METHODS[0]:
+    if network is not calibrated:
         with stage("expected agreement", context.progress):
             found |= _expected(prepared, network)
     content = _converted(network, prepared.held_out, file, context.progress)
@@ -370,7 +371,7 @@ class Prepared:
 
     @functools.cached_property
     def photographs_share(self) -> float:
-        """Of what blocks and students learn from, those that ship; 0 to 1."""
+        """Of the images of the source, where students learn from them; 0 to 1."""
         is_auto, context = self.calibration.images == "auto", self.context
         most = self.calibration.photographs_in_lessons if is_auto else 0.0
         return photographs_share(
@@ -406,8 +407,8 @@ class Prepared:
         return round(share / (1 - share) * len(self.images))
 
     @property
-    def photographs_in_lessons(self) -> float:
-        """The share of photographs among the lessons, in [0, 1]."""
+    def photographs_share_in_lessons(self) -> float:
+        """The same of what blocks learn from, those made for it among them; 0 to 1."""
         return self.photographs_share * len(self.images) / len(self.lessons)
 
     @functools.cached_property
@@ -622,7 +623,7 @@ def reconstructed(
         "unreconstructed_is_kept": result is network,
     }
     if result is not network:
-        found["photographs_share"] = prepared.photographs_in_lessons
+        found["photographs_share"] = prepared.photographs_share_in_lessons
     return result, blocks, found
 
 

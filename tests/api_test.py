@@ -1065,7 +1065,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         expected = [*usual, *_inverted(None, count, None)]
         self.assertCountEqual(map(bytes, lessons), map(bytes, expected))
         self.assertNotAllEqual(lessons[: len(usual)], usual)
-        self.assertEqual(prepared.photographs_in_lessons, left)
+        self.assertEqual(prepared.photographs_share_in_lessons, left)
         # Students learn from other images.
         self.assertEqual(prepared.photographs_share, 0.5)
 

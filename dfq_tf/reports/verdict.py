@@ -95,7 +95,9 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         f"{record.images}"
     )
     if _is_one_class(best):
-        sentence += ", but finds one class in nearly all of them: that says little."
+        sentence += (
+            ", but that finds one class in nearly all of them, so that it says little."
+        )
         return Verdict("unknown", sentence, rests)
     if expected is None:
         return Verdict(_level(1 - same), f"{sentence}.", rests)
