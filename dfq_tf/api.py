@@ -57,7 +57,6 @@ from dfq_tf.settings import (
     PHOTOGRAPHS,
     PROCEDURAL,
     RECONSTRUCTING,
-    SMALL_IMAGE,
     TRAINING,
     BitWidths,
     BudgetConfig,
@@ -66,6 +65,7 @@ from dfq_tf.settings import (
     FileConfig,
     ReconstructionConfig,
     check_value,
+    is_small,
     recipe,
 )
 from dfq_tf.tflite import (
@@ -398,10 +398,8 @@ class Prepared:
 
         And none of large images, which take long.
         """
-        height, width, _ = self.network.image_shape
-        is_small = height * width <= SMALL_IMAGE
         is_generated = self.source.name == GENERATED and bool(self.observed.bn_inputs)
-        if not (is_small and is_generated):
+        if not (is_generated and is_small(self.network.image_shape)):
             return 0
         share = self.calibration.synthesized_in_lessons
         return round(share / (1 - share) * len(self.images))
@@ -446,6 +444,17 @@ class Prepared:
         if self.source.name == PROCEDURAL:
             return self.held_out[:count]
         return natural_noise(self.context.seed, count, self.network.image_shape)
+
+    @functools.cached_property
+    def exact_by_kind(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Kind -> images that tell how well a network does, and exact scores.
+
+        Procedural images, and as many of those held out; the scores are those of the
+        float network.
+        """
+        kinds = {PROCEDURAL: self.procedural}
+        kinds[self.source.kind] = self.held_out[: len(self.procedural)]
+        return {kind: (each, self.network.scores(each)) for kind, each in kinds.items()}
 
     @functools.cached_property
     def answers(self) -> np.ndarray:
@@ -532,12 +541,10 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
 
 
 def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
-    kinds = {PROCEDURAL: prepared.procedural}
-    kinds[prepared.source.kind] = prepared.held_out[: len(prepared.procedural)]
     found: dict[str, float] = {}
     sure = []
-    for kind, images in kinds.items():
-        exact, scores = prepared.network.scores(images), network.scores(images)
+    for kind, (images, exact) in prepared.exact_by_kind.items():
+        scores = network.scores(images)
         found[f"agreement_{kind}"] = agreement(scores, exact)
         found[f"sqnr_{kind}"] = sqnr(exact, scores)
         if np.bincount(exact.argmax(-1)).max() > _MOST_OF_A_CLASS * len(exact):
@@ -702,7 +709,8 @@ def better(
       UserWarning: the second is much worse.
     """
     with stage(f"agreement before and after being {what}", prepared.context.progress):
-        old, new = (_agreements(prepared, each) for each in (before, after))
+        old = _agreements(prepared, before)
+        new = old if after is before else _agreements(prepared, after)
     means = float(np.mean(old)), float(np.mean(new))
     if means[1] < means[0] - _TOLERATED_LOSS:
         warnings.warn(

@@ -232,8 +232,16 @@ def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
 GENERATED, PHOTOGRAPHS, PROCEDURAL = "generated", "photographs", "procedural"
 SOURCES = ("auto", GENERATED, PHOTOGRAPHS, PROCEDURAL)
 
-# Images of so many pixels are small: it takes seconds to learn to make them.
+# Images of at most so many pixels are small: it takes seconds to learn to make them.
 SMALL_IMAGE = 64 * 64
+
+
+def is_small(image_shape: tuple[int, int, int]) -> bool:
+    """Whether images, (height, width, channels), have at most SMALL_IMAGE pixels."""
+    height, width, _ = image_shape
+    return height * width <= SMALL_IMAGE
+
+
 # How many images calibrate: the most, if they are small, and the least.
 _CALIBRATION_IMAGES = (1024, 256)
 

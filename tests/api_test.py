@@ -1202,17 +1202,17 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         (most, *_) = np.argsort(-np.bincount(scores.argmax(-1)))
         one = self.prepared.held_out[scores.argmax(-1) == most]
         one = np.resize(one, several.shape)
-        prepared = dataclasses.replace(self.prepared)
-        vars(prepared).update(held_out=one, procedural=several)
-        found = api.expected(prepared, network)
-        vars(prepared).update(held_out=several)
-        self.assertEqual(
-            found["expected_agreement"],
-            api.expected(prepared, network)["expected_agreement"],
-        )
-        vars(prepared).update(held_out=one, procedural=one)
+
+        def expected(**kwargs):
+            prepared = dataclasses.replace(self.prepared)
+            vars(prepared).update(kwargs)
+            return api.expected(prepared, network)
+
+        found = expected(held_out=one, procedural=several)
+        alone = expected(held_out=several, procedural=several)
+        self.assertEqual(found["expected_agreement"], alone["expected_agreement"])
         with self.assertWarnsRegex(UserWarning, "images .* with one class"):
-            found = api.expected(prepared, network)
+            found = expected(held_out=one, procedural=one)
         self.assertEqual(found.keys(), EXPECTED - {"expected_agreement"})
 
     @parameterized.parameters(

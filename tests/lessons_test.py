@@ -19,12 +19,12 @@ SHAPE = (8, 8, 3)
 CONFIG = DistillationConfig(batch_size=8, noise_dim=5, warm_up_steps=3)
 
 
-def made(count, config=CONFIG, **kwargs):
+def made(count, **kwargs):
     """Images for a teacher of small images, and the generator that they began with."""
     teacher = observe(helpers.small_classifier(SHAPE))
     generator = build_generator(5, SHAPE, channels=8)
     warmed = phases.WarmedUp(teacher, [generator])
-    context = helpers.context(config, **kwargs)
+    context = helpers.context(CONFIG, **kwargs)
     return lessons.synthesized(warmed, count, context), generator
 
 
@@ -59,7 +59,7 @@ class SynthesizedTest(tf.test.TestCase):
         self.assertLess(distances[1], 0.1 * distances[0])
 
     def test_a_run_that_was_stopped_goes_on(self):
-        few = functools.partial(BudgetConfig, generator_steps=2)
+        few = functools.partial(BudgetConfig, generator_steps=1)
         with (
             helpers.eagerly(),
             mock.patch.object(lessons, "_FIRST", 2),

@@ -3,7 +3,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import parameterized
 
-from dfq_tf import photographs, procedural
+from dfq_tf import photographs, procedural, settings
 from dfq_tf.compat import tf
 from dfq_tf.distillation import check_source, choose_source, observe, sources
 from dfq_tf.distillation import teacher as teacher_module
@@ -109,7 +109,7 @@ class DistanceTest(tf.test.TestCase, parameterized.TestCase):
 
 class ChooseTest(tf.test.TestCase, parameterized.TestCase):
     def chosen(self, classifier, name="auto", small=63):
-        with mock.patch.object(sources, "SMALL_IMAGE", small):
+        with mock.patch.object(settings, "SMALL_IMAGE", small):
             return choose_source(observe(classifier), name, seed=0)
 
     def test_auto_takes_photographs_that_are_near(self):

@@ -151,10 +151,15 @@ def main(arguments: list[str]) -> None:
         Learner(model, student.description).save(FLAGS.out)
         return
     (synthesizer,) = made.synthesizers
+
+    def keep(seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
+        made.bank.add(images=synthesizer.keep(seed_and_step))
+        return {}
+
     steps = {
         "begin": synthesizer.begin,
         "improve": synthesizer.improve,
-        "keep": lambda at: made.keep(synthesizer, made.bank, at),
+        "keep": keep,
         "answer": made.answers.refresh,
         "student": made.student_step,
     }

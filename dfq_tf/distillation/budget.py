@@ -12,7 +12,6 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -209,13 +208,6 @@ class Training(tf.Module):
         ]
         return list({id(v): v for v in found}.values())
 
-    def keep(
-        self, synthesizer: Synthesizer, store: Store, seed_and_step: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """Ends a batch, and puts it into the bank, or to those held out."""
-        store.add(images=synthesizer.keep(seed_and_step))
-        return {}
-
     def student_step(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
         """Trains the students on images that are answered."""
         config = self._context.settings
@@ -374,25 +366,14 @@ class Budget:
         self._answer = phases.compiled(training.answers.refresh)
         self._student_step = phases.compiled(training.student_step)
         stores = (training.bank, training.held_out)
-        self._batch_steps = [
-            (
-                phases.compiled(each.begin),
-                phases.compiled(each.improve),
-                [phases.compiled(_keeping(training, each, store)) for store in stores],
-            )
-            for each in training.synthesizers
+        self._makers = [
+            each.makers(stores, self._context.seed) for each in training.synthesizers
         ]
 
     def _make_batch(self, number: int, held_out: bool = False) -> steps.Measurements:
         """A batch of new images, which go into the bank, or to those held out."""
-        begin, improve, keeps = self._batch_steps[number % len(self._batch_steps)]
-        begin(self._step(number))
-        first = number * self._config.generator_steps
-        measurements: steps.Measurements = {}
-        for i in range(self._config.generator_steps):
-            measurements = improve(self._step(first + i))
-        keeps[held_out](self._step(number))
-        return dict(measurements)
+        makers = self._makers[number % len(self._makers)]
+        return makers[held_out](number)
 
     def _planned(self) -> Plan:
         """The plan: that of the steps, or one written down before, or a new one.
@@ -425,14 +406,10 @@ class Budget:
     def _pace(self) -> Pace:
         """Takes some steps of each kind, and undoes them."""
         with unchanged(self._training.all_variables):
-            for number in range(len(self._batch_steps)):  # all of them are compiled
+            for number in range(len(self._makers)):  # all of them are compiled
                 self._make_batch(number)
                 self._make_batch(number, held_out=True)
             batch = mean_seconds(self._make_batch, range(1))
             answers = mean_seconds(lambda i: self._answer(self._step(i)), _TIMED)
             student = mean_seconds(lambda i: self._student_step(self._step(i)), _TIMED)
         return Pace(self._num_answered * answers, batch, answers, student)
-
-
-def _keeping(training: Training, synthesizer: Synthesizer, store: Store) -> Any:
-    return lambda seed_and_step: training.keep(synthesizer, store, seed_and_step)

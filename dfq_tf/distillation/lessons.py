@@ -12,7 +12,7 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import phases, steps
+from dfq_tf.distillation import phases
 from dfq_tf.distillation.pool import Store
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.settings import BudgetConfig, DistillationConfig
@@ -48,24 +48,7 @@ def synthesized(
     synthesizer = Synthesizer(warmed.teacher, generator, (), config)
     num_batches = math.ceil(count / size)
     store = Store(num_batches, images=((size, *warmed.teacher.image_shape), tf.uint8))
-
-    def end(seed_and_step: tf.Tensor) -> steps.Measurements:
-        store.add(images=synthesizer.keep(seed_and_step))
-        return {}
-
-    begin, improve, keep = map(
-        phases.compiled, (synthesizer.begin, synthesizer.improve, end)
-    )
-
-    def make_batch(number: int) -> steps.Measurements:
-        begin(tf.constant([context.seed, number]))
-        first = number * config.generator_steps
-        measurements: steps.Measurements = {}
-        for i in range(config.generator_steps):
-            measurements = improve(tf.constant([context.seed, first + i]))
-        keep(tf.constant([context.seed, number]))
-        return dict(measurements)
-
+    (make_batch,) = synthesizer.makers([store], context.seed)
     # The store is a ring: the newest batches take the places of the first ones.
     run_loop(
         _NAME,

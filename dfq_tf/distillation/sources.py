@@ -15,7 +15,7 @@ from dfq_tf.compat import tf
 from dfq_tf.distillation.teacher import ObservedTeacher, distance_of
 from dfq_tf.errors import ConfigError
 from dfq_tf.procedural import natural_noise
-from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL, SMALL_IMAGE, SOURCES
+from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL, SOURCES, is_small
 
 # Photographs are taken whose distance is at most this, in nats per channel. They had
 # 0.10 and 0.15 where they calibrate as well as generated images, else 0.25 and more.
@@ -111,9 +111,10 @@ def known_source(
         return name
     if not has_memory:
         return PROCEDURAL
-    height, width, channels = image_shape
-    is_large = height * width > SMALL_IMAGE
-    return None if is_large and photographs.has_colours(channels) else GENERATED
+    are_photographs = not is_small(image_shape) and photographs.has_colours(
+        image_shape[-1]
+    )
+    return None if are_photographs else GENERATED
 
 
 def choose_source(

@@ -6,11 +6,13 @@ Faster Data-free Knowledge Distillation"). Ten steps make images for which a gen
 without such a start takes hundreds.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.distillation import losses
+from dfq_tf.distillation import losses, phases, steps
 from dfq_tf.distillation.generator import AUGMENTATION, SYNTHESIS
+from dfq_tf.distillation.pool import Store
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import Learner, augment_pixels, optimizers
@@ -25,7 +27,7 @@ class Synthesizer(tf.Module):
     """Makes one batch after the other: `begin`, some times `improve`, `keep`.
 
     The three are functions of (seed, step), int32 (2,), and of variables alone, so that
-    they can be compiled.
+    they can be compiled; `makers` do all of it.
 
     Args:
       teacher: frozen; it says what images are like.
@@ -152,6 +154,39 @@ class Synthesizer(tf.Module):
             past.assign(mixed)
         self._past_share.assign(_PAST_SHARE)
         return tf.identity(self._best)
+
+    def makers(
+        self, stores: Sequence[Store], seed: int
+    ) -> list[Callable[[int], steps.Measurements]]:
+        """Compiles the making of batches.
+
+        Args:
+          stores: of images.
+          seed: of the run.
+
+        Returns:
+          For each store a function of a batch's number: it makes the batch, puts it
+          there, and gives the last step's measurements.
+        """
+
+        def keeping(store: Store) -> Callable[[tf.Tensor], None]:
+            return lambda seed_and_step: store.add(images=self.keep(seed_and_step))
+
+        begin, improve = phases.compiled(self.begin), phases.compiled(self.improve)
+
+        def make(keep: Callable[[tf.Tensor], None], number: int) -> steps.Measurements:
+            batch = tf.constant([seed, number])
+            begin(batch)
+            measurements: steps.Measurements = {}
+            for i in range(self._config.generator_steps):
+                step = number * self._config.generator_steps + i
+                measurements = improve(tf.constant([seed, step]))
+            keep(batch)
+            return dict(measurements)
+
+        return [
+            functools.partial(make, phases.compiled(keeping(store))) for store in stores
+        ]
 
     def _bn_distance(self, bn_inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """How far batches are, this one and those before it, from what BN remembers."""
