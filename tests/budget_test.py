@@ -115,14 +115,14 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                     return step(at)
 
                 setattr(made, kind, watched)
-            ((begin, improve, keeps),) = made._batch_steps
-            improved = []
+            ((make, _),) = made._makers
+            batches = []
 
-            def improving(at):
-                improved.append(at.numpy()[1])
-                return improve(at)
+            def making(number):
+                batches.append(number)
+                return make(number)
 
-            made._batch_steps = [(begin, improving, keeps)]
+            made._makers = [(making, None)]
             teacher = helpers.copies(tf.nest.flatten(self.observed.weights))
             (synthesizer,) = made._training.synthesizers
             self.assertEqual(synthesizer.adversarial_weight, 0)
@@ -136,8 +136,8 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         # Two at the beginning, two in each round; every one draws other numbers.
         self.assertEqual(answers, list(range(2 + 2 * 2)))
         self.assertEqual(steps, list(range(6)))
-        # Two for each batch, behind those of the two batches held out.
-        self.assertEqual(improved, list(range(2 * 2, (2 + 3) * 2)))
+        # Behind the two batches held out.
+        self.assertEqual(batches, [2, 3, 4])
         self.assertLen(made._training.bank.all()["images"], 3 * 4)
         now = tf.nest.flatten(self.observed.weights)
         self.assertTrue(helpers.all_equal(now, teacher))

@@ -1,9 +1,12 @@
+import contextlib
 import dataclasses
+from unittest import mock
 
 import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.distillation.generator import build_generator
+from dfq_tf.distillation.pool import Store
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.settings import BudgetConfig
@@ -81,6 +84,31 @@ class SynthesizerTest(tf.test.TestCase):
         self.assertLess(losses[-1], 0.9 * losses[0])
         self.assertEqual(losses[-1], min(losses))
         self.assertAllEqual(synthesizer.keep(FIRST), np.rint(last))
+
+    def test_makers_number_all_steps_and_each_fills_its_store(self):
+        synthesizer = self.made()
+        stores = [Store(2, images=((8, *SHAPE), tf.uint8)) for _ in range(2)]
+        drawn = {"begin": [], "improve": [], "keep": []}
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(helpers.eagerly())
+            for name, numbers in drawn.items():
+
+                def step(at, real=getattr(synthesizer, name), numbers=numbers):
+                    numbers.append(tuple(at.numpy()))
+                    return real(at)
+
+                patches.enter_context(mock.patch.object(synthesizer, name, step))
+            first, second = synthesizer.makers(stores, seed=7)
+            second(4)
+            found = first(5)
+        self.assertEqual(drawn["begin"], [(7, 4), (7, 5)])
+        self.assertEqual(drawn["keep"], drawn["begin"])
+        self.assertEqual(drawn["improve"], [(7, i) for i in range(12, 18)])
+        self.assertIn("bn_distance", found)
+        batches = [store.all()["images"] for store in stores]
+        self.assertAllEqual(batches[0], synthesizer._best)
+        self.assertEqual(batches[1].shape, batches[0].shape)
+        self.assertNotAllEqual(batches[1], batches[0])
 
     def test_start_moves_down_the_sum_of_all_gradients_of_its_batch(self):
         synthesizer = self.made()
