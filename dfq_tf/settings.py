@@ -831,7 +831,7 @@ class ReconstructionConfig(Checked):
         minimum=1,
     )
     rec_learning_rate: float = setting(
-        0.05,
+        0.1,
         "Peak learning rate of Adam for the rounding of weights; it decays to 0.",
         above=0,
     )

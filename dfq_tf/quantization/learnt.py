@@ -3,13 +3,13 @@
 A kernel is rounded softly while it learns (AdaRound, Nagel et al. 2020): with the step
 size s of its grid, h from 0 to 1 for each weight and the largest integer L,
 
-    w' = s clip(floor(w / s) + h(v), -L, L),    h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)
+    w' = s clip(floor(w / s) + h(v), -L, L),   h(v) = clip(1.2 sigmoid(b v) - 0.1, 0, 1)
 
-It starts at w' = w, but for what the range cuts off. A penalty, 1 - |2 h - 1|^b, draws
-each h to 0 or 1, more of them with a smaller b. So few steps do not bring all of them
-there: in the last ones h is rounded, with a straight-through gradient, so that the rest
-learns beside what will be. The step sizes of kernels and activations learn too (LSQ,
-Esser et al. 2020), and so do biases.
+With a sharpness b of 1 it starts at w' = w, but for what the range cuts off. The
+sharpness grows from step to step, evenly in its logarithm (as in Savarese et al. 2020):
+one h after another arrives at 0 or 1, and those that still move make up for its error.
+AdaRound's penalty on what lies between needs thousands of steps for that. The step
+sizes of kernels and activations learn too (LSQ, Esser et al. 2020), and so do biases.
 """
 
 import dataclasses
@@ -37,10 +37,8 @@ from dfq_tf.quantization.step_sizes import clipped, growing, grown_output, withi
 from dfq_tf.settings import ReconstructionConfig
 
 _LOW, _HIGH = -0.1, 1.1
-# Weight of the penalty on soft rounding, its mean over the weights, against the error,
-# which is 1 with nearest rounding; the share of the steps before it begins; its
-# sharpness then, and at the end; and the share of the steps with soft rounding.
-_PENALTY, _FREE_SHARE, _SHARPNESS, _SOFT_SHARE = 1.0, 0.2, (20.0, 2.0), 0.6
+# Sharpness of the rounding at the end, where hardly an h is left between 0 and 1.
+_SHARPEST = 1e4
 # Learning rate of the step sizes, which are in units of what they were.
 _GROWTH_RATE = 1e-2
 # Learning rate of biases, see `LearntBias`.
@@ -81,32 +79,18 @@ class LearntKernel:
         self.rounding = tf.Variable(np.log(share / (1 - share)), dtype=tf.float32)
         self.growth = tf.Variable(np.ones_like(self._magnitudes))
 
-    def soft(self) -> tf.Tensor:
+    def soft(self, sharpness: tf.Tensor | float) -> tf.Tensor:
         """w', float32, in the kernel's shape."""
-        return self._of(self._share())
-
-    def settled(self) -> tf.Tensor:
-        """`hard`, with the gradient of `soft` (straight-through)."""
-        share = self._share()
-        hard = tf.cast(share >= 0.5, tf.float32)
-        return self._of(share + tf.stop_gradient(hard - share))
+        share = (_HIGH - _LOW) * tf.sigmoid(sharpness * self.rounding) + _LOW
+        return self._of(tf.clip_by_value(share, 0.0, 1.0))
 
     def hard(self) -> np.ndarray:
         """The same with each h at 0 or 1, whichever is nearer."""
-        return self._of(tf.cast(self._share() >= 0.5, tf.float32)).numpy()
+        return self._of(tf.cast(self.rounding >= 0, tf.float32)).numpy()
 
     def magnitudes(self) -> np.ndarray:
         """Half the range, as learnt."""
         return self._magnitudes * clipped(self.growth.numpy())
-
-    def penalty(self, sharpness: tf.Tensor) -> tf.Tensor:
-        """The sum of 1 - |2 h - 1|^b over all weights, b being the sharpness."""
-        return tf.reduce_sum(1 - tf.abs(2 * self._share() - 1) ** sharpness)
-
-    def _share(self) -> tf.Tensor:
-        return tf.clip_by_value(
-            (_HIGH - _LOW) * tf.sigmoid(self.rounding) + _LOW, 0.0, 1.0
-        )
 
     def _of(self, share: tf.Tensor) -> tf.Tensor:
         steps = tf.clip_by_value(self._floor + share, -self._largest, self._largest)
@@ -274,8 +258,8 @@ class BlockLearner:
         unit, total = tf.maximum(error, _LEAST_ERROR), tf.constant(num_steps)
 
         def take(index: int) -> Mapping[str, tf.Tensor]:
-            values = self._compiled(exact, fed, wanted, unit, tf.constant(index), total)
-            return dict(zip(("error", "softness"), values))
+            now = tf.constant(index)
+            return {"error": self._compiled(exact, fed, wanted, unit, now, total)}
 
         return take
 
@@ -323,41 +307,33 @@ class BlockLearner:
         unit: tf.Tensor,
         index: tf.Tensor,
         num_steps: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step; gives the error, and the mean penalty of soft rounding."""
+    ) -> tf.Tensor:
+        """One step; gives the error."""
         random = _Random(self._seed, index)
         chosen = random.integers(self._num_images, tf.shape(exact)[0])
         exact, fed, wanted = (tf.gather(each, chosen) for each in (exact, fed, wanted))
         progress = tf.cast(index, tf.float32) / tf.cast(num_steps, tf.float32)
-        late = (progress - _FREE_SHARE) / (1 - _FREE_SHARE)
-        sharpness = _SHARPNESS[0] + (_SHARPNESS[1] - _SHARPNESS[0]) * tf.maximum(
-            late, 0
-        )
-        weight = tf.where(late < 0, 0.0, _PENALTY)
-        is_hard = progress >= _SOFT_SHARE
         with tf.GradientTape() as tape:
-            given = self._given(self._mixed(exact, fed, random), random, is_hard)
+            inputs = self._mixed(exact, fed, random)
+            given = self._given(inputs, random, _SHARPEST**progress)
             error = tf.reduce_mean(tf.square(given - wanted)) / unit
-            softness = self._softness(sharpness)
-            loss = error + weight * softness
-        gradients = tape.gradient(loss, [each.variable for each in self._trained])
+        gradients = tape.gradient(error, [each.variable for each in self._trained])
         for each, gradient in zip(self._trained, gradients):
             if gradient is not None:
                 _descend(each, gradient, index, progress)
-        return error, softness
+        return error
 
     def _mixed(self, exact: tf.Tensor, fed: tf.Tensor, random: "_Random") -> tf.Tensor:
         """The first where chance says so, else the second."""
         return tf.where(random.mask(exact, self._config.rec_drop), exact, fed)
 
     def _given(
-        self, inputs: tf.Tensor, random: "_Random", is_hard: tf.Tensor
+        self, inputs: tf.Tensor, random: "_Random", sharpness: tf.Tensor
     ) -> tf.Tensor:
         """What the block gives; within it, some activations stay float."""
 
         def kernel(node: Node, values: Any) -> tf.Tensor:
-            learnt = self._kernels[node.name]
-            return tf.where(is_hard, learnt.settled(), learnt.soft())
+            return self._kernels[node.name].soft(sharpness)
 
         def output(node: Node, values: Any) -> tf.Tensor:
             rounded = self._rounded(node, values)
@@ -384,12 +360,6 @@ class BlockLearner:
         if learnt is None or node.name not in self._network.bits:
             return self._network.rounded_output(node, values)
         return learnt(values, grids.is_average(node))
-
-    def _softness(self, sharpness: tf.Tensor) -> tf.Tensor:
-        """The penalty, its mean over all weights."""
-        penalties = [each.penalty(sharpness) for each in self._kernels.values()]
-        count = sum(tf.size(each.rounding) for each in self._kernels.values())
-        return tf.add_n(penalties) / tf.cast(count, tf.float32)
 
 
 def _images_of_a_step(block: Graph, most: int) -> int:
