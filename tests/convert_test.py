@@ -89,6 +89,14 @@ class ConvertTest(tf.test.TestCase):
         ):
             self.assertEqual(self.refused(message, flag), 2)
 
+    def test_labels_of_another_file_are_kept(self):
+        folder = new_folder()
+        (folder / "labels.txt").write_text("Cattle\nSheep\n")
+        message = "labels.txt, which is to name its classes, is there and names others"
+        self.assertEqual(self.refused(message, f"--tflite={folder}/a.tflite"), 2)
+        self.assertEqual((folder / "labels.txt").read_text(), "Cattle\nSheep\n")
+        self.assertLen(list(folder.iterdir()), 1)
+
     def test_file_may_be_elsewhere_and_labels_are_utf_8(self):
         json = self.path.with_suffix(".json")
         description = ModelDescription.load(json)

@@ -5,6 +5,7 @@ import json
 import sys
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 from absl.testing import parameterized
@@ -69,6 +70,25 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         classifier = as_classifier(path, allow_code=True)
         self.assertAllClose(classifier.description.input_mean, [100.0])
         self.assertAllClose(classifier.description.input_scale, [1 / 50])
+
+    def test_batch_normalization_has_other_names_in_files_of_tensorflow_1(self):
+        model = network(keras, keras.layers.BatchNormalization(name="norm"))
+        images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+        path = self.folder / "model.h5"
+        for name in ("BatchNormalizationV1", "BatchNormalizationV2"):
+            model.save(path)
+            with h5py.File(path, "a") as file:
+                config = file.attrs["model_config"]
+                old = '"class_name": "BatchNormalization"'
+                self.assertIn(old, config)
+                file.attrs["model_config"] = config.replace(
+                    old, f'"class_name": "{name}"'
+                )
+            classifier = as_classifier(path, input_mean=0, input_scale=1 / 255)
+            expected = model(images / np.float32(255), training=False)
+            self.assertAllClose(
+                classifier.scores(images), expected, rtol=1e-4, atol=1e-4
+            )
 
     @parameterized.product(library=list(LIBRARIES), as_function=(False, True))
     def test_module_that_a_file_names_is_not_imported(self, library, as_function):

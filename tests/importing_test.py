@@ -319,6 +319,38 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllClose(softmax(scores)[:, 1], expected, atol=1e-5)
 
     @parameterized.parameters(*LIBRARIES)
+    def test_input_of_a_layer_may_be_given_by_its_name(self, library):
+        library = LIBRARIES[library]
+        inner = library.Sequential(
+            [library.layers.Input((8, 8, 3)), library.layers.Conv2D(3, 3)]
+        )
+        scaled = library.layers.LeakyReLU(name="scaled")
+        model = model_of(library, lambda x: scaled(inputs=inner(inputs=x)))
+        classifier = as_classifier(model, input_mean=0, input_scale=1 / 255)
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels() / 255), atol=1e-4
+        )
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_images_with_channels_first_are_refused(self, library):
+        layers = LIBRARIES[library].layers
+        model = LIBRARIES[library].Sequential(
+            [layers.Input((3, 32, 32)), layers.Flatten(), layers.Dense(4)]
+        )
+        with self.assertRaisesRegex(
+            ModelError, r"takes images of \(3, 32, 32\), channels first; build it with"
+        ):
+            as_classifier(model, input_mean=0, input_scale=1 / 255)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_softmax_of_one_score_is_refused(self, library):
+        model = model_of(LIBRARIES[library], head="softmax", units=1)
+        with self.assertRaisesRegex(
+            ModelError, "softmax of one score, layer .*, which is 1 for any image"
+        ):
+            as_classifier(model, input_mean=0, input_scale=1 / 255)
+
+    @parameterized.parameters(*LIBRARIES)
     def test_one_score_that_may_be_anything_is_asked_for(self, library):
         model = model_of(LIBRARIES[library], units=1)
         fed = dict(input_mean=0, input_scale=1 / 255)

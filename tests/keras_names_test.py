@@ -423,6 +423,11 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
         ),
         (lambda x: L.Resizing(4, 4)(x), r"it makes images of \(4, 4, 3\) of those of"),
         (lambda x: L.Lambda(lambda y: y * y)(x), "Python function is not one scale"),
+        (
+            lambda x: L.Lambda(ops.relu)(L.Conv2D(2, 3)(x)),
+            "Python function is not one scale",
+        ),
+        (lambda x: L.AutoContrast()(x), "it stretches the values of each image"),
     )
     def test_reason_says_what_is_wrong(self, function, reason):
         with self.assertRaisesRegex(UnsupportedLayerError, reason):

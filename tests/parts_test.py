@@ -93,6 +93,17 @@ class ArchitectureTest(PartsTest):
         self.check_is(path, model)
         self.assertEqual(parts.files_of(path), [path, self.folder / "model.weights.h5"])
 
+    def test_names_may_have_dots(self):
+        models = [network(keras) for _ in range(2)]
+        for version, model in zip(("1.0", "1.1"), models):
+            model.save_weights(self.folder / f"net_{version}.weights.h5")
+        path = self.folder / "net_1.0.json"
+        path.write_text(models[0].to_json())
+        self.check_is(path, models[0])
+        (self.folder / "net_1.0.weights.h5").rename(self.folder / "another.h5")
+        with self.assertRaisesRegex(ModelError, "another.h5, net_1.1.weights.h5. Put"):
+            files.read_model(path)
+
     def test_weights_that_are_not_there_or_several(self):
         path = self.written(network(keras), "a.h5")
         network(keras).save_weights(self.folder / "b.h5")

@@ -926,8 +926,10 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             (2, [teacher], "tflite is empty; name a file with --tflite"),
             (2, [teacher, tflite, "--num_images=0"], "num_images is 0; .*at least 1"),
             (1, [teacher, "--tflite=absent.tflite"], "no model file absent.tflite"),
+            (1, [teacher[10:], "--tflite=absent.tflite"], "no model file absent"),
             (1, [teacher, tflite], "there are no images in .*a_images.npy; name"),
             (1, [teacher, tflite, f"--images={folder}/images.npy"], "is no .npy file"),
+            (1, [teacher, tflite, f"--images={folder}"], "is a folder; name a .npy"),
         ):
             process = run_in_process("layer_noise", *flags)
             self.assertEqual(process.returncode, exit_code, process.stderr)

@@ -128,6 +128,43 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
             with self.assertRaisesRegex(WorkdirError, "no permission to write there"):
                 Workdir(self.path, _SETTINGS)
 
+    def test_folder_of_something_else_is_refused_and_kept(self):
+        for name in ("run.json", "metrics.json"):
+            folder = self.folder / name.removesuffix(".json")
+            folder.mkdir()
+            (folder / name).write_text('{"accuracy": 0.9}')
+            told = f"has {name} of something else: there is no flags.cfg beside it"
+            with self.assertRaisesRegex(WorkdirError, told):
+                Workdir(folder, _SETTINGS)
+            self.assertLen(list(folder.iterdir()), 1)
+            self.assertEqual((folder / name).read_text(), '{"accuracy": 0.9}')
+
+    @parameterized.parameters(
+        ("flags.cfg", b"--alpha=\xff"),
+        ("run.json", b""),
+        ("metrics.json", b"epoch,loss"),
+        ("metrics.json", b"[1]"),
+    )
+    def test_file_that_no_run_writes_is_told_before_the_work(self, name, content):
+        Workdir(self.path, _SETTINGS)
+        (self.path / name).write_bytes(content)
+        with self.assertRaisesRegex(
+            WorkdirError,
+            "flags.cfg, run.json or metrics.json is not what a run",
+        ):
+            Workdir(self.path, _SETTINGS)
+        self.assertEqual((self.path / name).read_bytes(), content)
+
+    def test_flags_without_a_value_are_true_or_false(self):
+        settings = {"seed": "3", "equalize": "false", "allow_code": "true"}
+        Workdir(self.path, settings)
+        text = "# by hand\n--noequalize\n--allow_code\n--seed=3\n"
+        (self.path / "flags.cfg").write_text(text)
+        self.assertIsInstance(Workdir(self.path, settings), Workdir)
+        with self.assertRaisesRegex(WorkdirError, "--equalize: true -> false"):
+            (self.path / "flags.cfg").write_text(text.replace("noeq", "eq"))
+            Workdir(self.path, settings)
+
     def test_metrics_are_merged(self):
         workdir = Workdir(self.path, _SETTINGS)
         self.assertEqual(workdir.metrics(), {})

@@ -53,6 +53,12 @@ S = TypeVar("S", DistillationConfig, TeacherConfig)
 LONG_READING = 5.0
 # Flags that do not change a run's results: a run may continue with others.
 _FREE_FLAGS = {"workdir", "data_dir", "archive", "progress", "quiet"}
+# What another tool, or a setting in Python, is called -> what it may be called here.
+_MEANT = {
+    "num_bits_activation": "widths",
+    "num_bits_weight": "widths",
+    "widths": "compare_widths",
+}
 # Heading in the help -> name of each flag -> whether --help shows it.
 _groups: dict[str, dict[str, bool]] = {}
 
@@ -560,6 +566,9 @@ def run(
         try:
             rest = FLAGS(argv)
         except flags.Error as error:
+            meant = _MEANT.get(getattr(error, "flagname", ""), "")
+            if meant in FLAGS:
+                error = f"{error.args[0].split('. Did')[0]}. It is --{meant} here"
             _fail(f"{error}. See --help", 2)
         if positional and len(rest) > 1:
             if FLAGS[positional].present:

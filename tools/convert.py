@@ -17,7 +17,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
-from dfq_tf.tflite import TFLiteClassifier, convert, labels_text
+from dfq_tf.tflite import convert, labels_text
 
 FLAGS = common.FLAGS
 
@@ -38,16 +38,31 @@ def convert_network(
 
     Returns:
       The content of the file.
+
+    Raises:
+      ConfigError: labels.txt is there, and has other names.
     """
     if path.exists():
         return path.read_bytes()
+    labels = _labels(network, path)
     if content is None:
         with common.stage("file and its proof"):
             content = convert(network, config=config)
-    labels = labels_text(TFLiteClassifier(content).class_names)
     write_text(path.with_name("labels.txt"), labels)
     write_bytes(path, content)
     return content
+
+
+def _labels(network: QuantizedNetwork, path: pathlib.Path) -> str:
+    """What labels.txt beside a file holds; ConfigError if there is one of others."""
+    labels = labels_text(network.description.class_names)
+    beside = path.with_name("labels.txt")
+    if beside.exists() and beside.read_bytes() != labels.encode():
+        raise ConfigError(
+            f"tflite is {str(path)!r}, but {beside}, which is to name its classes, is "
+            "there and names others; name a file in another folder with --tflite"
+        )
+    return labels
 
 
 def _check_folder(path: pathlib.Path) -> None:
@@ -75,6 +90,7 @@ def main() -> None:
             "or delete it"
         )
     _check_folder(path)
+    _labels(network, path)
     config = common.file_config(path.stem)
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(

@@ -38,8 +38,11 @@ def read_images(path: str | None, tflite: pathlib.Path, count: int) -> np.ndarra
         return common.dataset_from_flags().load("test").images[:count]
     source = pathlib.Path(path or tflite.with_name(f"{tflite.stem}_images.npy"))
     if not source.is_file():
+        what = f"{source} is a folder"
+        if not source.is_dir():
+            what = f"there are no images in {source}"
         raise ModelError(
-            f"there are no images in {source}; name a .npy file of uint8 images with "
+            f"{what}; name a .npy file of uint8 images with "
             "--images, or a data set with --dataset"
         )
     try:
@@ -111,4 +114,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main, __doc__)
+    common.run(main, __doc__, positional="teacher")

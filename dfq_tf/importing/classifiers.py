@@ -366,7 +366,13 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
 
 
 def _check_clear(found: Network) -> None:
-    """Raises ConfigError for a single score that may be anything."""
+    """Raises an error for a single score that may be anything, or says nothing."""
+    if found.is_binary and found.gives == "softmax":
+        raise ModelError(
+            f"the model ends in a softmax of one score, layer "
+            f"{found.graph.last.layers[-1]}, which is 1 for any image. End it in a "
+            "sigmoid, or in two scores and a softmax, and train it anew"
+        )
     if found.is_unclear:
         raise ConfigError(
             "output is not given, and the model ends in one score without a sigmoid, "
@@ -439,6 +445,11 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             f"image_size is {size}, but the model takes images of "
             f"{tuple(own[:2])}; give (height, width) that it can take, or leave "
             "image_size out"
+        )
+    if len(own) == 3 and own[0] in _CHANNELS and own[2] not in _CHANNELS:
+        raise ModelError(
+            f"the model takes images of {tuple(own)}, channels first; build it with "
+            "data_format='channels_last', whose convolutions have the same weights"
         )
     if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in size):
         raise ModelError(

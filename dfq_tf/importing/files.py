@@ -54,7 +54,8 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     Custom>{_OF_APPLICATIONS}
 
     AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention
-    AveragePooling1D AveragePooling3D Bidirectional CategoryEncoding Conv1D
+    AveragePooling1D AveragePooling3D BatchNormalizationV1 BatchNormalizationV2
+    Bidirectional CategoryEncoding Conv1D
     Conv1DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping3D
     DepthwiseConv1D Dot EinsumDense Embedding GRU GRUCell GlobalAveragePooling1D
     GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D InputLayer LSTM

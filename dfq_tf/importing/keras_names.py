@@ -142,7 +142,7 @@ LAYERS: dict[str, LayerNames] = {
 # Layers that pass their input on unchanged, except while they are trained.
 TRAINING_ONLY = frozenset(
     """
-    ActivityRegularization AlphaDropout AugMix AutoContrast CutMix Dropout Equalization
+    ActivityRegularization AlphaDropout AugMix CutMix Dropout Equalization
     GaussianDropout GaussianNoise Identity MixUp RandAugment RandomBrightness
     RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform
     RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
@@ -392,6 +392,13 @@ def _refuse_normalization(maker: Maker, found: Found) -> None:
     )
 
 
+def _refuse_contrast(maker: Maker, found: Found) -> None:
+    raise Unknown(
+        "it stretches the values of each image, when the model is used too; take it "
+        "out, and let the app do it"
+    )
+
+
 # Layers that may be an activation too, as objects.
 _ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
 # Normalizations by what each image has, not by constants.
@@ -404,6 +411,7 @@ _OF_EACH_IMAGE = (
 # Layers that the table does not tell whole.
 _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
+    "AutoContrast": _refuse_contrast,
     "Average": _add_average,
     "Conv2DTranspose": _add_conv_transpose,
     "CustomScaleLayer": _add_scaled_sum,

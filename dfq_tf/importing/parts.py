@@ -111,7 +111,7 @@ def _json(path: pathlib.Path) -> Parts:
 def _weights_beside(path: pathlib.Path) -> pathlib.Path:
     """The weights of an architecture: of the same name, or the only ones there."""
     all_there = sorted(p for p in path.parent.iterdir() if p.suffix in _WEIGHTS)
-    same = [p for p in all_there if p.name.split(".")[0] == path.name.split(".")[0]]
+    same = [p for p in all_there if p.stem.removesuffix(".weights") == path.stem]
     found = same or all_there
     if len(found) == 1:
         return found[0]

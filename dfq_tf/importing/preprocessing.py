@@ -165,20 +165,29 @@ def _add_normalization(maker: Maker, found: Found) -> None:
 
 def _add_lambda(maker: Maker, found: Found) -> None:
     (source,) = found.sources
-    scale, offset = _probed(found.function, source.shape)
+    is_positive = source.kind == "image"
+    scale, offset = _probed(found.function, source.shape, is_positive)
     affine(maker, found.name, source, scale, offset)
 
 
 def _probed(
-    function: Callable[[np.ndarray], Any], shape: Sequence[int | None]
+    function: Callable[[np.ndarray], Any],
+    shape: Sequence[int | None],
+    is_positive: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of a function of pixels, found from what it gives.
+    """Scale and offset of a function, found from what it gives.
+
+    Args:
+      function: of images.
+      shape: of an image.
+      is_positive: whether it is of pixels as they are, 0 to 255.
 
     Raises:
       Unknown: it is not affine, with one scale and one offset for each channel.
     """
     rng = np.random.default_rng(0)
-    images = rng.uniform(0, 255, (4, *(size or 8 for size in shape)))
+    low = 0 if is_positive else -255
+    images = rng.uniform(low, 255, (4, *(size or 8 for size in shape)))
     images = images.astype(np.float32)
     images[0], images[1] = 0.0, 255.0
     outputs = np.asarray(function(images), np.float64)

@@ -147,6 +147,8 @@ class _Keras3:
         # of augmentation, Keras writes training=True where nothing was said.
         kwargs = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
         args = node.arguments.args
+        if not args and len(kwargs) == 1 and self.function(layer) is None:
+            args, kwargs = tuple(kwargs.values()), {}  # layer(inputs=x)
         return _Call(layer, node.input_tensors, node.output_tensors, args, kwargs)
 
     def is_network(self, layer: Any) -> bool:

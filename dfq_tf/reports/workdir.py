@@ -26,6 +26,9 @@ _PACKAGES = (
 )
 
 
+_FLAGS, _RUN, _METRICS = "flags.cfg", "run.json", "metrics.json"
+
+
 class Workdir:
     """A folder that one configuration owns.
 
@@ -69,6 +72,11 @@ class Workdir:
                 f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
                 "another folder with --workdir"
             ) from error
+        except ValueError as error:
+            raise WorkdirError(
+                f"workdir is {str(path)!r}, whose {_FLAGS}, {_RUN} or {_METRICS} is "
+                f"not what a run writes: {error}. Name another folder with --workdir"
+            ) from error
 
     def _claim(
         self,
@@ -78,8 +86,15 @@ class Workdir:
         digests: Mapping[str, str],
         replaces: bool,
     ) -> None:
-        path = self.path / "flags.cfg"
-        run_path = self.path / "run.json"
+        path, run_path = (self.path / name for name in (_FLAGS, _RUN))
+        for name in (_RUN, _METRICS):
+            self._json(name)  # that it can be read is known before the work
+            if not path.exists() and (self.path / name).exists():
+                raise WorkdirError(
+                    f"workdir is {str(self.path)!r}, which has {name} of something "
+                    f"else: there is no {_FLAGS} beside it. Name another folder with "
+                    "--workdir"
+                )
         if path.exists():
             before = _parse_flagfile(read_text(path))
             added = settings.keys() - before.keys()
@@ -90,8 +105,7 @@ class Workdir:
                 for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
-            run = json.loads(read_text(run_path)) if run_path.exists() else {}
-            known = run.get("digests", {})
+            known = self._json(_RUN).get("digests", {})
             changes += [
                 f"  --{name}: {settings[name]}, whose content has changed since"
                 for name in sorted(digests)
@@ -99,7 +113,7 @@ class Workdir:
                 and known.get(name, digests[name]) != digests[name]
             ]
             if changes and replaces:
-                (self.path / "metrics.json").unlink(missing_ok=True)
+                (self.path / _METRICS).unlink(missing_ok=True)
             elif changes:
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which holds a run with other "
@@ -126,15 +140,30 @@ class Workdir:
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
-        path = self.path / "metrics.json"
-        return json.loads(read_text(path)) if path.exists() else {}
+        return self._json(_METRICS)
 
     def add_metrics(self, **metrics: Any) -> None:
         """Adds to `metrics.json`, replacing values of the same name."""
         merged = {**self.metrics(), **metrics}
-        write_text(self.path / "metrics.json", json.dumps(merged, indent=2) + "\n")
+        write_text(self.path / _METRICS, json.dumps(merged, indent=2) + "\n")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """What a file of the folder holds; empty if it is not there."""
+        path = self.path / name
+        found = json.loads(read_text(path)) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{name} has no names")
+        return found
 
 
 def _parse_flagfile(text: str) -> dict[str, str]:
-    lines = [line[2:].split("=", 1) for line in text.splitlines() if line[:2] == "--"]
-    return {name: value for name, value in lines}
+    """Name -> value of each flag; --name is true, --noname false."""
+    found = {}
+    for line in text.splitlines():
+        if line[:2] == "--":
+            name, is_given, value = line[2:].partition("=")
+            if not is_given:
+                value = "false" if name.startswith("no") else "true"
+                name = name.removeprefix("no")
+            found[name] = value
+    return found
