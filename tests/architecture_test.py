@@ -20,7 +20,13 @@ FOLDERS = (
     "training",
     "with_data",
 )
-PACKAGES = ("dfq_tf", *(f"dfq_tf/{room}" for room in FOLDERS), "tools", "tests")
+PACKAGES = (
+    "dfq_tf",
+    *(f"dfq_tf/{room}" for room in FOLDERS),
+    "dfq_tf_command",
+    "tools",
+    "tests",
+)
 # Modules that a program may read without waiting for TensorFlow to load.
 LIGHT = (
     "settings",
@@ -121,7 +127,7 @@ def project_imports(name: str) -> set[str]:
         # `from package import module` and `from module import name` look the same.
         candidates = (imported, imported.rpartition(".")[0])
         module = next((c for c in candidates if c in MODULES), None)
-        if module is None and imported.split(".")[0] in ("dfq_tf", "tools", "tests"):
+        if module is None and imported.split(".")[0] in PACKAGES:
             raise ValueError(f"{name} imports {imported}, which is not there")
         if module not in (None, name):
             found.add(module)
@@ -226,7 +232,9 @@ class BuildFilesTest(parameterized.TestCase):
 
     def test_every_source_is_listed_for_this_test(self):
         # Bazel shows a test only the files that a target lists.
+        root = (ROOT / "BUILD").read_text()
         for package in PACKAGES:
+            self.assertEqual(root.count(f'        "//{package}:sources",'), 1, package)
             text = (ROOT / package / "BUILD").read_text()
             for path in (ROOT / package).glob("*.py"):
                 self.assertEqual(text.count(f'        "{path.name}",'), 1, path)

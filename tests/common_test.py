@@ -127,6 +127,17 @@ class DigestTest(parameterized.TestCase):
         self.assertEmpty(common._files_of(str(new_folder())))
 
 
+class CommandTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("inspect_model", "python tools/inspect_model.py", "dfq-tf inspect"),
+        ("convert", "python tools/convert.py", "dfq-tf convert"),
+    )
+    def test_it_is_called_as_the_user_can(self, tool, in_tree, installed):
+        self.assertEqual(common.command_of(tool), in_tree)
+        with mock.patch.object(common, "_IS_INSTALLED", True):
+            self.assertEqual(common.command_of(tool), installed)
+
+
 class TextFlagTest(parameterized.TestCase):
     @parameterized.parameters(
         ("~/run", "/home/me/run"),

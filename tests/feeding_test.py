@@ -50,6 +50,11 @@ def trained_on(images, name, library=keras, seed=0):
     )
 
 
+def behind(model, layer):
+    """A model behind a layer."""
+    return keras.Sequential([keras.layers.Input(SHAPE), layer, model])
+
+
 def pictures(shape=SHAPE):
     """Other ones than those that are looked at."""
     return natural_noise(5, 200, shape).astype(float)
@@ -145,6 +150,83 @@ class FindTest(parameterized.TestCase, tf.test.TestCase):
         self.assertIsNone(feeding.find(classifiers.read(dead).graph))
         with self.assertRaisesRegex(ConfigError, "are not given, .*1/255"):
             as_classifier(new)
+
+
+class OwnTest(parameterized.TestCase, tf.test.TestCase):
+    """Models that prepare their input themselves."""
+
+    @parameterized.parameters(
+        (2.0, -1.0, "-1 to 509"),
+        (255.0, 0.0, "0 to 6.502e[+]04"),
+        (1.0, -0.5, "-0.5 to 254.5"),
+        (1.0, 0.0, "has no preprocessing layer"),
+    )
+    def test_what_is_made_for_other_numbers_is_asked_about(self, scale, offset, text):
+        new = model_of(keras, SHAPE, np.zeros(4), np.ones(4), np.ones((3, 4)))
+        model = behind(new, keras.layers.Rescaling(scale, offset))
+        with self.assertRaisesRegex(ConfigError, f"are not given, .*{text}.*1/255"):
+            as_classifier(model)
+        if offset:
+            classifier = as_classifier(model, feeding="0..1", input_on_top=True)
+            self.assert_answers(classifier, model, lambda pixels: pixels / 255)
+        classifier = as_classifier(model, feeding="raw")
+        self.assert_answers(classifier, model, lambda pixels: pixels)
+
+    def test_memory_says_what_comes_before_it(self):
+        trained = trained_on(pictures(), "-1..1")
+        model = behind(trained, keras.layers.Rescaling(2.0, -1.0))
+        reading = classifiers.read(model)
+        self.assertEqual(reading.findings, {"feeding": "0..1", "input_on_top": True})
+        with self.assertWarnsRegex(
+            UserWarning, "0..1, comes .*is taken. --feeding=0..1 --input_on_top"
+        ):
+            classifier = as_classifier(model)
+        self.assert_answers(classifier, model, lambda pixels: pixels / 255)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            as_classifier(model, **reading.findings)
+
+    def test_memory_contradicts_it(self):
+        # It had blue first, less the means, before its Rescaling.
+        kernel = np.random.default_rng(0).normal(size=(3, 8))
+        outputs = fed(pictures(), "caffe") / 255 @ kernel
+        axes = (0, 1, 2)
+        moments = outputs.mean(axes), outputs.var(axes)
+        model = behind(
+            model_of(keras, SHAPE, *moments, kernel), keras.layers.Rescaling(1 / 255)
+        )
+        with self.assertWarnsRegex(
+            UserWarning,
+            "own preprocessing may not be all .*--feeding=caffe --input_on_top",
+        ):
+            classifier = as_classifier(model)
+        self.assertEqual(classifier.description.input_mean, (0.0,))
+        self.assertEqual(classifiers.read(model).findings, {})
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_what_cannot_be_taken_off_prepares_too(self, library):
+        library = LIBRARIES[library]
+        layers = library.layers
+        image = layers.Input(SHAPE)
+        padded = layers.Rescaling(1 / 127.5, -1)(layers.ZeroPadding2D(1)(image))
+        branches = [layers.Rescaling(1 / 255)(image), layers.Rescaling(0.01)(image)]
+        for x in (padded, layers.Add()(branches)):
+            x = layers.Conv2D(4, 3)(x)
+            x = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+            model = library.Model(image, x)
+            self.assert_answers(as_classifier(model), model, lambda pixels: pixels)
+            with self.assertRaisesRegex(ConfigError, "both would apply"):
+                as_classifier(model, feeding="0..1")
+        # One branch takes them as they are.
+        x = layers.Conv2D(4, 1)(layers.Concatenate()([branches[0], image]))
+        model = library.Model(image, layers.GlobalAveragePooling2D()(x))
+        with self.assertRaisesRegex(ConfigError, "has no preprocessing layer"):
+            as_classifier(model)
+
+    def assert_answers(self, classifier, model, fed):
+        images = pictures()[:20].astype(np.float32)
+        expected = np.asarray(model(fed(images), training=False))
+        self.assertAllClose(classifier.scores(images), expected, atol=2e-3, rtol=1e-3)
 
 
 class SaidTest(parameterized.TestCase, tf.test.TestCase):

@@ -185,13 +185,17 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*LIBRARIES)
     def test_scale_below_zero_stays_in_the_network(self, library):
         library = LIBRARIES[library]
-        model = model_of(library, library.layers.Rescaling(-1 / 255, offset=1.0))
+        for scale, offset in ((-1 / 255, 1.0), (-1.0, 255.0)):
+            model = model_of(library, library.layers.Rescaling(scale, offset=offset))
+            for said in ({}, dict(input_mean=0, input_scale=1)):
+                classifier = as_classifier(model, **said)
+                self.assertEqual(kinds(classifier)[:2], ["image", "affine"])
+                self.assertAllClose(
+                    classifier.scores(pixels()), answers(model, pixels()), atol=1e-3
+                )
+        of_others = model_of(library, library.layers.Rescaling(-1.0, offset=1.0))
         with self.assertRaisesRegex(ConfigError, "input_mean and input_scale are not"):
-            as_classifier(model)
-        classifier = as_classifier(model, input_mean=0, input_scale=1)
-        self.assertAllClose(
-            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
-        )
+            as_classifier(of_others)
 
     @parameterized.product(library=list(LIBRARIES), axis=(-1, 3, None))
     def test_adapted_normalization_goes_into_the_description(self, library, axis):
@@ -334,13 +338,17 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*LIBRARIES)
     def test_images_with_channels_first_are_refused(self, library):
         layers = LIBRARIES[library].layers
-        model = LIBRARIES[library].Sequential(
-            [layers.Input((3, 32, 32)), layers.Flatten(), layers.Dense(4)]
-        )
-        with self.assertRaisesRegex(
-            ModelError, r"takes images of \(3, 32, 32\), channels first; build it with"
+        pooled = layers.GlobalAveragePooling2D(data_format="channels_first")
+        for size, text, end in (
+            (32, "32, 32", layers.Flatten()),
+            (None, "None, None", pooled),
         ):
-            as_classifier(model, input_mean=0, input_scale=1 / 255)
+            links = [layers.Input((3, size, size)), end, layers.Dense(4)]
+            model = LIBRARIES[library].Sequential(links)
+            with self.assertRaisesRegex(
+                ModelError, rf"takes images of \(3, {text}\), channels first; build it"
+            ):
+                as_classifier(model, input_mean=0, input_scale=1 / 255)
 
     @parameterized.parameters(*LIBRARIES)
     def test_softmax_of_one_score_is_refused(self, library):

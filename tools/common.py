@@ -41,6 +41,7 @@ from dfq_tf.settings import (
 )
 from dfq_tf.training import devices, resolve_precision
 from dfq_tf.with_data import datasets
+from dfq_tf_command import SUBCOMMANDS
 
 # What has been imported stays: Python need not look there for garbage.
 gc.freeze()
@@ -532,7 +533,9 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
 
 def command_of(tool: str) -> str:
     """How a user calls a tool: by dfq-tf where that was installed."""
-    return f"dfq-tf {tool}" if _IS_INSTALLED else f"python tools/{tool}.py"
+    if not _IS_INSTALLED:
+        return f"python tools/{tool}.py"
+    return f"dfq-tf {next(name for name, t in SUBCOMMANDS.items() if t == tool)}"
 
 
 def run(

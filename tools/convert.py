@@ -46,11 +46,19 @@ def convert_network(
         return path.read_bytes()
     labels = _labels(network, path)
     if content is None:
-        with common.stage("file and its proof"):
-            content = convert(network, config=config)
+        content = _content(network, config)
+    _write(path, content, labels)
+    return content
+
+
+def _content(network: QuantizedNetwork, config: FileConfig) -> bytes:
+    with common.stage("file and its proof"):
+        return convert(network, config=config)
+
+
+def _write(path: pathlib.Path, content: bytes, labels: str) -> None:
     write_text(path.with_name("labels.txt"), labels)
     write_bytes(path, content)
-    return content
 
 
 def _labels(network: QuantizedNetwork, path: pathlib.Path) -> str:
@@ -90,13 +98,14 @@ def main() -> None:
             "or delete it"
         )
     _check_folder(path)
-    _labels(network, path)
+    labels = _labels(network, path)
     config = common.file_config(path.stem)
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(
         path.with_suffix(".convert"), replaces=FLAGS.workdir is None
     )
-    content = convert_network(network, path, config)
+    content = _content(network, config)
+    _write(path, content, labels)
     workdir.add_metrics(tflite=str(path), bytes=len(content))
     print(f"Wrote {path}, {len(content):,} bytes, and {path.with_name('labels.txt')}")
 

@@ -199,9 +199,8 @@ def following(found: inspection.Inspection) -> list[str]:
 def main() -> None:
     """Reads, reports, and times if that is asked for."""
     if not FLAGS.teacher:
-        raise ConfigError(
-            "teacher is empty; name a model file: tools/inspect_model.py model.keras"
-        )
+        called = common.command_of("inspect_model")
+        raise ConfigError(f"teacher is empty; name a model file: {called} model.keras")
     # Keras 3 would take longer to import these than all the rest; nothing here draws.
     reading = common.stage(f"reading of {FLAGS.teacher}", common.LONG_READING)
     with modules_absent("matplotlib", "sklearn"), reading:

@@ -38,12 +38,13 @@ def read_images(path: str | None, tflite: pathlib.Path, count: int) -> np.ndarra
         return common.dataset_from_flags().load("test").images[:count]
     source = pathlib.Path(path or tflite.with_name(f"{tflite.stem}_images.npy"))
     if not source.is_file():
-        what = f"{source} is a folder"
-        if not source.is_dir():
-            what = f"there are no images in {source}"
+        is_folder = source.is_dir()
+        what = (
+            f"{source} is a folder" if is_folder else f"there are no images in {source}"
+        )
         raise ModelError(
-            f"{what}; name a .npy file of uint8 images with "
-            "--images, or a data set with --dataset"
+            f"{what}; name a .npy file of uint8 images with --images, or a data set "
+            "with --dataset"
         )
     try:
         images = np.load(source, allow_pickle=False)

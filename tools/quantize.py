@@ -12,6 +12,7 @@ WORKDIR/METHOD.png, images held out, and WORKDIR/report.html, the page of the ru
 import dataclasses
 import functools
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -471,7 +472,9 @@ def main() -> None:
         f"{100 * metrics['agreement_on_held_out_images']:.1f} %"
     )
     print(f"The page of the run: {page.write(workdir.path)}")
-    print(f"Wrote {workdir.path / FLAGS.method}.keras; now run tools/convert.py")
+    student = f"{workdir.path / FLAGS.method}.keras"
+    print(f"Wrote {student}; its file is made by")
+    print(f"  {common.command_of('convert')} {shlex.quote(student)}")
 
 
 def define_flags() -> None:

@@ -24,9 +24,8 @@ def main() -> None:
     """Reads and writes."""
     folders = FLAGS.workdirs
     if not folders:
-        raise ConfigError(
-            "workdirs is empty; name a run's folder: tools/report.py runs/run"
-        )
+        called = common.command_of("report")
+        raise ConfigError(f"workdirs is empty; name a run's folder: {called} runs/run")
     runs = [record.read(folder) for folder in folders]
     if len(runs) == 1:
         text, path = page.of_run(runs[0]), pathlib.Path(folders[0]) / page.NAME

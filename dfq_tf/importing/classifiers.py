@@ -186,8 +186,10 @@ class ModelReading:
         """What nobody said and was found: arguments of `as_classifier` that say it."""
         result: dict[str, Any] = {}
         found = self.network.found
-        if self.told.said.given is None and found is not None and found.is_clear:
+        if found is not None and found.is_taken:
             result["feeding"] = found.name
+            if self.network.own is not None:
+                result["input_on_top"] = True
         if self.told.resized_to is not None:
             result["image_size"] = list(self.told.resized_to)
         return result
@@ -311,13 +313,13 @@ def _network(reading: ModelReading) -> Network:
     graph, own = take_preprocessing(reading.graph)
     graph = activation_last(graph)
     told, outputs = reading.told, _num_outputs(graph)
-    said, found = decide(graph, own, told.said)
+    said, found = decide(reading.graph, own, told.said)
     told = told._replace(said=said)
     gives, is_binary = _output(reading, graph), outputs == 1
     probabilities = told.probabilities
     if gives != "logits":
         probabilities = "score" if is_binary else gives
-    feeding = own
+    feeding = None
     if said.given is not None:
         feeding = said.given.then(own or Preprocessing())
         if said.is_bgr:
@@ -341,9 +343,9 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
     found = reading.network
     graph, gives, feeding = found.graph, found.gives, found.feeding
     if feeding is None:
-        raise ConfigError(how_to_say(found.found))
+        raise ConfigError(how_to_say(found.found, found.own))
     _check_clear(found)
-    feeding_decision.warn(reading.told.said, found.found)
+    feeding_decision.warn(reading.told.said, found.found, found.own)
     is_plain = reading.is_plain and not found.own and not found.told.said.is_bgr
     if found.is_binary or (gives == "softmax" and not is_plain):
         names = ("",) * _num_outputs(graph)
@@ -409,6 +411,11 @@ def _check_has_layers(model: Any) -> None:
             "be built, take one image and give one row of class scores"
         )
     shape, scores = tuple(inputs[0].shape), tuple(outputs[0].shape)
+    if len(shape) == 4 and shape[1] in _CHANNELS and shape[-1] not in _CHANNELS:
+        raise ModelError(
+            f"the model takes images of {shape[1:]}, channels first; build it with "
+            "data_format='channels_last', whose convolutions have the same weights"
+        )
     if len(shape) not in (3, 4) or shape[-1] is None:
         raise ModelError(
             f"the model's input shape is {shape}; it must be "
@@ -445,11 +452,6 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             f"image_size is {size}, but the model takes images of "
             f"{tuple(own[:2])}; give (height, width) that it can take, or leave "
             "image_size out"
-        )
-    if len(own) == 3 and own[0] in _CHANNELS and own[2] not in _CHANNELS:
-        raise ModelError(
-            f"the model takes images of {tuple(own)}, channels first; build it with "
-            "data_format='channels_last', whose convolutions have the same weights"
         )
     if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in size):
         raise ModelError(

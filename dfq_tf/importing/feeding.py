@@ -78,7 +78,7 @@ class Found:
       distances: name of a way -> the median over channels of the distance between what
         it causes and what is stored: 0 for the same mean and variance; the nearest
         first. Of two ways that cannot be told apart there is one.
-      said: the same distance, of what the user says; None if the user says nothing.
+      said: the same distance, of what is said, which is far; None if nobody says.
       is_grey: whether the images have one channel.
     """
 
@@ -112,22 +112,26 @@ class Found:
 
     @property
     def is_contradicted(self) -> bool:
-        """Whether what the user says is far, and another way is clear."""
-        is_far = self.said is not None and self.said >= _TIMES_FARTHER * _NEAR
-        return self.is_clear and is_far
+        """Whether what is said is far, and another way is clear."""
+        return self.is_clear and self.said is not None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether nobody says, and one way is clear."""
+        return self.is_clear and self.said is None
 
 
 def find(graph: Graph, said: Feeding | None = None) -> Found | None:
     """Compares the usual ways of feeding by the first BatchNormalization.
 
     Args:
-      graph: a network without preprocessing; layers that cannot be read are fine behind
-        the first BatchNormalization.
-      said: what the user says.
+      graph: a network, with the preprocessing that it does itself; layers that cannot
+        be read are fine behind the first BatchNormalization.
+      said: what the user, or the model, says.
 
     Returns:
       None if there is nothing to compare with: no BatchNormalization, or one that has
-      never seen an image.
+      never seen an image. None also if what is said is not far.
     """
     node = next((n for n in graph.nodes.values() if _has_statistics(n)), None)
     if node is None or not _can_compute(graph, node):
@@ -136,6 +140,9 @@ def find(graph: Graph, said: Feeding | None = None) -> Found | None:
     assert height and width and channels
     count = max(1, min(_MOST_IMAGES, _PIXELS // (height * width)))
     pixels = natural_noise(0, count, (height, width, channels))
+    told = None if said is None else distance_of(graph, node, pixels, said)
+    if told is not None and told < _TIMES_FARTHER * _NEAR:
+        return None
     skipped = ALIKE[max(height, width) <= _SMALL_SIDE]
     distances = {
         name: distance_of(graph, node, pixels, way)
@@ -146,7 +153,7 @@ def find(graph: Graph, said: Feeding | None = None) -> Found | None:
     return Found(
         node.name,
         {name: distances[name] for name in ordered},
-        None if said is None else distance_of(graph, node, pixels, said),
+        told,
         is_grey=channels == 1,
     )
 

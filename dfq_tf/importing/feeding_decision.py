@@ -72,13 +72,14 @@ def decide(
     """What a network is fed, if anybody or anything says so.
 
     Args:
-      graph: the network, without the preprocessing at its head.
-      own: what that preprocessing did, or None.
+      graph: the network, with the preprocessing at its head.
+      own: what that preprocessing does, or None.
       said: what is said.
 
     Returns:
-      `said`, with the way that was found if nobody says any; and what a
-      BatchNormalization says, None if it was not asked, or there is none.
+      `said`, with the way that was found if nobody says any, or pixels as they are if
+      the model prepares them; and what a BatchNormalization says, None if there is
+      none, or it does not contradict.
 
     Raises:
       ConfigError: what is said does not fit the network.
@@ -90,21 +91,40 @@ def decide(
             outputs,
         )
     _check_given_once(said, own)
-    if own is not None or (said.given is not None and not said.is_by_user):
+    if said.given is not None and not said.is_by_user:
         return said, None
+    is_own = own is not None and (own.is_nothing or own.is_of_pixels)
+    if said.given is None and is_own:
+        said = dataclasses.replace(said, given=Preprocessing())
     found = feedings.find(graph, said.feeding)
-    if said.given is None and found is not None and found.is_clear:
+    if found is not None and found.is_taken:
         given, is_bgr = _given(None, None, found.name)
         said = dataclasses.replace(said, given=given, is_bgr=is_bgr)
     return said, found
 
 
-def how_to_say(found: feedings.Found | None) -> str:
-    """That nobody says how the model is fed, and how to say it."""
-    text = (
-        "input_mean and input_scale are not given, and the model has no "
-        "preprocessing layer that says how pixels, 0 to 255, become its input. "
-    )
+def how_to_say(found: feedings.Found | None, own: Preprocessing | None) -> str:
+    """That nobody says how the model is fed, and how to say it.
+
+    Args:
+      found: what a BatchNormalization says.
+      own: what the model's own preprocessing does, which was not made for pixels; or
+        None.
+    """
+    text = "input_mean and input_scale are not given, and the model "
+    on_top = ""
+    if own is None:
+        text += (
+            "has no preprocessing layer that says how pixels, 0 to 255, become its "
+            "input. "
+        )
+    else:
+        low, high = np.min(own.offset), np.max(255 * own.scale + own.offset)
+        text += (
+            f"makes {low:.4g} to {high:.4g} of pixels, 0 to 255, by preprocessing of "
+            "its own, which was made for other numbers. "
+        )
+        on_top = " --input_on_top"
     if found is not None:
         distances = ", ".join(f"{n} {d:.2f}" for n, d in found.distances.items())
         text += (
@@ -112,41 +132,47 @@ def how_to_say(found: feedings.Found | None) -> str:
             f"between what it remembers and what pictures cause are {distances}. "
         )
     return text + (
-        "Give both: --input_mean=0 --input_scale=1/255 for a model that was "
+        f"Give both: --input_mean=0 --input_scale=1/255{on_top} for a model that was "
         "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels; or "
         f"--feeding, one of {', '.join(feedings.FEEDINGS)}"
     )
 
 
-def warn(said: Said, found: feedings.Found | None) -> None:
+def warn(said: Said, found: feedings.Found | None, own: Preprocessing | None) -> None:
     """Warns of a feeding that was found, or that is not what is said.
 
     Args:
       said: what was said, before the decision.
       found: what a BatchNormalization says.
+      own: what the model's own preprocessing does, or None.
     """
     if found is None or not found.is_clear:
         return
+    flags, arguments = f"--feeding={found.name}", f"feeding={found.name!r}"
+    if own is not None:
+        flags, arguments = f"{flags} --input_on_top", f"{arguments}, input_on_top=True"
     near = (
         f"{found.name}, comes within {found.distances[found.name]:.2f} of what its "
         f"BatchNormalization {found.layer} remembers, the next one, "
         f"{found.next_name}, within {found.distances[found.next_name]:.2f}"
     )
-    if said.given is None:
+    if found.is_taken:
         warnings.warn(
             "the model does not say how it is fed. Of the usual ways one, "
-            f"{near}: it is taken. --feeding={found.name} (feeding={found.name!r}) "
-            "says so, input_mean and input_scale say otherwise",
+            f"{near}: it is taken. {flags} ({arguments}) says so, "
+            "input_mean and input_scale say otherwise",
             stacklevel=4,
         )
-    elif found.is_contradicted:
-        warnings.warn(
-            "input_mean and input_scale may be wrong: pictures that are fed so do "
-            "not cause what the model remembers of its training. Of the usual ways "
-            f"one, {near}. Compare with --feeding={found.name} "
-            f"(feeding={found.name!r})",
-            stacklevel=4,
-        )
+        return
+    what = "input_mean and input_scale may be wrong"
+    if said.given is None:
+        what = "the model's own preprocessing may not be all that its training had"
+    warnings.warn(
+        f"{what}: pictures that are fed so do not cause what the model remembers of "
+        f"its training. Of the usual ways one, {near}. Compare with {flags} "
+        f"({arguments})",
+        stacklevel=4,
+    )
 
 
 def _check_given_once(said: Said, own: Preprocessing | None) -> None:
@@ -169,7 +195,7 @@ def _check_given_once(said: Said, own: Preprocessing | None) -> None:
         )
     if given is None or own is None or said.is_on_top:
         return
-    if (given.scale == 1).all() and not np.any(given.offset):
+    if given.is_nothing:
         return  # raw pixels, as they come in any case
     numbers = described(given, "logits", ())
     raise ConfigError(

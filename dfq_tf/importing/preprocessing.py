@@ -13,6 +13,8 @@ import numpy as np
 from dfq_tf.graph import Graph, ModelDescription, Node, layers, unique_name
 from dfq_tf.importing.operations import Found, Maker, Unknown, affine
 
+# Pictures whose mean is lower are hardly any.
+_LEAST_MEAN = 16
 # How far a Lambda layer may be from an affine function, as a share of its values.
 _AFFINE_TOLERANCE = 1e-5
 
@@ -29,11 +31,35 @@ class Preprocessing:
     scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(()))
     offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it changes nothing."""
+        return bool((self.scale == 1).all() and (self.offset == 0).all())
+
+    @property
+    def is_of_pixels(self) -> bool:
+        """Whether it was made for pixels, 0 to 255, by its numbers.
+
+        What scales by 1 or more was made for smaller ones, such as pixels / 255; unless
+        it takes the mean of pixels away, and scales nothing.
+        """
+        scale = np.abs(self.scale)
+        takes_mean = (scale == 1) & (np.abs(self.offset) >= _LEAST_MEAN)
+        return bool(((scale < 1) | takes_mean).all())
+
     def then(self, other: "Preprocessing") -> "Preprocessing":
         """This one, and another behind it."""
         return Preprocessing(
             self.scale * other.scale, self.offset * other.scale + other.offset
         )
+
+    def unordered(self, order: np.ndarray) -> "Preprocessing":
+        """The same of channels 0, 1, ..., if this one is of channels in an order."""
+        back = np.argsort(order)
+        scale, offset = (
+            v[back] if v.size > 1 else v for v in (self.scale, self.offset)
+        )
+        return Preprocessing(scale, offset)
 
     def reversed(self) -> "Preprocessing":
         """The same, of channels in the reversed order."""
@@ -67,6 +93,8 @@ def reversed_channels(graph: Graph) -> Graph:
 
 # Kinds that put each value of an image somewhere, and change none.
 _MOVING = ("reshape", "transpose")
+# Kinds that also put values aside, or add some.
+_PLACING = (*_MOVING, "channels", "crop", "pad")
 
 
 def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
@@ -74,9 +102,11 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
 
     Another order of the channels among them, as BGR, stays, before all else. Behind
     reshapes, as of images without channels, those of one scale and offset are taken.
+    Those of several branches stay, and those behind a padding, whose zeros they change.
 
     Returns:
-      The network without them, and what they did; None if there was nothing.
+      The network without them, and what they did: None if they did nothing, and one
+      that does nothing if all pixels come to such nodes first, and these stay.
     """
     taken: dict[str, str] = {}
     found: Preprocessing | None = None
@@ -94,14 +124,12 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
         if node.kind in _MOVING:
             moved = node.name
         elif node.kind == "affine":
-            scale = np.asarray(node.settings["scale"], np.float64)
-            offset = np.asarray(node.settings["offset"], np.float64)
-            if (scale <= 0).any():
+            step = _of_affine(node)
+            if (step.scale <= 0).any():
                 break  # the quantization of pixels keeps their order
-            if moved and max(scale.size, offset.size) > 1:
+            if moved and max(step.scale.size, step.offset.size) > 1:
                 break
-            step = Preprocessing(*(_unordered(v, order) for v in (scale, offset)))
-            found = (found or Preprocessing()).then(step)
+            found = (found or Preprocessing()).then(step.unordered(order))
             taken[node.name] = moved or head
         elif not moved and _is_order(node, len(order)):
             order = order[list(node.settings["order"])]
@@ -111,6 +139,8 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
         else:
             break
         name = node.name
+    if found is None or found.is_nothing:
+        found = Preprocessing() if _is_prepared(graph) else None
     replacements: dict[str, list[Node]] = {name: [] for name in taken}
     if head != image.name:
         settings = {"order": tuple(order.tolist())}
@@ -118,15 +148,31 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
     return graph.replaced(replacements, taken), found
 
 
+def _is_prepared(graph: Graph) -> bool:
+    """Whether all pixels come to affine nodes that are made for them, and stay."""
+    names = [graph.image.name]
+    for name in names:
+        readers = graph.consumers(name)
+        if not readers:
+            return False
+        for node in readers:
+            if node.kind in _PLACING:
+                names.append(node.name)
+            elif node.kind != "affine" or not _of_affine(node).is_of_pixels:
+                return False
+    return True
+
+
+def _of_affine(node: Node) -> Preprocessing:
+    """What an affine node does."""
+    scale, offset = node.settings["scale"], node.settings["offset"]
+    return Preprocessing(np.asarray(scale, float), np.asarray(offset, float))
+
+
 def _is_order(node: Node, channels: int) -> bool:
     """Whether the node gives each channel of its input once."""
     is_choice = node.kind == "channels"
     return is_choice and sorted(node.settings["order"]) == list(range(channels))
-
-
-def _unordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Values of channels in an order, as those of the channels 0, 1, ..."""
-    return values[np.argsort(order)] if values.size > 1 else values
 
 
 def _add_rescaling(maker: Maker, found: Found) -> None:

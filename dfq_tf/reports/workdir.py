@@ -87,8 +87,9 @@ class Workdir:
         replaces: bool,
     ) -> None:
         path, run_path = (self.path / name for name in (_FLAGS, _RUN))
-        for name in (_RUN, _METRICS):
-            self._json(name)  # that it can be read is known before the work
+        # That metrics can be read is known before the work.
+        found = {name: self._json(name) for name in (_RUN, _METRICS)}
+        for name in found:
             if not path.exists() and (self.path / name).exists():
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which has {name} of something "
@@ -105,7 +106,7 @@ class Workdir:
                 for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
-            known = self._json(_RUN).get("digests", {})
+            known = found[_RUN].get("digests", {})
             changes += [
                 f"  --{name}: {settings[name]}, whose content has changed since"
                 for name in sorted(digests)
