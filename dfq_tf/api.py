@@ -71,7 +71,6 @@ from dfq_tf.settings import (
 from dfq_tf.tflite import (
     SizedLayer,
     check_target,
-    check_target_takes,
     convert,
     sized_widths,
 )
@@ -315,10 +314,9 @@ def check_quantizes(
             f"num_students is {context.settings.num_students}, but one network is "
             "quantized; several students are for distill"
         )
-    check_widths(network.graph, widths)
-    check_target_takes(file, widths)
-    if file.target != FileConfig().target:
-        check_target(float_network(network, calibration), widths, file)
+    rewritten = float_network(network, calibration)
+    check_widths(rewritten.graph, widths)
+    check_target(rewritten, widths, file)
 
 
 @dataclasses.dataclass(frozen=True)

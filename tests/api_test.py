@@ -1114,6 +1114,20 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         # Nothing in the file has learnt from photographs.
         self.assertNotIn("photographs_share", found)
 
+    def test_what_rewriting_makes_is_refused_before_any_image(self):
+        """A transposed convolution ends in DEPTH_TO_SPACE, which has 8 bits."""
+        layers = keras.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2DTranspose(4, 2, strides=2)(image)
+        x = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+        teacher = as_classifier(keras.Model(image, x), input_mean=0, input_scale=1)
+        begun = mock.patch.object(api, "prepare", side_effect=KeyError("begun"))
+        wide = BitWidths(num_bits_activation=16)
+        with begun, self.assertRaisesRegex(UnsupportedLayerError, "DEPTH_TO_SPACE"):
+            api.quantize(teacher, method="df_q", widths=wide)
+        with begun, self.assertRaisesRegex(KeyError, "begun"):
+            api.quantize(teacher, method="df_q")
+
     @parameterized.parameters(
         ("df_rec", BitWidths(), True),
         ("auto", BitWidths(num_bits_first=4), True),

@@ -5,6 +5,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from tools import compare
+from dfq_tf.reports import plots
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import BitWidths, DistillationConfig
 from tests import helpers
@@ -82,6 +83,20 @@ class RoundsTest(parameterized.TestCase):
     def test_other_columns_stay_in_their_order(self):
         columns = ["q", "qat", "df_q", "df_qat_kd"]
         self.assertEqual(compare.in_order(columns), ["q", "df_q", "df_qat_kd", "qat"])
+
+
+class ResultsTest(absltest.TestCase):
+    def test_pictures_are_drawn_where_something_draws(self):
+        row = dict(widths="W8A8", method="df_q", accuracy=None, agreement=0.5)
+        row |= dict(bytes=1000, latency_ms=1.0, pieces=1, minutes=0.1, weights="int8")
+        row["worst_layer"] = "conv (30.0 dB)"
+        for has_pyplot in (False, True):
+            workdir = Workdir(helpers.new_folder(), {})
+            workdir.add_metrics(rows={"W8A8/df_q": row})
+            with mock.patch.object(plots, "has_pyplot", return_value=has_pyplot):
+                text = compare.write_results(workdir)
+            self.assertEqual((workdir.path / "table.txt").read_text(), text + "\n")
+            self.assertEqual((workdir.path / "size.png").exists(), has_pyplot)
 
 
 if __name__ == "__main__":

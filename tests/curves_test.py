@@ -6,7 +6,7 @@ from absl.testing import parameterized
 from tools import curves
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError
-from dfq_tf.reports import layer_noise
+from dfq_tf.reports import plots
 
 TABLE = "step,minutes,accuracy,agreement\n0,0,0.1,0.2\n8,1.5,0.5,0.4\n9,3,0.75,0.6\n"
 
@@ -26,7 +26,7 @@ class CurvesTest(parameterized.TestCase, tf.test.TestCase):
             "one": curves.read(self.table()),
             "two": curves.read(self.table("step,minutes,accuracy\n0,0,0\n4,2,1\n")),
         }
-        pyplot, drawn = layer_noise.pyplot(), {}
+        pyplot, drawn = plots.pyplot(), {}
         subplots = pyplot.subplots
 
         def watched(**kwargs):

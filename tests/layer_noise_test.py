@@ -21,7 +21,7 @@ from dfq_tf.quantization.bias_correction import with_corrected_biases
 from dfq_tf.quantization.calibration import calibrate, with_ranges
 from dfq_tf.quantization.choosing import as_stored
 from dfq_tf.quantization.post_training import float_network
-from dfq_tf.reports import layer_noise
+from dfq_tf.reports import layer_noise, plots
 from dfq_tf.reports.layer_noise import LayerNoise
 from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig
 from dfq_tf.tflite import writer
@@ -476,7 +476,7 @@ class ReportTest(tf.test.TestCase, parameterized.TestCase):
                 file.write(b"half")
             raise OSError("no space left on device")
 
-        pyplot = layer_noise.pyplot()
+        pyplot = plots.pyplot()
         with mock.patch.object(pyplot.Figure, "savefig", fail):
             with self.assertRaisesRegex(OSError, "no space left"):
                 self._write([row("a", 30.0), row("b", 20.0)])
@@ -484,8 +484,17 @@ class ReportTest(tf.test.TestCase, parameterized.TestCase):
             self.assertEqual(file.read(), before)
         self.assertLen(os.listdir(os.path.dirname(self.path)), 2)
 
+    def test_without_matplotlib_there_is_a_table_and_no_picture(self):
+        for has_pyplot, written in ((True, ("csv", "png")), (False, ("csv",))):
+            path = str(helpers.new_folder() / "noise")
+            with mock.patch.object(plots, "has_pyplot", return_value=has_pyplot):
+                found = layer_noise.write_report([row("a", 30.0)], path, "W8A8")
+            self.assertEqual(found, [f"{path}.{suffix}" for suffix in written])
+            files = sorted(os.listdir(os.path.dirname(path)))
+            self.assertEqual(files, [f"noise.{suffix}" for suffix in written])
+
     def test_no_figure_stays_open(self):
-        pyplot = layer_noise.pyplot()
+        pyplot = plots.pyplot()
         before = pyplot.get_fignums()
         self._write([row("a", 30.0)])
         self.assertEqual(pyplot.get_fignums(), before)

@@ -29,11 +29,11 @@ from dfq_tf import api
 from dfq_tf.context import Context
 from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
-from dfq_tf.files import replacing, write_bytes, write_text
+from dfq_tf.files import write_bytes, write_text
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.quantization.post_training import post_training
-from dfq_tf.reports import layer_noise
+from dfq_tf.reports import layer_noise, plots
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
@@ -422,7 +422,7 @@ _PLOTTED_RANGE = 0.16
 
 
 def write_results(workdir: Workdir) -> str:
-    """Writes table.txt, table.csv and the plots; returns the text."""
+    """Writes table.txt, table.csv and, with matplotlib, plots; returns the text."""
     folder, methods = workdir.path, ["float", *TITLES]
     rows = list(workdir.metrics()["rows"].values())
     names = list(dict.fromkeys(row["widths"] for row in rows))
@@ -432,14 +432,15 @@ def write_results(workdir: Workdir) -> str:
     text = "\n\n".join(filter(None, [summary(rows), details(rows), notes(rows)]))
     write_text(folder / "table.txt", text + "\n")
     write_text(folder / "table.csv", as_csv(rows))
-    _plot_sizes(rows, folder / "size.png")
-    _plot_curves(folder)
+    if plots.has_pyplot():
+        _plot_sizes(rows, folder / "size.png")
+        _plot_curves(folder)
     return text
 
 
 def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """A point per file: the color says the method, the marker the widths."""
-    pyplot = layer_noise.pyplot()
+    pyplot = plots.pyplot()
     done = [row for row in rows if not row.get("failure")]
     key = "agreement" if done[0]["accuracy"] is None else "accuracy"
     lowest = max(row[key] for row in done) - _PLOTTED_RANGE
@@ -474,7 +475,7 @@ def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes.set_ylabel(f"{key} in % (at the lower edge: that or less)")
     axes.grid(alpha=0.3)
     axes.legend(handles=handles, loc="lower right")
-    _save(figure, path)
+    plots.save(figure, path)
 
 
 def _plot_curves(folder: pathlib.Path) -> None:
@@ -485,8 +486,7 @@ def _plot_curves(folder: pathlib.Path) -> None:
     paths = sorted(folder.glob("W*/*_curve.csv"))
     if not paths:
         return
-    pyplot = layer_noise.pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = plots.pyplot().subplots(figsize=(8, 5))
     styles = {"df_qat_kd": "-", "df_rec_kd": "-.", "qat_kd": "--", "qat": ":"}
     widths = sorted({path.parent.name for path in paths})
     colors = {name: f"C{i}" for i, name in enumerate(widths)}
@@ -508,14 +508,7 @@ def _plot_curves(folder: pathlib.Path) -> None:
     axes.set_ylabel(f"{key.replace('_', ' ')} of student and teacher in %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, folder / "curves.png")
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    layer_noise.pyplot().close(figure)
+    plots.save(figure, folder / "curves.png")
 
 
 def file_config() -> FileConfig:
@@ -581,7 +574,9 @@ def main() -> None:
             comparison.add_row(each, method)
             write_results(workdir)
     print(write_results(workdir))
-    print(f"\nWrote {workdir.path}/table.txt, table.csv, size.png, curves.png")
+    files = ("table.txt", "table.csv", "size.png", "curves.png")
+    written = ", ".join(name for name in files if (workdir.path / name).exists())
+    print(f"\nWrote {workdir.path}/{written}")
     if any(row.get("failure") for row in workdir.metrics()["rows"].values()):
         raise DfqError("a row failed; see the table. The same command tries it again")
 

@@ -13,8 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tools import common
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import replacing
-from dfq_tf.reports import layer_noise
+from dfq_tf.reports import plots
 
 FLAGS = common.FLAGS
 
@@ -56,8 +55,7 @@ def draw(
             raise ConfigError(
                 f"column is {column!r}, but {label} has {', '.join(table)}"
             )
-    pyplot = layer_noise.pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = plots.pyplot().subplots(figsize=(8, 5))
     for label, table in curves.items():
         values = [100 * value for value in table[column]]
         axes.plot(table["minutes"], values, "o-", label=label)
@@ -65,10 +63,7 @@ def draw(
     axes.set_ylabel(f"{column.replace('_', ' ')} in %")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
+    plots.save(figure, path)
 
 
 def main() -> None:

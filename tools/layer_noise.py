@@ -83,11 +83,11 @@ def main() -> None:
     report = path.with_name(f"{path.stem}_noise")
     with common.stage("noise of the layers"):
         noise = layer_noise.measure(network, path.read_bytes(), images)
-        layer_noise.write_report(noise, report, path.name)
+        written = layer_noise.write_report(noise, report, path.name)
     worst = layer_noise.worst(noise)
     print(table(noise))
     print(f"The noisiest layer is {worst.name}, {worst.own_db:.1f} dB")
-    print(f"Wrote {report}.csv and {report}.png")
+    print(f"Wrote {' and '.join(written)}")
 
 
 def define_flags() -> None:

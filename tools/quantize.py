@@ -370,14 +370,14 @@ def _agreement(
       config: gives the batch size.
       path: of METHOD.keras; the files beside it are METHOD_images.npy and METHOD.png.
     """
-    images = result.held_out
+    images, scores = result.held_out, result.prepared.answers
     if result.generators and result.generators is not result.prepared.generators:
         seed = common.config_from_flags(RunConfig).seed
         images = held_out(result.generators, config, seed)
+        scores = teacher.scores(images)
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
         np.save(temporary, images)
     pictures.write_preview(images[:100], path.parent, path.stem)
-    scores = teacher.scores(images)
     kind = GENERATED if result.generators else result.source.kind
     shown = facts.generated(images, scores, teacher.description, kind)
     facts.add(path.parent, path.stem, generated=shown)

@@ -379,9 +379,8 @@ def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:
     images = dataset.load("train").images
     calibration = common.config_from_flags(CalibrationConfig)
     widths = quantize.widths_from_flags()
-    return proof.convert(
-        yardsticks.quantize_with_data(source, images, widths, calibration)
-    )
+    network = yardsticks.quantize_with_data(source, images, widths, calibration)
+    return proof.convert(network, config=file_config())
 
 
 def peak_bytes() -> int:

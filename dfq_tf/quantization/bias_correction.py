@@ -5,7 +5,7 @@ add such shifts up. The bias takes the shift back, channel by channel.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,12 +71,13 @@ def with_corrected_biases(
         weights: dict[str, Any] = dict(node.weights)
         if has_kernel(node):
             weights["kernel"] = network.rounded_kernel(node, weights["kernel"])
-        outputs[name] = _run(network, node, sources, weights)
+        formula = KINDS[node.kind].compute
+        exact = [formula(node, inputs, weights) for inputs in sources]
+        outputs[name] = [network.rounded_output(node, each) for each in exact]
         if "bias" in weights:
-            shift = means[name] - _channel_means(outputs[name])
-            bias = (weights["bias"] + shift).astype(np.float32)
-            corrected[name] = {"bias": bias}
-            outputs[name] = _run(network, node, sources, {**weights, "bias": bias})
+            shift = (means[name] - _channel_means(outputs[name])).astype(np.float32)
+            corrected[name] = {"bias": weights["bias"] + shift}
+            outputs[name] = [network.rounded_output(node, y + shift) for y in exact]
         _drop_unread(graph, node, outputs)
     return network.with_weights(corrected)
 
@@ -102,20 +103,6 @@ def _float_means(
         name: np.average(values, axis=0, weights=shares)
         for name, values in zip(names, zip(*per_batch))
     }
-
-
-def _run(
-    network: QuantizedNetwork,
-    node: Node,
-    sources: Sequence[tuple[tf.Tensor, ...]],
-    weights: Mapping[str, Any],
-) -> Batches:
-    """The quantized output of one node, for all batches."""
-    compute = KINDS[node.kind].compute
-    return [
-        network.rounded_output(node, compute(node, inputs, weights))
-        for inputs in sources
-    ]
 
 
 def _drop_unread(graph: Graph, node: Node, outputs: dict[str, Batches]) -> None:

@@ -64,25 +64,24 @@ def calibrate(
     """
     with_counts = config.activation_range != "min_max"
     histograms = observe(network, images, batch_size, with_counts)
-    return ranges_of(network.graph, histograms, widths, config)
+    bits = grids.activation_bits(network.graph, widths)
+    ranges = observed_ranges(histograms, bits, config)
+    return widened(network.graph, ranges, bits, config)
 
 
-def ranges_of(
-    graph: Graph,
+def observed_ranges(
     histograms: Mapping[str, Histogram],
-    widths: BitWidths,
+    bits: Mapping[str, int],
     config: CalibrationConfig,
 ) -> dict[str, Range]:
-    """Ranges by what has been observed, as `calibrate` gives them.
+    """Ranges by what has been observed, as they are.
 
     Args:
-      graph: of `post_training.float_network`.
       histograms: of each of `grids.measured`, from `observe`.
-      widths: bits of the activations.
+      bits: of each of `grids.measured`.
       config: how ranges are found.
     """
     method = config.activation_range
-    bits = grids.activation_bits(graph, widths)
 
     def range_of(name: str, histogram: Histogram) -> Range:
         is_exact = histogram.counts is None or grids.is_symmetric(bits[name])
@@ -92,10 +91,26 @@ def ranges_of(
             return percentile_range(histogram, config.activation_percentile)
         return least_squares_range(histogram, bits[name])
 
-    ranges = {
+    return {
         name: range_of(name, histograms[name])
         for name in counted(list(histograms), "ranges of layers")
     }
+
+
+def widened(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    bits: Mapping[str, int],
+    config: CalibrationConfig,
+) -> dict[str, Range]:
+    """Ranges with the margins of the settings, as `calibrate` gives them.
+
+    Args:
+      graph: of `post_training.float_network`.
+      ranges: from `observed_ranges`.
+      bits: of each of `grids.measured`.
+      config: says the margins.
+    """
     return fitted_ranges(graph, with_margins(graph, ranges, config), bits)
 
 

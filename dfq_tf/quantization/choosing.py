@@ -29,12 +29,13 @@ from dfq_tf.quantization.bias_correction import with_corrected_biases
 from dfq_tf.quantization.calibration import (
     magnitudes_of,
     observe,
-    ranges_of,
+    observed_ranges,
+    widened,
     with_ranges,
 )
 from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import scale_free_sqnr, sqnr
-from dfq_tf.quantization.ranges import Histogram
+from dfq_tf.quantization.ranges import Histogram, Range
 from dfq_tf.settings import BitWidths, CalibrationConfig
 
 # The most that wider ranges may cost, in dB of the scores' SQNR; and an SQNR so high
@@ -131,6 +132,25 @@ class Calibrated:
         return observe(self.network, self._calibrating, with_counts=with_counts)
 
     @functools.cached_property
+    def _ranges(self) -> dict[tuple[Any, ...], dict[str, Range]]:
+        """What has been found."""
+        return {}
+
+    def ranges(
+        self, widths: BitWidths, settings: CalibrationConfig
+    ) -> dict[str, Range]:
+        """Ranges of activations with the margins of the settings, see `calibrate`.
+
+        What they are without margins is found once.
+        """
+        graph = self.network.graph
+        bits = grids.activation_bits(graph, widths)
+        key = (settings.activation_range, *bits.items())
+        if key not in self._ranges:
+            self._ranges[key] = observed_ranges(self.histograms, bits, settings)
+        return widened(graph, self._ranges[key], bits, settings)
+
+    @functools.cached_property
     def exact(self) -> np.ndarray | None:
         """The float network's scores of the images held out; None without any."""
         return self.network.scores(self.held_out) if self._num_held_out else None
@@ -178,9 +198,9 @@ class _Trial:
         return changes
 
     def _made(self, settings: CalibrationConfig) -> QuantizedNetwork:
-        network, histograms = self._calibrated.network, self._calibrated.histograms
-        ranges = ranges_of(network.graph, histograms, self._widths, settings)
-        return with_ranges(network, ranges, self._widths, magnitudes=self._magnitudes)
+        widths, network = self._widths, self._calibrated.network
+        ranges = self._calibrated.ranges(widths, settings)
+        return with_ranges(network, ranges, widths, magnitudes=self._magnitudes)
 
 
 def without_margins(config: CalibrationConfig) -> CalibrationConfig:

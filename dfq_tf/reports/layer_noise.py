@@ -10,19 +10,17 @@ integers that the file fed to its own: what this layer alone adds.
 
 import csv
 import dataclasses
-import importlib.util
 import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.context import counted
-from dfq_tf.errors import ConfigError, ExportError
-from dfq_tf.files import replacing, write_text
+from dfq_tf.errors import ExportError
+from dfq_tf.files import write_text
 from dfq_tf.graph import (
     FLOAT,
     KINDS,
@@ -33,6 +31,7 @@ from dfq_tf.graph import (
     num_values,
 )
 from dfq_tf.quantization import decibels, is_taken_in, measured, powers
+from dfq_tf.reports import plots
 from dfq_tf.tflite import Feeding, dequantized, kernel_types, open_interpreter
 
 
@@ -123,7 +122,7 @@ def as_csv(noise: Sequence[LayerNoise]) -> str:
 
 def write_report(
     noise: Sequence[LayerNoise], path: str | os.PathLike[str], title: str
-) -> None:
+) -> list[str]:
     """Writes PATH.csv and PATH.png, a bar chart with the worst layer marked.
 
     Without matplotlib there is no chart: the page of the run has one.
@@ -132,10 +131,14 @@ def write_report(
       noise: from `measure`.
       path: of the two files, without a suffix.
       title: of the chart.
+
+    Returns:
+      The paths of the files that it wrote.
     """
-    write_text(f"{os.fspath(path)}.csv", as_csv(noise))
-    if not has_pyplot():
-        return
+    written = [f"{os.fspath(path)}.csv"]
+    write_text(written[0], as_csv(noise))
+    if not plots.has_pyplot():
+        return written
     bad = worst(noise)
     # A layer without noise gets a bar as long as the longest.
     finite = [v for n in noise for v in (n.own_db, n.total_db) if math.isfinite(v)]
@@ -143,8 +146,7 @@ def write_report(
     own = np.clip([n.own_db for n in noise], *limits)
     total = np.clip([n.total_db for n in noise], *limits)
     rows = np.arange(len(noise))
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.24 * len(noise)))
+    figure, axes = plots.pyplot().subplots(figsize=(8, 1.5 + 0.24 * len(noise)))
     axes.barh(rows, own, color=["tab:red" if n is bad else "tab:blue" for n in noise])
     axes.plot(total, rows, "k.", label="from the pixels on")
     axes.set_yticks(
@@ -155,34 +157,9 @@ def write_report(
     axes.set_xlabel("SQNR in dB: bars, what the layer alone adds (red: the worst)")
     axes.set_title(title)
     axes.legend(loc="lower right", fontsize=8)
-    figure.tight_layout()
-    with replacing(f"{os.fspath(path)}.png") as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-
-
-def has_pyplot() -> bool:
-    """Whether matplotlib is installed, which draws PNG files and nothing else."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files; slow to import.
-
-    Raises:
-      ConfigError: it is not installed.
-    """
-    if not has_pyplot():
-        raise ConfigError(
-            "matplotlib, which draws this picture, is not installed: pip install "
-            "'dfq_tf[report]'"
-        )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    written.append(f"{os.fspath(path)}.png")
+    plots.save(figure, written[-1])
+    return written
 
 
 def _inside(graph: Graph, name: str) -> list[str]:
