@@ -264,7 +264,7 @@ def untrained(
     images, weight_range = prepared.images, prepared.calibration.weight_range
     with stage("calibration", prepared.context.progress):
         network = prepared.calibrated.quantized(widths)
-        if not file.has_size:
+        if file.size_setting is None:
             return network, ()
         mixed, layers = sized_widths(network, images, widths, file, weight_range)
         return prepared.calibrated.quantized(mixed), layers

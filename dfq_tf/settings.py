@@ -855,6 +855,9 @@ AUTO_METHOD = "auto"
 TARGETS = ("android", "micro", "ethos_u", "edge_tpu")
 FAVORS = ("balanced", "speed", "size")
 
+# Settings of FileConfig that ask for a size, which then decides of bits of weights.
+SIZE_SETTINGS = ("target_size", "target_kib")
+
 
 @dataclasses.dataclass(frozen=True)
 class FileConfig(Checked):
@@ -927,9 +930,9 @@ class FileConfig(Checked):
             )
 
     @property
-    def has_size(self) -> bool:
-        """Whether the file is to have a given size."""
-        return bool(self.target_size or self.target_kib)
+    def size_setting(self) -> str | None:
+        """Which of SIZE_SETTINGS asks for a size; None if the file may have any."""
+        return next((name for name in SIZE_SETTINGS if getattr(self, name)), None)
 
     @property
     def size_share(self) -> float | None:

@@ -32,6 +32,7 @@ from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
+    SIZE_SETTINGS,
     DistillationConfig,
     FileConfig,
     RunConfig,
@@ -107,9 +108,6 @@ _AWAY = {
     "activation_percentile",
     "num_bits_weight",
     "num_bits_activation",
-    # quantize.define_widths_flag has them: they decide of the network.
-    "target_size",
-    "target_kib",
 }
 
 # Whether this file is part of the command dfq-tf, and not of a source tree.
@@ -266,7 +264,8 @@ def config_from_flags(
 
 def define_file_flags() -> None:
     """Defines what a TFLite file takes and gives, and what it says of itself."""
-    define_config("TFLite file", FileConfig)
+    names = {field.name for field in dataclasses.fields(FileConfig)}
+    define_config("TFLite file", FileConfig, names - {*SIZE_SETTINGS})
 
 
 def file_config(model_name: str) -> FileConfig:

@@ -52,6 +52,7 @@ from dfq_tf.settings import (
     PHASE_SETTINGS,
     QAT_RECIPES,
     RECONSTRUCTING,
+    SIZE_SETTINGS,
     TRAINING,
     BitWidths,
     CalibrationConfig,
@@ -134,11 +135,7 @@ def define_widths_flag() -> None:
         BitWidths().name,
         "Bits of weights, 2 to 8, and of activations, 2 to 8 or 16, such as W4A8.",
     )
-    for field in dataclasses.fields(FileConfig):
-        if field.name in ("target_size", "target_kib"):
-            help = field.metadata["help"]
-            kind = type(field.default)
-            common.define("Bit widths", field.name, kind, field.default, help)
+    common.define_config("Bit widths", FileConfig, SIZE_SETTINGS, first=True)
 
 
 def widths_from_flags() -> BitWidths:

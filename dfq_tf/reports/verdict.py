@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import METHODS
+from dfq_tf.settings import METHODS, SIZE_SETTINGS
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
@@ -263,7 +263,7 @@ def _of_few_bits(
     flags: Mapping[str, str],
 ) -> str:
     """What to try about a layer whose weights have few bits."""
-    if size := next((n for n in ("target_size", "target_kib") if flags.get(n)), None):
+    if size := next((name for name in SIZE_SETTINGS if flags.get(name)), None):
         return f"a larger --{size}"
     kernels = [layer for layer in layers if layer["weights"]]
     if "depthwise" in worst["kind"]:

@@ -118,7 +118,7 @@ def _costs(
 
 
 def _too_small(file: FileConfig, whole: int, least: int) -> ConfigError:
-    name = "target_size" if file.target_size else "target_kib"
+    name = str(file.size_setting)
     advice = ". With favor='size' it may be smaller" if file.favor != "size" else ""
     return ConfigError(
         f"{name} is {getattr(file, name)!r}, and the smallest file has {least:,} "

@@ -286,9 +286,9 @@ def _check_forms(file: FileConfig) -> None:
 
 def _check_size(file: FileConfig, widths: BitWidths) -> None:
     """Raises ConfigError for a size where no bits of weights can be chosen for it."""
-    if not file.has_size:
+    setting = file.size_setting
+    if setting is None:
         return
-    setting = "target_size" if file.target_size else "target_kib"
     said, target = f"{setting} is {getattr(file, setting)!r}", TARGETS[file.target]
     if widths.num_bits_weight < 8:
         raise ConfigError(
