@@ -300,6 +300,16 @@ def _run(code, image):
     return fed[0], out.getvalue().strip()
 
 
+class RecordTest(parameterized.TestCase):
+    def test_flags_without_a_value_are_true_or_false(self):
+        folder = pages.write(new_folder(), curves=False)
+        (folder / "flags.cfg").write_text(
+            "# by hand\n--noequalize\n--allow_code\n--widths=W4A8\n"
+        )
+        expected = {"equalize": "false", "allow_code": "true", "widths": "W4A8"}
+        self.assertEqual(record.read(folder).flags, expected)
+
+
 class BestTest(parameterized.TestCase):
     @parameterized.parameters(
         (("df_q", "df_rec", "df_qat_kd"), (0.5, 0.8, 0.6), "df_rec"),

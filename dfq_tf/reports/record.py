@@ -13,6 +13,7 @@ from dfq_tf.errors import WorkdirError
 from dfq_tf.files import digest, read_text
 from dfq_tf.reports import facts, scalars
 from dfq_tf.reports.scalars import Curve
+from dfq_tf.reports.workdir import FLAGS, METRICS, RUN, parse_flagfile
 from dfq_tf.settings import GENERATED, METHODS, PHOTOGRAPHS, PROCEDURAL
 
 # What a run makes, in the order in which it does. Key in metrics.json -> title.
@@ -143,7 +144,7 @@ class Record:
     def command(self) -> str:
         """What repeats the run, in another folder."""
         tool = self.run.get("command") or "python tools/run.py"
-        flagfile = shlex.quote(str(self.path / "flags.cfg"))
+        flagfile = shlex.quote(str(self.path / FLAGS))
         return f"{tool} --flagfile={flagfile} --workdir=runs/again"
 
 
@@ -154,9 +155,9 @@ def read(folder: str | os.PathLike[str]) -> Record:
       WorkdirError: there is no run in it, or a file there is not as it was written.
     """
     path = pathlib.Path(folder)
-    if not (path / "metrics.json").is_file():
+    if not (path / METRICS).is_file():
         raise WorkdirError(
-            f"there is no metrics.json in {str(path)!r}, so no run has ended there; "
+            f"there is no {METRICS} in {str(path)!r}, so no run has ended there; "
             "name the workdir of tools/run.py, tools/quantize.py or tools/distill.py"
         )
     try:
@@ -169,8 +170,9 @@ def read(folder: str | os.PathLike[str]) -> Record:
 
 
 def _read(path: pathlib.Path) -> Record:
-    metrics = _json(path / "metrics.json")
-    flags = _flags(path / "flags.cfg")
+    metrics = _json(path / METRICS)
+    flagfile = path / FLAGS
+    flags = parse_flagfile(read_text(flagfile)) if flagfile.is_file() else {}
     rows = [
         row
         for key in TITLES
@@ -187,7 +189,7 @@ def _read(path: pathlib.Path) -> Record:
         facts.read(path, of_page),
         metrics,
         flags,
-        _json(path / "run.json"),
+        _json(path / RUN),
         [*_phases(path)],
         {
             each.name: (each.stat().st_size, digest(each))
@@ -205,13 +207,6 @@ def _goodness(row: Row) -> float:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(read_text(path)) if path.is_file() else {}
-
-
-def _flags(path: pathlib.Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    lines = [line[2:].partition("=") for line in read_text(path).splitlines()]
-    return {name: value for name, _, value in lines if name}
 
 
 def _row(

@@ -24,9 +24,8 @@ _PACKAGES = (
     "ai-edge-litert",
     "numpy",
 )
-
-
-_FLAGS, _RUN, _METRICS = "flags.cfg", "run.json", "metrics.json"
+# The files of every workdir.
+FLAGS, RUN, METRICS = "flags.cfg", "run.json", "metrics.json"
 
 
 class Workdir:
@@ -74,7 +73,7 @@ class Workdir:
             ) from error
         except ValueError as error:
             raise WorkdirError(
-                f"workdir is {str(path)!r}, whose {_FLAGS}, {_RUN} or {_METRICS} is "
+                f"workdir is {str(path)!r}, whose {FLAGS}, {RUN} or {METRICS} is "
                 f"not what a run writes: {error}. Name another folder with --workdir"
             ) from error
 
@@ -86,18 +85,18 @@ class Workdir:
         digests: Mapping[str, str],
         replaces: bool,
     ) -> None:
-        path, run_path = (self.path / name for name in (_FLAGS, _RUN))
+        path, run_path = (self.path / name for name in (FLAGS, RUN))
         # That metrics can be read is known before the work.
-        found = {name: self._json(name) for name in (_RUN, _METRICS)}
+        found = {name: self._json(name) for name in (RUN, METRICS)}
         for name in found:
             if not path.exists() and (self.path / name).exists():
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which has {name} of something "
-                    f"else: there is no {_FLAGS} beside it. Name another folder with "
+                    f"else: there is no {FLAGS} beside it. Name another folder with "
                     "--workdir"
                 )
         if path.exists():
-            before = _parse_flagfile(read_text(path))
+            before = parse_flagfile(read_text(path))
             added = settings.keys() - before.keys()
             before |= {name: defaults[name] for name in added & defaults.keys()}
             changes = [
@@ -106,7 +105,7 @@ class Workdir:
                 for name in sorted((before.keys() | settings.keys()) - set(free))
                 if before.get(name) != settings.get(name)
             ]
-            known = found[_RUN].get("digests", {})
+            known = found[RUN].get("digests", {})
             changes += [
                 f"  --{name}: {settings[name]}, whose content has changed since"
                 for name in sorted(digests)
@@ -114,7 +113,7 @@ class Workdir:
                 and known.get(name, digests[name]) != digests[name]
             ]
             if changes and replaces:
-                (self.path / _METRICS).unlink(missing_ok=True)
+                (self.path / METRICS).unlink(missing_ok=True)
             elif changes:
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which holds a run with other "
@@ -141,12 +140,12 @@ class Workdir:
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
-        return self._json(_METRICS)
+        return self._json(METRICS)
 
     def add_metrics(self, **metrics: Any) -> None:
         """Adds to `metrics.json`, replacing values of the same name."""
         merged = {**self.metrics(), **metrics}
-        write_text(self.path / _METRICS, json.dumps(merged, indent=2) + "\n")
+        write_text(self.path / METRICS, json.dumps(merged, indent=2) + "\n")
 
     def _json(self, name: str) -> dict[str, Any]:
         """What a file of the folder holds; empty if it is not there."""
@@ -157,8 +156,15 @@ class Workdir:
         return found
 
 
-def _parse_flagfile(text: str) -> dict[str, str]:
-    """Name -> value of each flag; --name is true, --noname false."""
+def parse_flagfile(text: str) -> dict[str, str]:
+    """Reads a flagfile, in the form of `FLAGS` or written by hand.
+
+    Args:
+      text: of the file; a line that does not begin with -- is no flag.
+
+    Returns:
+      Name -> value of each flag; --name is 'true', --noname 'false'.
+    """
     found = {}
     for line in text.splitlines():
         if line[:2] == "--":
