@@ -5,6 +5,7 @@ from dfq_tf.graph.classifier import Classifier, agreement, check_images, in_batc
 from dfq_tf.graph.description import (
     OUTPUTS,
     ModelDescription,
+    described_at,
     description_beside,
     description_path,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "check_images",
     "compute",
     "concatenation_axis",
+    "described_at",
     "description_beside",
     "description_path",
     "equalize",

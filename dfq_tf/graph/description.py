@@ -4,17 +4,19 @@ The description is stored as JSON beside the model file, `teacher.keras` having
 `teacher.json`. This module imports no TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.files import check_text, read_text, write_text
+from dfq_tf.files import check_text, read_text, replacing, write_text
 
 OUTPUTS = ("logits", "softmax", "sigmoid")
 PROBABILITIES = ("softmax", "sigmoid", "score")
@@ -165,3 +167,21 @@ def _is_of_keras(fields: Any) -> bool:
 def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:
     """Where the description of the model in `model_path` is kept."""
     return pathlib.Path(model_path).with_suffix(".json")
+
+
+@contextlib.contextmanager
+def described_at(
+    path: str | os.PathLike[str], description: ModelDescription
+) -> Iterator[pathlib.Path]:
+    """Gives a temporary path; a model written there becomes `path`, described.
+
+    If the block raises, the model and the description in place stay as they were.
+
+    Args:
+      path: of the model.
+      description: written beside it.
+    """
+    # The description goes in place first: whoever finds the model finds it too.
+    with replacing(path) as temporary:
+        yield temporary
+        description.save(description_path(path))

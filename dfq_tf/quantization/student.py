@@ -13,14 +13,13 @@ import numpy as np
 
 from dfq_tf.compat import keras, tf, tfmot
 from dfq_tf.errors import ModelError
-from dfq_tf.files import replacing
 from dfq_tf.graph import (
     KINDS,
     Classifier,
     Graph,
     ModelDescription,
     Node,
-    description_path,
+    described_at,
     frozen,
     layers,
 )
@@ -215,10 +214,8 @@ def trained(network: QuantizedNetwork, model: keras.Model) -> QuantizedNetwork:
 
 def save(network: QuantizedNetwork, path: str | os.PathLike[str]) -> None:
     """Writes the student to `path` (.keras) and the description beside it."""
-    # The description goes in place first: whoever finds the model finds it too.
-    with replacing(path) as temporary:
+    with described_at(path, network.description) as temporary:
         build(network).save(temporary)
-        network.description.save(description_path(path))
 
 
 def network_of(model: Any, description: ModelDescription) -> QuantizedNetwork:

@@ -11,11 +11,10 @@ import numpy as np
 
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.errors import ModelError
-from dfq_tf.files import replacing
 from dfq_tf.graph import (
     FLOAT,
     ModelDescription,
-    description_path,
+    described_at,
     images_per_pass,
     in_batches,
 )
@@ -94,10 +93,8 @@ class Learner:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path` (.keras) and the description beside it."""
-        # The description goes in place first: whoever finds the model finds it too.
-        with replacing(path) as temporary:
+        with described_at(path, self.description) as temporary:
             self.model.save(temporary)
-            self.description.save(description_path(path))
 
 
 def num_model_values(model: keras.Model) -> int:
