@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from dfq_tf.errors import ConfigError
 
@@ -51,6 +52,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
       UnicodeDecodeError: it is no such file; this is a ValueError.
     """
     return pathlib.Path(path).read_text(encoding="utf-8-sig")
+
+
+def is_of_keras(fields: Any) -> bool:
+    """Whether JSON is the architecture of a model, as Keras writes it.
+
+    Args:
+      fields: what `json.loads` gave.
+    """
+    return isinstance(fields, dict) and {"class_name", "config"} <= fields.keys()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

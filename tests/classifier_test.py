@@ -10,7 +10,7 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import layers, running
-from dfq_tf.graph.classifier import Classifier, agreement, in_batches
+from dfq_tf.graph.classifier import Classifier, agreement, in_batches, softmax
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.nodes import Graph
 from dfq_tf.importing.classifiers import load_classifier
@@ -161,6 +161,14 @@ class AgreementTest(tf.test.TestCase):
         a, b = np.random.default_rng(0).normal(size=(2, 50, 3))
         self.assertEqual(agreement(a, b), agreement(b, a))
         self.assertEqual(agreement(a, b), np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
+
+
+class SoftmaxTest(tf.test.TestCase):
+    def test_equals_tensorflow_and_takes_large_scores(self):
+        scores = np.random.default_rng(0).normal(size=(5, 4), scale=300)
+        found = softmax(scores.astype(np.float32))
+        self.assertEqual(found.dtype, np.float64)
+        self.assertAllClose(found, tf.nn.softmax(scores), rtol=1e-4)
 
 
 class LoadTest(tf.test.TestCase, parameterized.TestCase):

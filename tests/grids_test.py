@@ -72,6 +72,7 @@ class ActivationGridTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual((grid.scale.dtype, grid.scale.shape), (np.float32, (1,)))
         values = grid.scale * (np.arange(grid.lowest, 128) - grid.zero_point)
         self.assertAllClose(values, fake_quantized(*limits, num_bits), atol=1e-6)
+        self.assertAllClose(grid.ends, (values[0], values[-1]), atol=1e-6)
 
     def test_holds_them_wherever_the_range_lies(self):
         rng = np.random.default_rng(0)

@@ -224,6 +224,13 @@ class SavedModelTest(PartsTest):
         classifier = as_classifier(path, allow_code=True)
         self.assertAllClose(classifier.description.input_scale, [0.5 / 255])
 
+    @parameterized.parameters(
+        ("\n first\nsecond", "first"), ("a" * 400, "a" * 300), ("", "ValueError")
+    )
+    def test_of_what_a_reader_said_the_first_line_is_told(self, text, told):
+        found = parts.said_by_reader(ValueError(text))
+        self.assertEqual(found, f"The reader said: {told}")
+
     def test_subclass_has_no_layers(self):
         class Own(keras.Model):
             def call(self, x):

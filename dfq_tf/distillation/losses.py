@@ -32,10 +32,10 @@ def distillation_loss(
     Returns:
       float32 scalar, at least 0, in nats for T = 1; 0 where the two agree everywhere.
     """
-    teacher_log = tf.nn.log_softmax(teacher_logits / temperature)
-    student_log = tf.nn.log_softmax(student_logits / temperature)
-    divergence = tf.exp(teacher_log) * (teacher_log - student_log)
-    return temperature**2 * tf.reduce_mean(tf.reduce_sum(divergence, axis=-1))
+    divergences = _divergences(
+        teacher_logits / temperature, student_logits / temperature
+    )
+    return temperature**2 * tf.reduce_mean(divergences)
 
 
 def agreeing_divergence(
@@ -50,13 +50,16 @@ def agreeing_divergence(
     Returns:
       float32 scalar in nats, at least 0: the sum over these images by the batch size.
     """
+    divergences = _divergences(teacher_logits, student_logits)
+    same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
+    return tf.reduce_mean(tf.where(same, divergences, 0.0))
+
+
+def _divergences(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
+    """KL(softmax(teacher) || softmax(student)) of each image, float32 (batch,)."""
     teacher_log = tf.nn.log_softmax(teacher_logits)
     student_log = tf.nn.log_softmax(student_logits)
-    divergence = tf.reduce_sum(
-        tf.exp(teacher_log) * (teacher_log - student_log), axis=-1
-    )
-    same = tf.equal(tf.argmax(teacher_logits, -1), tf.argmax(student_logits, -1))
-    return tf.reduce_mean(tf.where(same, divergence, 0.0))
+    return tf.reduce_sum(tf.exp(teacher_log) * (teacher_log - student_log), axis=-1)
 
 
 def instance_entropy(logits: tf.Tensor) -> tf.Tensor:

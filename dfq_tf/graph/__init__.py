@@ -1,7 +1,13 @@
 """The representation of a network, the rewrites of it, and what a classifier is."""
 
 from dfq_tf.graph.blocks import blocks_of
-from dfq_tf.graph.classifier import Classifier, agreement, check_images, in_batches
+from dfq_tf.graph.classifier import (
+    Classifier,
+    agreement,
+    check_images,
+    in_batches,
+    softmax,
+)
 from dfq_tf.graph.description import (
     OUTPUTS,
     ModelDescription,
@@ -75,6 +81,7 @@ __all__ = [
     "leading_to",
     "logits_graph",
     "problem",
+    "softmax",
     "title",
     "two_class_logits",
     "unique_name",

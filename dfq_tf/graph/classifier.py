@@ -135,6 +135,19 @@ def in_batches(
     return np.concatenate([function(tf.constant(batch)).numpy() for batch in batches])
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """The probabilities that logits stand for, as NumPy computes them.
+
+    Args:
+      scores: (..., num_classes).
+
+    Returns:
+      float64, of the same shape.
+    """
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
 def agreement(scores: np.ndarray, others: np.ndarray) -> float:
     """Share of images for which two classifiers have the same class, in [0, 1].
 

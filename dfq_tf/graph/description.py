@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.files import check_text, read_text, replacing, write_text
+from dfq_tf.files import check_text, is_of_keras, read_text, replacing, write_text
 
 OUTPUTS = ("logits", "softmax", "sigmoid")
 PROBABILITIES = ("softmax", "sigmoid", "score")
@@ -152,16 +152,11 @@ def description_beside(
     """
     path = description_path(model_path)
     try:
-        if not path.is_file() or _is_of_keras(json.loads(read_text(path))):
+        if not path.is_file() or is_of_keras(json.loads(read_text(path))):
             return None
     except (OSError, ValueError):
         pass  # `load` says what is wrong
     return ModelDescription.load(path)
-
-
-def _is_of_keras(fields: Any) -> bool:
-    """Whether JSON is the architecture of a model, as Keras writes it."""
-    return isinstance(fields, dict) and {"class_name", "config"} <= fields.keys()
 
 
 def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:

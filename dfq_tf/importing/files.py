@@ -407,9 +407,7 @@ def _load_keras3(path: pathlib.Path, allow_code: bool) -> Any:
 
 
 def _unreadable(path: pathlib.Path, error: BaseException) -> ModelError:
-    lines = str(error).strip().splitlines()
-    said = lines[0][:300] if lines else type(error).__name__
     return ModelError(
-        f"{path} cannot be read as a Keras model; it may be truncated or damaged. The "
-        f"reader said: {said}"
+        f"{path} cannot be read as a Keras model; it may be truncated or damaged. "
+        f"{parts.said_by_reader(error)}"
     )

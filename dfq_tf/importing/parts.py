@@ -17,7 +17,7 @@ import h5py
 
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ModelError
-from dfq_tf.files import read_text
+from dfq_tf.files import is_of_keras, read_text
 from dfq_tf.importing import repairs, wrappers
 
 _WEIGHTS = (".h5", ".hdf5")
@@ -86,19 +86,15 @@ def architecture_beside(path: pathlib.Path) -> pathlib.Path | None:
     stem = path.name.removesuffix(path.suffix).removesuffix(".weights")
     beside = path.with_name(f"{stem}.json")
     try:
-        is_there = beside.is_file() and _is_of_keras(json.loads(read_text(beside)))
+        is_there = beside.is_file() and is_of_keras(json.loads(read_text(beside)))
     except (OSError, ValueError):
         is_there = False
     return beside if is_there else None
 
 
-def _is_of_keras(config: Any) -> bool:
-    return isinstance(config, dict) and {"class_name", "config"} <= config.keys()
-
-
 def _json(path: pathlib.Path) -> Parts:
     config = json.loads(read_text(path))
-    if not _is_of_keras(config):
+    if not is_of_keras(config):
         raise ModelError(
             f"{path} is no architecture of a model, as model.to_json() writes it. If "
             "it describes a model, name the model's file, .keras or .h5, beside it"
@@ -169,12 +165,21 @@ def built(parts: Parts, allow_code: bool) -> Any:
         load(model, parts.weights)
     # Keras and TensorFlow raise many kinds for weights that do not fit.
     except Exception as error:
-        lines = str(error).strip().splitlines()
         raise ModelError(
             f"{parts.weights} are not the weights of the model in {parts.path}, or "
-            f"damaged. The reader said: {lines[0][:300] if lines else error!r}"
+            f"damaged. {said_by_reader(error)}"
         ) from error
     return model
+
+
+def said_by_reader(error: BaseException) -> str:
+    """A sentence that ends a message: what Keras, or another reader of files, said.
+
+    Args:
+      error: whose text may have any length; its first line is said, or else its kind.
+    """
+    lines = str(error).strip().splitlines()
+    return f"The reader said: {lines[0][:300] if lines else type(error).__name__}"
 
 
 def _load_hdf5(model: Any, path: pathlib.Path) -> None:

@@ -47,6 +47,16 @@ class Grid:
     lowest: int
     highest: int
 
+    @property
+    def ends(self) -> tuple[np.float32, np.float32]:
+        """The lowest and the highest value, of a tensor with one scale."""
+        (scale,) = self.scale.astype(np.float32)
+        lowest, highest = (
+            scale * np.float32(integer - self.zero_point)
+            for integer in (self.lowest, self.highest)
+        )
+        return lowest, highest
+
     def same_as(self, other: "Grid") -> bool:
         """Whether the same integers mean the same values."""
         same_scale = np.array_equal(self.scale, other.scale)

@@ -32,7 +32,7 @@ from dfq_tf.graph import (
 )
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.network import QuantizedNetwork
-from dfq_tf.quantization.ranges import Range
+from dfq_tf.quantization.ranges import Range, largest_integer
 from dfq_tf.quantization.step_sizes import clipped, growing, grown_output, within
 from dfq_tf.settings import ReconstructionConfig
 
@@ -72,7 +72,7 @@ class LearntKernel:
     def __init__(self, node: Node, magnitudes: np.ndarray, num_bits: int) -> None:
         kernel = node.weights["kernel"]
         self._shape, self._magnitudes = kernel.shape, np.float32(magnitudes)
-        self._largest = np.float32(2 ** (num_bits - 1) - 1)
+        self._largest = np.float32(largest_integer(num_bits))
         steps = by_output(node, kernel) / (self._magnitudes / self._largest)
         self._floor = np.floor(steps)
         share = (steps - self._floor - _LOW) / (_HIGH - _LOW)
@@ -115,10 +115,7 @@ class LearntRange:
         self, low: float, high: float, num_bits: int, most_growth: float
     ) -> None:
         self._bits, self._most = num_bits, np.float32(most_growth)
-        grid = grids.activation_grid(low, high, num_bits)
-        scale = np.float32(grid.scale[0])
-        self._low = scale * np.float32(grid.lowest - grid.zero_point)
-        self._high = scale * np.float32(grid.highest - grid.zero_point)
+        self._low, self._high = grids.activation_grid(low, high, num_bits).ends
         self.growth = tf.Variable(1.0)
 
     def __call__(self, values: tf.Tensor, is_average: bool = False) -> tf.Tensor:

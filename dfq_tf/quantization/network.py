@@ -26,7 +26,7 @@ from dfq_tf.graph import (
 )
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.grids import Grid
-from dfq_tf.quantization.ranges import SMALLEST_RANGE, Range
+from dfq_tf.quantization.ranges import SMALLEST_RANGE, Range, largest_integer
 
 # Images per pass.
 _BATCH_SIZE = 128
@@ -133,7 +133,7 @@ class QuantizedNetwork:
 
     def kernel_grid(self, name: str) -> Grid:
         """What the integers of a kernel mean."""
-        largest = 2 ** (self.kernel_bits[name] - 1) - 1
+        largest = largest_integer(self.kernel_bits[name])
         high = np.atleast_1d(self.kernel_ranges[name]).astype(np.float32)
         return Grid(high / np.float32(largest), 0, -largest, largest)
 
@@ -169,7 +169,7 @@ class QuantizedNetwork:
             bias = self.graph.nodes[name].weights.get("bias")
             if bias is not None:
                 size = np.abs(bias).astype(np.float64)
-                steps = 2 ** (self.kernel_bits[name] - 1) - 1
+                steps = largest_integer(self.kernel_bits[name])
                 share = steps / (most * float(self.grid(source).scale[0]))
                 least = max(_SMALLEST_KERNEL, share) * size
                 wide = np.maximum(wide, least if wide.ndim else least.max())

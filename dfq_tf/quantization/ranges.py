@@ -114,6 +114,15 @@ def _squared_errors(
     return np.concatenate(errors)
 
 
+def largest_integer(num_bits: int) -> int:
+    """The largest integer of a kernel; the smallest is as far below 0.
+
+    Args:
+      num_bits: 2 or more.
+    """
+    return 2 ** (num_bits - 1) - 1
+
+
 def kernel_magnitudes(
     kernel: np.ndarray, num_bits: int, *, per_channel: bool, method: str
 ) -> np.ndarray:
@@ -121,7 +130,7 @@ def kernel_magnitudes(
 
     Args:
       kernel: (..., outputs).
-      num_bits: of the integers, -(2^(n-1) - 1) .. 2^(n-1) - 1.
+      num_bits: of the integers, see `largest_integer`.
       per_channel: one per output, or one in all.
       method: 'min_max', the largest magnitude, or 'mse', the share of it whose
         rounding and clipping have the least squared error.
@@ -135,7 +144,7 @@ def kernel_magnitudes(
     largest = values.max(axis=0)
     best = largest
     if method == "mse":
-        steps = 2 ** (num_bits - 1) - 1
+        steps = largest_integer(num_bits)
         least = np.full(largest.shape, np.inf)
         for share in _SHARES:
             scale = np.where(largest > 0, share * largest / steps, 1.0)

@@ -129,7 +129,4 @@ def _most(network: QuantizedNetwork, owner: str, bounds: Any) -> float:
     if not isinstance(bounds, NoFurther):
         return float("inf")
     grid = grids.activation_grid(*network.ranges[owner], network.bits[owner])
-    scale = np.float32(grid.scale[0])
-    return float(
-        np.float32(bounds.high) / (scale * np.float32(grid.highest - grid.zero_point))
-    )
+    return float(np.float32(bounds.high) / grid.ends[1])

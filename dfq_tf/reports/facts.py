@@ -12,7 +12,7 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.files import read_text, write_text
-from dfq_tf.graph import KINDS, Classifier, ModelDescription, Node, has_kernel
+from dfq_tf.graph import KINDS, Classifier, ModelDescription, Node, has_kernel, softmax
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.reports.layer_noise import LayerNoise
 from dfq_tf.settings import GENERATED
@@ -68,8 +68,7 @@ def _probabilities(scores: np.ndarray, description: ModelDescription) -> np.ndar
         return scores
     if description.probabilities == "sigmoid":
         return 1 / (1 + np.exp(-scores.astype(np.float64)))
-    powers = np.exp(scores.astype(np.float64) - scores.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    return softmax(scores)
 
 
 def _png(image: np.ndarray) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from dfq_tf.graph import softmax
 from dfq_tf.quantization import Grid
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite.flatbuffer import File, Tensor
@@ -216,8 +217,7 @@ def answers(logits: np.ndarray, ends: Ends) -> np.ndarray:
     values = logits.astype(np.float64)
     for operator, _, grid in ends.steps:
         if operator == "SOFTMAX":
-            powers = np.exp(values - values.max(axis=-1, keepdims=True))
-            values = powers / powers.sum(axis=-1, keepdims=True)
+            values = softmax(values)
         elif operator == "LOGISTIC":
             values = 1 / (1 + np.exp(-values))
         elif operator == "STRIDED_SLICE":
