@@ -8,8 +8,7 @@ import itertools
 import pathlib
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.errors import ConfigError
-from dfq_tf.settings import PRECISIONS
+from dfq_tf.settings import PRECISIONS, check_value
 
 # AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors are
 # faster in it than in float32, and Intel's nearly twice as slow: docs/results.md.
@@ -41,10 +40,7 @@ def resolve_precision(precision: str) -> str:
     Raises:
       ConfigError: `precision` is not one of auto, float32, bfloat16.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision is {precision!r}; it must be one of {list(PRECISIONS)}"
-        )
+    check_value("precision", precision, {"choices": PRECISIONS})
     if precision != "auto":
         return precision
     return "bfloat16" if has_fast_bfloat16() else "float32"

@@ -17,7 +17,7 @@ import numpy as np
 
 from dfq_tf.compat import keras, tf, tfmot, traced
 from dfq_tf.errors import ConfigError, TrainingError
-from dfq_tf.settings import AUTO
+from dfq_tf.settings import AUTO, STRATEGIES, check_value
 from dfq_tf.training.replicas import num_replicas, replica_concat, replica_mean
 
 _EXAMPLE = (
@@ -47,25 +47,22 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     Raises:
       ConfigError: there is no such name, or TF_CONFIG is not as it must be.
     """
+    check_value("distribute", name, {"choices": STRATEGIES})
     if name == "none":
         return tf.distribute.get_strategy()
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU")
         devices = devices or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if name == "multi_worker":
-        text = os.environ.get("TF_CONFIG", "")
-        _check_tf_config(text)
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        # Among others: the port is taken, or TensorFlow was in use before.
-        except (tf.errors.OpError, RuntimeError) as error:
-            raise ConfigError(
-                f"TF_CONFIG is {text!r}: the workers cannot be started, for {error}"
-            ) from error
-    raise ConfigError(
-        f"distribute is {name!r}; it must be one of none, mirrored, multi_worker"
-    )
+    text = os.environ.get("TF_CONFIG", "")
+    _check_tf_config(text)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    # Among others: the port is taken, or TensorFlow was in use before.
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise ConfigError(
+            f"TF_CONFIG is {text!r}: the workers cannot be started, for {error}"
+        ) from error
 
 
 def _check_tf_config(text: str) -> None:
