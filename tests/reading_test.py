@@ -210,9 +210,10 @@ class ReadingTest(parameterized.TestCase, tf.test.TestCase):
                 ("Dense", 3 * 145),
             ],
         )
-        for layer, node in zip(reading.layers, reading.graph.nodes.values()):
-            self.assertEqual(layer.nodes, (node.name,))
-            self.assertEqual(node.layers, (layer.name,))
+        self.assertEqual(
+            [node.layers for node in reading.graph.nodes.values()],
+            [(layer.name,) for layer in reading.layers],
+        )
 
     def test_layer_with_several_outputs_is_refused(self):
         @keras.utils.register_keras_serializable("test")

@@ -111,11 +111,6 @@ class Found:
         return nearest <= _NEAR and following >= _TIMES_FARTHER * nearest
 
     @property
-    def is_contradicted(self) -> bool:
-        """Whether what is said is far, and another way is clear."""
-        return self.is_clear and self.said is not None
-
-    @property
     def is_taken(self) -> bool:
         """Whether nobody says, and one way is clear."""
         return self.is_clear and self.said is None

@@ -31,8 +31,6 @@ class LayerRead:
       kind: its class.
       shape: of its output without the batch; None is a size that may be any.
       parameters: numbers in its weights.
-      nodes: names of the nodes that it became, and of those that stand for it besides
-        other layers; empty for a layer that does nothing at inference.
       problem: why it cannot be read, or None.
     """
 
@@ -40,7 +38,6 @@ class LayerRead:
     kind: str
     shape: Shape
     parameters: int
-    nodes: tuple[str, ...]
     problem: str | None
 
 
@@ -284,7 +281,6 @@ def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
             call.shape,
             # A function has no weights.
             sum(math.prod(w.shape) for w in getattr(call.layer, "weights", ())),
-            tuple(node.name for node in graph.nodes.values() if name in node.layers),
             problems.get(name),
         )
         for name, call in calls.items()
