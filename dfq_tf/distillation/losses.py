@@ -1,8 +1,9 @@
 """The losses of Choi et al. 2020, as functions of tensors.
 
 Each is of one replica's images, or of the whole batch where it says so; see
-`replicas`. Who minimises what: the student minimises `distillation_loss`. The generator
-minimises `generator_loss`, alpha times `auxiliary_loss` less the distillation loss.
+`replicas`. `steps` says who minimises what: the student minimises `distillation_loss`,
+the generator alpha times a weighted sum of the BN statistics and the two entropies,
+called the auxiliary loss there, less the distillation loss.
 """
 
 import functools

@@ -259,8 +259,8 @@ def _check_archive(path: pathlib.Path, allow_code: bool) -> str:
         members = archive.infolist()
         names = [member.filename for member in members]
         for name in names:
-            parts = pathlib.PurePosixPath(name.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or ":" in name:
+            place = pathlib.PurePosixPath(name.replace("\\", "/"))
+            if place.is_absolute() or ".." in place.parts or ":" in name:
                 raise ModelError(
                     f"{path} has a member {name!r} outside its own folder; do not "
                     "trust this file"
