@@ -305,6 +305,14 @@ class SaveTest(Helpers):
             student.save(network, folder / "student.keras" / "inner.keras")
         self.assertLen(list(folder.iterdir()), 2)
 
+    def test_a_file_of_it_is_told_from_others(self):
+        folder = helpers.new_folder()
+        student.save(example(), folder / "student.keras")
+        helpers.small_learner().save(folder / "float.keras")
+        for name in ("student.keras", "student.json", "float.keras", "absent.keras"):
+            found = student.is_student_file(str(folder / name))
+            self.assertEqual(found, name == "student.keras", name)
+
     def test_branches_keep_the_order_of_the_graph(self):
         # Keras sorts the layers of a model by their distance from its end.
         sketch = Sketch()

@@ -9,7 +9,6 @@ the folder that --workdir names, if it does.
 
 import pathlib
 import sys
-import zipfile
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -19,7 +18,7 @@ from dfq_tf import api
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import Classifier, agreement, description_beside
 from dfq_tf.importing import load_classifier
-from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.quantization import QuantizedNetwork, student
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
@@ -40,7 +39,7 @@ def read_model(path: str) -> Model:
       ModelError: there is no such file, or it cannot be read.
     """
     if not path.endswith(".tflite"):
-        if _is_student(path):
+        if student.is_student_file(path):
             return api.load_quantized(path)
         said = teacher_flags.arguments() if _needs_flags(path) else _of_any_model()
         return load_classifier(path, **said)
@@ -53,15 +52,6 @@ def _of_any_model() -> dict[str, Any]:
     """What flags say that no description does."""
     said = teacher_flags.arguments()
     return {name: said[name] for name in _OF_ANY_MODEL}
-
-
-def _is_student(path: str) -> bool:
-    """Whether a file holds wrapped nodes, as those of tools/quantize.py do."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        is_keras = "config.json" in archive.namelist()
-        return is_keras and b"NodeWrapper" in archive.read("config.json")
 
 
 def _needs_flags(path: str) -> bool:

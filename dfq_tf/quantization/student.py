@@ -6,6 +6,7 @@ what the table of layers says.
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -216,6 +217,20 @@ def save(network: QuantizedNetwork, path: str | os.PathLike[str]) -> None:
     """Writes the student to `path` (.keras) and the description beside it."""
     with described_at(path, network.description) as temporary:
         build(network).save(temporary)
+
+
+def is_student_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds wrapped nodes, as those of `save` do.
+
+    Args:
+      path: of any file, or of none.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        is_keras = "config.json" in archive.namelist()
+        wrapper = NodeWrapper.__name__.encode()
+        return is_keras and wrapper in archive.read("config.json")
 
 
 def network_of(model: Any, description: ModelDescription) -> QuantizedNetwork:
