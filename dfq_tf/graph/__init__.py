@@ -36,7 +36,9 @@ from dfq_tf.graph.rewriting import (
     two_class_logits,
 )
 from dfq_tf.graph.running import (
+    ALIVE,
     FLOAT,
+    MOST_SCORED,
     compute,
     frozen_weights,
     images_per_pass,
@@ -46,6 +48,7 @@ from dfq_tf.graph.running import (
 )
 
 __all__ = [
+    "ALIVE",
     "FLOAT",
     "GLOBAL_POOLS",
     "images_per_pass",
@@ -55,6 +58,7 @@ __all__ = [
     "Exactly",
     "Graph",
     "KINDS",
+    "MOST_SCORED",
     "ModelDescription",
     "NoFurther",
     "Node",

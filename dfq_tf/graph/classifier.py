@@ -13,9 +13,6 @@ from dfq_tf.graph import running
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.nodes import Graph
 
-# Images per pass, and how many tensors as large as the largest may be alive in it.
-_MOST_IMAGES, _ALIVE = 250, 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
@@ -65,7 +62,9 @@ class Classifier:
         """
         if batch_size is None:
             size = running.FLOAT * running.largest_output(self.graph)
-            batch_size = running.images_per_pass(_ALIVE * size, _MOST_IMAGES)
+            batch_size = running.images_per_pass(
+                running.ALIVE * size, running.MOST_SCORED
+            )
         return in_batches(self._compiled, images, self.image_shape, batch_size)
 
     @functools.cached_property

@@ -14,6 +14,10 @@ FLOAT = 4  # bytes of a value
 # faster.
 PASS_MEMORY = 2 * 2**30
 
+# Images that are scored in one pass, and how many tensors as large as the largest may
+# be alive in it.
+MOST_SCORED, ALIVE = 250, 4
+
 # (node, values) -> values: what a hook does to kernels or outputs.
 Hook = Callable[[Node, Any], Any]
 

@@ -10,6 +10,7 @@ import numpy as np
 from dfq_tf.compat import tf, traced
 from dfq_tf.errors import ExportError
 from dfq_tf.graph import (
+    ALIVE,
     FLOAT,
     KINDS,
     Classifier,
@@ -214,7 +215,7 @@ class QuantizedNetwork:
           ModelError: there is no image, or they are of another shape.
         """
         size = FLOAT * largest_output(self.graph)
-        batch_size = images_per_pass(4 * size, _BATCH_SIZE)
+        batch_size = images_per_pass(ALIVE * size, _BATCH_SIZE)
         # Compiling takes longer than a few images do.
         compiles = len(images) > _FEW_IMAGES or "_compiled" in vars(self)
         function = self._compiled if compiles else self._scorer()

@@ -12,15 +12,14 @@ import numpy as np
 from dfq_tf.compat import keras, tf, traced
 from dfq_tf.errors import ModelError
 from dfq_tf.graph import (
+    ALIVE,
     FLOAT,
+    MOST_SCORED,
     ModelDescription,
     described_at,
     images_per_pass,
     in_batches,
 )
-
-# Images per pass, and how many tensors as large as the largest may be alive in it.
-_MOST_IMAGES, _ALIVE = 250, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Learner:
     @functools.cached_property
     def _images_per_pass(self) -> int:
         size = FLOAT * largest_tensor(self._compiled)
-        return images_per_pass(_ALIVE * size, _MOST_IMAGES)
+        return images_per_pass(ALIVE * size, MOST_SCORED)
 
     @functools.cached_property
     def _compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
