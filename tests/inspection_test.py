@@ -364,7 +364,7 @@ class CostsTest(tf.test.TestCase):
         ]
         with (
             mock.patch.object(costs, "_timed", side_effect=timed) as timing,
-            mock.patch.object(costs, "_peak_bytes", return_value=1000),
+            mock.patch.object(costs, "peak_bytes", return_value=1000),
         ):
             cost = costs.measure(
                 teacher, config, CalibrationConfig(calibration_images=96)

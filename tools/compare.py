@@ -133,9 +133,8 @@ class Comparison:
 
     def add_float_row(self) -> None:
         """Measures the teacher itself."""
-        nodes = self._teacher.graph.nodes.values()
-        size = sum(w.nbytes for node in nodes for w in node.weights.values())
-        self._add("float", "float", self._accuracy(self._scores) | {"bytes": size})
+        measured = self._accuracy(self._scores)
+        self._add("float", "float", measured | {"bytes": self._teacher.num_bytes})
 
     def add_row(self, widths: BitWidths, method: str) -> None:
         """Makes and measures one file; a failure becomes the row's result."""

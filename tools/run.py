@@ -11,7 +11,6 @@ interrupted.
 """
 
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.importing import MODEL_SUFFIXES
 from dfq_tf.quantization import QuantizedNetwork, float_network
-from dfq_tf.reports import facts, page
+from dfq_tf.reports import costs, facts, page
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
@@ -333,7 +332,7 @@ def measure(
         for key, model in (("teacher", teacher), ("student", network)):
             if model is not None:
                 scores = teacher_scores if model is teacher else model.scores(images)
-                size = num_bytes(model)
+                size = model.num_bytes
                 row(workdir, key, scores, labels, teacher_scores, bytes=size)
     source = network or teacher
     exact = float_network(source, common.config_from_flags(CalibrationConfig))
@@ -365,13 +364,7 @@ def measure(
             content = real_data_file(source, dataset)
             scores = TFLiteClassifier(content).scores(images)
         row(workdir, "q", scores, labels, teacher_scores, bytes=len(content))
-    workdir.add_metrics(peak_memory_mib=round(peak_bytes() / 2**20))
-
-
-def num_bytes(model: Classifier) -> int:
-    """Size of a network's float32 weights."""
-    nodes = model.graph.nodes.values()
-    return sum(w.nbytes for node in nodes for w in node.weights.values())
+    workdir.add_metrics(peak_memory_mib=round(costs.peak_bytes() / 2**20))
 
 
 def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:
@@ -381,13 +374,6 @@ def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:
     widths = quantize.widths_from_flags()
     network = yardsticks.quantize_with_data(source, images, widths, calibration)
     return proof.convert(network, config=file_config())
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had."""
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def define_flags() -> None:

@@ -25,6 +25,7 @@ from dfq_tf.graph.layers import (
     by_output,
     concatenation_axis,
     has_kernel,
+    macs_of,
     problem,
     title,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "largest_output",
     "leading_to",
     "logits_graph",
+    "macs_of",
     "problem",
     "softmax",
     "title",

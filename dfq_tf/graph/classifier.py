@@ -47,6 +47,12 @@ class Classifier:
         """The number of outputs."""
         return self.graph.last.shape[0]  # type: ignore[return-value]
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the float32 weights, in bytes."""
+        nodes = self.graph.nodes.values()
+        return sum(w.nbytes for node in nodes for w in node.weights.values())
+
     def scores(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """What the last node gives for images.
 

@@ -9,7 +9,7 @@ is encoded, in `tflite.operators`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -852,6 +852,11 @@ KINDS: dict[str, Kind] = {
         refuses=lambda node: node.settings["reason"],
     ),
 }
+
+
+def macs_of(nodes: Iterable[Node]) -> int:
+    """Multiply-accumulates of nodes, for one image."""
+    return sum(KINDS[node.kind].macs(node) for node in nodes)
 
 
 def node(

@@ -199,7 +199,6 @@ class BlockLearner:
             if has_kernel(node)
         }
         self._num_images = _images_of_a_step(block, config.rec_batch_size)
-        self._owners = grids.owners(network.graph)
         self._ranges = _ranges_of(block, network)
         self._biases = {
             name: LearntBias(
@@ -278,7 +277,7 @@ class BlockLearner:
 
     def result(self, network: QuantizedNetwork) -> QuantizedNetwork:
         """The network with what the block has learnt: kernels on their grids."""
-        kernels, members = self._kernels, grids.groups(network.graph)
+        kernels, members = self._kernels, network.groups
         ranges = {
             name: learnt.range()
             for owner, learnt in self._ranges.items()
@@ -353,7 +352,7 @@ class BlockLearner:
 
     def _rounded(self, node: Node, values: tf.Tensor) -> tf.Tensor:
         """An output on its grid; the same tensor if it has none of its own."""
-        learnt = self._ranges.get(self._owners.get(node.name, ""))
+        learnt = self._ranges.get(self._network.owners.get(node.name, ""))
         if learnt is None or node.name not in self._network.bits:
             return self._network.rounded_output(node, values)
         return learnt(values, grids.is_average(node))
@@ -374,13 +373,13 @@ def _width_of(network: QuantizedNetwork, name: str) -> float:
     if grids.is_taken_in(graph, name):
         (relu,) = graph.consumers(name)
         name = relu.name
-    low, high = network.ranges[grids.owners(graph)[name]]
+    low, high = network.ranges[network.owners[name]]
     return high - low
 
 
 def _ranges_of(block: Graph, network: QuantizedNetwork) -> dict[str, LearntRange]:
     """Owner of a grid -> its range, if it is learnt: not where it leaves the block."""
-    members = grids.groups(network.graph)
+    members = network.groups
     return {
         owner: LearntRange(*network.ranges[owner], network.bits[owner], most)
         for owner, most in growing(network).items()

@@ -72,7 +72,7 @@ class QuantizedNetwork:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         for name in self.bits:
-            owner = self._owners[name]
+            owner = self.owners[name]
             own, shared = ((self.ranges[n], self.bits[n]) for n in (name, owner))
             if own != shared:
                 raise ExportError(
@@ -106,8 +106,14 @@ class QuantizedNetwork:
         return self.classifier.description
 
     @functools.cached_property
-    def _owners(self) -> dict[str, str]:
+    def owners(self) -> dict[str, str]:
+        """Each node -> the one whose grid it has, see `grids.owners`."""
         return grids.owners(self.graph)
+
+    @functools.cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """Owner of a grid -> all nodes that have it, see `grids.groups`."""
+        return grids.groups(self.graph)
 
     @functools.cached_property
     def is_wide(self) -> bool:
@@ -127,7 +133,7 @@ class QuantizedNetwork:
         Args:
           name: of any node but the image and those that `grids.is_taken_in`.
         """
-        owner = self._owners[name]
+        owner = self.owners[name]
         grid = grids.activation_grid(*self.ranges[owner], self.bits[owner])
         is_narrow = not grids.is_symmetric(self.bits[owner])
         return grids.as_int16(grid) if self.is_wide and is_narrow else grid

@@ -116,7 +116,7 @@ def growing(network: QuantizedNetwork) -> dict[str, float]:
     from global pools on. Nor those that an operator fixes.
     """
     pooled, found = grids.pooled(network.graph), {}
-    for owner, members in grids.groups(network.graph).items():
+    for owner, members in network.groups.items():
         bits = network.bits[owner]
         bounds = grids.bounds_of(network.graph, members, bits)
         insured = _INSURED_POOLED_BITS if pooled & {*members} else INSURED_BITS

@@ -177,7 +177,7 @@ def build(network: QuantizedNetwork, learn_ranges: bool = False) -> keras.Model:
 
 def _most_growth(network: QuantizedNetwork) -> dict[str, float]:
     """Of each output whose range learns: those that no other has to follow."""
-    members, found = grids.groups(network.graph), {}
+    members, found = network.groups, {}
     for owner, most in growing(network).items():
         names = [name for name in members[owner] if name in network.bits]
         if len(names) == 1:

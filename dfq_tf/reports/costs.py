@@ -85,7 +85,7 @@ def measure(
     context = Context(small, run.seed, precision, None, None, False)
     full = dataclasses.replace(context, settings=config)
     state = _state(teacher, context)
-    base = _peak_bytes()
+    base = peak_bytes()
     kinds: list[Any] = [steps.warm_up_step]
     kinds += [steps.generator_step] if config.generator_steps else []
     is_pool = config.pool_images > 0
@@ -178,14 +178,15 @@ def _timed(
         _ = [value.numpy() for value in tf.nest.flatten(results)]  # waits for its end
         return time.perf_counter() - started
 
-    before = _peak_bytes()
+    before = peak_bytes()
     take(0)
-    grown, compile_seconds = _peak_bytes() - before, time.perf_counter() - began
+    grown, compile_seconds = peak_bytes() - before, time.perf_counter() - began
     seconds = min(take(1 + i) for i in range(_TIMES))
     return _Timed(compile_seconds, seconds, grown)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process has had."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

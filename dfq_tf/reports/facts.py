@@ -12,7 +12,14 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.files import read_text, write_text
-from dfq_tf.graph import KINDS, Classifier, ModelDescription, Node, has_kernel, softmax
+from dfq_tf.graph import (
+    Classifier,
+    ModelDescription,
+    Node,
+    has_kernel,
+    macs_of,
+    softmax,
+)
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.reports.layer_noise import LayerNoise
 from dfq_tf.settings import GENERATED
@@ -126,7 +133,7 @@ def layers(
                 "high": round(float(high), 5),
                 "bits": network.bits[layer.name],
                 "bytes": sum(_bytes(node, layer.weights, bias_bytes) for node in nodes),
-                "macs": sum(KINDS[node.kind].macs(node) for node in nodes),
+                "macs": macs_of(nodes),
                 "bn_low": memory and round(memory[0], 5),
                 "bn_high": memory and round(memory[1], 5),
             }

@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfq_tf.errors import UnsupportedLayerError
-from dfq_tf.graph import KINDS, Classifier, Graph, ModelDescription, Node, rewriting
+from dfq_tf.graph import (
+    Classifier,
+    Graph,
+    ModelDescription,
+    Node,
+    macs_of,
+    rewriting,
+)
 from dfq_tf.importing import classifiers
 from dfq_tf.quantization import grids, with_pixels
 from dfq_tf.tflite import Outline, outline
@@ -121,9 +128,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         rows=rows,
         num_batch_normalizations=sum(row.kind == "BatchNormalization" for row in rows),
         parameters=int(reading.told.model.count_params()),
-        multiply_accumulates=sum(
-            KINDS[node.kind].macs(node) for node in network.graph.nodes.values()
-        ),
+        multiply_accumulates=macs_of(network.graph.nodes.values()),
         file_bytes=followed.outline.num_bytes if is_whole else None,
         classifier=classifier,
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from dfq_tf.compat import tf
 from dfq_tf.errors import ExportError
-from dfq_tf.graph import KINDS, Graph, Node, check_images, compute, title
+from dfq_tf.graph import KINDS, Graph, Node, check_images, compute, macs_of, title
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import targets, writer
@@ -182,8 +182,7 @@ def _requantizing(graph: Graph) -> set[str]:
 
 def _images(network: QuantizedNetwork, given: np.ndarray | None) -> np.ndarray:
     """Some of the given images, and random pixels; few where the network is large."""
-    nodes = network.graph.nodes.values()
-    macs = sum(KINDS[node.kind].macs(node) for node in nodes)
+    macs = macs_of(network.graph.nodes.values())
     count = int(np.clip(_MOST_MACS // (2 * macs + 1), 1, _MOST_IMAGES))
     shape = (count, *network.classifier.image_shape)
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
