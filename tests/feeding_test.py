@@ -207,10 +207,23 @@ class OwnTest(parameterized.TestCase, tf.test.TestCase):
     def test_what_cannot_be_taken_off_prepares_too(self, library):
         library = LIBRARIES[library]
         layers = library.layers
+
+        def rescaled(x):
+            return layers.Rescaling(1 / 127.5, -1)(x)
+
         image = layers.Input(SHAPE)
-        padded = layers.Rescaling(1 / 127.5, -1)(layers.ZeroPadding2D(1)(image))
+        padded = rescaled(layers.ZeroPadding2D(1)(image))
         branches = [layers.Rescaling(1 / 255)(image), layers.Rescaling(0.01)(image)]
-        for x in (padded, layers.Add()(branches)):
+        heads = (
+            padded,
+            layers.Add()(branches),
+            rescaled(layers.Concatenate()([image, image])),
+            rescaled(layers.AveragePooling2D(2)(image)),
+            rescaled(layers.MaxPooling2D(2)(image)),
+            rescaled(layers.UpSampling2D()(image)),
+            rescaled(layers.ReLU(max_value=255)(image)),
+        )
+        for x in heads:
             x = layers.Conv2D(4, 3)(x)
             x = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
             model = library.Model(image, x)

@@ -182,6 +182,25 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
             as_classifier(rescaled, input_mean=0, input_scale=1)
             as_classifier(model_of(keras), input_mean=3, input_scale=0.1)
 
+    @parameterized.parameters(
+        (dict(input_mean=0, input_scale="1/255"), "input_scale is '1/255'; give a num"),
+        (dict(input_mean=[1, 1], input_scale=1), "input_mean has 2 values .* give one"),
+        (
+            dict(input_mean=0, input_scale=[1, 1]),
+            "input_scale has 2 values .* give one",
+        ),
+        (dict(feeding="raw", image_size=8), "image_size is 8; give .height, width."),
+        (dict(feeding="raw", class_names="abcd"), "class_names is 'abcd'; give a list"),
+    )
+    def test_what_is_no_such_argument_is_refused(self, said, message):
+        with self.assertRaisesRegex(ConfigError, message):
+            as_classifier(model_of(keras), **said)
+
+    def test_names_may_be_an_array(self):
+        names = np.array(["a", "b", "c", "d"])
+        classifier = as_classifier(model_of(keras), feeding="raw", class_names=names)
+        self.assertEqual(classifier.description.class_names, (*"abcd",))
+
     @parameterized.parameters(*LIBRARIES)
     def test_scale_below_zero_stays_in_the_network(self, library):
         library = LIBRARIES[library]
@@ -196,6 +215,27 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
         of_others = model_of(library, library.layers.Rescaling(-1.0, offset=1.0))
         with self.assertRaisesRegex(ConfigError, "input_mean and input_scale are not"):
             as_classifier(of_others)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_channel_that_was_always_the_same_is_refused(self, library):
+        """At the head it would take all integers from the others."""
+        library = LIBRARIES[library]
+        layers = library.layers
+        images = np.random.default_rng(0).uniform(0, 255, (64, 8, 8, 3))
+        images[..., 1] = 7.0
+        adapted = layers.Normalization(name="head")
+        adapted.adapt(images.astype(np.float32))
+        remembers = layers.BatchNormalization(name="head")
+        remembers.build((None, 8, 8, 3))
+        moments = images.mean((0, 1, 2)), images.var((0, 1, 2))
+        remembers.set_weights([np.ones(3), np.zeros(3), *moments])
+        for head in (adapted, remembers):
+            image = layers.Input((8, 8, 3))
+            model = library.Model(image, model_of(library)(head(image)))
+            with self.assertRaisesRegex(
+                UnsupportedLayerError, "layer head .* it scales channel 1 .* variance"
+            ):
+                as_classifier(model, input_mean=0, input_scale=1)
 
     @parameterized.product(library=list(LIBRARIES), axis=(-1, 3, None))
     def test_adapted_normalization_goes_into_the_description(self, library, axis):

@@ -159,6 +159,7 @@ class BadTextTest(parameterized.TestCase):
     @parameterized.parameters(
         ("\udcff", r"class_names is '\\udcff', which is no valid UTF-8"),
         ("a\nb", r"class_names has 'a\\nb', which is more than one line"),
+        ("b\n", r"class_names has 'b\\n', which is .*, or ends one; .* text\.split"),
     )
     def test_class_names_must_fit_a_file_of_labels(self, name, message):
         with self.assertRaisesRegex(ConfigError, message):

@@ -1121,6 +1121,24 @@ class InspectModelTest(tf.test.TestCase):
         self.assertRegex(process.stdout, "input .*scale 1.53787e-05")
         self.assertIn("--input_on_top", process.stdout.splitlines()[-1])
 
+    def test_preprocessing_of_other_numbers_than_pixels_has_something_before_it(self):
+        from dfq_tf.compat import keras
+
+        layers = keras.layers
+        path = new_folder() / "model.keras"
+        keras.Sequential(
+            [layers.Rescaling(2.0, -1.0, input_shape=(8, 8, 3)), layers.Flatten()]
+            + [layers.Dense(3)]
+        ).save(path)
+        process = self.inspect(path)
+        self.assertRegex(
+            process.stdout,
+            r"input +NOT KNOWN: its own [\s\S]* --input_on_top if it was",
+        )
+        flags = shlex.split(process.stdout.splitlines()[-1])[2:]
+        process = self.inspect(path, *flags[1:])
+        self.assertRegex(process.stdout, "input .*mean 127.5, scale 0.00784314")
+
     def test_what_to_type_next_can_be_pasted(self):
         folder = new_folder() / "it's mine"
         folder.mkdir()

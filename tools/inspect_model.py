@@ -55,10 +55,19 @@ def heading(found: inspection.Inspection, path: str) -> list[str]:
 def feeding(found: inspection.Inspection) -> str:
     """How pixels become the model's input."""
     if found.description is None:
+        why, on_top = (
+            "neither the model nor a flag says how pixels become its input",
+            "",
+        )
+        if found.is_on_top:
+            why, on_top = (
+                "its own preprocessing was not made for pixels",
+                " --input_on_top",
+            )
         return (
-            "NOT KNOWN: neither the model nor a flag says how pixels become its input. "
-            "Pass both flags: --input_mean=0 --input_scale=1/255 if it was trained on "
-            "pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels"
+            f"NOT KNOWN: {why}. Pass the flags: --input_mean=0 --input_scale=1/255"
+            f"{on_top} if it was trained on pixels / 255, or --input_mean=0 "
+            "--input_scale=1 for raw pixels"
         )
     mean, scale = found.description.input_mean, found.description.input_scale
     means, scales = (", ".join(f"{v:.6g}" for v in values) for values in (mean, scale))
@@ -188,6 +197,8 @@ def following(found: inspection.Inspection) -> list[str]:
             "what it was trained on):"
         )
         said |= {"input_mean": ["0"], "input_scale": ["1/255"]}
+        if found.is_on_top:
+            said["input_on_top"] = True
     if found.is_unclear:
         said["output"] = "logits"
     command = common.as_command("run", said)

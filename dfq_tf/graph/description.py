@@ -64,10 +64,11 @@ class ModelDescription:
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
         for name in self.class_names:
             check_text("class_names", name)
-            if len(name.splitlines()) > 1:
+            if "".join(name.splitlines()) != name:
                 raise ConfigError(
-                    f"class_names has {name!r}, which is more than one line; a file of "
-                    "labels has a line for each class"
+                    f"class_names has {name!r}, which is more than one line, or ends "
+                    "one; a file of labels has a line for each class. Take the names "
+                    "without line breaks, as text.splitlines() gives them"
                 )
         self._add_probabilities()
 

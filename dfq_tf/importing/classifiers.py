@@ -254,6 +254,8 @@ def read(
       ConfigError: an argument does not fit the model.
     """
     description = None
+    if isinstance(class_names, str):
+        raise ConfigError(f"class_names is {class_names!r}; give a list of names")
     if isinstance(model, (str, os.PathLike)):
         path = pathlib.Path(model)
         model = read_model(path, allow_code=allow_code)
@@ -270,8 +272,8 @@ def read(
     said = said_by(input_mean, input_scale, feeding, input_on_top, description)
     probabilities = None
     if description is not None:
-        output = output or description.output
-        class_names = class_names or description.class_names
+        output = description.output if output is None else output
+        class_names = description.class_names if class_names is None else class_names
         probabilities = description.probabilities
     model = trimmed(model, head)
     _check_has_layers(model)
@@ -348,12 +350,14 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
     feeding_decision.warn(reading.told.said, found.found, found.own)
     is_plain = reading.is_plain and not found.own and not found.told.said.is_bgr
     if found.is_binary or (gives == "softmax" and not is_plain):
-        names = ("",) * _num_outputs(graph)
-        graph = logits_graph(graph, described(feeding, gives, names))
+        unnamed = ("",) * _num_outputs(graph)
+        graph = logits_graph(graph, described(feeding, gives, unnamed))
         gives = "logits"
     if found.is_binary:
         graph = two_class_logits(graph)
-    names = tuple(reading.told.class_names or map(str, range(_num_outputs(graph))))
+    names: Sequence[str] = [*map(str, range(_num_outputs(graph)))]
+    if reading.told.class_names is not None:
+        names = reading.told.class_names
     if found.is_binary and len(names) == 1:
         raise ConfigError(
             f"class_names has one name, {names[0]!r}, but a model of one score has two "
@@ -446,7 +450,10 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             f"the model takes images of any size, {tuple(own)}; say which one its "
             "file is to take with image_size (--image_size=HEIGHT,WIDTH)"
         )
-    size = tuple(own[:2] if image_size is None else image_size)
+    size = tuple(own[:2]) if image_size is None else image_size
+    if np.ndim(size) != 1:
+        raise ConfigError(f"image_size is {size!r}; give (height, width)")
+    size = tuple(size)
     if len(size) != 2 or any(s not in (None, n) for s, n in zip(own, size)):
         raise ConfigError(
             f"image_size is {size}, but the model takes images of "

@@ -9,7 +9,7 @@ import numpy as np
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Graph, ModelDescription
 from dfq_tf.importing import feeding as feedings
-from dfq_tf.importing.preprocessing import Preprocessing, as_tuple, described
+from dfq_tf.importing.preprocessing import Preprocessing, described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,7 @@ def decide(
     """
     if said.given is not None:
         outputs = graph.last.shape[-1] or 0
+        _check_count(said.given, graph.image.shape[-1])
         described(said.given, "logits", ("",) * outputs).check_fits(
             graph.image.shape,  # type: ignore[arg-type]
             outputs,
@@ -207,6 +208,26 @@ def _check_given_once(said: Said, own: Preprocessing | None) -> None:
     )
 
 
+def _check_count(given: Preprocessing, channels: int | None) -> None:
+    """Raises ConfigError for as many values as no image has channels."""
+    for name, values in (("input_scale", given.scale), ("input_mean", given.offset)):
+        if values.size not in (1, channels):
+            raise ConfigError(
+                f"{name} has {values.size} values for a model with {channels} input "
+                f"channels; give one value or {channels}"
+            )
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """An argument as numbers; ConfigError if it is something else."""
+    try:
+        return tuple(np.atleast_1d(np.asarray(value, np.float64)).tolist())
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} is {value!r}; give a number, or one for each channel"
+        ) from error
+
+
 def _given(
     input_mean: Any, input_scale: Any, feeding: str | None = None
 ) -> tuple[Preprocessing | None, bool]:
@@ -237,7 +258,10 @@ def _given(
         return None, False
     # Checks the values, whatever the model is.
     checked = ModelDescription(
-        as_tuple(input_mean), as_tuple(input_scale), "logits", ()
+        _numbers("input_mean", input_mean),
+        _numbers("input_scale", input_scale),
+        "logits",
+        (),
     )
     mean, scale = np.array(checked.input_mean), np.array(checked.input_scale)
     if 1 not in (mean.size, scale.size) and mean.size != scale.size:

@@ -214,6 +214,9 @@ def _by_table(maker: Maker, found: Found) -> Node:
         channels = weights["mean"].shape
         weights.setdefault("gamma", np.ones(channels))
         weights.setdefault("beta", np.zeros(channels))
+        if found.sources[0].kind == "image":
+            deviation = np.sqrt(weights["variance"] + settings["epsilon"])
+            preprocessing.check_scales(1 / deviation)
     return maker.add(entry.kind, found.name, found.sources, settings, weights)
 
 

@@ -13,6 +13,9 @@ import numpy as np
 from dfq_tf.graph import Graph, ModelDescription, Node, layers, unique_name
 from dfq_tf.importing.operations import Found, Maker, Unknown, affine
 
+_MOST = 255  # of a pixel
+# Channels may be scaled so differently: the others have two steps of 8 bits left then.
+_MOST_APART = 100
 # Pictures whose mean is lower are hardly any.
 _LEAST_MEAN = 16
 # How far a Lambda layer may be from an affine function, as a share of its values.
@@ -93,8 +96,18 @@ def reversed_channels(graph: Graph) -> Graph:
 
 # Kinds that put each value of an image somewhere, and change none.
 _MOVING = ("reshape", "transpose")
-# Kinds that also put values aside, or add some.
-_PLACING = (*_MOVING, "channels", "crop", "pad")
+# Kinds whose outputs lie between the values of an image, or are 0.
+_PIXEL_KEEPING = (
+    *_MOVING,
+    "average_pool",
+    "bilinear_upsampling",
+    "channels",
+    "concatenate",
+    "crop",
+    "max_pool",
+    "nearest_upsampling",
+    "pad",
+)
 
 
 def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
@@ -156,7 +169,9 @@ def _is_prepared(graph: Graph) -> bool:
         if not readers:
             return False
         for node in readers:
-            if node.kind in _PLACING:
+            top = node.settings.get("top", 0)  # of a ReLU, None for none
+            is_idle = node.kind == "relu" and (top is None or top >= _MOST)
+            if node.kind in _PIXEL_KEEPING or is_idle:
                 names.append(node.name)
             elif node.kind != "affine" or not _of_affine(node).is_of_pixels:
                 return False
@@ -203,10 +218,31 @@ def _add_normalization(maker: Maker, found: Found) -> None:
         raise Unknown("it has no mean and variance; call its adapt method first")
     mean, variance = (np.asarray(value, np.float64) for value in (mean, variance))
     deviation = np.maximum(np.sqrt(variance), 1e-7)
+    check_scales(1 / deviation)
     scale, offset = 1 / deviation, -mean / deviation
     if found.config.get("invert"):
         scale, offset = deviation, mean
     affine(maker, found.name, found.sources[0], scale, offset)
+
+
+def check_scales(scales: np.ndarray) -> None:
+    """Refuses factors of an image's channels that have no room on one integer grid.
+
+    Args:
+      scales: () or (channels,).
+
+    Raises:
+      Unknown: a channel is scaled _MOST_APART times as far as most of them.
+    """
+    scales = np.abs(np.atleast_1d(scales))
+    channel, usual = int(scales.argmax()), float(np.median(scales))
+    if len(scales) > 2 and scales[channel] > _MOST_APART * usual > 0:
+        raise Unknown(
+            f"it scales channel {channel} {scales[channel] / usual:.3g} times as far "
+            "as the others, of which 8 bits leave nothing then. That channel was the "
+            "same in all images that the layer has seen: set its variance to that of "
+            "another one, which changes nothing while it stays so, or train without it"
+        )
 
 
 def _add_lambda(maker: Maker, found: Found) -> None:
@@ -236,12 +272,17 @@ def _probed(
     images = rng.uniform(low, 255, (4, *(size or 8 for size in shape)))
     images = images.astype(np.float32)
     images[0], images[1] = 0.0, 255.0
-    outputs = np.asarray(function(images), np.float64)
-    if outputs.shape == images.shape:
+    # What goes by the lowest and highest value does another thing to this one.
+    pale = (20 + images[2:3] / 8).astype(np.float32)
+    outputs, other = (np.asarray(function(x), np.float64) for x in (images, pale))
+    if outputs.shape == images.shape and other.shape == pale.shape:
         axes = tuple(range(len(shape) - 1))
         offset = outputs[0].mean(axes)
         scale = (outputs[1].mean(axes) - offset) / 255
-        error = np.abs(scale * images + offset - outputs).max()
+        error = max(
+            np.abs(scale * x + offset - y).max()
+            for x, y in ((images, outputs), (pale, other))
+        )
         if error <= _AFFINE_TOLERANCE * max(1.0, np.abs(outputs).max()):
             return _rounded(scale), _rounded(offset)
     raise Unknown(

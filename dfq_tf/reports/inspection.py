@@ -57,6 +57,8 @@ class Inspection:
       is_unclear: whether it gives one score, of which nobody says that it is a logit.
       description: how pixels become the model's input, its own preprocessing
         included; None if neither the model nor the user says.
+      is_on_top: whether the model has preprocessing of its own: what is said of its
+        input comes before that.
       findings: what nobody said and was found, as arguments that say it.
       rows: a line for each layer.
       num_batch_normalizations: what generated images go by.
@@ -75,6 +77,7 @@ class Inspection:
     gives: str
     is_unclear: bool
     description: ModelDescription | None
+    is_on_top: bool
     findings: Mapping[str, Any]
     rows: Sequence[Row]
     num_batch_normalizations: int
@@ -124,6 +127,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         gives=network.gives,
         is_unclear=network.is_unclear,
         description=description if network.feeding else None,
+        is_on_top=network.own is not None,
         findings=reading.findings,
         rows=rows,
         num_batch_normalizations=sum(row.kind == "BatchNormalization" for row in rows),
