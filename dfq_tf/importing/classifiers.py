@@ -278,9 +278,7 @@ def read(
     model = trimmed(model, head)
     _check_has_layers(model)
     batch, *own_shape = model.inputs[0].shape
-    resized_to = None
-    if None in own_shape[:2] and image_size is None:
-        resized_to = _size_of_resizing(model)
+    resized_to = _size_of_resizing(model) if image_size is None else None
     shape = _image_shape(own_shape, resized_to if image_size is None else image_size)
     told = Told(
         model,
@@ -476,6 +474,8 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
 
 def _size_of_resizing(model: Any) -> Sequence[int] | None:
     """The size to which a model of any size brings its images first, if it does."""
+    if None not in model.inputs[0].shape[1:3]:
+        return None
     found = resized_to(model)
     if found is None:
         return None
