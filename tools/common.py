@@ -25,14 +25,16 @@ from absl import app, flags, logging
 from dfq_tf.compat import native_output_hidden, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
+from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import digest
-from dfq_tf.graph import description_path
+from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
     SIZE_SETTINGS,
+    BudgetConfig,
     DistillationConfig,
     FileConfig,
     RunConfig,
@@ -40,7 +42,7 @@ from dfq_tf.settings import (
     check_value,
     own_first,
 )
-from dfq_tf.training import devices, resolve_precision
+from dfq_tf.training import Learner, devices, resolve_precision
 from dfq_tf.with_data import datasets
 from dfq_tf_command import SUBCOMMANDS
 
@@ -528,6 +530,27 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
         parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
     texts = _as_texts(values)
     return shlex.join([*parts, *(f"--{name}={texts[name]}" for name in texts)])
+
+
+def step_memory(
+    teacher: Classifier,
+    network: Learner | Classifier,
+    config: DistillationConfig | BudgetConfig,
+) -> str:
+    """How much memory a training takes, for its plan.
+
+    Args:
+      teacher: the trained classifier.
+      network: what learns.
+      config: of the training; its batch size is a number.
+    """
+    mebibytes = (
+        config.batch_size * step_bytes_per_image(teacher, network, config) / 2**20
+    )
+    return (
+        f"a step of {config.batch_size} images takes about {mebibytes:,.0f} MiB, and "
+        "the program 1 to 2 GiB"
+    )
 
 
 def command_of(tool: str) -> str:

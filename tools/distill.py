@@ -21,7 +21,6 @@ from tools import common, quantize, teacher_flags
 from dfq_tf import api, models
 from dfq_tf.compat import keras
 from dfq_tf.distillation import check_devices, with_batch_size
-from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
@@ -217,11 +216,9 @@ def plan(
         work = f"{config.steps:,} student steps"
     else:
         work = f"as many steps as fit into {config.minutes:g} minutes"
-    each = step_bytes_per_image(teacher, student, config)
     return (
         f"Distilling into {FLAGS.student}, with generated images, recipe "
-        f"{FLAGS.recipe}: {work}; a step of {config.batch_size} images takes about "
-        f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
+        f"{FLAGS.recipe}: {work}; {common.step_memory(teacher, student, config)}"
     )
 
 

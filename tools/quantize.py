@@ -32,7 +32,6 @@ from dfq_tf.distillation import (
     phases,
     with_batch_size,
 )
-from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
@@ -286,11 +285,7 @@ def plan(
     if needs or source in (GENERATED, None):
         unless = "" if needs or source else ", unless photographs are near"
         work.insert(0, f"up to {config.warm_up_steps:,} steps of warm-up{unless}")
-        each = step_bytes_per_image(teacher, network or teacher, config)
-        memory = (
-            f"a step of {config.batch_size} images takes about "
-            f"{config.batch_size * each / 2**20:,.0f} MiB, and the program 1 to 2 GiB"
-        )
+        memory = common.step_memory(teacher, network or teacher, config)
     if method in RECONSTRUCTING:
         work.append("reconstruction of blocks")
     if trains:

@@ -26,6 +26,7 @@ from dfq_tf.graph import (
     description_beside,
     head_activation,
     logits_graph,
+    softmax,
     two_class_logits,
 )
 from dfq_tf.importing import feeding as feedings
@@ -527,8 +528,7 @@ def _check_same(
         if found.gives == "sigmoid":
             scores = tf.sigmoid(scores).numpy()
     elif found.gives != result.description.output:  # a softmax was taken off
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        scores /= scores.sum(-1, keepdims=True)
+        scores = softmax(scores)
     is_half = not _compute_types(told.model).isdisjoint({"float16", "bfloat16"})
     tolerance = _TOLERANCE_16 if is_half else _TOLERANCE
     error = np.abs(scores - expected.astype(np.float32)).max()

@@ -21,7 +21,7 @@ from dfq_tf.graph import (
     softmax,
 )
 from dfq_tf.quantization import QuantizedNetwork
-from dfq_tf.reports.layer_noise import LayerNoise
+from dfq_tf.reports import layer_noise
 from dfq_tf.settings import GENERATED
 
 # Images on the page, and the most pixels a side that one has there.
@@ -93,7 +93,7 @@ def _png(image: np.ndarray) -> str:
 def layers(
     source: Classifier,
     network: QuantizedNetwork,
-    noise: Sequence[LayerNoise],
+    noise: Sequence[layer_noise.LayerNoise],
     has_memory: bool = True,
 ) -> list[dict[str, Any]]:
     """What each layer of a file holds and loses.
@@ -118,7 +118,7 @@ def layers(
         low, high = network.ranges[layer.name]
         nodes = [
             network.graph.nodes[name]
-            for name in _inside(network, layer)
+            for name in layer_noise.nodes_inside(network.graph, layer.name)
             if network.graph.nodes[name].weights
         ]
         memory = _remembered(source, layer.name) if has_memory else None
@@ -143,13 +143,6 @@ def layers(
 
 def _finite(decibels: float) -> float | None:
     return round(decibels, 2) if math.isfinite(decibels) else None
-
-
-def _inside(network: QuantizedNetwork, layer: LayerNoise) -> list[str]:
-    """The nodes of one operator of the file: an activation, and what it took in."""
-    if "+" not in layer.kind:
-        return [layer.name]
-    return [network.graph.nodes[layer.name].inputs[0], layer.name]
 
 
 def _bytes(node: Node, weights: str, bias_bytes: int) -> int:

@@ -95,7 +95,7 @@ def measure(
     types = kernel_types(content)
     result = []
     for name in names:
-        inside = _inside(graph, name)
+        inside = nodes_inside(graph, name)
         kinds = "+".join(graph.nodes[node].kind for node in inside)
         kernel = next((types[node] for node in inside if node in types), "")
         own, total = (decibels(*each) for each in sums[name])
@@ -162,7 +162,7 @@ def write_report(
     return written
 
 
-def _inside(graph: Graph, name: str) -> list[str]:
+def nodes_inside(graph: Graph, name: str) -> list[str]:
     """The nodes inside one operator of the file, the last of which is `name`."""
     (source, *_) = graph.nodes[name].inputs
     return [source, name] if is_taken_in(graph, source) else [name]
@@ -170,7 +170,7 @@ def _inside(graph: Graph, name: str) -> list[str]:
 
 def _alone(graph: Graph, name: str, stored: Mapping[str, np.ndarray]) -> tf.Tensor:
     """What the float layer makes of what the file has stored before it."""
-    inside = [graph.nodes[each] for each in _inside(graph, name)]
+    inside = [graph.nodes[each] for each in nodes_inside(graph, name)]
     values = [tf.constant(stored[source]) for source in inside[0].inputs]
     for node in inside:
         values = [KINDS[node.kind].compute(node, values, node.weights)]

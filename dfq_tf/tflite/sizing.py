@@ -11,7 +11,6 @@ from dfq_tf.quantization import (
     QuantizedNetwork,
     chosen_bits,
     kernel_noise,
-    with_kernel_bits,
 )
 from dfq_tf.settings import BitWidths, FileConfig, MixedWidths
 from dfq_tf.tflite.forms import LayerCosts, layer_costs
@@ -76,9 +75,11 @@ def sized_widths(
     }
 
     def size(bits: Mapping[str, int]) -> int:
-        return len(write(with_kernel_bits(network, bits, weight_range), file))
+        # The ranges stay those of 8 bits: the size does not hang on them.
+        changed = dataclasses.replace(network, kernel_bits=bits)
+        return len(write(changed.with_room_for_biases(), file))
 
-    whole, least = size({}), size(smallest)
+    whole, least = size(network.kernel_bits), size(smallest)
     share = file.size_share
     most = (share * whole if share else file.target_kib * _KIB) - _RESERVE
     if least > most:
