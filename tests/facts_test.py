@@ -9,8 +9,7 @@ from dfq_tf.graph.description import ModelDescription
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.calibration import with_ranges
 from dfq_tf.quantization.post_training import float_network
-from dfq_tf.reports import facts
-from dfq_tf.reports.layer_noise import LayerNoise
+from dfq_tf.reports import facts, layer_noise
 from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite import TFLiteClassifier, kernel_types, proof
 from tests.graphs import Sketch
@@ -52,7 +51,7 @@ class LayersTest(tf.test.TestCase):
             inside = [before, name] if is_one else [name]
             kinds = "+".join(graph.nodes[each].kind for each in inside)
             kernel = next((types[each] for each in inside if each in types), "")
-            noise.append(LayerNoise(name, kinds, kernel, np.inf, 20.123))
+            noise.append(layer_noise.LayerNoise(name, kinds, kernel, np.inf, 20.123))
         cls.noise = noise
         cls.rows = {
             row["name"]: row for row in facts.layers(cls.source, cls.quantized, noise)
@@ -95,7 +94,7 @@ class LayersTest(tf.test.TestCase):
         stored = self.stored(self.content)
         self.assertEqual({each.weights for each in self.noise}, {"int4", "int8", ""})
         for layer in self.noise:
-            inside = facts._inside(self.quantized, layer)
+            inside = layer_noise.nodes_inside(self.quantized.graph, layer.name)
             size = sum(stored.get(each, 0) for each in inside)
             self.assertEqual(self.rows[layer.name]["bytes"], size, layer.name)
 
@@ -127,7 +126,7 @@ class LayersTest(tf.test.TestCase):
             self.assertIsNone(self.rows[name]["bn_low"])
 
     def test_no_memory_where_layers_were_scaled(self):
-        noise = [LayerNoise("sum", "add", "", 1.0, 1.0)]
+        noise = [layer_noise.LayerNoise("sum", "add", "", 1.0, 1.0)]
         (row,) = facts.layers(self.source, self.quantized, noise, has_memory=False)
         self.assertIsNone(row["bn_low"])
 

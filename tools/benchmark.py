@@ -38,7 +38,7 @@ from dfq_tf.settings import (
     qat_recipe,
     recipe_settings,
 )
-from dfq_tf.training import Learner, optimizers, resolve_precision, with_precision
+from dfq_tf.training import Copies, Learner, resolve_precision, with_precision
 
 FLAGS = common.FLAGS
 
@@ -195,14 +195,10 @@ def new_state(
       students: float or fake-quantized.
       context: gives the number of generators, the precision, and the seed.
     """
-    config = context.settings
     generators = make_generators(teacher.image_shape, context)
-    return steps.State(
-        observe(teacher, context.precision),
-        generators,
-        [optimizers.adam(g, 1e-3, 1000) for g in generators],
-        students,
-        [phases.student_optimizer(s.model, config) for s in students],
+    observed, rounds = observe(teacher, context.precision), context.settings.rounds
+    return phases.new_state(
+        Copies(None), context, observed, generators, rounds, students
     )
 
 

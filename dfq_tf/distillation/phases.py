@@ -117,7 +117,7 @@ def warm_up(
     check_batch(context.strategy, config.batch_size, config.num_generators)
     config = dataclasses.replace(config, batch_size=warm_up_batch(context))
     copies = Copies(context.strategy)
-    state = _state(copies, context, teacher, generators, config.warm_up_steps)
+    state = new_state(copies, context, teacher, generators, config.warm_up_steps)
 
     def on_device(seed_and_step: tf.Tensor) -> steps.GeneratorStep:
         return steps.warm_up_step(state, config, seed_and_step)
@@ -208,7 +208,7 @@ def distill(
     config, teacher, made = context.settings, warmed.teacher, warmed.generators
     check_batch(context.strategy, config.batch_size, config.num_generators)
     copies = Copies(context.strategy)
-    state = _state(copies, context, teacher, made, config.rounds, students)
+    state = new_state(copies, context, teacher, made, config.rounds, students)
     if bank is None:
         bank = make_bank(students[0], config, context.seed)
     pool = _make_pool(warmed, images, context)
@@ -481,7 +481,7 @@ def compiled(
     return tf.function(on_all, jit_compile=use_xla or None, autograph=False)
 
 
-def _state(
+def new_state(
     copies: Copies,
     context: Context[DistillationConfig],
     teacher: ObservedTeacher,
@@ -489,10 +489,10 @@ def _state(
     rounds: int,
     students: Sequence[Learner] = (),
 ) -> steps.State:
-    """Copies on all devices, with optimizers.
+    """A training at its begin: copies on all devices, with optimizers.
 
     Args:
-      copies: of the networks.
+      copies: makes the copies of the networks; of one device, these themselves.
       context: of the run.
       teacher: frozen.
       generators: are trained.

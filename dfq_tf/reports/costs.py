@@ -16,7 +16,7 @@ from dfq_tf.distillation import make_generators, observe, phases, steps, with_ba
 from dfq_tf.graph import Classifier
 from dfq_tf.quantization import float_network, measured, student, with_ranges
 from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
-from dfq_tf.training import Learner, optimizers, resolve_precision
+from dfq_tf.training import Copies, Learner, resolve_precision
 
 # Images of the steps that are timed, fewer of large ones: what a step takes besides its
 # images, which a multiple of it would count too often, tells less there.
@@ -146,7 +146,6 @@ def memory_bytes(base: float, grown: float, measured: int, batch_size: int) -> f
 
 def _state(teacher: Classifier, context: Context[DistillationConfig]) -> steps.State:
     """Networks and optimizers of a training; the student's ranges mean nothing."""
-    config = context.settings
     with warnings.catch_warnings():
         # Of a teacher without BN: whoever asks for costs says so better.
         warnings.simplefilter("ignore", UserWarning)
@@ -156,12 +155,9 @@ def _state(teacher: Classifier, context: Context[DistillationConfig]) -> steps.S
     anything = dict.fromkeys(measured(network.graph), (-1.0, 1.0))
     quantized = with_ranges(network, anything, BitWidths(), "min_max")
     learner = Learner(student.build(quantized), quantized.description)
-    return steps.State(
-        observed,
-        generators,
-        [optimizers.adam(g, config.generator_learning_rate, 2) for g in generators],
-        [learner],
-        [phases.student_optimizer(learner.model, config)],
+    rounds = context.settings.rounds
+    return phases.new_state(
+        Copies(None), context, observed, generators, rounds, [learner]
     )
 
 
