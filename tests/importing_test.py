@@ -190,7 +190,6 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
             "input_scale has 2 values .* give one",
         ),
         (dict(feeding="raw", image_size=8), "image_size is 8; give .height, width."),
-        (dict(feeding="raw", class_names="abcd"), "class_names is 'abcd'; give a list"),
     )
     def test_what_is_no_such_argument_is_refused(self, said, message):
         with self.assertRaisesRegex(ConfigError, message):

@@ -255,8 +255,6 @@ def read(
       ConfigError: an argument does not fit the model.
     """
     description = None
-    if isinstance(class_names, str):
-        raise ConfigError(f"class_names is {class_names!r}; give a list of names")
     if isinstance(model, (str, os.PathLike)):
         path = pathlib.Path(model)
         model = read_model(path, allow_code=allow_code)
