@@ -473,7 +473,7 @@ def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes.set_xlabel("size in kB")
     axes.set_ylabel(f"{key} in % (at the lower edge: that or less)")
     axes.grid(alpha=0.3)
-    axes.legend(handles=handles, loc="lower right")
+    axes.legend(handles=handles, loc="best")
     plots.save(figure, path)
 
 
