@@ -897,12 +897,30 @@ def _with_probabilities_of(teacher: Classifier, student: Learner) -> Learner:
 
 
 def _structure(model: keras.Model) -> str:
-    """A digest of a tf_keras model's layers, but for their names and weights."""
-    layers = [
-        (type(layer).__name__, [tuple(weight.shape) for weight in layer.weights])
-        for layer in model.layers
-    ]
-    return hashlib.sha256(repr(layers).encode()).hexdigest()
+    """A digest of a tf_keras model, but for the values of its weights and names.
+
+    Of a model with a layer that cannot tell its settings, shapes of weights count.
+    """
+    numbers: dict[str, int] = {}  # a name -> when it is met first
+    for layer in model._flatten_layers():
+        numbers.setdefault(layer.name, len(numbers))
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): numbered(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [numbered(each) for each in value]
+        if isinstance(value, str):
+            return numbers.get(value, value)
+        known = value is None or isinstance(value, (bool, int, float))
+        return value if known else type(value).__name__
+
+    try:
+        config = numbered(model.get_config())
+    except NotImplementedError:
+        config = None
+    shapes = [tuple(weight.shape) for weight in model.weights]
+    return hashlib.sha256(repr((config, shapes)).encode()).hexdigest()
 
 
 def _head_activation(model: keras.Model) -> str:

@@ -397,6 +397,31 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
 
 
 @pytest.mark.long
+class StructureTest(parameterized.TestCase):
+    """What checkpoints of a float student belong to."""
+
+    def structure(self, activation="relu", strides=1, pool=2, nested=False, **names):
+        layers = keras.layers
+        image = layers.Input((8, 8, 1))
+        x = layers.Conv2D(4, 3, strides, "same", activation=activation, **names)(image)
+        body = keras.Sequential([layers.Dense(4), layers.ReLU()]) if nested else None
+        x = layers.GlobalAveragePooling2D()(layers.MaxPooling2D(pool)(x))
+        return api._structure(
+            keras.Model(image, layers.Dense(3)(body(x) if body else x))
+        )
+
+    def test_names_do_not_count(self):
+        for nested in (False, True):
+            first = self.structure(nested=nested)
+            self.assertEqual(self.structure(nested=nested, name="other"), first)
+
+    @parameterized.parameters(
+        dict(activation="tanh"), dict(strides=2), dict(pool=4), dict(nested=True)
+    )
+    def test_settings_without_weights_count(self, **changes):
+        self.assertNotEqual(self.structure(**changes), self.structure())
+
+
 class DirectoryTest(tf.test.TestCase, parameterized.TestCase):
     """A directory belongs to the run that filled it."""
 

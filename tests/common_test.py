@@ -126,6 +126,16 @@ class DigestTest(parameterized.TestCase):
     def test_folder_that_is_no_model_has_no_files(self):
         self.assertEmpty(common._files_of(str(new_folder())))
 
+    def test_of_a_folder_of_pictures_is_that_of_all_of_them(self):
+        folder = new_folder()
+        (folder / "a.png").write_bytes(b"1")
+        (folder / "notes.txt").write_bytes(b"2")
+        one = common._digest(str(folder))
+        (folder / "b.png").write_bytes(b"3")
+        both = common._digest(str(folder))
+        (folder / "b.png").write_bytes(b"4")
+        self.assertLen({one, both, common._digest(str(folder))}, 3)
+
 
 class CommandTest(parameterized.TestCase):
     @parameterized.parameters(

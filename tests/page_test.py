@@ -3,6 +3,7 @@
 import hashlib
 import html
 import io
+import json
 import math
 import os
 import pathlib
@@ -308,6 +309,14 @@ class RecordTest(parameterized.TestCase):
         )
         expected = {"equalize": "false", "allow_code": "true", "widths": "W4A8"}
         self.assertEqual(record.read(folder).flags, expected)
+
+    @parameterized.parameters("python tools/compare.py", "dfq-tf convert")
+    def test_what_has_no_page_is_refused(self, command):
+        folder = pages.write(new_folder(), curves=False)
+        run = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**run, "command": command}))
+        with self.assertRaisesRegex(WorkdirError, "made, which has no page; name the"):
+            record.read(folder)
 
 
 class BestTest(parameterized.TestCase):

@@ -95,6 +95,13 @@ class CropsTest(tf.test.TestCase, parameterized.TestCase):
             images = photographs.crops(0, 2, (9, 9, 3), folder)
         self.assertAllEqual(images, np.full((2, 9, 9, 3), 77))
 
+    def test_hidden_files_and_folders_are_no_pictures(self):
+        folder = helpers.new_folder()
+        (folder / "a.png").write_bytes(b"1")
+        (folder / "._a.png").write_bytes(b"2")
+        (folder / "b.png").mkdir()
+        self.assertEqual(photographs.pictures_in(folder), [folder / "a.png"])
+
     def test_folders_that_will_not_do_are_refused(self):
         folder = helpers.new_folder()
         with self.assertRaisesRegex(ConfigError, "has no picture; .*jpg"):

@@ -1,6 +1,7 @@
 """Widths of single kernels for a file of a given size, chosen without data."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -10,7 +11,14 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.quantization import chosen_bits, kernel_noise, with_kernel_bits
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig, MixedWidths
-from dfq_tf.tflite import as_table, check_target_takes, convert, sized_widths, writer
+from dfq_tf.tflite import (
+    as_table,
+    check_target_takes,
+    convert,
+    sized_widths,
+    sizing,
+    writer,
+)
 from dfq_tf.tflite.running import kernel_types
 from tests.graphs import Sketch, noise
 
@@ -147,6 +155,24 @@ class SizedTest(tf.test.TestCase, parameterized.TestCase):
         mixed, layers, _, _ = self.sized(target_kib=1000)
         self.assertEqual(set(dict(mixed.layer_bits).values()), {8})
         self.assertEqual({layer.noise for layer in layers}, {0.0})
+
+    def test_file_that_fits_keeps_all_bits(self):
+        whole = len(writer.write(self.network, FileConfig(favor="size")))
+        kib = -(-whole // 1024)
+        mixed, *_ = self.sized(target_kib=kib)
+        self.assertEqual(set(dict(mixed.layer_bits).values()), {8})
+        # As large as that to the byte; no room is kept free where nothing changes.
+        with mock.patch.object(sizing, "_RESERVE", 1024 * kib - whole + 1):
+            mixed, *_ = self.sized(target_kib=kib)
+        self.assertEqual(set(dict(mixed.layer_bits).values()), {8})
+
+    def test_few_weights_are_not_worth_fewer_bits(self):
+        with mock.patch.object(sizing, "_RESERVE", 10**6):
+            with self.assertRaisesRegex(
+                ConfigError,
+                "target_size is '0.5x', and fewer bits make this file hardly smaller",
+            ):
+                self.sized(target_size="0.5x")
 
     @parameterized.parameters(("target_size", "0.1x"), ("target_kib", 1))
     def test_says_the_smallest(self, name, value):

@@ -249,14 +249,19 @@ class WholeRunTest(RunTest):
         smoke = shlex.split(SMOKE.read_text(), comments=True)
         training = ("--warm_up_steps", "--distillation", "--batch", "--calibration")
         flags = [flag for flag in smoke if flag.startswith(training)]
-        process = run_tool(
-            "quantize",
-            *flags,
-            f"--teacher={self.workdir}/teacher.keras",
-            "--method=df_q",
-            f"--workdir={folder}",
-        )
+        flags += [f"--teacher={self.workdir}/teacher.keras", f"--workdir={folder}"]
+        flags += ["--method=df_q"]
+        process = run_tool("quantize", *flags)
         self.assertEqual(process.returncode, 0, process.stderr)
+        # It goes on where it may have been interrupted, behind the student.
+        noise, kept = folder / "df_q_noise.csv", folder / "df_q_page.json"
+        measured, facts = noise.read_text(), json.loads(kept.read_text())
+        kept.write_text(json.dumps({"generated": facts["generated"]}))
+        noise.unlink()
+        process = run_tool("quantize", *flags)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertEqual(noise.read_text(), measured)
+        self.assertEqual(json.loads(kept.read_text()), facts)
         text = (folder / "report.html").read_text()
         self.assertIn('<section id="noise">', text)
         self.assertNotIn('<section id="app">', text)  # there is no file yet

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import app, flags, logging
 
+from dfq_tf import photographs
 from dfq_tf.compat import native_output_hidden, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
@@ -475,6 +476,8 @@ def _digest(path: str) -> str:
 def _files_of(path: str) -> list[pathlib.Path]:
     """The files whose contents a flag's value stands for."""
     paths = files_of(pathlib.Path(path))
+    if not paths and os.path.isdir(path):
+        return photographs.files_in(pathlib.Path(path))
     is_model = path.endswith(MODEL_SUFFIXES) or os.path.isdir(path)
     if paths and is_model and description_path(path).is_file():
         paths.append(description_path(path))

@@ -63,7 +63,7 @@ from dfq_tf.settings import (
     parse_widths,
     qat_recipe,
 )
-from dfq_tf.tflite import as_table, check_target, check_target_takes
+from dfq_tf.tflite import as_table, check_target, check_target_takes, convert
 from dfq_tf.training import check_batch
 
 FLAGS = common.FLAGS
@@ -455,6 +455,8 @@ def main() -> None:
     file = common.config_from_flags(FileConfig)
     preparation = Preparation(teacher, None, workdir)
     network, content = quantize_network(preparation, FLAGS.method, file)
+    if content is None and "layers" not in facts.read(workdir.path, FLAGS.method):
+        content = convert(network, config=file)  # a run that was interrupted before
     if content is not None:
         exact = float_network(teacher, common.config_from_flags(CalibrationConfig))
         measure_noise(teacher, exact, network, content, workdir.path, FLAGS.method)

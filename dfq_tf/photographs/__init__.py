@@ -63,7 +63,7 @@ def crops(
 
 
 def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The pictures of a folder, by name.
+    """The pictures of a folder, by name; see `files_in`.
 
     Raises:
       ConfigError: it has none, or is no folder.
@@ -71,13 +71,27 @@ def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"the folder of pictures {str(folder)!r} is not there")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = files_in(folder)
     if not paths:
         raise ConfigError(
             f"the folder {str(folder)!r} has no picture; it must have files that end "
             f"in {', '.join(SUFFIXES)}"
         )
     return paths
+
+
+def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder that are pictures by name, sorted; perhaps none.
+
+    Hidden ones are none: macOS writes such beside each picture.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not path.name.startswith(".")
+    )
 
 
 def _read(path: pathlib.Path) -> np.ndarray:

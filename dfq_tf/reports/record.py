@@ -16,6 +16,8 @@ from dfq_tf.reports.scalars import Curve
 from dfq_tf.reports.workdir import FLAGS, METRICS, RUN, parse_flagfile
 from dfq_tf.settings import GENERATED, METHODS, PHOTOGRAPHS, PROCEDURAL
 
+# The tools whose workdirs have a page.
+_TOOLS = ("run", "quantize", "distill")
 # What a run makes, in the order in which it does. Key in metrics.json -> title.
 TITLES = {
     "teacher": "Float teacher",
@@ -170,7 +172,13 @@ def read(folder: str | os.PathLike[str]) -> Record:
 
 
 def _read(path: pathlib.Path) -> Record:
-    metrics = _json(path / METRICS)
+    metrics, run = _json(path / METRICS), _json(path / RUN)
+    tool = (run.get("command") or "run").split()[-1]
+    if pathlib.Path(tool).stem not in _TOOLS:
+        raise WorkdirError(
+            f"{str(path)!r} holds what {tool} made, which has no page; name the "
+            "workdir of tools/run.py, tools/quantize.py or tools/distill.py"
+        )
     flagfile = path / FLAGS
     flags = parse_flagfile(read_text(flagfile)) if flagfile.is_file() else {}
     rows = [
@@ -189,7 +197,7 @@ def _read(path: pathlib.Path) -> Record:
         facts.read(path, of_page),
         metrics,
         flags,
-        _json(path / RUN),
+        run,
         [*_phases(path)],
         {
             each.name: (each.stat().st_size, digest(each))

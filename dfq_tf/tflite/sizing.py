@@ -81,17 +81,22 @@ def sized_widths(
 
     whole, least = size(network.kernel_bits), size(smallest)
     share = file.size_share
-    most = (share * whole if share else file.target_kib * _KIB) - _RESERVE
-    if least > most:
+    asked = share * whole if share else file.target_kib * _KIB
+    most = asked - _RESERVE
+    if min(whole, least + _RESERVE) > asked:
         raise _too_small(file, whole, least + _RESERVE)
     noise = kernel_noise(network, images, weight_range)
-    bits, to_save = smallest, whole - most
-    for _ in range(_MOST_TRIALS):
-        found = chosen_bits(noise, num_bytes, to_save)
-        if (excess := size(found) - most) <= 0:
-            bits = found
-            break
-        to_save += excess
+
+    def fewer() -> Mapping[str, int]:
+        to_save = whole - most
+        for _ in range(_MOST_TRIALS):
+            found = chosen_bits(noise, num_bytes, to_save)
+            if (excess := size(found) - most) <= 0:
+                return found
+            to_save += excess
+        return smallest
+
+    bits = network.kernel_bits if whole <= asked else fewer()
     layers = [
         _sized(name, each, costs[name, each], noise[name, each])
         for name, each in bits.items()
@@ -120,7 +125,15 @@ def _costs(
 
 def _too_small(file: FileConfig, whole: int, least: int) -> ConfigError:
     name = str(file.size_setting)
-    advice = ". With favor='size' it may be smaller" if file.favor != "size" else ""
+    advice = ""
+    if file.favor != "size":
+        advice = ". With favor='size' (--favor=size of tools/run.py) it may be smaller"
+    if least >= whole:
+        return ConfigError(
+            f"{name} is {getattr(file, name)!r}, and fewer bits make this file hardly "
+            f"smaller: it has {whole:,} bytes with 8-bit weights, most of which are no "
+            f"weights. Leave {name} out{advice}"
+        )
     return ConfigError(
         f"{name} is {getattr(file, name)!r}, and the smallest file has {least:,} "
         f"bytes, {least / whole:.3f}x of the {whole:,} of 8-bit weights: ask for "
