@@ -899,10 +899,12 @@ def _with_probabilities_of(teacher: Classifier, student: Learner) -> Learner:
 def _structure(model: keras.Model) -> str:
     """A digest of a tf_keras model, but for the values of its weights and names.
 
-    Of a model with a layer that cannot tell its settings, shapes of weights count.
+    Of a model with a layer that cannot tell its settings, the classes of layers and the
+    shapes of weights count.
     """
+    layers = list(model._flatten_layers())
     numbers: dict[str, int] = {}  # a name -> when it is met first
-    for layer in model._flatten_layers():
+    for layer in layers:
         numbers.setdefault(layer.name, len(numbers))
 
     def numbered(value: Any) -> Any:
@@ -919,8 +921,9 @@ def _structure(model: keras.Model) -> str:
         config = numbered(model.get_config())
     except NotImplementedError:
         config = None
+    kinds = [type(layer).__name__ for layer in layers]
     shapes = [tuple(weight.shape) for weight in model.weights]
-    return hashlib.sha256(repr((config, shapes)).encode()).hexdigest()
+    return hashlib.sha256(repr((kinds, shapes, config)).encode()).hexdigest()
 
 
 def _head_activation(model: keras.Model) -> str:

@@ -141,6 +141,8 @@ class CommandTest(parameterized.TestCase):
     @parameterized.parameters(
         ("inspect_model", "python tools/inspect_model.py", "dfq-tf inspect"),
         ("convert", "python tools/convert.py", "dfq-tf convert"),
+        # It is no subcommand.
+        ("curves", "python tools/curves.py", "python tools/curves.py"),
     )
     def test_it_is_called_as_the_user_can(self, tool, in_tree, installed):
         self.assertEqual(common.command_of(tool), in_tree)

@@ -558,9 +558,10 @@ def step_memory(
 
 def command_of(tool: str) -> str:
     """How a user calls a tool: by dfq-tf where that was installed."""
-    if not _IS_INSTALLED:
-        return f"python tools/{tool}.py"
-    return f"dfq-tf {next(name for name, t in SUBCOMMANDS.items() if t == tool)}"
+    names = {tool: name for name, tool in SUBCOMMANDS.items()}
+    if _IS_INSTALLED and tool in names:
+        return f"dfq-tf {names[tool]}"
+    return f"python tools/{tool}.py"
 
 
 def run(

@@ -439,7 +439,6 @@ def write_results(workdir: Workdir) -> str:
 
 def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """A point per file: the color says the method, the marker the widths."""
-    pyplot = plots.pyplot()
     done = [row for row in rows if not row.get("failure")]
     key = "agreement" if done[0]["accuracy"] is None else "accuracy"
     lowest = max(row[key] for row in done) - _PLOTTED_RANGE
@@ -448,7 +447,7 @@ def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     )
     colors = {name: f"C{i}" for i, name in enumerate(methods)}
     markers = {name: "soDP*X<>^"[i % 9] for i, name in enumerate(widths)}
-    figure, axes = pyplot.subplots(figsize=(9, 5))
+    figure, axes = plots.pyplot().subplots(figsize=(9, 5))
     for row in done:
         axes.plot(
             row["bytes"] / 1000,

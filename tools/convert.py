@@ -46,12 +46,13 @@ def convert_network(
         return path.read_bytes()
     labels = _labels(network, path)
     if content is None:
-        content = _content(network, config)
+        content = content_of(network, config)
     _write(path, content, labels)
     return content
 
 
-def _content(network: QuantizedNetwork, config: FileConfig) -> bytes:
+def content_of(network: QuantizedNetwork, config: FileConfig) -> bytes:
+    """The content of a network's file, with a line for how long it took."""
     with common.stage("file and its proof"):
         return convert(network, config=config)
 
@@ -104,7 +105,7 @@ def main() -> None:
     workdir = common.open_workdir(
         path.with_suffix(".convert"), replaces=FLAGS.workdir is None
     )
-    content = _content(network, config)
+    content = content_of(network, config)
     _write(path, content, labels)
     workdir.add_metrics(tflite=str(path), bytes=len(content))
     print(f"Wrote {path}, {len(content):,} bytes, and {path.with_name('labels.txt')}")

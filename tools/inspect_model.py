@@ -55,15 +55,11 @@ def heading(found: inspection.Inspection, path: str) -> list[str]:
 def feeding(found: inspection.Inspection) -> str:
     """How pixels become the model's input."""
     if found.description is None:
-        why, on_top = (
-            "neither the model nor a flag says how pixels become its input",
-            "",
-        )
+        why = "neither the model nor a flag says how pixels become its input"
+        on_top = ""
         if found.is_on_top:
-            why, on_top = (
-                "its own preprocessing was not made for pixels",
-                " --input_on_top",
-            )
+            why = "its own preprocessing was not made for pixels"
+            on_top = " --input_on_top"
         return (
             f"NOT KNOWN: {why}. Pass the flags: --input_mean=0 --input_scale=1/255"
             f"{on_top} if it was trained on pixels / 255, or --input_mean=0 "

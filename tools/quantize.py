@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from tools import common, teacher_flags
+from tools import common, convert, teacher_flags
 from dfq_tf import api
 from dfq_tf.context import Context
 from dfq_tf.distillation import (
@@ -63,7 +63,7 @@ from dfq_tf.settings import (
     parse_widths,
     qat_recipe,
 )
-from dfq_tf.tflite import as_table, check_target, check_target_takes, convert
+from dfq_tf.tflite import as_table, check_target, check_target_takes
 from dfq_tf.training import check_batch
 
 FLAGS = common.FLAGS
@@ -456,7 +456,8 @@ def main() -> None:
     preparation = Preparation(teacher, None, workdir)
     network, content = quantize_network(preparation, FLAGS.method, file)
     if content is None and "layers" not in facts.read(workdir.path, FLAGS.method):
-        content = convert(network, config=file)  # a run that was interrupted before
+        # An earlier run was interrupted before its noise was measured.
+        content = convert.content_of(network, file)
     if content is not None:
         exact = float_network(teacher, common.config_from_flags(CalibrationConfig))
         measure_noise(teacher, exact, network, content, workdir.path, FLAGS.method)

@@ -11,6 +11,7 @@ from dfq_tf.graph.classifier import (
 from dfq_tf.graph.description import (
     OUTPUTS,
     ModelDescription,
+    check_count,
     described_at,
     description_beside,
     description_path,
@@ -69,6 +70,7 @@ __all__ = [
     "agreement",
     "blocks_of",
     "by_output",
+    "check_count",
     "check_images",
     "compute",
     "concatenation_axis",

@@ -92,11 +92,7 @@ class ModelDescription:
         """
         channels = input_shape[-1]
         for name in ("input_mean", "input_scale"):
-            if len(getattr(self, name)) not in (1, channels):
-                raise ConfigError(
-                    f"{name} has {len(getattr(self, name))} values for a model with "
-                    f"{channels} input channels; give one value or {channels}"
-                )
+            check_count(name, len(getattr(self, name)), channels)
         if len(self.class_names) != num_classes:
             raise ConfigError(
                 f"class_names has {len(self.class_names)} names for a model with "
@@ -139,6 +135,21 @@ class ModelDescription:
                 f"{path} is not a model description: {error}. If it is something else, "
                 "give it another name"
             ) from error
+
+
+def check_count(name: str, count: int, channels: int) -> None:
+    """Raises ConfigError unless there is one value, or one for each channel.
+
+    Args:
+      name: of the setting.
+      count: of its values.
+      channels: of the images.
+    """
+    if count not in (1, channels):
+        raise ConfigError(
+            f"{name} has {count} values for a model with {channels} input channels; "
+            f"give one value or {channels}"
+        )
 
 
 def description_beside(

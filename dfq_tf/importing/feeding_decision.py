@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph import Graph, ModelDescription
+from dfq_tf.graph import Graph, ModelDescription, check_count
 from dfq_tf.importing import feeding as feedings
 from dfq_tf.importing.preprocessing import Preprocessing, described
 
@@ -85,12 +85,9 @@ def decide(
       ConfigError: what is said does not fit the network.
     """
     if said.given is not None:
-        outputs = graph.last.shape[-1] or 0
-        _check_count(said.given, graph.image.shape[-1])
-        described(said.given, "logits", ("",) * outputs).check_fits(
-            graph.image.shape,  # type: ignore[arg-type]
-            outputs,
-        )
+        channels = graph.image.shape[-1] or 0
+        check_count("input_scale", said.given.scale.size, channels)
+        check_count("input_mean", said.given.offset.size, channels)
     _check_given_once(said, own)
     if said.given is not None and not said.is_by_user:
         return said, None
@@ -206,16 +203,6 @@ def _check_given_once(said: Said, own: Preprocessing | None) -> None:
         "are, leave input_mean and input_scale, or feeding, out; if its own is to "
         "come behind them, say so with input_on_top=True (--input_on_top)"
     )
-
-
-def _check_count(given: Preprocessing, channels: int | None) -> None:
-    """Raises ConfigError for as many values as no image has channels."""
-    for name, values in (("input_scale", given.scale), ("input_mean", given.offset)):
-        if values.size not in (1, channels):
-            raise ConfigError(
-                f"{name} has {values.size} values for a model with {channels} input "
-                f"channels; give one value or {channels}"
-            )
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:

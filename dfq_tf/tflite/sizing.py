@@ -80,14 +80,12 @@ def sized_widths(
         return len(write(changed.with_room_for_biases(), file))
 
     whole, least = size(network.kernel_bits), size(smallest)
-    share = file.size_share
-    asked = share * whole if share else file.target_kib * _KIB
+    asked = whole * (file.size_share or 0) or file.target_kib * _KIB
     most = asked - _RESERVE
     if min(whole, least + _RESERVE) > asked:
         raise _too_small(file, whole, least + _RESERVE)
-    noise = kernel_noise(network, images, weight_range)
 
-    def fewer() -> Mapping[str, int]:
+    def fewer(noise: Mapping[tuple[str, int], float]) -> Mapping[str, int]:
         to_save = whole - most
         for _ in range(_MOST_TRIALS):
             found = chosen_bits(noise, num_bytes, to_save)
@@ -96,9 +94,13 @@ def sized_widths(
             to_save += excess
         return smallest
 
-    bits = network.kernel_bits if whole <= asked else fewer()
+    bits: Mapping[str, int] = network.kernel_bits
+    noise: dict[tuple[str, int], float] = {}  # the network as it is makes none
+    if whole > asked:
+        noise = kernel_noise(network, images, weight_range)
+        bits = fewer(noise)
     layers = [
-        _sized(name, each, costs[name, each], noise[name, each])
+        _sized(name, each, costs[name, each], noise.get((name, each), 0.0))
         for name, each in bits.items()
     ]
     mixed = MixedWidths(**vars(widths) | {"layer_bits": tuple(bits.items())})
