@@ -24,7 +24,7 @@ from dfq_tf.graph import agreement
 from dfq_tf.quantization import QuantizedNetwork, float_network, sqnr
 from dfq_tf.tflite import TFLiteClassifier, convert
 from dfq_tf.with_data.accuracy import accuracy
-from dfq_tf.with_data.yardsticks import quantize_with_data
+from dfq_tf.with_data.yardsticks import calibrated_with_data
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     began, said = time.monotonic(), ""
     widths = dfq_tf.settings.parse_widths(arguments.widths)
     if arguments.yardstick:
-        network = quantize_with_data(teacher, images, widths, calibration)
+        network = calibrated_with_data(teacher, images, calibration).quantized(widths)
     else:
         result = dfq_tf.quantize(
             teacher,

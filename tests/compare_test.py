@@ -20,9 +20,10 @@ class RoundsTest(parameterized.TestCase):
         super().setUp()
         made = self.comparison = compare.Comparison.__new__(compare.Comparison)
         made.workdir = Workdir(helpers.new_folder(), {})
-        made.workdir.add_metrics(warm_up_minutes=1.0)
+        made._shared = compare.Shared(made.workdir)
         made._config = DistillationConfig(rounds=100)
         made._prepared, made._train, made._teacher = (mock.Mock() for _ in range(3))
+        made._shared("images", lambda: made._prepared)
         made._calibration = made._measured = mock.Mock(return_value={"accuracy": 0.5})
 
     def rounds(self, columns, found, widths=W8A8):
@@ -41,7 +42,7 @@ class RoundsTest(parameterized.TestCase):
         with contextlib.ExitStack() as stack:
             for where, name, value in (
                 (compare.yardsticks, "train_with_data", with_data),
-                (compare.yardsticks, "quantize_with_data", mock.Mock()),
+                (compare.yardsticks, "calibrated_with_data", mock.Mock()),
                 (compare.api, "trained", without),
                 (compare.proof, "convert", mock.Mock(return_value=b"")),
                 (compare, "file_config", mock.Mock()),
@@ -83,6 +84,50 @@ class RoundsTest(parameterized.TestCase):
     def test_other_columns_stay_in_their_order(self):
         columns = ["q", "qat", "df_q", "df_qat_kd"]
         self.assertEqual(compare.in_order(columns), ["q", "df_q", "df_qat_kd", "qat"])
+
+
+class SharedTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.seconds = 0.0
+        clock = mock.patch.object(compare.time, "monotonic", lambda: self.seconds)
+        self.enter_context(clock)
+        self.workdir = Workdir(helpers.new_folder(), {})
+
+    def making(self, seconds):
+        """What takes so long and gives a number."""
+
+        def make():
+            self.seconds += seconds
+            return seconds
+
+        return make
+
+    def row(self, shared, *needed, own=0):
+        """The minutes of a row that needs so much, as (name, seconds to make it)."""
+        shared.begin()
+        for name, seconds in needed:
+            shared(name, self.making(seconds))
+        self.seconds += own
+        return shared.minutes
+
+    def test_what_rows_share_is_made_once_and_counts_in_each(self):
+        shared = compare.Shared(self.workdir)
+        shared("images", self.making(60))
+        images, lessons = ("images", 60), ("lessons", 120)
+        self.assertEqual(self.row(shared, images, own=30), 1.5)
+        self.assertEqual(self.row(shared, images, lessons, own=30), 3.5)
+        self.assertEqual(self.row(shared, images, lessons), 3.0)
+        self.assertEqual(self.row(shared, own=30), 0.5)
+        self.assertEqual(self.row(shared, images), 1.0)
+        self.assertEqual(self.seconds, 60 + 30 + 120 + 30 + 30)
+        self.assertEqual(shared("images", self.fail), 60)
+
+    def test_a_later_call_knows_what_it_took(self):
+        self.row(compare.Shared(self.workdir), ("images", 60))
+        later = compare.Shared(self.workdir)
+        self.assertEqual(self.row(later, ("images", 6), own=30), 1.5)
+        self.assertEqual(self.workdir.metrics()["shared_minutes"], {"images": 1.0})
 
 
 class ResultsTest(absltest.TestCase):

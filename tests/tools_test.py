@@ -735,7 +735,8 @@ class ReconstructionTest(tf.test.TestCase):
         made = metrics["reconstructions"]["W2A8"]
         self.assertEqual(made["reconstruction_steps"], 20)
         # The last row took no step of it, and has cost as much all the same.
-        spent = made["minutes"] + metrics["warm_up_minutes"]
+        minutes = metrics["shared_minutes"]
+        spent = minutes["W2A8 reconstruction"] + minutes["images"] + minutes["lessons"]
         for name in ("df_rec", "df_rec_kd"):
             self.assertGreater(rows[name]["minutes"], spent)
         shares = [rows[name].get("photographs_share") for name in columns]

@@ -50,7 +50,7 @@ TINY = DistillationConfig(
 def network_of(teacher, widths=BitWidths(), config=MIN_MAX, images=None):
     if images is None:
         images = digits.split("train").images
-    return yardsticks.quantize_with_data(teacher, images, widths, config)
+    return yardsticks.calibrated_with_data(teacher, images, config).quantized(widths)
 
 
 @functools.cache
@@ -110,7 +110,7 @@ def divergence(teacher_logits, logits):
     return np.mean(np.sum(np.exp(p) * (p - q), axis=1))
 
 
-class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
+class CalibratedWithDataTest(tf.test.TestCase, parameterized.TestCase):
     def _highest(self, images):
         """Highest output of each ReLU of the float network."""
         model = digits.learner().model
@@ -175,6 +175,7 @@ class QuantizeWithDataTest(tf.test.TestCase, parameterized.TestCase):
 class ReconstructWithDataTest(tf.test.TestCase):
     def test_blocks_learn_on_the_first_calibration_images(self):
         images = digits.split("train").images[:100]
+        calibrated = yardsticks.calibrated_with_data(digits.teacher(), images, MIN_MAX)
         network, context = digits_network(), helpers.context(TINY, seed=3)
         config = ReconstructionConfig(rec_steps=3)
         made = Reconstructed("the result", [], 3, 64)
@@ -182,7 +183,7 @@ class ReconstructWithDataTest(tf.test.TestCase):
             yardsticks, "reconstruct", return_value=made
         ) as reconstruct:
             result = yardsticks.reconstruct_with_data(
-                digits.teacher(), network, images, MIN_MAX, config, context
+                network, calibrated, config, context
             )
         self.assertEqual(result, "the result")
         begun, exact, given, *others, run, name = reconstruct.call_args.args

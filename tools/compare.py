@@ -17,7 +17,7 @@ import io
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -31,13 +31,12 @@ from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.graph import Classifier, agreement
-from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.quantization import Calibrated, QuantizedNetwork
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.reports import layer_noise, plots
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
-    METHODS,
     RECONSTRUCTING,
     TRAINING,
     BitWidths,
@@ -93,6 +92,44 @@ _NOISE_IMAGES, _CURVE_IMAGES = 64, 1000
 _COMPARED_IMAGES = 1000
 
 
+class Shared:
+    """What rows share: made once, while its minutes count in each row that needs it.
+
+    Args:
+      workdir: its metrics.json keeps the minutes: a later call finds much of it made.
+    """
+
+    def __init__(self, workdir: Workdir) -> None:
+        self._workdir = workdir
+        self._made: dict[str, Any] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """From here on is counted what the next row takes."""
+        self._began, self._waited = time.monotonic(), 0.0
+        self._needed: set[str] = set()
+
+    @property
+    def minutes(self) -> float:
+        """What the row has taken until now, as if it were the only one."""
+        known = self._workdir.metrics().get("shared_minutes", {})
+        own = time.monotonic() - self._began - self._waited
+        return own / 60 + sum(known[name] for name in self._needed)
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        """What the row needs, made now unless another row has needed it."""
+        began = time.monotonic()
+        if name not in self._made:
+            self._made[name] = make()
+        seconds = time.monotonic() - began
+        known = self._workdir.metrics().get("shared_minutes", {})
+        if name not in known:
+            self._workdir.add_metrics(shared_minutes={**known, name: seconds / 60})
+        self._needed.add(name)
+        self._waited += seconds
+        return self._made[name]
+
+
 class Comparison:
     """One teacher, measured in many ways.
 
@@ -111,25 +148,26 @@ class Comparison:
             quantize.qat_config(), teacher, strategy=common.strategy()
         )
         self._calibration = common.config_from_flags(CalibrationConfig)
-        began = time.monotonic()
-        self._prepared = api.prepare(
-            teacher,
-            teacher,
-            self._calibration,
-            common.context(config, workdir.path),
-        )
+        if "batch_size" not in workdir.metrics():
+            workdir.add_metrics(batch_size=config.batch_size)
+        self._config = config
+        self._shared = Shared(workdir)
+        self._prepared = self._shared("images", self._prepare)
         source, count = self._prepared.source, len(self._prepared.images)
         print(f"Images for the ranges, {count}: {source}")
-        if "warm_up_minutes" not in workdir.metrics():
-            minutes = (time.monotonic() - began) / 60
-            workdir.add_metrics(warm_up_minutes=minutes, batch_size=config.batch_size)
-        self._config = config
         self._train = dataset.load("train") if dataset else None
         test = dataset.load("test") if dataset else None
         self._images = test.images if test else self._prepared.held_out
         self._labels = test.labels if test else None
         with common.stage("evaluation of the teacher"):
             self._scores = teacher.scores(self._images)
+
+    def _prepare(self) -> api.Prepared:
+        """Where the images for the ranges come from, and these."""
+        context = common.context(self._config, self.workdir.path)
+        prepared = api.prepare(self._teacher, self._teacher, self._calibration, context)
+        _ = prepared.images  # they take the warm-up
+        return prepared
 
     def add_float_row(self) -> None:
         """Measures the teacher itself."""
@@ -145,28 +183,19 @@ class Comparison:
         print(f"{widths.name} {TITLES[method]}", flush=True)
         folder = self.workdir.path / widths.name
         folder.mkdir(exist_ok=True)
-        began, minutes = time.monotonic(), self._minutes_before(widths, method)
+        self._shared.begin()
         try:
             network, told = self._network(widths, method, folder)
             with common.stage("file and its proof"):
                 content = proof.convert(network, config=file_config())
             write_bytes(folder / f"{method}.tflite", content)
-            minutes += (time.monotonic() - began) / 60
+            minutes = self._shared.minutes
             with common.stage("evaluation"):
                 result = self._measured(network, content, folder / method)
             self._add(widths.name, method, result | {"minutes": minutes, **told})
         except DfqError as error:
             print(f"  failed: {error}", flush=True)
             self._add(widths.name, method, {"failure": str(error)})
-
-    def _minutes_before(self, widths: BitWidths, method: str) -> float:
-        """What earlier rows have spent that a row builds on, and does not do again."""
-        metrics = self.workdir.metrics()
-        minutes = metrics["warm_up_minutes"] if method in METHODS else 0.0
-        if method in RECONSTRUCTING:
-            done = metrics.get("reconstructions", {})
-            minutes += done.get(widths.name, {}).get("minutes", 0.0)
-        return minutes
 
     def _rounds(self, widths: BitWidths) -> int:
         """Of _AS_LONG: all of them, where DF-QAT-KD was not made before."""
@@ -180,26 +209,22 @@ class Comparison:
         """The network; and its rounds and share of photographs, if it has learnt."""
         if method in _DATA_DEPENDENT:
             return self._with_data(widths, method, folder)
-        prepared = self._prepared
         if method == "noise":
-            # Ranges alone: means of noise would only mislead the biases.
-            calibration = dataclasses.replace(
-                prepared.calibration, bias_correction=False
-            )
-            rng = np.random.default_rng(FLAGS.seed)
-            images = rng.integers(0, 256, prepared.images.shape, np.uint8)
-            with common.stage("calibration"):
-                made = post_training(prepared.network, images, widths, calibration)
-                return made, {}
+            return self._by_noise(widths), {}
+        prepared = self._shared("images", self._prepare)
         with common.stage("calibration"):
-            network = prepared.calibrated.quantized(widths)
+            network = self._calibrated("", prepared.calibrated, widths)
         context = common.context(self._config, folder)
         told: dict[str, float] = {}
+        if method != "df_q":
+            self._shared("images to judge by", lambda: prepared.judging)
         if method in RECONSTRUCTING:
             network, found = self._reconstructed(widths, network, context)
             told = _share(found)
         if method not in TRAINING:
             return network, told
+        if self._config.pool_images:
+            self._shared("pool", lambda: prepared.pool)
         network, _, found = api.trained(
             prepared, network, context, self._on_the_way, method
         )
@@ -208,6 +233,29 @@ class Comparison:
             print(f"  {quantize.training_line(rounds, self._config)}", flush=True)
         return network, told | _share(found) | {"rounds": rounds}
 
+    def _by_noise(self, widths: BitWidths) -> QuantizedNetwork:
+        """Ranges alone, of noise, whose means would only mislead the biases."""
+        prepared = self._prepared
+        calibration = dataclasses.replace(prepared.calibration, bias_correction=False)
+        rng = np.random.default_rng(FLAGS.seed)
+        images = rng.integers(0, 256, prepared.images.shape, np.uint8)
+        with common.stage("calibration"):
+            return post_training(prepared.network, images, widths, calibration)
+
+    def _calibrated(
+        self, images: str, calibrated: Calibrated, widths: BitWidths
+    ) -> QuantizedNetwork:
+        """An untrained network; what hangs on no widths is shared by all of them.
+
+        Args:
+          images: their name in what is shared: real ones, or none for those of DF-Q.
+          calibrated: by them.
+          widths: of the network.
+        """
+        self._shared(f"outputs{images}", lambda: calibrated.histograms)
+        name = f"{widths.name}{images}"
+        return self._shared(name, lambda: calibrated.quantized(widths))
+
     def _reconstructed(
         self,
         widths: BitWidths,
@@ -215,15 +263,16 @@ class Comparison:
         context: Context[DistillationConfig],
     ) -> tuple[QuantizedNetwork, dict[str, float]]:
         """DF-REC's network, and what was measured; metrics.json has it too."""
+        prepared, name = self._prepared, f"{widths.name} reconstruction"
         config = common.config_from_flags(ReconstructionConfig)
-        began = time.monotonic()
-        network, _, found = api.reconstructed(self._prepared, network, config, context)
+        self._shared("lessons", lambda: prepared.lessons)
+        made, _, found = self._shared(
+            name, lambda: api.reconstructed(prepared, network, config, context)
+        )
         done = self.workdir.metrics().get("reconstructions", {})
         if widths.name not in done:
-            minutes = (time.monotonic() - began) / 60
-            made = {widths.name: {"minutes": minutes, **found}}
-            self.workdir.add_metrics(reconstructions={**done, **made})
-        return network, found
+            self.workdir.add_metrics(reconstructions={**done, widths.name: found})
+        return made, found
 
     def _with_data(
         self, widths: BitWidths, method: str, folder: pathlib.Path
@@ -232,9 +281,13 @@ class Comparison:
         assert self._train is not None
         images, labels = self._train.images, self._train.labels
         with common.stage("calibration with real images"):
-            network = yardsticks.quantize_with_data(
-                self._teacher, images, widths, self._calibration
+            calibrated = self._shared(
+                "real images",
+                lambda: yardsticks.calibrated_with_data(
+                    self._teacher, images, self._calibration
+                ),
             )
+            network = self._calibrated(" of real images", calibrated, widths)
         if method == "q":
             return network, {}
         rounds = self._rounds(widths)
@@ -243,7 +296,7 @@ class Comparison:
         if method == "rec":
             config = common.config_from_flags(ReconstructionConfig)
             network = yardsticks.reconstruct_with_data(
-                self._teacher, network, images, self._calibration, config, context
+                network, calibrated, config, context
             )
             return network, {}
         network, _ = yardsticks.train_with_data(
@@ -382,8 +435,8 @@ def _share(found: Mapping[str, float]) -> dict[str, float]:
 def notes(rows: list[dict[str, Any]]) -> str:
     """What a reader of the table has to know."""
     lines = [
-        "minutes: of all that a file is made by, warm-up and reconstruction too, where "
-        "rows share them"
+        "minutes: of all that a file is made by, as if it were the only one; what rows "
+        "share is made once, and counts in each"
     ]
     if any(row["method"] in _DATA_DEPENDENT for row in rows):
         lines.append("* data-dependent yardsticks: real images set ranges, and train")

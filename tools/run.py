@@ -372,8 +372,8 @@ def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:
     images = dataset.load("train").images
     calibration = common.config_from_flags(CalibrationConfig)
     widths = quantize.widths_from_flags()
-    network = yardsticks.quantize_with_data(source, images, widths, calibration)
-    return proof.convert(network, config=file_config())
+    calibrated = yardsticks.calibrated_with_data(source, images, calibration)
+    return proof.convert(calibrated.quantized(widths), config=file_config())
 
 
 def define_flags() -> None:

@@ -17,15 +17,14 @@ from dfq_tf.distillation import observe, phases, steps
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier
 from dfq_tf.quantization import (
+    Calibrated,
     QuantizedNetwork,
     float_network,
     reconstruct,
     student,
     without_margins,
 )
-from dfq_tf.quantization.post_training import post_training
 from dfq_tf.settings import (
-    BitWidths,
     CalibrationConfig,
     DistillationConfig,
     ReconstructionConfig,
@@ -34,52 +33,43 @@ from dfq_tf.training import Learner, augment_pixels, run_loop
 from dfq_tf.with_data.supervised import Order, supervised_step
 
 
-def quantize_with_data(
+def calibrated_with_data(
     teacher: Classifier,
     images: np.ndarray,
-    widths: BitWidths = BitWidths(),
     config: CalibrationConfig = CalibrationConfig(),
-) -> QuantizedNetwork:
-    """Q: ranges from real images, nothing trained.
+) -> Calibrated:
+    """Makes Q of any widths: ranges from real images, nothing trained.
 
     Args:
       teacher: the trained classifier.
       images: real images, uint8 (n, height, width, channels); the first of them are
         used, as many as `config.image_count` says.
-      widths: bits of weights and activations.
       config: how ranges are found; without margins, which stand for what generated
         images lack.
     """
     config = without_margins(config)
-    network = float_network(teacher, config)
     images = images[: config.image_count(teacher.image_shape)]
-    return post_training(network, images, widths, config)
+    return Calibrated(float_network(teacher, config), images, config)
 
 
 def reconstruct_with_data(
-    teacher: Classifier,
     network: QuantizedNetwork,
-    images: np.ndarray,
-    calibration: CalibrationConfig,
+    calibrated: Calibrated,
     config: ReconstructionConfig,
     context: Context[DistillationConfig],
 ) -> QuantizedNetwork:
     """REC: a network whose blocks have learnt on real images, on one device.
 
     Args:
-      teacher: the trained classifier.
-      network: from `quantize_with_data`; it is not changed.
-      images: real images, uint8 (n, height, width, channels); as many are used as for
-        the ranges.
-      calibration: says how many, and whether layers are balanced.
+      network: of `calibrated`; it is not changed.
+      calibrated: from `calibrated_with_data`; blocks learn on its images.
       config: of the reconstruction.
       context: of the run. It has no strategy.
 
     Raises:
       TrainingError: an error is not finite.
     """
-    exact = float_network(teacher, calibration)
-    images = images[: calibration.image_count(teacher.image_shape)]
+    exact, images = calibrated.network, calibrated.images
     run = functools.partial(run_loop, context=context)
     made = reconstruct(network, exact, images, config, context.seed, run, "rec")
     return made.network
@@ -99,7 +89,7 @@ def train_with_data(
 
     Args:
       teacher: what the student answers like.
-      network: from `quantize_with_data`; it is not changed.
+      network: from `calibrated_with_data`; it is not changed.
       images: the training images, uint8 (n, height, width, channels).
       labels: integer (n,), for QAT, the cross-entropy with them; None for QAT-KD,
         the distillation loss.
