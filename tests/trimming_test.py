@@ -141,9 +141,25 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
             as_classifier(model, **FED)
 
 
-class PruningTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters("object", ".h5", ".keras")
-    def test_wrappers_of_pruning_are_taken_off(self, suffix):
+class PruningAndClusteringTest(parameterized.TestCase, tf.test.TestCase):
+    def wrapped(self, model, kind):
+        """The model in wrappers of a kind, after a step of their training."""
+        if kind == "PruneLowMagnitude":
+            return tfmot.sparsity.keras.prune_low_magnitude(model)
+        clustering = tfmot.clustering.keras
+        result = clustering.cluster_weights(
+            model,
+            number_of_clusters=4,
+            cluster_centroids_init=clustering.CentroidInitialization.LINEAR,
+        )
+        result(tf.zeros((1, 8, 8, 3)), training=True)  # weights go to their clusters
+        return result
+
+    @parameterized.product(
+        kind=("PruneLowMagnitude", "ClusterWeights"),
+        suffix=("object", ".h5", ".keras"),
+    )
+    def test_wrappers_are_taken_off(self, kind, suffix):
         layers = keras.layers
         model = keras.Sequential(
             [
@@ -155,21 +171,22 @@ class PruningTest(parameterized.TestCase, tf.test.TestCase):
                 layers.Dense(4, name="last"),
             ]
         )
-        pruned = tfmot.sparsity.keras.prune_low_magnitude(model)
         for layer in model.layers:
             helpers.randomise(layer)
-        expected = answers(model)
-        source = pruned
+        source = wrapped = self.wrapped(model, kind)
+        expected = answers(wrapped)
         if suffix != "object":
-            source = pathlib.Path(self.get_temp_dir()) / f"pruned{suffix}"
-            pruned.save(source)
+            source = pathlib.Path(self.get_temp_dir()) / f"wrapped{suffix}"
+            wrapped.save(source)
         with self.assertWarnsRegex(
-            UserWarning, r"has \d layers in PruneLowMagnitude wrappers.*are taken off"
+            UserWarning, rf"has \d layers in {kind} wrappers.*are taken off"
         ):
             classifier = as_classifier(source, **FED)
         self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
         kernel = classifier.graph.nodes["conv"].weights["kernel"]
-        self.assertAllEqual(kernel, model.get_layer("conv").get_weights()[0])
+        self.assertAllEqual(kernel, model.get_layer("conv").kernel.numpy())
+        if kind == "ClusterWeights":
+            self.assertLen(np.unique(kernel), 4)
 
 
 class QuantizationTest(parameterized.TestCase, tf.test.TestCase):

@@ -126,6 +126,8 @@ _TFMOT_CLASSES = frozenset(
     NoOpActivation QuantizeAwareActivation
 
     PruneLowMagnitude ConstantSparsity PolynomialDecay
+
+    ClusterWeights
     """.split()
 )
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")

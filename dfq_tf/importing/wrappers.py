@@ -1,4 +1,4 @@
-"""Takes tfmot's wrappers off a model: those of pruning and of quantization."""
+"""Takes tfmot's wrappers off a model: of pruning, of clustering, of quantization."""
 
 import contextlib
 import warnings
@@ -8,7 +8,19 @@ from typing import Any
 from dfq_tf.compat import keras, tfmot
 from dfq_tf.importing.reading import has_layers, is_keras3
 
-_PRUNING = "PruneLowMagnitude"
+# Of weights that a training made zero, or few: what they did; and what takes them off.
+_OF_WEIGHTS = {
+    "PruneLowMagnitude": (
+        "pruned it in its training; they are taken off (strip_pruning), and the zeros "
+        "stay. An int8 file is no smaller for zeros",
+        tfmot.sparsity.keras.strip_pruning,
+    ),
+    "ClusterWeights": (
+        "clustered its weights in its training; they are taken off (strip_clustering), "
+        "and the weights stay. An int8 file is no smaller for clusters",
+        tfmot.clustering.keras.strip_clustering,
+    ),
+}
 _WRAPPERS = ("QuantizeWrapperV2", "QuantizeWrapper", "QuantizeAnnotate")
 _OF_TENSORS = "QuantizeLayer"  # wraps nothing: it rounds what passes
 # Classes of tfmot's layers that quantize.
@@ -38,6 +50,7 @@ def known_to_keras() -> Iterator[None]:
     with (
         tfmot.quantization.keras.quantize_scope(),
         tfmot.sparsity.keras.prune_scope(),
+        tfmot.clustering.keras.cluster_scope(),
         keras.utils.custom_object_scope({"QuantizeWrapperV2": _BuiltInside}),
     ):
         yield
@@ -54,24 +67,18 @@ def unwrapped(model: Any) -> Any:
     """
     if is_keras3(model):
         return model  # tfmot has none for it
-    return _without_quantization(_without_pruning(model))
+    for name, (what, strip) in _OF_WEIGHTS.items():
+        if count := _count(model, name):
+            warnings.warn(
+                f"the model has {count} layers in {name} wrappers, which {what}",
+                stacklevel=5,
+            )
+            model = strip(model)
+    return _without_quantization(model)
 
 
 def _count(model: Any, *kinds: str) -> int:
     return sum(type(layer).__name__ in kinds for layer in model._flatten_layers())
-
-
-def _without_pruning(model: Any) -> Any:
-    count = _count(model, _PRUNING)
-    if not count:
-        return model
-    warnings.warn(
-        f"the model has {count} layers in {_PRUNING} wrappers, which pruned it in its "
-        "training; they are taken off (strip_pruning), and the zeros stay. An int8 "
-        "file is no smaller for zeros",
-        stacklevel=6,
-    )
-    return tfmot.sparsity.keras.strip_pruning(model)
 
 
 def _without_quantization(model: Any) -> Any:
