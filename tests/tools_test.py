@@ -416,7 +416,7 @@ class DistillTest(tf.test.TestCase):
 
     def test_recipe_budget_is_the_default(self):
         folder = self.workdir.with_name("budget")
-        flags = ("--steps=2", "--student_steps=1", "--generator_steps=1")
+        flags = ("--steps=3", "--student_steps=2", "--generator_steps=1")
         with helpers.eagerly():
             process = run_in_process(
                 "distill",
@@ -427,6 +427,10 @@ class DistillTest(tf.test.TestCase):
                 f"--workdir={folder}",
             )
         self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertIn(
+            "recipe budget: 4 student steps (--steps=3, in whole rounds)",
+            process.stdout,
+        )
         written = (folder / "flags.cfg").read_text()
         self.assertContainsSubset(
             {"--recipe=budget", "--minutes=30.0", "--mixup_share=0.075"},

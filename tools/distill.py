@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tools import common, quantize, teacher_flags
 from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.distillation import check_devices, with_batch_size
+from dfq_tf.distillation import check_devices, plan_of_steps, with_batch_size
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
@@ -213,7 +213,10 @@ def plan(
         if config.max_minutes:
             work += f", at most {config.max_minutes:g} minutes"
     elif config.steps:
-        work = f"{config.steps:,} student steps"
+        steps = plan_of_steps(config).total_student_steps
+        work = f"{steps:,} student steps"
+        if steps > config.steps:
+            work += f" (--steps={config.steps}, in whole rounds)"
     else:
         work = f"as many steps as fit into {config.minutes:g} minutes"
     return (

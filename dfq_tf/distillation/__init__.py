@@ -1,7 +1,7 @@
 """Generators against students: the data-free training."""
 
 from dfq_tf.distillation.batch_size import with_batch_size
-from dfq_tf.distillation.budget import Budget, check_devices
+from dfq_tf.distillation.budget import Budget, check_devices, plan_of_steps
 from dfq_tf.distillation.generator import (
     Sampler,
     held_out,
@@ -37,6 +37,7 @@ __all__ = [
     "make_generators",
     "observe",
     "photographs_share",
+    "plan_of_steps",
     "spread",
     "synthesized",
     "warmed_up",

@@ -859,6 +859,12 @@ def macs_of(nodes: Iterable[Node]) -> int:
     return sum(KINDS[node.kind].macs(node) for node in nodes)
 
 
+def is_order(node: Node, channels: int | None) -> bool:
+    """Whether a node gives each channel of its input once, in some order."""
+    is_choice = node.kind == "channels"
+    return is_choice and sorted(node.settings["order"]) == list(range(channels or 0))
+
+
 def node(
     kind: str,
     name: str,

@@ -19,10 +19,11 @@ from dfq_tf.graph.nodes import Graph, Node, frozen, unique_name
 # What a network may have, for messages.
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose, Dense, "
-    "BatchNormalization, the activations relu, relu6, leaky_relu, swish, sigmoid, "
-    "tanh, hard_swish and hard_sigmoid, PReLU, Add, Average, Subtract, Multiply, "
-    "Maximum, Minimum, Concatenate, Flatten, Reshape, Permute, ZeroPadding2D, "
-    "Cropping2D, UpSampling2D, max and average pooling, Rescaling and Normalization, "
+    "BatchNormalization, the activations of Keras (relu, relu6, leaky_relu, elu, selu, "
+    "gelu, swish, mish, softplus, sigmoid, tanh, exponential, hard_swish and "
+    "hard_sigmoid), PReLU, Add, Average, Subtract, Multiply, Maximum, Minimum, "
+    "Concatenate, Flatten, Reshape, Permute, ZeroPadding2D, Cropping2D, UpSampling2D, "
+    "max and average pooling, also of the whole map, Rescaling and Normalization, "
     "dropout, noise and augmentation layers"
 )
 
@@ -161,19 +162,14 @@ def fold_channel_orders(graph: Graph) -> Graph:
     """Lets the kernels of convolutions reorder channels, in place of nodes before."""
     for name in list(graph.nodes):
         node = graph.nodes[name]  # another one may have gone into it
-        is_order = node.kind == "channels" and _is_order(graph, node)
-        if not is_order or name == graph.output:
+        if node.kind != "channels" or name == graph.output:
+            continue
+        if not layers.is_order(node, graph.sources(node)[0].shape[-1]):
             continue
         behind = _with_channels_of(graph, name, np.argsort(node.settings["order"]))
         if behind is not None:
             graph = graph.replaced({**behind, name: []}, {name: node.inputs[0]})
     return graph
-
-
-def _is_order(graph: Graph, node: Node) -> bool:
-    """Whether each channel comes once."""
-    channels = graph.sources(node)[0].shape[-1]
-    return sorted(node.settings["order"]) == list(range(channels or 0))
 
 
 def _with_channels_of(

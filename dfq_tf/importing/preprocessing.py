@@ -144,7 +144,7 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
                 break
             found = (found or Preprocessing()).then(step.unordered(order))
             taken[node.name] = moved or head
-        elif not moved and _is_order(node, len(order)):
+        elif not moved and layers.is_order(node, len(order)):
             order = order[list(node.settings["order"])]
             if head != image.name:
                 taken[head] = image.name
@@ -182,12 +182,6 @@ def _of_affine(node: Node) -> Preprocessing:
     """What an affine node does."""
     scale, offset = node.settings["scale"], node.settings["offset"]
     return Preprocessing(np.asarray(scale, float), np.asarray(offset, float))
-
-
-def _is_order(node: Node, channels: int) -> bool:
-    """Whether the node gives each channel of its input once."""
-    is_choice = node.kind == "channels"
-    return is_choice and sorted(node.settings["order"]) == list(range(channels))
 
 
 def _add_rescaling(maker: Maker, found: Found) -> None:
