@@ -4,16 +4,27 @@ from unittest import mock
 
 import numpy as np
 
+from tools import quantize
 from dfq_tf.compat import tf
 from dfq_tf.files import read_text
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.quantization import student
 from dfq_tf.quantization.post_training import float_network, post_training
+from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import metadata
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import networks
 from tests.helpers import new_folder
 from tests.tool_runner import run_in_process
+
+
+class CommandTest(tf.test.TestCase):
+    def test_file_is_made_as_its_size_was_asked_for(self):
+        command = quantize.converting("runs/a b.keras", FileConfig())
+        self.assertEqual(command, "python tools/convert.py 'runs/a b.keras'")
+        file = FileConfig(target_size="0.5x", favor="size", kernel_costs="my costs")
+        command = quantize.converting("a.keras", file)
+        self.assertEndsWith(command, " a.keras --favor=size '--kernel_costs=my costs'")
 
 
 class ConvertTest(tf.test.TestCase):

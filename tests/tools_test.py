@@ -894,6 +894,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             ["--teacher=a.keras", "--method=auto"],
             "method is 'auto'; it must be one of .'df_q', 'df_rec'",
         ),
+        (
+            "quantize",
+            2,
+            ["--teacher=a.keras", "--favor=nice"],
+            "favor is 'nice'; it must be one of",
+        ),
         ("convert", 2, [], "student is empty"),
         ("convert", 1, ["--student=absent.keras"], "no model file absent.keras"),
         ("evaluate", 2, ["--model=absent.tflite"], "dataset is empty; name the label"),
@@ -930,7 +936,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         folder = new_folder()
         (folder / "images.npy").write_text("no images")
         (folder / "a.tflite").touch()
-        teacher = "--teacher=teachers/wrn_16_1_cifar10.keras"
+        teacher = "--teacher=tests/data/digits_teacher.keras"
         tflite = f"--tflite={folder}/a.tflite"
         for exit_code, flags, message in (
             (2, [teacher], "tflite is empty; name a file with --tflite"),
@@ -943,7 +949,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ):
             process = run_in_process("layer_noise", *flags)
             self.assertEqual(process.returncode, exit_code, process.stderr)
-            self.assertRegex(process.stderr, f"^error: .*{message}")
+            self.assertRegex(process.stderr, f"(?m)^error: .*{message}")
             self.assertNotIn("Traceback", process.stderr)
             self.assertLen(list(folder.iterdir()), 2)
 

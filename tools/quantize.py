@@ -72,6 +72,8 @@ FLAGS = common.FLAGS
 TITLES = {method: record.TITLES[method] for method in METHODS}
 # Images on which the layers' noise is measured.
 _NOISE_IMAGES = 64
+# What a file's size hangs on, besides the widths.
+_OF_SIZE = ("target", "favor", "kernel_costs")
 # A pool of so many bytes is told of before.
 _WORTH_SAYING = 256 * 2**20
 # Of the flags of quantization-aware training.
@@ -469,7 +471,17 @@ def main() -> None:
     print(f"The page of the run: {page.write(workdir.path)}")
     student = f"{workdir.path / FLAGS.method}.keras"
     print(f"Wrote {student}; its file is made by")
-    print(f"  {common.command_of('convert')} {shlex.quote(student)}")
+    print(f"  {converting(student, file)}")
+
+
+def converting(student: str, file: FileConfig) -> str:
+    """The command that makes the file whose size the widths were chosen for."""
+    flags = [
+        f"--{name}={value}"
+        for name in _OF_SIZE
+        if (value := getattr(file, name)) != getattr(FileConfig(), name)
+    ]
+    return f"{common.command_of('convert')} {shlex.join([student, *flags])}"
 
 
 def define_flags() -> None:
@@ -486,6 +498,7 @@ def define_flags() -> None:
     define_generator_flags()
     define_quantization_flags()
     define_widths_flag()
+    common.define_config("TFLite file", FileConfig, _OF_SIZE)
     common.define_run_flags("runs/quantize")
 
 
