@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import keras, own_defaults, tf
 from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
     Budget,
@@ -141,11 +141,13 @@ class Quantized:
         return self.prepared.held_out
 
     @functools.cached_property
+    @own_defaults()
     def student(self) -> keras.Model:
         """The fake-quantized Keras model, which can be trained further."""
         return quantized_student.build(self.network)
 
 
+@own_defaults()
 def quantize(
     teacher: Any,
     network: Any = None,
@@ -775,6 +777,7 @@ class Distilled:
     measurements: dict[str, float]
 
 
+@own_defaults()
 def distill(
     teacher: Any,
     student: keras.Model | Learner,
@@ -949,6 +952,7 @@ def _students(learner: Learner, count: int, seed: int, precision: str) -> list[L
     ]
 
 
+@own_defaults()
 def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
     """Reads a quantized network that `quantization.student.save` has written.
 

@@ -118,6 +118,28 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def own_defaults() -> Iterator[None]:
+    """Has Keras 2 make layers of float32 and channels last in the block.
+
+    A program may have set something else for its own layers, or keras.json, which
+    Keras 2 and 3 share. Afterwards that holds again.
+    """
+    backend, precision = keras.backend, keras.mixed_precision
+    floatx, data_format = backend.floatx(), backend.image_data_format()
+    policy = precision.global_policy()
+    backend.set_floatx("float32")
+    backend.set_image_data_format("channels_last")
+    precision.set_global_policy("float32")
+    try:
+        yield
+    finally:
+        # Where no policy was set, it follows floatx.
+        precision.set_global_policy(None if policy.name == floatx else policy)
+        backend.set_image_data_format(data_format)
+        backend.set_floatx(floatx)
+
+
 _is_keras2 = os.environ.get(_KERAS) in ("true", "True", "1")
 with native_output_hidden(), _chosen_for_import(), no_garbage_collection():
     import tensorflow as tf
@@ -140,6 +162,7 @@ __all__ = [
     "modules_absent",
     "native_output_hidden",
     "no_garbage_collection",
+    "own_defaults",
     "tf",
     "tfmot",
     "traced",

@@ -116,6 +116,64 @@ def few_held_out(count=48):
     return stack
 
 
+class OwnDefaultsTest(parameterized.TestCase, tf.test.TestCase):
+    """What a program, or keras.json, has set for its own layers does no harm."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # Those of the program: a call trains one of them.
+        cls.students = [helpers.small_learner(seed=1).model for _ in range(4)]
+        cls.expected = cls.made()
+
+    @classmethod
+    def made(cls):
+        """A file, what its student answers, and weights of a distilled network."""
+        teacher = helpers.small_classifier()
+        settings = dict(precision="float32", show_progress=False)
+        with few_held_out(), helpers.eagerly():
+            result = api.quantize(
+                teacher,
+                method="df_qat_kd",
+                config=TINY,
+                calibration=TINY_CALIBRATION,
+                **settings,
+            )
+            config = recipe("bank", batch_size=8, warm_up_steps=1, rounds=1)
+            student = cls.students.pop()
+            distilled = api.distill(teacher, student, config=config, **settings)
+        images = natural_noise(0, 4, teacher.image_shape)
+        inputs = teacher.description.normalize(images)
+        weights = distilled.student.model.get_weights()
+        return result.tflite, result.student(inputs).numpy(), weights
+
+    @parameterized.parameters("channels_first", "float64", "mixed_float16")
+    def test_networks_are_made_as_ever(self, what):
+        backend, precision = keras.backend, keras.mixed_precision
+        if what == "channels_first":
+            setting, default = backend.set_image_data_format, "channels_last"
+        elif what == "float64":
+            setting, default = backend.set_floatx, "float32"
+        else:
+            setting, default = precision.set_global_policy, None
+        setting(what)
+        try:
+            found = self.made()
+            self.assertIn(
+                what,
+                (
+                    backend.image_data_format(),
+                    backend.floatx(),
+                    precision.global_policy().name,
+                ),
+            )
+        finally:
+            setting(default)
+        self.assertTrue(found[0] == self.expected[0])
+        self.assertAllEqual(found[1], self.expected[1])
+        self.assertTrue(helpers.all_equal(found[2], self.expected[2]))
+
+
 def _inverted(warmed, count, context):
     """Images of their own, in place of `lessons.synthesized`."""
     return 255 - natural_noise(7, count, (8, 8, 1))

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from dfq_tf import photographs
-from dfq_tf.compat import native_output_hidden, tf
+from dfq_tf.compat import native_output_hidden, own_defaults, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.distillation.batch_size import step_bytes_per_image
@@ -615,7 +615,7 @@ def run(
     def run_main(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-        with _ends_with_its_reader(), lines_alone(FLAGS.quiet):
+        with own_defaults(), _ends_with_its_reader(), lines_alone(FLAGS.quiet):
             _run(main)
 
     with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did
