@@ -177,8 +177,7 @@ def quantize(
       teacher: the trained classifier; or a model or file that says itself how it is
         fed, of which `as_classifier` makes one. It is not changed.
       network: what is quantized, as `distill` gives it; None for the teacher.
-      method: 'df_q', 'df_rec', 'df_qat_kd' or 'df_rec_kd'; or 'auto', for which
-        `needed_method` chooses.
+      method: one of `settings.METHODS`; or 'auto': `needed_method` chooses.
       config: steps, batch size, learning rates, weights of the losses.
       calibration: how ranges are found, and what helps them.
       reconstruction: steps and learning rate of each block.
@@ -801,13 +800,10 @@ def distill(
         is fed as the teacher is, unless it is a Learner, which says that itself.
         Students start from its weights, further ones from random ones.
       config: see `settings.recipe`.
-      seed: as in `quantize`.
+      seed, strategy, directory, show_progress: as in `quantize`.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
-      strategy: as in `quantize`.
-      directory: as in `quantize`.
       evaluate: measures the first student now and then, beside its agreement with the
         teacher, for `distillation_curve.csv` in `directory`; nothing is chosen by it.
-      show_progress: as in `quantize`.
 
     Raises:
       ConfigError: a setting is out of its limits, teacher and student do not fit, or

@@ -103,10 +103,23 @@ class ConvertTest(tf.test.TestCase):
     def test_labels_of_another_file_are_kept(self):
         folder = new_folder()
         (folder / "labels.txt").write_text("Cattle\nSheep\n")
-        message = "labels.txt, which is to name its classes, is there and names others"
+        message = "labels.txt, which is to name the classes .* is there and names others"
         self.assertEqual(self.refused(message, f"--tflite={folder}/a.tflite"), 2)
         self.assertEqual((folder / "labels.txt").read_text(), "Cattle\nSheep\n")
         self.assertLen(list(folder.iterdir()), 1)
+
+    def test_labels_of_the_same_classes_are_kept(self):
+        names = ModelDescription.load(self.path.with_suffix(".json")).class_names
+        for text in (
+            "\n".join(names),
+            "\r\n".join(names),
+            "".join(f"{i} {name}\n" for i, name in enumerate(names)),
+        ):
+            labels = new_folder() / "labels.txt"
+            labels.write_bytes(text.encode())
+            process = self.convert(f"--tflite={labels.with_name('a.tflite')}")
+            self.assertEqual(process.returncode, 0, process.stderr)
+            self.assertEqual(labels.read_bytes().decode(), text)
 
     def test_file_may_be_elsewhere_and_labels_are_utf_8(self):
         json = self.path.with_suffix(".json")

@@ -576,6 +576,22 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertRegex(result.stderr, rf"\Aerror: [^\n]*{message}")
         self.assertFalse((folder / "run").exists())
 
+    def test_what_is_in_the_folder_and_not_of_a_run_is_kept(self):
+        for name, content, exit_code, message in (
+            ("labels.txt", "0 cat\n1 dog\n", 2, "names others; .* with --workdir"),
+            ("df_q.tflite", "TFL3", 1, "has df_q.tflite of something else: there is n"),
+            ("df_rec.keras", "PK", 1, "has df_rec.keras of something else: there is n"),
+        ):
+            folder, run = new_folder(), new_folder()
+            path = saved()(folder)
+            (run / name).write_text(content)
+            flags = (f"--teacher={path}", f"--workdir={run}")
+            result = run_in_process("run", *FED, *flags)
+            self.assertEqual(result.returncode, exit_code, result.stderr)
+            self.assertRegex(result.stderr, rf"\Aerror: [^\n]*{message}")
+            self.assertEqual([p.name for p in run.iterdir()], [name])
+            self.assertEqual((run / name).read_text(), content)
+
     def test_flags_of_a_file_do_not_describe_a_teacher_to_be_trained(self):
         folder = new_folder()
         flags = ("--dataset=digits", "--input_scale=1/255", f"--workdir={folder}/run")

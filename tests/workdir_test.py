@@ -139,6 +139,17 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
             self.assertLen(list(folder.iterdir()), 1)
             self.assertEqual((folder / name).read_text(), '{"accuracy": 0.9}')
 
+    def test_file_that_no_run_has_made_is_refused_and_kept(self):
+        self.path.mkdir(parents=True)
+        (self.path / "student.keras").write_text("of somebody")
+        Workdir(self.path, _SETTINGS, makes=["teacher.keras"])
+        Workdir(self.path, _SETTINGS, makes=["student.keras"])  # its own now
+        (self.path / "flags.cfg").unlink()
+        (self.path / "run.json").unlink()
+        with self.assertRaisesRegex(WorkdirError, "has student.keras of something els"):
+            Workdir(self.path, _SETTINGS, makes=["student.keras"])
+        self.assertEqual((self.path / "student.keras").read_text(), "of somebody")
+
     @parameterized.parameters(
         ("flags.cfg", b"--alpha=\xff"),
         ("run.json", b""),

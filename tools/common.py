@@ -430,6 +430,7 @@ def open_workdir(
     *,
     resolved: Mapping[str, Any] | None = None,
     replaces: bool = False,
+    makes: Collection[str] = (),
 ) -> Workdir:
     """The folder that --workdir names, claimed for the flags of this run.
 
@@ -441,6 +442,7 @@ def open_workdir(
       free: flags that a later run there may change, and that workers may differ in.
       resolved: name -> value of flags whose default depends on another flag.
       replaces: whether a later run with other flags may take it, see `Workdir`.
+      makes: names of files that this run makes, see `Workdir`.
 
     Raises:
       ConfigError: the workers have not the same flags, or other files.
@@ -465,7 +467,7 @@ def open_workdir(
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
     command = command_of(pathlib.Path(sys.argv[0]).stem)
-    return Workdir(path, settings, free, defaults, digests, replaces, command)
+    return Workdir(path, settings, free, defaults, digests, replaces, command, makes)
 
 
 def _digest(path: str) -> str:

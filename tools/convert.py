@@ -8,6 +8,7 @@ Writes the file, by default beside the student, and labels.txt beside the file.
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -18,8 +19,11 @@ from dfq_tf.files import write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import convert, labels_text
+from tools.teacher_flags import read_labels
 
 FLAGS = common.FLAGS
+
+_LABELS = "labels.txt"
 
 
 def convert_network(
@@ -44,7 +48,7 @@ def convert_network(
     """
     if path.exists():
         return path.read_bytes()
-    labels = _labels(network, path)
+    labels = check_labels(network.description.class_names, path.parent)
     if content is None:
         content = content_of(network, config)
     _write(path, content, labels)
@@ -57,21 +61,32 @@ def content_of(network: QuantizedNetwork, config: FileConfig) -> bytes:
         return convert(network, config=config)
 
 
-def _write(path: pathlib.Path, content: bytes, labels: str) -> None:
-    write_text(path.with_name("labels.txt"), labels)
+def _write(path: pathlib.Path, content: bytes, labels: str | None) -> None:
+    if labels is not None:
+        write_text(path.with_name(_LABELS), labels)
     write_bytes(path, content)
 
 
-def _labels(network: QuantizedNetwork, path: pathlib.Path) -> str:
-    """What labels.txt beside a file holds; ConfigError if there is one of others."""
-    labels = labels_text(network.description.class_names)
-    beside = path.with_name("labels.txt")
-    if beside.exists() and beside.read_bytes() != labels.encode():
-        raise ConfigError(
-            f"tflite is {str(path)!r}, but {beside}, which is to name its classes, is "
-            "there and names others; name a file in another folder with --tflite"
-        )
-    return labels
+def check_labels(class_names: Sequence[str], folder: pathlib.Path) -> str | None:
+    """What labels.txt beside a file is to hold; None if it is there and says the same.
+
+    Raises:
+      ConfigError: it is there, and names other classes.
+    """
+    labels, beside = labels_text(class_names), folder / _LABELS
+    if not beside.exists():
+        return labels
+    try:
+        is_same = beside.read_bytes() == labels.encode()
+        if is_same or read_labels(str(beside)) == tuple(class_names):
+            return None
+    except ConfigError:
+        pass  # it names nothing
+    flag = "tflite" if "tflite" in FLAGS else "workdir"
+    raise ConfigError(
+        f"{beside}, which is to name the classes of the file, is there and names "
+        f"others; name another folder with --{flag}"
+    )
 
 
 def _check_folder(path: pathlib.Path) -> None:
@@ -99,7 +114,7 @@ def main() -> None:
             "or delete it"
         )
     _check_folder(path)
-    labels = _labels(network, path)
+    labels = check_labels(network.description.class_names, path.parent)
     config = common.file_config(path.stem)
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(

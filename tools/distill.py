@@ -246,7 +246,7 @@ def main() -> None:
     teacher, dataset = teacher_flags.teacher_and_dataset()
     api.check_trains(teacher)
     new_student(teacher)  # refuses a wrong name before anything is written
-    workdir = common.open_workdir(resolved=resolved_flags())
+    workdir = common.open_workdir(resolved=resolved_flags(), makes=["student.keras"])
     student = distilled_student(teacher, dataset, workdir)
     best = max(workdir.metrics()["student_training"]["agreements_on_generated_images"])
     print(f"Agreement with the teacher on generated images: {100 * best:.1f} %")

@@ -453,7 +453,9 @@ def main() -> None:
     check_settings(None, [FLAGS.method], widths)
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
-    workdir = common.open_workdir(resolved=resolved_flags())
+    workdir = common.open_workdir(
+        resolved=resolved_flags(), makes=[f"{FLAGS.method}.keras"]
+    )
     file = common.config_from_flags(FileConfig)
     preparation = Preparation(teacher, None, workdir)
     network, content = quantize_network(preparation, FLAGS.method, file)

@@ -13,7 +13,7 @@ interrupted.
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -170,8 +170,7 @@ def main() -> None:
     elif teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
-    own = distill.resolved_flags() if FLAGS.student else {}
-    workdir = common.open_workdir(resolved={**quantize.resolved_flags(), **own})
+    workdir = open_workdir(teacher, dataset)
 
     if teacher is None:
         assert dataset is not None
@@ -195,6 +194,36 @@ def main() -> None:
     print("Wrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
+
+
+def open_workdir(
+    teacher: Classifier | None, dataset: datasets.Dataset | None
+) -> Workdir:
+    """The folder of the run.
+
+    Args:
+      teacher: None if it is to be trained, on the data set.
+      dataset: None without.
+
+    Raises:
+      ConfigError: the folder has labels of other classes.
+      WorkdirError: see `Workdir`.
+    """
+    if teacher is not None:
+        class_names: Sequence[str] = teacher.description.class_names
+    else:
+        assert dataset is not None
+        class_names = dataset.class_names
+    convert.check_labels(class_names, pathlib.Path(FLAGS.workdir))
+    resolved, makes = quantize.resolved_flags(), []
+    if FLAGS.student:
+        resolved |= distill.resolved_flags()
+        makes.append("student.keras")
+    if teacher is None:
+        makes.append("teacher.keras")
+    for method in METHODS:
+        makes += [f"{method}.keras", f"{method}.tflite"]
+    return common.open_workdir(resolved=resolved, makes=makes)
 
 
 def methods_from_flags() -> list[str]:

@@ -85,7 +85,7 @@ def main() -> None:
     check_batch(common.strategy(), config.teacher_batch_size, name="teacher_batch_size")
     dataset = common.dataset_from_flags()
     new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
-    workdir = common.open_workdir()
+    workdir = common.open_workdir(makes=["teacher.keras"])
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
     with common.stage("evaluation of the teacher"):
         test = dataset.load("test")

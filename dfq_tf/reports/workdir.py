@@ -43,6 +43,8 @@ class Workdir:
       replaces: whether a run with other flags takes the folder all the same, and
         removes `metrics.json`: for what is made anew in moments.
       command: how the tool that runs is called, without its flags.
+      makes: names of files that this run makes; those of a run that was interrupted are
+        taken as they are.
 
     Raises:
       WorkdirError: the folder cannot be written, or was made with other settings, or
@@ -58,8 +60,9 @@ class Workdir:
         digests: Mapping[str, str] | None = None,
         replaces: bool = False,
         command: str = "",
+        makes: Collection[str] = (),
     ) -> None:
-        self._command = command
+        self._command, self._makes = command, makes
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ class Workdir:
         path, run_path = (self.path / name for name in (FLAGS, RUN))
         # That metrics can be read is known before the work.
         found = {name: self._json(name) for name in (RUN, METRICS)}
-        for name in found:
+        for name in (*found, *self._makes):
             if not path.exists() and (self.path / name).exists():
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which has {name} of something "
