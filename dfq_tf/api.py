@@ -800,10 +800,13 @@ def distill(
         is fed as the teacher is, unless it is a Learner, which says that itself.
         Students start from its weights, further ones from random ones.
       config: see `settings.recipe`.
-      seed, strategy, directory, show_progress: as in `quantize`.
+      seed: as in `quantize`.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
+      strategy: as in `quantize`.
+      directory: as in `quantize`.
       evaluate: measures the first student now and then, beside its agreement with the
         teacher, for `distillation_curve.csv` in `directory`; nothing is chosen by it.
+      show_progress: as in `quantize`.
 
     Raises:
       ConfigError: a setting is out of its limits, teacher and student do not fit, or

@@ -3,8 +3,16 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.layers import KINDS
 from tests import helpers
+from tests.tool_runner import run_in_process
 
 layers = keras.layers
+
+
+class FlagsTest(tf.test.TestCase):
+    def test_no_step_is_refused_before_the_work(self):
+        result = run_in_process("benchmark", "--steps=0")
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(result.stderr, "error: steps is 0; it must be at least 1\n")
 
 
 class CountOperationsTest(tf.test.TestCase):

@@ -18,6 +18,18 @@ from tests.helpers import new_folder
 from tests.tool_runner import run_in_process
 
 
+class ReconstructionLineTest(tf.test.TestCase):
+    def test_images_are_counted_among_those_that_blocks_learn_from(self):
+        for count, told in ((20, "on 20 of 32 images, for memory;"), (32, "on 32 im")):
+            result = mock.Mock()
+            result.measurements = dict(
+                reconstruction_steps=5, reconstruction_images=count
+            )
+            # As many are made for it besides.
+            result.prepared.images, result.prepared.lessons = range(16), range(32)
+            self.assertIn(told, quantize.reconstruction_line(result))
+
+
 class CommandTest(tf.test.TestCase):
     def test_file_is_made_as_its_size_was_asked_for(self):
         command = quantize.converting("runs/a b.keras", FileConfig())
@@ -103,7 +115,9 @@ class ConvertTest(tf.test.TestCase):
     def test_labels_of_another_file_are_kept(self):
         folder = new_folder()
         (folder / "labels.txt").write_text("Cattle\nSheep\n")
-        message = "labels.txt, which is to name the classes .* is there and names others"
+        message = (
+            "labels.txt, which is to name the classes .* there and names others"
+        )
         self.assertEqual(self.refused(message, f"--tflite={folder}/a.tflite"), 2)
         self.assertEqual((folder / "labels.txt").read_text(), "Cattle\nSheep\n")
         self.assertLen(list(folder.iterdir()), 1)

@@ -57,6 +57,18 @@ class OpenDatasetTest(tf.test.TestCase):
             ["digits", "cifar10", "cifar100"], data.dataset_names()
         )
 
+    def test_packages_that_are_not_installed_are_named(self):
+        for name, module, package in (
+            ("digits", "sklearn.datasets", "scikit-learn"),
+            ("cifar10", "tensorflow_datasets", "tensorflow-datasets"),
+        ):
+            # As in a plain `pip install dfq_tf`.
+            with mock.patch.dict("sys.modules", {module: None}):
+                with self.assertRaisesRegex(
+                    DataError, rf"{package}, .* not installed: pip .*'dfq_tf\[data\]'"
+                ):
+                    data.open_dataset(name).load("test")
+
     def test_absent_folder(self):
         folder = self.get_temp_dir() + "/absent"
         with self.assertRaisesRegex(

@@ -112,6 +112,11 @@ class CropsTest(tf.test.TestCase, parameterized.TestCase):
         (folder / "torn.JPG").write_bytes(b"\xff\xd8\xff torn")
         with self.assertRaisesRegex(ConfigError, "torn.JPG' cannot be read; take"):
             photographs.crops(0, 1, (4, 4, 3), folder)
+        photographs.check_pictures(folder)  # it begins as a picture does
+        (folder / "notes.png").write_text("no picture")
+        with self.assertRaisesRegex(ConfigError, "notes.png' cannot be read; take it"):
+            photographs.check_pictures(folder)
+        photographs.check_pictures(photographs.FOLDER)
 
 
 class ShippedTest(tf.test.TestCase):

@@ -35,6 +35,7 @@ from dfq_tf.settings import (
     BitWidths,
     DistillationConfig,
     RunConfig,
+    check_value,
     qat_recipe,
     recipe_settings,
 )
@@ -226,6 +227,7 @@ def main() -> None:
     make = functools.partial(qat_recipe, "paper")
     config = common.config_from_flags(DistillationConfig, make=make)
     run = common.config_from_flags(RunConfig)
+    check_value("steps", FLAGS.steps, {"minimum": 1})
     keras.utils.set_random_seed(run.seed)
     teacher = as_classifier(random_network(FLAGS.model, 10, 32))
     name = FLAGS.student or FLAGS.model

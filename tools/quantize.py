@@ -330,8 +330,8 @@ def reconstruction_line(result: api.Quantized) -> str:
         result.measurements[f"reconstruction_{what}"] for what in ("steps", "images")
     )
     images = f"{count:,} images"
-    if count < len(result.prepared.images):
-        images = f"{count:,} of {len(result.prepared.images):,} images, for memory"
+    if count < len(result.prepared.lessons):
+        images = f"{count:,} of {len(result.prepared.lessons):,} images, for memory"
     return (
         f"Reconstruction: {steps:,} steps of each block, on {images}; "
         f"--rec_steps={steps} --rec_minutes=0 repeats it"

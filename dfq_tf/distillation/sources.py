@@ -89,7 +89,7 @@ def check_source(name: str, channels: int) -> None:
         )
     if name != PHOTOGRAPHS:
         try:
-            photographs.pictures_in(name)
+            photographs.check_pictures(name)
         except ConfigError as error:
             raise ConfigError(
                 f"images is {name!r}: {error}. Name a folder of pictures, or one of "

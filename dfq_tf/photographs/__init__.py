@@ -16,6 +16,7 @@ from dfq_tf.errors import ConfigError
 # Those that ship here; README.md beside them names their authors and licences.
 FOLDER = pathlib.Path(__file__).parent
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"BM", b"GIF8")
 
 # Drawn for each crop. Its share of the picture's area, as an exponential of even draws:
 _LEAST_SHARE = 0.04
@@ -80,6 +81,18 @@ def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     return paths
 
 
+def check_pictures(folder: str | os.PathLike[str]) -> None:
+    """Looks at how each picture of a folder begins, in moments.
+
+    Raises:
+      ConfigError: see `pictures_in`; or a file is no picture, whatever its name.
+    """
+    for path in pictures_in(folder):
+        with path.open("rb") as file:
+            if not file.read(8).startswith(_BEGINNINGS):
+                raise _unreadable(path)
+
+
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder that are pictures by name, sorted; perhaps none.
 
@@ -101,11 +114,15 @@ def _read(path: pathlib.Path) -> np.ndarray:
             tf.io.read_file(str(path)), channels=3, expand_animations=False
         )
     except tf.errors.OpError as error:
-        raise ConfigError(
-            f"the picture {str(path)!r} cannot be read; take it out of the folder, or "
-            "save it anew as JPEG or PNG"
-        ) from error
+        raise _unreadable(path) from error
     return decoded.numpy()
+
+
+def _unreadable(path: pathlib.Path) -> ConfigError:
+    return ConfigError(
+        f"the picture {str(path)!r} cannot be read; take it out of the folder, or save "
+        "it anew as JPEG or PNG"
+    )
 
 
 def _halved(picture: np.ndarray) -> list[np.ndarray]:

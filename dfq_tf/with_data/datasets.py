@@ -5,6 +5,7 @@ No other module of the package imports this one; the tools do. That is what make
 """
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -78,10 +79,23 @@ def open_dataset(
     return _open_tfds(name, data_dir, archive)
 
 
-def _load_digits(split: str) -> Split:
-    from sklearn import datasets  # only the quickstart's data needs it
+def _of_extra(module: str, package: str) -> Any:
+    """A module that data sets alone need.
 
-    digits = datasets.load_digits()
+    Raises:
+      DataError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{package}, which has the data set, is not installed: pip install "
+            "'dfq_tf[data]'"
+        ) from error
+
+
+def _load_digits(split: str) -> Split:
+    digits = _of_extra("sklearn.datasets", "scikit-learn").load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     is_test = np.arange(len(images)) % 5 == 4
     chosen = is_test if split == "test" else ~is_test
@@ -90,8 +104,7 @@ def _load_digits(split: str) -> Split:
 
 def _open_tfds(name: str, data_dir: str | None, archive: str | None) -> Dataset:
     # Slow to import, and not needed for digits.
-    import tensorflow_datasets as tfds
-
+    tfds = _of_extra("tensorflow_datasets", "tensorflow-datasets")
     from dfq_tf.with_data import tiny_imagenet
 
     if data_dir is not None and not os.path.isdir(data_dir):
