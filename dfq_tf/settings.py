@@ -6,9 +6,13 @@ it: a default lives here and nowhere else. This module imports no TensorFlow.
 
 import dataclasses
 import math
+import numbers
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import check_text
@@ -17,8 +21,17 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 STRATEGIES = ("none", "mirrored", "multi_worker")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
-# Value of a setting that follows from the networks; `auto` on the command line.
+# Value of a setting that follows from the networks; `auto` on the command line, and as
+# a text in Python.
 AUTO = 0
+
+# Type of a default -> what a value may be, and what that is called. No number is True.
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    str: ((str, os.PathLike), "a text (str)"),
+}
 
 
 def setting(
@@ -54,20 +67,50 @@ def setting(
 
 
 class Checked:
-    """Mixin: checks every field against the limits given to `setting`."""
+    """Mixin: checks every field against its type and the limits given to `setting`."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for the first field that is out of its limits."""
+        """Raises ConfigError for the first field of another type or out of limits."""
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            if field.metadata:
-                check_value(field.name, getattr(self, field.name), field.metadata)
+            if not field.metadata:
+                continue
+            value = getattr(self, field.name)
+            if field.metadata["choices"] is None:
+                is_auto = field.metadata["auto"]
+                value = _of_type(field.name, value, type(field.default), is_auto)
+                object.__setattr__(self, field.name, value)
+            check_value(field.name, value, field.metadata)
+
+
+def _of_type(name: str, value: Any, kind: type, is_auto: bool = False) -> Any:
+    """The value of a setting as Python's own type; an integer may stand for a float.
+
+    Args:
+      name: of the setting.
+      value: as it was given; of NumPy too, or a path for a text.
+      kind: key of _KINDS.
+      is_auto: whether the text 'auto' stands for AUTO.
+
+    Raises:
+      ConfigError: it is of another type.
+    """
+    if is_auto and isinstance(value, str) and value == "auto":
+        return AUTO
+    allowed, called = _KINDS[kind]
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, allowed) or (is_bool and kind is not bool):
+        rest = ", or 'auto'" if is_auto else ""
+        raise ConfigError(f"{name} is {value!r}; it must be {called}{rest}")
+    if kind is str:
+        return os.fsdecode(value)
+    return value if isinstance(value, int) else kind(value)
 
 
 def check_value(name: str, value: Any, limits: Any) -> None:
     """Raises ConfigError, naming the setting and its limits, if `value` is outside."""
     choices = limits.get("choices")
     if choices is not None:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{name} is {value!r}; it must be one of {list(choices)}")
         return
     auto = limits.get("auto")
@@ -194,7 +237,7 @@ class MixedWidths(BitWidths):
 
     Attributes:
       layer_bits: (name of a node, bits of its kernel), such as `quantize` chooses them
-        for a file of a given size.
+        for a file of a given size; or a mapping of them.
     """
 
     layer_bits: tuple[tuple[str, int], ...] = ()
@@ -202,9 +245,28 @@ class MixedWidths(BitWidths):
     def __post_init__(self) -> None:
         """Raises ConfigError for a width that is out of its limits."""
         super().__post_init__()
-        for name, bits in self.layer_bits:
-            limits = {"minimum": 2, "maximum": 8}
-            check_value(f"layer_bits of {name}", bits, limits)
+        given: Any = self.layer_bits
+        pairs = list(given.items()) if isinstance(given, Mapping) else given
+        if not _are_pairs(pairs):
+            raise ConfigError(
+                f"layer_bits is {given!r}; give the bits of kernels by the names of "
+                "their nodes, such as {'conv': 4}"
+            )
+        found = []
+        for name, bits in pairs:
+            setting_name = f"layer_bits of {name}"
+            bits = _of_type(setting_name, bits, int)
+            check_value(setting_name, bits, {"minimum": 2, "maximum": 8})
+            found.append((name, bits))
+        object.__setattr__(self, "layer_bits", tuple(found))
+
+
+def _are_pairs(values: Any) -> bool:
+    """Whether values are a sequence of pairs, each with a text first."""
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in values
+    )
 
 
 def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:

@@ -1,6 +1,9 @@
 import dataclasses
+import fractions
 import math
+import pathlib
 
+import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf import settings
@@ -156,6 +159,55 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
         ):
             settings.RunConfig(precision="float16")
 
+    @parameterized.parameters(
+        (settings.BitWidths, "per_channel", "no", "True or False"),
+        (settings.BitWidths, "per_channel", 1, "True or False"),
+        (settings.CalibrationConfig, "equalize", "false", "True or False"),
+        (settings.CalibrationConfig, "equalize", None, "True or False"),
+        (settings.BitWidths, "num_bits_weight", 4.5, "an integer"),
+        (settings.BitWidths, "num_bits_weight", "4", "an integer"),
+        (settings.BitWidths, "num_bits_weight", True, "an integer"),
+        (settings.ReconstructionConfig, "rec_steps", 1.5, "an integer"),
+        (settings.ReconstructionConfig, "rec_steps", 3.0, "an integer"),
+        (settings.DistillationConfig, "rounds", "3", "an integer"),
+        (settings.DistillationConfig, "rounds", "auto", "an integer"),
+        (settings.CalibrationConfig, "calibration_images", 16.5, "an integer, or"),
+        (settings.BudgetConfig, "batch_size", "many", "an integer, or 'auto'"),
+        (settings.DistillationConfig, "batch_size", None, "an integer, or 'auto'"),
+        (settings.DistillationConfig, "temperature", "1", "a number"),
+        (settings.DistillationConfig, "temperature", True, "a number"),
+        (settings.DistillationConfig, "temperature", np.ones(2), "a number"),
+        (settings.CalibrationConfig, "images", 5, r"a text \(str\)"),
+        (settings.FileConfig, "model_name", 3, r"a text \(str\)"),
+        (settings.FileConfig, "model_name", b"x", r"a text \(str\)"),
+        (settings.FileConfig, "target_size", 0.5, r"a text \(str\)"),
+        (settings.FileConfig, "target", pathlib.Path("micro"), r"one of \['android'"),
+        (settings.RunConfig, "seed", np.float32(1), "an integer"),
+    )
+    def test_another_type_is_refused(self, cls, name, value, wanted):
+        with self.assertRaisesRegex(ConfigError, f"^{name} is .*; it must be {wanted}"):
+            cls(**{name: value})
+
+    @parameterized.parameters(
+        (settings.BitWidths, "per_channel", np.bool_(False), False),
+        (settings.BitWidths, "num_bits_weight", np.int64(4), 4),
+        (settings.DistillationConfig, "temperature", 2, 2),
+        (settings.DistillationConfig, "temperature", np.float32(0.5), 0.5),
+        (settings.DistillationConfig, "temperature", np.int32(2), 2.0),
+        (settings.DistillationConfig, "temperature", fractions.Fraction(1, 2), 0.5),
+        (settings.CalibrationConfig, "images", pathlib.Path("a/b"), "a/b"),
+        (settings.FileConfig, "kernel_costs", pathlib.Path("costs.json"), "costs.json"),
+        (settings.CalibrationConfig, "calibration_images", "auto", settings.AUTO),
+        (settings.DistillationConfig, "batch_size", "auto", settings.AUTO),
+        (settings.BudgetConfig, "batch_size", "auto", settings.AUTO),
+    )
+    def test_what_stands_for_a_value_becomes_one_of_python(
+        self, cls, name, value, wanted
+    ):
+        kept = getattr(cls(**{name: value}), name)
+        self.assertEqual(kept, wanted)
+        self.assertIs(type(kept), type(wanted))
+
     @parameterized.parameters(*_CLASSES)
     def test_settings_are_frozen(self, cls):
         name = dataclasses.fields(cls)[0].name
@@ -194,6 +246,34 @@ class BitWidthsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(settings.BitWidths(*bits).name, name)
         others = dict(num_bits_first=3, num_bits_last=6, num_bits_depthwise=7)
         self.assertEqual(settings.BitWidths(*bits, **others).name, name)
+
+
+class MixedWidthsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        ({"stem": 4, "last": np.int64(2)},),
+        ([["stem", 4], ["last", 2]],),
+        ((("stem", 4), ("last", 2)),),
+    )
+    def test_bits_of_kernels_are_a_mapping_or_pairs(self, given):
+        widths = settings.MixedWidths(layer_bits=given)
+        self.assertEqual(widths.layer_bits, (("stem", 4), ("last", 2)))
+        self.assertIsInstance(hash(widths), int)
+
+    @parameterized.parameters(
+        ("stem",), (5,), (None,), (("stem", 4),), ({3: 4},), ([("stem", 4, 8)],)
+    )
+    def test_what_names_no_kernels_is_refused(self, given):
+        with self.assertRaisesRegex(
+            ConfigError, "^layer_bits is .*; give the bits .*, such as {'conv': 4}$"
+        ):
+            settings.MixedWidths(layer_bits=given)
+
+    @parameterized.parameters(4.0, "4", True, None)
+    def test_bits_that_are_no_integer_are_refused(self, bits):
+        with self.assertRaisesRegex(
+            ConfigError, f"^layer_bits of stem is {bits!r}; it must be an integer$"
+        ):
+            settings.MixedWidths(layer_bits={"stem": bits})
 
 
 class RangesLearnTest(parameterized.TestCase, tf.test.TestCase):
