@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import pathlib
+import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -61,9 +62,11 @@ from dfq_tf.settings import (
     BitWidths,
     BudgetConfig,
     CalibrationConfig,
+    Checked,
     DistillationConfig,
     FileConfig,
     ReconstructionConfig,
+    RunConfig,
     check_value,
     is_small,
     recipe,
@@ -99,6 +102,47 @@ _MOST_OF_A_CLASS = 0.95
 _SHOWN = 100
 # What the curve of a distillation calls the students' agreement with the teacher.
 _AGREEMENT = "agreement_on_generated_images"
+
+# Argument -> its classes, and what it must be, in words.
+_Kinds = Mapping[str, tuple[tuple[Any, ...], str]]
+_OF_BOTH: _Kinds = {
+    "strategy": (
+        (tf.distribute.Strategy, types.NoneType),
+        "a tf.distribute.Strategy, such as tf.distribute.MirroredStrategy(), or None",
+    ),
+    "directory": ((str, os.PathLike, types.NoneType), "the name of a folder, or None"),
+}
+_OF_QUANTIZE: _Kinds = {
+    "config": (
+        (DistillationConfig,),
+        "a DistillationConfig, such as dfq_tf.qat_recipe('pool')",
+    ),
+    "calibration": (
+        (CalibrationConfig,),
+        "a CalibrationConfig, such as dfq_tf.CalibrationConfig(images='photographs')",
+    ),
+    "reconstruction": (
+        (ReconstructionConfig,),
+        "a ReconstructionConfig, such as dfq_tf.ReconstructionConfig(rec_steps=200)",
+    ),
+    "widths": (
+        (BitWidths,),
+        "a BitWidths, such as dfq_tf.BitWidths(num_bits_weight=4)",
+    ),
+    "file": (
+        (FileConfig,),
+        "a FileConfig, such as dfq_tf.FileConfig(input_type='int8')",
+    ),
+    **_OF_BOTH,
+}
+_OF_DISTILL: _Kinds = {
+    "config": (
+        (BudgetConfig, DistillationConfig),
+        "a BudgetConfig or DistillationConfig, such as dfq_tf.recipe('budget')",
+    ),
+    "evaluate": ((Callable, types.NoneType), "a function of a Learner, or None"),
+    **_OF_BOTH,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +241,7 @@ def quantize(
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
       ExportError: the file does not compute what the network does.
     """
-    check_value("method", method, {"choices": (AUTO_METHOD, *METHODS)})
+    _check_arguments(locals(), _OF_QUANTIZE)
     file = _named(file, teacher if network is None else network)
     teacher = as_classifier(teacher)
     network = teacher if network is None else as_classifier(network)
@@ -813,7 +857,7 @@ def distill(
         the minutes do not suffice.
       TrainingError: as in `quantize`.
     """
-    _check_curve_has_a_place(evaluate is not None, directory)
+    _check_arguments(locals(), _OF_DISTILL)
     teacher = as_classifier(teacher)
     learner = _learner(student, teacher)
     check_trains(teacher)
@@ -851,10 +895,29 @@ def _held_out_agreement(
     return lambda learner: agreement(learner.scores(run.held_out), answers())
 
 
-def _check_curve_has_a_place(
-    is_measured: bool, directory: str | os.PathLike[str] | None
-) -> None:
-    if is_measured and directory is None:
+def _check_arguments(given: Mapping[str, Any], kinds: _Kinds) -> None:
+    """Raises ConfigError for an argument that cannot be, before there is any work.
+
+    Args:
+      given: the arguments of `quantize` or `distill`.
+      kinds: _OF_QUANTIZE or _OF_DISTILL.
+    """
+    for name, (classes, wanted) in kinds.items():
+        value = given[name]
+        if not isinstance(value, classes):
+            is_config = isinstance(value, Checked)
+            shown = f"a {type(value).__name__}" if is_config else repr(value)
+            raise ConfigError(f"{name} is {shown}; it must be {wanted}")
+    if "method" in given:
+        choices = (AUTO_METHOD, *METHODS)
+        check_value("method", given["method"], {"choices": choices})
+    RunConfig(seed=given["seed"], precision=given["precision"])
+    directory = given["directory"]
+    if directory is not None and not os.fspath(directory):
+        raise ConfigError("directory is empty; name a folder, such as '.', or None")
+    if directory is not None and os.path.isfile(directory):
+        raise ConfigError(f"directory is {str(directory)!r}, a file; name a folder")
+    if given.get("evaluate") is not None and directory is None:
         raise ConfigError(
             "evaluate is given and directory is None; its measurements go to "
             "distillation_curve.csv in the directory. Name one, or leave evaluate out"

@@ -395,6 +395,49 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             r"method is 'magic'; it must be one of \['auto', 'df_q'",
         ),
         (dict(seed=-1), "seed is -1; it must be at least 0"),
+        *(
+            (dict(seed=seed), f"^seed is {seed!r}; it must be an integer$")
+            for seed in ("a", None, 1.5, True)
+        ),
+        (
+            dict(widths="W4A8"),
+            "^widths is 'W4A8'; it must be a BitWidths, such as "
+            r"dfq_tf\.BitWidths\(num_bits_weight=4\)$",
+        ),
+        (dict(widths=BitWidths), "^widths is <class '.*'>; it must be a BitWidths, su"),
+        (
+            dict(file="x.tflite"),
+            r"^file is 'x\.tflite'; it must be a FileConfig, such as dfq_tf\.File",
+        ),
+        *(
+            (
+                dict(config=config),
+                f"^config is {shown}; it must be a DistillationConfig, such as "
+                r"dfq_tf\.qat_recipe\('pool'\)$",
+            )
+            for config, shown in (
+                ({}, "{}"),
+                (None, "None"),
+                ("budget", "'budget'"),
+                (recipe("budget"), "a BudgetConfig"),
+            )
+        ),
+        (
+            dict(calibration={}),
+            r"^calibration is {}; it must be a CalibrationConfig, such as dfq_tf\.Cali",
+        ),
+        (
+            dict(reconstruction=None),
+            "^reconstruction is None; it must be a ReconstructionConfig, such as d",
+        ),
+        (
+            dict(strategy="mirrored"),
+            r"^strategy is 'mirrored'; it must be a tf\.distribute\.Strategy, such as "
+            r"tf\.distribute\.MirroredStrategy\(\), or None$",
+        ),
+        (dict(directory=""), r"^directory is empty; name a folder, such as '\.', or"),
+        (dict(directory=5), "^directory is 5; it must be the name of a folder, or N"),
+        (dict(directory=__file__), r"^directory is '.*api_test\.py', a file; name a f"),
         (dict(precision="float8"), "precision is 'float8'; it must be one of"),
         (
             dict(config=dataclasses.replace(TINY, num_students=3)),
@@ -858,6 +901,27 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
             "evaluate is given and directory is None; .* Name one, or leave",
         ):
             self.distill(evaluate=lambda student: {})
+
+    @parameterized.parameters(
+        *(
+            (dict(config=config), f"config is {shown}; it must be a BudgetConfig or ")
+            for config, shown in (
+                ("budget", "'budget'"),
+                (None, "None"),
+                (BitWidths(), "a BitWidths"),
+            )
+        ),
+        (dict(seed=1.5), "seed is 1.5; it must be an integer"),
+        (dict(precision="half"), "precision is 'half'; it must be one of"),
+        (dict(strategy="mirrored"), "strategy is 'mirrored'; it must be a tf"),
+        (dict(directory=""), "directory is empty; name a folder"),
+        (dict(directory=5), "directory is 5; it must be the name of a folder, or None"),
+        (dict(directory=__file__), "directory is '.*', a file; name a folder"),
+        (dict(evaluate=5), "evaluate is 5; it must be a function of a Learner, or"),
+    )
+    def test_bad_arguments_are_named_before_any_work(self, arguments, message):
+        with self.assertRaisesRegex(ConfigError, f"^{message}"):
+            api.distill("no such file", None, **arguments)
 
     @pytest.mark.long
     def test_bank_of_another_size_is_not_taken(self):
