@@ -853,8 +853,7 @@ def distill(
       show_progress: as in `quantize`.
 
     Raises:
-      ConfigError: a setting is out of its limits, teacher and student do not fit, or
-        the minutes do not suffice.
+      ConfigError: a setting or the minutes will not do, or the networks do not fit.
       TrainingError: as in `quantize`.
     """
     _check_arguments(locals(), _OF_DISTILL)

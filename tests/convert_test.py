@@ -115,9 +115,7 @@ class ConvertTest(tf.test.TestCase):
     def test_labels_of_another_file_are_kept(self):
         folder = new_folder()
         (folder / "labels.txt").write_text("Cattle\nSheep\n")
-        message = (
-            "labels.txt, which is to name the classes .* there and names others"
-        )
+        message = "labels.txt, which is to name the classes .* there and names others"
         self.assertEqual(self.refused(message, f"--tflite={folder}/a.tflite"), 2)
         self.assertEqual((folder / "labels.txt").read_text(), "Cattle\nSheep\n")
         self.assertLen(list(folder.iterdir()), 1)
