@@ -73,6 +73,7 @@ from dfq_tf.settings import (
 )
 from dfq_tf.tflite import (
     SizedLayer,
+    check_size,
     check_target,
     convert,
     sized_widths,
@@ -362,6 +363,8 @@ def check_quantizes(
     rewritten = float_network(network, calibration)
     check_widths(rewritten.graph, widths)
     check_target(rewritten, widths, file)
+    if file.size_setting is not None:
+        check_size(rewritten, widths, file)
 
 
 @dataclasses.dataclass(frozen=True)

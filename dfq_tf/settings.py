@@ -285,9 +285,12 @@ def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
             f"widths is {name!r}; write the bits of weights and activations as W4A8"
         )
     weight, activation = map(int, match.groups())
-    return dataclasses.replace(
-        widths, num_bits_weight=weight, num_bits_activation=activation
-    )
+    try:
+        return dataclasses.replace(
+            widths, num_bits_weight=weight, num_bits_activation=activation
+        )
+    except ConfigError as error:
+        raise ConfigError(f"widths is {name!r}: {error}") from error
 
 
 # Where images come from that stand for those of the task; or a folder's name.

@@ -1275,6 +1275,13 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         with begun, self.assertRaisesRegex(KeyError, "begun"):
             api.quantize(teacher, method="df_q")
 
+    def test_size_that_no_file_has_is_refused_before_any_image(self):
+        begun = mock.patch.object(api, "prepare", side_effect=KeyError("begun"))
+        with begun, self.assertRaisesRegex(ConfigError, "target_kib is 1, and"):
+            api.quantize(digits.teacher(), file=FileConfig(target_kib=1))
+        with begun, self.assertRaisesRegex(KeyError, "begun"):
+            api.quantize(digits.teacher(), file=FileConfig(target_kib=100))
+
     @parameterized.parameters(
         ("df_rec", BitWidths(), True),
         ("auto", BitWidths(num_bits_first=4), True),

@@ -328,7 +328,7 @@ class ParseWidthsTest(parameterized.TestCase, tf.test.TestCase):
         ),
     )
     def test_a_width_out_of_its_limits_is_refused(self, name, message):
-        with self.assertRaisesRegex(ConfigError, f"^{message}"):
+        with self.assertRaisesRegex(ConfigError, f"^widths is '{name}': {message}"):
             settings.parse_widths(name)
 
 

@@ -13,6 +13,7 @@ from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig, MixedWidths
 from dfq_tf.tflite import (
     as_table,
+    check_size,
     check_target_takes,
     convert,
     sized_widths,
@@ -184,6 +185,14 @@ class SizedTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual({layer.bits for layer in layers}, {2})
         whole = len(writer.write(self.network, FileConfig(favor="size")))
         self.assertLessEqual(len(content), float(share) * whole)
+        # Before there are ranges, the same is known but for what tensors share.
+        file = FileConfig(favor="size", **{name: value})
+        with self.assertRaisesRegex(ConfigError, message) as early:
+            check_size(self.float, BitWidths(), file)
+        found = str(early.exception).split("ask for ")[1].split("x")[0]
+        self.assertAlmostEqual(float(found), float(share), delta=0.01)
+        file = FileConfig(favor="size", target_size=f"{share}x")
+        check_size(self.float, BitWidths(), file)
 
 
 class RefusedTest(tf.test.TestCase, parameterized.TestCase):

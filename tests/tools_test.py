@@ -818,7 +818,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             ["--qat_student_learning_rate=nan"],
             "qat_student_learning_rate is nan",
         ),
-        ("run", 2, ["--methods=df_q,magic"], "method is 'magic'.*df_qat_kd"),
+        ("run", 2, ["--methods=df_q,magic"], "methods has 'magic'; .*auto.*df_qat_kd"),
         ("run", 2, ["--methods="], "methods is empty.*tools/distill.py"),
         (
             "run",
@@ -842,7 +842,20 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             "run",
             2,
             ["--teacher=wrn_10_1", "--dataset=digits", "--student=wrn_11_1"],
-            "wrn_11_1|depth",
+            "model is 'wrn_11_1': depth is 11; a WRN needs",
+        ),
+        (
+            "run",
+            2,
+            ["--teacher=wrn_10_1", "--dataset=digits", "--student=small.keras"],
+            "student is 'small.keras', no network that the project builds: .*WIDTH",
+        ),
+        ("run", 2, ["--widths=W1A8"], "widths is 'W1A8': num_bits_weight is 1; .*2"),
+        (
+            "compare",
+            2,
+            ["--teacher=a.keras", "--compare_widths="],
+            "compare_widths is empty; name some, such as W8A8,W4A8",
         ),
         (
             "run",

@@ -603,7 +603,9 @@ def main() -> None:
     base = common.config_from_flags(BitWidths)
     names = [name.strip() for name in FLAGS.compare_widths]
     widths = [parse_widths(name, base) for name in names]
-    if len({each.name for each in widths}) < len(widths) or not widths:
+    if not widths:
+        raise ConfigError("compare_widths is empty; name some, such as W8A8,W4A8")
+    if len({each.name for each in widths}) < len(widths):
         raise ConfigError(
             f"compare_widths is {','.join(names)!r}; name each pair of widths once"
         )

@@ -111,9 +111,14 @@ def check_flags(recipe_alone: bool = False) -> None:
       recipe_alone: whether no other phase takes the flags that all of them share.
 
     Raises:
-      ConfigError: see `distillation_config`; or several devices are to train, or flags
-        are given that the recipe does not have.
+      ConfigError: see `distillation_config`; or --student is no network, several
+        devices are to train, or flags are given that the recipe does not have.
     """
+    if not models.is_model_name(FLAGS.student):
+        raise ConfigError(
+            f"student is {FLAGS.student!r}, no network that the project builds: "
+            f"{'; '.join(models.MODEL_NAMES)}. In Python, dfq_tf.distill takes any"
+        )
     config = distillation_config()
     if not isinstance(config, BudgetConfig):
         return

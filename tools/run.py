@@ -244,6 +244,11 @@ def methods_from_flags() -> list[str]:
         raise ConfigError(
             f"methods is {','.join(methods)!r}; {AUTO_METHOD} stands alone: it chooses"
         )
+    if unknown := [each for each in methods if each not in METHODS]:
+        raise ConfigError(
+            f"methods has {unknown[0]!r}; it takes {AUTO_METHOD} alone, or some of "
+            f"{', '.join(METHODS)}"
+        )
     return methods
 
 

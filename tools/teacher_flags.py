@@ -165,7 +165,8 @@ def read_labels(path: str) -> tuple[str, ...]:
         names = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"labels is {path!r}, which cannot be read as text: {error}"
+            f"labels is {path!r}, which cannot be read as text: {error}. Name a text "
+            "file in UTF-8"
         ) from error
     names = [name.strip() for name in names]
     while names and not names[-1]:

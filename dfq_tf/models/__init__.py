@@ -49,7 +49,11 @@ def build_model(
         match = re.fullmatch(pattern, name)
         if match:
             numbers = map(int, match.groups())
-            return builder(*numbers, input_shape=input_shape, num_classes=num_classes)
+            shapes = dict(input_shape=input_shape, num_classes=num_classes)
+            try:
+                return builder(*numbers, **shapes)
+            except ConfigError as error:
+                raise ConfigError(f"model is {name!r}: {error}") from error
     raise ConfigError(
         f"model is {name!r}; the project builds: {'; '.join(MODEL_NAMES)}"
     )

@@ -1,6 +1,10 @@
 """A float network becomes integers: ranges, grids, quantized network, student."""
 
-from dfq_tf.quantization.calibration import calibrate, with_ranges
+from dfq_tf.quantization.calibration import (
+    calibrate,
+    with_any_ranges,
+    with_ranges,
+)
 from dfq_tf.quantization.choosing import Calibrated, without_margins
 from dfq_tf.quantization.grids import (
     Grid,
@@ -43,6 +47,7 @@ __all__ = [
     "reconstruct",
     "slope_integers",
     "sqnr",
+    "with_any_ranges",
     "with_pixels",
     "with_kernel_bits",
     "with_ranges",

@@ -173,6 +173,19 @@ def with_ranges(
     return quantized.with_room_for_biases()
 
 
+def with_any_ranges(
+    network: Classifier, widths: BitWidths = BitWidths()
+) -> QuantizedNetwork:
+    """A quantized network whose ranges mean nothing: to see what it costs.
+
+    Args:
+      network: from `float_network`.
+      widths: bits of weights and activations.
+    """
+    anything = dict.fromkeys(grids.measured(network.graph), (-1.0, 1.0))
+    return with_ranges(network, anything, widths, "min_max")
+
+
 def magnitudes_of(
     graph: Graph,
     widths: BitWidths,

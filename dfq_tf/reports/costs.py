@@ -14,8 +14,8 @@ from dfq_tf.compat import tf
 from dfq_tf.context import Context
 from dfq_tf.distillation import make_generators, observe, phases, steps, with_batch_size
 from dfq_tf.graph import Classifier
-from dfq_tf.quantization import float_network, measured, student, with_ranges
-from dfq_tf.settings import BitWidths, CalibrationConfig, DistillationConfig, RunConfig
+from dfq_tf.quantization import float_network, student, with_any_ranges
+from dfq_tf.settings import CalibrationConfig, DistillationConfig, RunConfig
 from dfq_tf.training import Copies, Learner, resolve_precision
 
 # Images of the steps that are timed, fewer of large ones: what a step takes besides its
@@ -151,9 +151,7 @@ def _state(teacher: Classifier, context: Context[DistillationConfig]) -> steps.S
         warnings.simplefilter("ignore", UserWarning)
         observed = observe(teacher, context.precision)
     generators = make_generators(teacher.image_shape, context)
-    network = float_network(teacher)
-    anything = dict.fromkeys(measured(network.graph), (-1.0, 1.0))
-    quantized = with_ranges(network, anything, BitWidths(), "min_max")
+    quantized = with_any_ranges(float_network(teacher))
     learner = Learner(student.build(quantized), quantized.description)
     rounds = context.settings.rounds
     return phases.new_state(

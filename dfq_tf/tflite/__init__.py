@@ -9,7 +9,7 @@ from dfq_tf.tflite.running import (
     kernel_types,
     open_interpreter,
 )
-from dfq_tf.tflite.sizing import SizedLayer, as_table, sized_widths
+from dfq_tf.tflite.sizing import SizedLayer, as_table, check_size, sized_widths
 from dfq_tf.tflite.targets import check_target_takes
 from dfq_tf.tflite.writer import Outline, check_target, outline
 
@@ -19,6 +19,7 @@ __all__ = [
     "SizedLayer",
     "TFLiteClassifier",
     "as_table",
+    "check_size",
     "check_target_takes",
     "check_target",
     "convert",

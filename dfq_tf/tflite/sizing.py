@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dfq_tf.errors import ConfigError
+from dfq_tf.graph import Classifier
 from dfq_tf.quantization import (
     MIXED_BITS,
     QuantizedNetwork,
     chosen_bits,
     kernel_noise,
+    with_any_ranges,
 )
 from dfq_tf.settings import BitWidths, FileConfig, MixedWidths
 from dfq_tf.tflite.forms import LayerCosts, layer_costs
@@ -45,6 +47,48 @@ class SizedLayer:
     noise: float
 
 
+class _Sizes:
+    """What files of one network may weigh: of 8-bit kernels, of the fewest bits.
+
+    Args:
+      network: with 8-bit weights; on its ranges sizes hang hardly.
+      file: says the size that is asked for.
+
+    Raises:
+      ConfigError: no file is so small; it says how small one can be.
+    """
+
+    def __init__(self, network: QuantizedNetwork, file: FileConfig) -> None:
+        self._network, self._file = network, file
+        self.costs = _costs(network, file)
+        self.num_bytes = {key: cost.num_bytes for key, cost in self.costs.items()}
+        self.smallest = {
+            name: min(MIXED_BITS, key=lambda bits: (self.num_bytes[name, bits], -bits))
+            for name in network.kernel_bits
+        }
+        self.whole, least = self.of(network.kernel_bits), self.of(self.smallest)
+        self.asked = self.whole * (file.size_share or 0) or file.target_kib * _KIB
+        if min(self.whole, least + _RESERVE) > self.asked:
+            raise _too_small(file, self.whole, least + _RESERVE)
+
+    def of(self, bits: Mapping[str, int]) -> int:
+        """Bytes of the file of kernels of so many bits."""
+        # The ranges stay those of 8 bits: the size does not hang on them.
+        changed = dataclasses.replace(self._network, kernel_bits=bits)
+        return len(write(changed.with_room_for_biases(), self._file))
+
+
+def check_size(network: Classifier, widths: BitWidths, file: FileConfig) -> None:
+    """Raises ConfigError if no file of a float network is as small as asked for.
+
+    Args:
+      network: from `float_network`.
+      widths: of the network.
+      file: says the size.
+    """
+    _Sizes(with_any_ranges(network, widths), file)
+
+
 def sized_widths(
     network: QuantizedNetwork,
     images: np.ndarray,
@@ -67,40 +111,25 @@ def sized_widths(
     Raises:
       ConfigError: no file is so small; it says how small one can be.
     """
-    costs = _costs(network, file)
-    num_bytes = {key: cost.num_bytes for key, cost in costs.items()}
-    smallest = {
-        name: min(MIXED_BITS, key=lambda bits: (num_bytes[name, bits], -bits))
-        for name in network.kernel_bits
-    }
-
-    def size(bits: Mapping[str, int]) -> int:
-        # The ranges stay those of 8 bits: the size does not hang on them.
-        changed = dataclasses.replace(network, kernel_bits=bits)
-        return len(write(changed.with_room_for_biases(), file))
-
-    whole, least = size(network.kernel_bits), size(smallest)
-    asked = whole * (file.size_share or 0) or file.target_kib * _KIB
-    most = asked - _RESERVE
-    if min(whole, least + _RESERVE) > asked:
-        raise _too_small(file, whole, least + _RESERVE)
+    sizes = _Sizes(network, file)
 
     def fewer(noise: Mapping[tuple[str, int], float]) -> Mapping[str, int]:
-        to_save = whole - most
+        most = sizes.asked - _RESERVE
+        to_save = sizes.whole - most
         for _ in range(_MOST_TRIALS):
-            found = chosen_bits(noise, num_bytes, to_save)
-            if (excess := size(found) - most) <= 0:
+            found = chosen_bits(noise, sizes.num_bytes, to_save)
+            if (excess := sizes.of(found) - most) <= 0:
                 return found
             to_save += excess
-        return smallest
+        return sizes.smallest
 
     bits: Mapping[str, int] = network.kernel_bits
     noise: dict[tuple[str, int], float] = {}  # the network as it is makes none
-    if whole > asked:
+    if sizes.whole > sizes.asked:
         noise = kernel_noise(network, images, weight_range)
         bits = fewer(noise)
     layers = [
-        _sized(name, each, costs[name, each], noise.get((name, each), 0.0))
+        _sized(name, each, sizes.costs[name, each], noise.get((name, each), 0.0))
         for name, each in bits.items()
     ]
     mixed = MixedWidths(**vars(widths) | {"layer_bits": tuple(bits.items())})
