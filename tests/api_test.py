@@ -404,6 +404,10 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             "^widths is 'W4A8'; it must be a BitWidths, such as "
             r"dfq_tf\.BitWidths\(num_bits_weight=4\)$",
         ),
+        (
+            dict(widths=MixedWidths(layer_bits={"nope": 4})),
+            "^layer_bits names 'nope', which is no node with a kernel; those are ",
+        ),
         (dict(widths=BitWidths), "^widths is <class '.*'>; it must be a BitWidths, su"),
         (
             dict(file="x.tflite"),

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.errors import UnsupportedLayerError
+from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.graph import running
 from dfq_tf.graph.layers import KINDS, Exactly, Kind, NoFurther
 from dfq_tf.graph.nodes import Graph
@@ -15,7 +15,7 @@ from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.post_training import float_network
 from dfq_tf.quantization.quantizers import ActivationQuantizer
-from dfq_tf.settings import BitWidths
+from dfq_tf.settings import BitWidths, MixedWidths
 from tests import networks
 from tests.graphs import PIXELS, Sketch
 
@@ -217,6 +217,16 @@ class CheckWidthsTest(tf.test.TestCase, parameterized.TestCase):
         ) as caught:
             grids.check_widths(large, BitWidths(8, 16))
         self.assertLen(caught.exception.problems, 1)
+
+    def test_bits_of_a_kernel_that_is_not_there_are_refused(self):
+        sketch = Sketch()
+        sketch.conv("stem")
+        graph = sketch.graph()
+        grids.check_widths(graph, MixedWidths(layer_bits={"stem": 4}))
+        with self.assertRaisesRegex(
+            ConfigError, "^layer_bits names 'nope', which is no node with .* are stem$"
+        ):
+            grids.check_widths(graph, MixedWidths(layer_bits={"nope": 4}))
 
     def test_a_table_has_no_16_bits(self):
         kind = Kind(says="x", compute=lambda node, inputs, weights: inputs[0])

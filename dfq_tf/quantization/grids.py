@@ -315,9 +315,13 @@ def check_widths(graph: Graph, widths: BitWidths) -> None:
     """Raises UnsupportedLayerError, naming all layers that cannot have these widths.
 
     Args:
-      graph: of a network, rewritten for integers or not.
+      graph: of a network, rewritten for integers; or not, for widths that name no node.
       widths: bits of weights and activations.
+
+    Raises:
+      ConfigError: the bits of a kernel are given that is not there.
     """
+    kernel_bits(graph, widths)
     if not is_symmetric(widths.num_bits_activation):
         return
     found = [(node, _reason_at_16_bits(graph, node)) for node in graph.nodes.values()]
