@@ -146,6 +146,19 @@ class InBatchesTest(tf.test.TestCase, parameterized.TestCase):
             with self.assertRaisesRegex(ModelError, expected):
                 scores(np.zeros((2, *shape), np.uint8))
 
+    @parameterized.parameters(
+        ([pixels(1)[0]], "the images are a builtins.list; give an array of NumPy, "),
+        (None, "the images are a builtins.NoneType; give an array of NumPy"),
+        (np.zeros((1, 4, 6, 2), bool), "the images are bool; give uint8 or float32 p"),
+        (np.full((1, 4, 6, 2), "a"), "the images are <U1; give uint8 or float32 pix"),
+        (np.full((1, 4, 6, 2), np.nan), "have values from nan to nan; give pixels"),
+        (np.full((1, 4, 6, 2), -0.5), "have values from -0.5 to -0.5; give pixels as"),
+        (np.full((1, 4, 6, 2), 256), "from 256 to 256; .* says how they are normal"),
+    )
+    def test_what_is_no_pixels_is_refused(self, images, message):
+        with self.assertRaisesRegex(ModelError, message):
+            Classifier(small_graph(), DESCRIPTION).scores(images)
+
 
 class AgreementTest(tf.test.TestCase):
     def setUp(self):
@@ -204,6 +217,16 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         path.write_bytes(content[: int(share * len(content))])
         with self.assertRaisesRegex(ModelError, f"{path} cannot be read .*truncated"):
             load_classifier(path)
+
+    def test_a_model_is_no_file(self):
+        model = networks.learner("vgg_like").model
+        for given, kind in ((model, r"tf_keras\S+"), (None, "builtins.NoneType")):
+            with self.assertRaisesRegex(
+                ModelError,
+                f"^path is a {kind}; load_classifier reads files; give a model to "
+                "as_classifier$",
+            ):
+                load_classifier(given)
 
     def test_missing_file(self):
         path = self.folder / "absent.keras"

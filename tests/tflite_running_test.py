@@ -1,5 +1,6 @@
 import functools
 import itertools
+import pathlib
 from unittest import mock
 
 import numpy as np
@@ -38,6 +39,29 @@ class TFLiteClassifierTest(tf.test.TestCase, parameterized.TestCase):
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
         with self.assertRaisesRegex(ExportError, "input is float32 .*must be uint8"):
             running.TFLiteClassifier(converter.convert())
+
+    def test_a_file_is_read_by_its_path(self):
+        content = file_of("padded_pooling")
+        path = pathlib.Path(self.get_temp_dir()) / "model.tflite"
+        path.write_bytes(content)
+        images = networks.images(running.TFLiteClassifier(content).image_shape, 3)
+        expected = running.TFLiteClassifier(content).scores(images)
+        for given in (path, str(path)):
+            tflite = running.TFLiteClassifier(given)
+            self.assertAllEqual(tflite.scores(images), expected)
+            self.assertEqual(
+                tflite.interface(), running.TFLiteClassifier(content).interface()
+            )
+
+    @parameterized.parameters(
+        ("nowhere.tflite", "^'nowhere.tflite' cannot be read: No such file .*; give "),
+        (pathlib.Path("/"), "^'/' cannot be read: Is a directory; give the path"),
+        (5, "^content is a builtins.int; give the bytes of a TFLite file, or its p"),
+        (None, "^content is a builtins.NoneType; give the bytes"),
+    )
+    def test_what_is_no_file_is_refused(self, given, message):
+        with self.assertRaisesRegex(ModelError, message):
+            running.TFLiteClassifier(given)
 
     def test_latency_is_the_median_in_milliseconds(self):
         content = file_of("padded_pooling")

@@ -64,7 +64,7 @@ class Classifier:
           float32 (n, num_classes).
 
         Raises:
-          ModelError: there is no image, or they are of another shape.
+          ModelError: there is no image, or they are of another shape, or no pixels.
         """
         if batch_size is None:
             size = running.FLOAT * running.largest_output(self.graph)
@@ -102,6 +102,12 @@ def check_images(images: np.ndarray, image_shape: Sequence[int]) -> None:
       images: must be (n, *image_shape), n at least 1.
       image_shape: (height, width, channels) of what the network takes.
     """
+    if not isinstance(images, np.ndarray):
+        raise ModelError(
+            f"the images are a {type(images).__module__}.{type(images).__name__}; give "
+            "an array of NumPy, (n, height, width, channels), as np.stack makes of "
+            "several images"
+        )
     if images.ndim != 4 or not len(images):
         raise ModelError(
             f"the images are an array of shape {images.shape}; give at least one, as "
@@ -111,6 +117,22 @@ def check_images(images: np.ndarray, image_shape: Sequence[int]) -> None:
         raise ModelError(
             f"the images are {images.shape[1:]} each, but the network takes "
             f"(height, width, channels) = {tuple(image_shape)}"
+        )
+
+
+def _check_pixels(images: np.ndarray) -> None:
+    """Raises ModelError unless all values are in [0, 255]."""
+    if images.dtype == np.uint8:
+        return
+    if images.dtype.kind not in "iuf":
+        raise ModelError(
+            f"the images are {images.dtype}; give uint8 or float32 pixels, 0 to 255"
+        )
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 255):
+        raise ModelError(
+            f"the images have values from {low:g} to {high:g}; give pixels as they "
+            "are, 0 to 255: the network's description says how they are normalised"
         )
 
 
@@ -129,9 +151,10 @@ def in_batches(
       batch_size: images per pass.
 
     Raises:
-      ModelError: there is no image, or they are of another shape.
+      ModelError: there is no image, or they are of another shape, or no pixels.
     """
     check_images(images, image_shape)
+    _check_pixels(images)
     starts = range(0, len(images), batch_size)
     batches = (
         images[i : i + batch_size].astype(np.float32)

@@ -129,7 +129,16 @@ def _check_says_nothing(said: Mapping[str, Any], what: str) -> None:
 
 
 def load_classifier(path: str | os.PathLike[str], **arguments: Any) -> Classifier:
-    """Reads a classifier from a file; the arguments are those of `as_classifier`."""
+    """Reads a classifier from a file; the arguments are those of `as_classifier`.
+
+    Raises:
+      ModelError: `path` is no path; or as `as_classifier`, as all its errors.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ModelError(
+            f"path is a {type(path).__module__}.{type(path).__name__}; load_classifier "
+            "reads files; give a model to as_classifier"
+        )
     return as_classifier(pathlib.Path(path), **arguments)
 
 

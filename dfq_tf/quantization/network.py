@@ -20,6 +20,7 @@ from dfq_tf.graph import (
     Node,
     NoFurther,
     by_output,
+    check_images,
     compute,
     images_per_pass,
     in_batches,
@@ -218,8 +219,9 @@ class QuantizedNetwork:
         """Logits, float32 (n, num_classes), of pixels, (n, height, width, channels).
 
         Raises:
-          ModelError: there is no image, or they are of another shape.
+          ModelError: there is no image, or they are of another shape, or no pixels.
         """
+        check_images(images, self.classifier.image_shape)
         size = FLOAT * largest_output(self.graph)
         batch_size = images_per_pass(ALIVE * size, _BATCH_SIZE)
         # Compiling takes longer than a few images do.

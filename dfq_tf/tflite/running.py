@@ -1,6 +1,8 @@
 """LiteRT runs a TFLite file."""
 
 import dataclasses
+import os
+import pathlib
 import statistics
 import time
 from collections.abc import Mapping
@@ -25,14 +27,18 @@ class TFLiteClassifier:
     """Runs a TFLite classifier on pixels.
 
     Args:
-      content: of a TFLite file from one image to one row of scores.
+      content: of a TFLite file from one image to one row of scores; or its path.
       num_threads: threads of the interpreter.
 
     Raises:
-      ExportError: the file cannot be read, or takes or gives something else.
+      ExportError: the file is none of TFLite, or takes or gives something else.
+      ModelError: there is no such file, or `content` is neither.
     """
 
-    def __init__(self, content: bytes, num_threads: int = 1) -> None:
+    def __init__(
+        self, content: bytes | str | os.PathLike[str], num_threads: int = 1
+    ) -> None:
+        content = _content_of(content)
         self._interpreter = open_interpreter(content, num_threads=num_threads)
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
@@ -140,6 +146,28 @@ class TFLiteClassifier:
         if scores.shape[-1] == 1:
             scores = np.concatenate([1 - scores, scores], axis=-1)
         return scores
+
+
+def _content_of(file: Any) -> bytes:
+    """The bytes of a file, which is given as these or as its path.
+
+    Raises:
+      ModelError: it is neither, or cannot be read.
+    """
+    if isinstance(file, bytes):
+        return file
+    if not isinstance(file, (str, os.PathLike)):
+        raise ModelError(
+            f"content is a {type(file).__module__}.{type(file).__name__}; give the "
+            "bytes of a TFLite file, or its path"
+        )
+    try:
+        return pathlib.Path(file).read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{os.fspath(file)!r} cannot be read: {error.strerror}; give the path of a "
+            "TFLite file"
+        ) from error
 
 
 def _tensor(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Learner:
           float32 (n, num_classes).
 
         Raises:
-          ModelError: there is no image, or they are of another shape.
+          ModelError: there is no image, or they are of another shape, or no pixels.
         """
         size = batch_size or self._images_per_pass
         return in_batches(self._compiled, images, self.image_shape, size)
