@@ -111,6 +111,14 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             ModelDescription.load(self.path)
 
     @parameterized.parameters(
+        (
+            dict(input_mean=[[1]]),
+            r"^input_mean is \[\[1\]\]; give one number, or one for each channel, su",
+        ),
+        (dict(input_scale=1), r"^input_scale is 1; give one .* \(127\.5,\): .*iterabl"),
+        (dict(input_mean=("a",)), r"^input_mean is \('a',\); give one number, or one"),
+        (dict(class_names=5), "^class_names is 5; give a name for each class, in the"),
+        (dict(class_names=None), "^class_names is None; give a name for each class"),
         (dict(input_mean=()), "input_mean is .*; give one finite value or more"),
         (dict(input_mean=(math.nan,)), "input_mean is .*; give one finite value"),
         (dict(input_scale=(math.inf,)), "input_scale is .*; give one finite value"),

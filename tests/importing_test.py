@@ -189,6 +189,34 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
             dict(input_mean=0, input_scale=[1, 1]),
             "input_scale has 2 values .* give one",
         ),
+        *(
+            (
+                dict(input_mean=mean, input_scale=1),
+                rf"^input_mean is {re.escape(repr(mean))}; give a number, or one for e",
+            )
+            for mean in ([[1]], np.ones((1, 3)), {}, "a")
+        ),
+        (
+            dict(feeding="raw", input_mean=np.ones(3)),
+            r"^feeding is 'raw', and input_mean is \[1\. 1\. 1\.\] .*; give one or the",
+        ),
+        (dict(feeding=["raw"]), r"^feeding is \['raw'\]; it must be one of raw"),
+        *(
+            (
+                dict(feeding="raw", class_names=names),
+                rf"^class_names is {re.escape(repr(names))}; give a name for each clas",
+            )
+            for names in (5, {0: "cat"}, {"cat"}, b"abcd", np.array("abcd"))
+        ),
+        (
+            dict(feeding="raw", class_names=["a", " ", "c", "d"]),
+            r"^class_names is \['a', ' ', 'c', 'd'\], in which a name is empty; give o",
+        ),
+        (dict(feeding="raw", class_names=[""] * 4), "in which a name is empty; give "),
+        (
+            dict(feeding="raw", class_names=["cat"] * 4),
+            "^class_names has 4 times 'cat' and no other name; .* out for numbers$",
+        ),
         (dict(feeding="raw", image_size=8), "image_size is 8; give .height, width."),
     )
     def test_what_is_no_such_argument_is_refused(self, said, message):
@@ -199,6 +227,11 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
         names = np.array(["a", "b", "c", "d"])
         classifier = as_classifier(model_of(keras), feeding="raw", class_names=names)
         self.assertEqual(classifier.description.class_names, (*"abcd",))
+
+    def test_two_classes_may_have_one_name(self):
+        names = ["crane", "crane", "b", "c"]
+        classifier = as_classifier(model_of(keras), feeding="raw", class_names=names)
+        self.assertEqual(classifier.description.class_names, tuple(names))
 
     @parameterized.parameters(*LIBRARIES)
     def test_scale_below_zero_stays_in_the_network(self, library):

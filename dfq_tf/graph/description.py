@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,13 @@ class ModelDescription:
         """Raises ConfigError if a value is out of range."""
         for name in ("input_mean", "input_scale"):
             values = getattr(self, name)
-            object.__setattr__(self, name, tuple(float(v) for v in values))
+            try:
+                object.__setattr__(self, name, tuple(float(v) for v in values))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{name} is {values!r}; give one number, or one for each channel, "
+                    f"such as (127.5,): {error}"
+                ) from error
             if not values or not all(math.isfinite(v) for v in values):
                 raise ConfigError(f"{name} is {values}; give one finite value or more")
         if any(v <= 0 for v in self.input_scale):
@@ -60,6 +66,11 @@ class ModelDescription:
         if self.output not in OUTPUTS:
             raise ConfigError(
                 f"output is {self.output!r}; it must be one of {list(OUTPUTS)}"
+            )
+        if not isinstance(self.class_names, Iterable):
+            raise ConfigError(
+                f"class_names is {self.class_names!r}; give a name for each class, in "
+                "their order, such as ('cat', 'dog')"
             )
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
         for name in self.class_names:

@@ -263,6 +263,7 @@ def read(
       ModelError: the file cannot be read, or the model is no image classifier.
       ConfigError: an argument does not fit the model.
     """
+    class_names = _names(class_names)
     description = None
     if isinstance(model, (str, os.PathLike)):
         path = pathlib.Path(model)
@@ -300,6 +301,38 @@ def read(
     found = read_layers(model, shape)
     is_plain = [batch, *shape] == [None, *own_shape] and _is_plain(told, found.layers)
     return ModelReading(told, found.layers, found.problems, found.graph, is_plain)
+
+
+def _names(given: Any) -> tuple[str, ...] | None:
+    """The names of classes as a user gives them, in their order; None for None.
+
+    Two classes may have the same name, as in ImageNet; but not all of them.
+
+    Raises:
+      ConfigError: they are no names, or have no order, or say nothing.
+    """
+    if given is None:
+        return None
+    try:
+        names = tuple(map(str, given))
+    except TypeError:
+        names = None
+    if names is None or isinstance(given, (Mapping, set, frozenset, bytes)):
+        raise ConfigError(
+            f"class_names is {given!r}; give a name for each class, in their order, "
+            "such as ['cat', 'dog']"
+        )
+    if not all(name.strip() for name in names):
+        raise ConfigError(
+            f"class_names is {given!r}, in which a name is empty; give one for each "
+            "class"
+        )
+    if len(names) > 1 and len(set(names)) == 1:
+        raise ConfigError(
+            f"class_names has {len(names)} times {names[0]!r} and no other name; give "
+            "each class its own, or leave class_names out for numbers"
+        )
+    return names
 
 
 def _is_plain(told: Told, found: Sequence[LayerRead]) -> bool:

@@ -208,11 +208,14 @@ def _check_given_once(said: Said, own: Preprocessing | None) -> None:
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     """An argument as numbers; ConfigError if it is something else."""
     try:
-        return tuple(np.atleast_1d(np.asarray(value, np.float64)).tolist())
+        numbers = np.atleast_1d(np.asarray(value, np.float64))
+        if numbers.ndim > 1:
+            raise ValueError("numbers of numbers")
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{name} is {value!r}; give a number, or one for each channel"
         ) from error
+    return tuple(numbers.tolist())
 
 
 def _given(
@@ -225,12 +228,12 @@ def _given(
     """
     is_bgr = False
     if feeding is not None:
-        if (input_mean, input_scale) != (None, None):
+        if input_mean is not None or input_scale is not None:
             raise ConfigError(
                 f"feeding is {feeding!r}, and input_mean is {input_mean} and "
                 f"input_scale is {input_scale}; give one or the other"
             )
-        if feeding not in feedings.FEEDINGS:
+        if not isinstance(feeding, str) or feeding not in feedings.FEEDINGS:
             raise ConfigError(
                 f"feeding is {feeding!r}; it must be one of "
                 f"{', '.join(feedings.FEEDINGS)}"
