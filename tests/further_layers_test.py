@@ -44,6 +44,13 @@ def gate(L, x):
     return L.Maximum()([L.GlobalAveragePooling2D(keepdims=True)(x), x])
 
 
+def gate_of_new_axes(L, x):
+    """Squeeze and excite, as functions write it."""
+    x = conv(L)(x)
+    gate = L.Dense(6, activation="sigmoid")(L.GlobalAveragePooling2D()(x))
+    return L.ReLU()(x * gate[:, None, None, :])
+
+
 def encoder_decoder(L, x):
     """Most of them in one network: down, up again, and beside each other."""
     x = L.PReLU(shared_axes=[1, 2])(L.BatchNormalization()(conv(L)(x)))
@@ -133,11 +140,14 @@ CASES = {
         L.BatchNormalization()(L.GlobalMaxPooling2D()(conv(L)(x)))
     ),
     "global_max_of_pixels": lambda L, x: L.GlobalMaxPooling2D()(x),
+    "gate_of_new_axes": gate_of_new_axes,
 }
 # Those that cannot have activations of 16 bits.
 NARROW = {name for name in CASES if name.startswith("transposed")}
 NARROW |= {"encoder_decoder"}
 OTHER_WIDTHS = ("W4A6", "W8A16")
+# Those that are checked each time: a third, and functions in place of layers.
+CHECKED = [*list(CASES)[::3], "gate_of_new_axes"]
 NARROW -= {name for name in CASES if "one_stride" in name}
 
 
@@ -179,9 +189,9 @@ def in_one_batch(content, images):
 
 
 class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters(*list(CASES)[::3])
+    @parameterized.parameters(*CHECKED)
     def test_float_network_is_that_of_keras(self, name):
-        # A third, each from one of the two; tests/keras_names_test.py has all kinds.
+        # Each from one of the two; tests/keras_names_test.py has all kinds.
         libraries = list(LIBRARIES)
         library = libraries[list(CASES).index(name) % len(libraries)]
         self.check_float(name, library)
@@ -205,7 +215,7 @@ class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
         scores = rewritten.scores(images)
         self.assertAllClose(scores, expected, rtol=0, atol=1e-4 * size)
 
-    @parameterized.parameters(*list(CASES)[::3])
+    @parameterized.parameters(*CHECKED)
     def test_file_answers_as_its_student(self, name):
         self.check_file(name, "W8A8")
 

@@ -659,6 +659,63 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
             api.quantize(model)
 
 
+def gated(library, features, gate):
+    """A model that scales each channel of some features by a gate, made of a vector."""
+    layers = library.layers
+    image = layers.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, padding="same")(image)
+    s = layers.GlobalAveragePooling2D()(x)
+    s = layers.Dense(6, activation="sigmoid")(s)
+    x = layers.GlobalMaxPooling2D()(features(x) * gate(s))
+    return randomised(library, library.Model(image, layers.Dense(CLASSES)(x)))
+
+
+class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
+    """What models write with functions, in both libraries."""
+
+    def check_scores(self, model, shape=(8, 8, 3)):
+        classifier = as_classifier(model, input_mean=0, input_scale=1 / 64)
+        images = pixels(shape)
+        expected = answers(model, images.reshape(20, *model.inputs[0].shape[1:]) / 64)
+        self.assertGreater(np.ptp(expected), 0.01)
+        self.assertAllClose(classifier.scores(images), expected, atol=1e-4)
+        rewriting.check_supported(rewriting.fold(classifier.graph))
+        return classifier
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        gate=(
+            lambda s: s[:, None, None, :],
+            lambda s: s[:, None, None],
+            lambda s: s[..., None, None, :],
+            lambda s: s[:, None, ..., None, :],
+        ),
+    )
+    def test_new_axes_of_a_gate(self, library, gate):
+        model = gated(LIBRARIES[library], lambda x: x, gate)
+        classifier = self.check_scores(model)
+        self.assertEqual(kinds(classifier).count("reshape"), 1)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_new_axis_of_rows_makes_channels(self, library):
+        library = LIBRARIES[library]
+        model = model_of(library, lambda x: x[..., None], shape=(8, 8))
+        self.check_scores(model, (8, 8, 1))
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        case=(
+            (lambda x: x[None, ...][0], "it adds an axis before that of the batch"),
+            (lambda x: x[:, None, 1:][:, 0], r"it takes .*None.*; only channels"),
+        ),
+    )
+    def test_other_new_axes_are_refused(self, library, case):
+        function, reason = case
+        model = model_of(LIBRARIES[library], function)
+        with self.assertRaisesRegex(UnsupportedLayerError, reason):
+            as_classifier(model, input_mean=0, input_scale=1)
+
+
 class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(
         ("constants", lambda x: 1 - (x * 2.0 + 3) / 4),

@@ -245,8 +245,7 @@ def operate(
     elif operation == "concatenate":
         maker.add("concatenate", name, operands, {"axis": axis})
     elif operation == "channels":
-        order = indexed_channels(first, settings["key"])
-        maker.add("channels", name, operands, {"order": order})
+        _index(maker, first, settings["key"], shape)
     elif operation == "reshape":
         _reshape(maker, first, shape)
     elif operation == "softmax":
@@ -326,17 +325,41 @@ def _reshape(maker: Maker, source: Node, shape: Shape) -> None:
     maker.add("reshape", maker.layer, [source], {"shape": target})
 
 
-def indexed_channels(source: Node, key: Any) -> tuple[int, ...]:
+def _index(maker: Maker, source: Node, key: Any, shape: Shape) -> None:
+    """Adds `source[key]`, the batch being axis 0: channels, or axes of length 1.
+
+    Raises:
+      Unknown: it is something else.
+    """
+    parts = [
+        slice(k["start"], k["stop"], k["step"]) if isinstance(k, dict) else k
+        for k in (key if isinstance(key, (tuple, list)) else [key])
+    ]
+    old = [part for part in parts if part is not None]
+    if len(old) < len(parts) and all(map(_is_whole, old)):
+        # A batch of two, whose other axes have one place: where is it now?
+        batch = np.empty((2, *(1 for _ in source.shape)))[tuple(parts)]
+        if batch.shape[0] != 2:
+            raise Unknown("it adds an axis before that of the batch")
+        _reshape(maker, source, shape)
+        return
+    order = _indexed_channels(source, parts)
+    maker.add("channels", maker.layer, [source], {"order": order})
+
+
+def _is_whole(part: Any) -> bool:
+    """Whether a part of an index takes all of an axis, or of several."""
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
+
+
+def _indexed_channels(source: Node, key: Sequence[Any]) -> tuple[int, ...]:
     """The numbers of the channels that `source[key]` gives, the batch being axis 0.
 
     Raises:
       Unknown: the index is of another axis too, or computed.
     """
-    *others, last = (
-        slice(k["start"], k["stop"], k["step"]) if isinstance(k, dict) else k
-        for k in (key if isinstance(key, (tuple, list)) else [key])
-    )
-    is_whole = all(each is Ellipsis or each == slice(None) for each in others)
+    *others, last = key
+    is_whole = all(map(_is_whole, others))
     is_last = len(others) == 3 or others.count(Ellipsis) == 1
     parts = [last]
     if isinstance(last, slice):
@@ -344,8 +367,9 @@ def indexed_channels(source: Node, key: Any) -> tuple[int, ...]:
     is_known = all(isinstance(part, (int, np.integer)) for part in parts)
     if len(source.shape) != 3 or not (is_whole and is_last and is_known):
         raise Unknown(
-            f"it takes {key} of {source.shape}; only channels of an image have an "
-            "integer form, such as x[..., ::-1]"
+            f"it takes {tuple(key)} of {source.shape}; only channels of an image have "
+            "an integer form, such as x[..., ::-1], and axes of length 1, such as "
+            "x[:, None]"
         )
     return tuple(np.atleast_1d(np.arange(source.shape[-1] or 0)[last]).tolist())
 

@@ -428,7 +428,7 @@ def _add_function(
         what = f"TensorFlow's {function}" if is_keras2 else "this operation"
         raise Unknown(f"there is no integer form of {what}")
     operation, parameters = keras_names.SIGNATURES[function]
-    is_narrower = len(call.shape) != len(sources[0].shape)
+    is_narrower = len(call.shape) < len(sources[0].shape)
     if is_keras2 and operation == "channels" and is_narrower:
         # Keras 2 has no stack here that would read it.
         raise Unknown("it takes one channel alone; x[..., i : i + 1] keeps the axis")
