@@ -18,6 +18,8 @@ from tests import helpers, networks
 
 K = keras3()
 LIBRARIES = {"keras2": keras, "keras3": K}
+# What models of each library call functions of.
+FUNCTIONS = {"keras2": tf, "keras3": K.ops}
 CLASSES = 4
 
 
@@ -714,6 +716,62 @@ class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
         model = model_of(LIBRARIES[library], function)
         with self.assertRaisesRegex(UnsupportedLayerError, reason):
             as_classifier(model, input_mean=0, input_scale=1)
+
+    @parameterized.product(library=list(LIBRARIES), by_tuple=(False, True))
+    def test_axes_of_length_one_come_and_go(self, library, by_tuple):
+        functions = FUNCTIONS[library]
+
+        def gate(s):
+            s = functions.expand_dims(functions.expand_dims(s, 1), axis=-2)
+            s = functions.squeeze(s, (1, 2) if by_tuple else [-2, -3])
+            return functions.expand_dims(s, 1)[:, :, None]
+
+        self.check_scores(gated(LIBRARIES[library], lambda x: x, gate))
+
+    # Keras 3 itself reads no functions from HDF5.
+    @parameterized.parameters(
+        ("keras2", ".keras"), ("keras2", ".h5"), ("keras3", ".keras")
+    )
+    def test_axes_in_a_file(self, library, suffix):
+        functions = FUNCTIONS[library]
+        model = gated(
+            LIBRARIES[library],
+            lambda x: x,
+            lambda s: functions.expand_dims(
+                functions.squeeze(s[:, None, None], [1, 2])[:, None], 1
+            ),
+        )
+        path = pathlib.Path(self.get_temp_dir()) / f"model{suffix}"
+        model.save(path)
+        classifier = as_classifier(path, input_mean=0, input_scale=1 / 64)
+        expected = answers(model, pixels() / 64)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_axis_of_the_batch_stays(self, library):
+        functions = FUNCTIONS[library]
+        for function in (
+            lambda x: functions.squeeze(functions.expand_dims(x, 0), 0),
+            lambda x: functions.squeeze(functions.expand_dims(x, -5), -5),
+        ):
+            with self.assertRaisesRegex(
+                UnsupportedLayerError, "it changes the axis of the batch"
+            ):
+                as_classifier(
+                    model_of(LIBRARIES[library], function), input_mean=0, input_scale=1
+                )
+
+    def test_squeeze_that_names_no_axes_is_refused(self):
+        def squeezed(x):
+            x = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+            return tf.reshape(tf.squeeze(x), (-1, 1, 1, 3))
+
+        image = keras.layers.Input((8, 8, 3))
+        x = keras.layers.Dense(CLASSES)(keras.layers.Flatten()(squeezed(image)))
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, r"names no axes .* such as tf.squeeze\(x, \[1, 2\]"
+        ):
+            as_classifier(keras.Model(image, x), input_mean=0, input_scale=1)
 
 
 class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):

@@ -67,6 +67,13 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "stack": ("Stack(x, axis)",),
     "channels": ("GetItem(x, key)", "__operators__.getitem(tensor, slice_spec)"),
     "reshape": ("Reshape(x, newshape)", "reshape(tensor, shape)"),
+    "axes": (
+        "ExpandDims(x, axis)",
+        "Squeeze(x, axis)",
+        "expand_dims(input, axis)",
+        "squeeze(input, axis)",
+        "compat.v1.squeeze(input, axis, name)",
+    ),
     "clip": (
         "Clip(x, x_min, x_max)",
         "clip_by_value(t, clip_value_min, clip_value_max)",

@@ -246,6 +246,8 @@ def operate(
         maker.add("concatenate", name, operands, {"axis": axis})
     elif operation == "channels":
         _index(maker, first, settings["key"], shape)
+    elif operation == "axes":
+        _change_axes(maker, first, settings.get("axis"), shape)
     elif operation == "reshape":
         _reshape(maker, first, shape)
     elif operation == "softmax":
@@ -323,6 +325,19 @@ def _reshape(maker: Maker, source: Node, shape: Shape) -> None:
         raise Unknown(f"it makes {shape}, of which two sizes may be any")
     target = tuple(-1 if size is None else size for size in shape)
     maker.add("reshape", maker.layer, [source], {"shape": target})
+
+
+def _change_axes(maker: Maker, source: Node, axis: Any, shape: Shape) -> None:
+    """Adds axes of length 1, or takes them off; `axis` is in the longer shape."""
+    if axis is None and not shape:
+        raise Unknown(
+            "it names no axes to take off, and of one image the batch is one too; name "
+            "them, such as tf.squeeze(x, [1, 2])"
+        )
+    rank = 1 + max(len(source.shape), len(shape))
+    if axis is not None and 0 in np.ravel(axis) % rank:
+        raise Unknown("it changes the axis of the batch")
+    _reshape(maker, source, shape)
 
 
 def _index(maker: Maker, source: Node, key: Any, shape: Shape) -> None:

@@ -89,8 +89,10 @@ class _Call(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Of the output, without the batch."""
-        return tuple(self.outputs[0].shape[1:])
+        """Of the output, without the batch; () if TensorFlow does not know it."""
+        shape = self.outputs[0].shape
+        is_unknown = isinstance(shape, tf.TensorShape) and shape.rank is None
+        return () if is_unknown else tuple(shape[1:])
 
     @property
     def named(self) -> dict[str, Any]:
@@ -454,7 +456,8 @@ def _arguments(call: _Call, parameters: Sequence[str]) -> dict[str, Any]:
     Raises:
       Unknown: there are others.
     """
-    named = {name: value for name, value in call.named.items() if name != "name"}
+    # Of layers Nones in a list say nothing; of functions they may be new axes.
+    named = {k: v for k, v in call.kwargs.items() if v is not None and k != "name"}
     if not parameters:  # of one value, whatever its name is
         parameters = ("x",) if call.args else tuple(named)[:1]
     further = [*map(str, call.args[len(parameters) :]), *({*named} - {*parameters})]
