@@ -51,6 +51,18 @@ def gate_of_new_axes(L, x):
     return L.ReLU()(x * gate[:, None, None, :])
 
 
+def functions(L):
+    """Where models with layers of this library have their functions from."""
+    return tf if L is keras.layers else keras3().ops
+
+
+def shuffle(L, x):
+    """Channels of two groups in turn, as ShuffleNet has them."""
+    x = functions(L).reshape(conv(L, activation="relu")(x), (-1, 12, 10, 2, 3))
+    x = functions(L).transpose(x, (0, 1, 2, 4, 3))
+    return conv(L)(functions(L).reshape(x, (-1, 12, 10, 6)))
+
+
 def encoder_decoder(L, x):
     """Most of them in one network: down, up again, and beside each other."""
     x = L.PReLU(shared_axes=[1, 2])(L.BatchNormalization()(conv(L)(x)))
@@ -141,13 +153,14 @@ CASES = {
     ),
     "global_max_of_pixels": lambda L, x: L.GlobalMaxPooling2D()(x),
     "gate_of_new_axes": gate_of_new_axes,
+    "shuffle": shuffle,
 }
 # Those that cannot have activations of 16 bits.
 NARROW = {name for name in CASES if name.startswith("transposed")}
 NARROW |= {"encoder_decoder"}
 OTHER_WIDTHS = ("W4A6", "W8A16")
 # Those that are checked each time: a third, and functions in place of layers.
-CHECKED = [*list(CASES)[::3], "gate_of_new_axes"]
+CHECKED = [*list(CASES)[::3], "gate_of_new_axes", "shuffle"]
 NARROW -= {name for name in CASES if "one_stride" in name}
 
 

@@ -773,6 +773,34 @@ class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
         ):
             as_classifier(keras.Model(image, x), input_mean=0, input_scale=1)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_transposed_axes(self, library):
+        functions = FUNCTIONS[library]
+
+        def shuffled(x):
+            """Channels of two groups in turn, and height and width in each other's."""
+            x = functions.reshape(x, (-1, 8, 8, 2, 3))
+            x = functions.transpose(x, [0, 1, 2, 4, 3])
+            x = functions.reshape(x, (-1, 8, 8, 6))
+            x = functions.transpose(x, [0, 1, 2, 3])
+            return functions.transpose(x, (0, 2, 1, 3)) - x
+
+        model = gated(LIBRARIES[library], shuffled, lambda s: s[:, None, None])
+        classifier = self.check_scores(model)
+        self.assertEqual(kinds(classifier).count("transpose"), 2)
+
+    @parameterized.product(library=list(LIBRARIES), order=((3, 1, 2, 0), None))
+    def test_transposed_batch_is_refused(self, library, order):
+        functions = FUNCTIONS[library]
+        model = model_of(
+            LIBRARIES[library],
+            lambda x: functions.transpose(functions.transpose(x, order), order),
+        )
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, "it moves the axis of the batch"
+        ):
+            as_classifier(model, input_mean=0, input_scale=1)
+
 
 class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(

@@ -74,6 +74,11 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
         "squeeze(input, axis)",
         "compat.v1.squeeze(input, axis, name)",
     ),
+    "transpose": (
+        "Transpose(x, axes)",
+        "transpose(a, perm, conjugate)",
+        "compat.v1.transpose(a, perm, name, conjugate)",
+    ),
     "clip": (
         "Clip(x, x_min, x_max)",
         "clip_by_value(t, clip_value_min, clip_value_max)",
@@ -88,6 +93,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 # What `operations.operate` calls arguments that are no operands.
 ARGUMENTS = {
     "slice_spec": "key",
+    "axes": "order",
+    "perm": "order",
     "clip_value_min": "low",
     "clip_value_max": "top",
     "x_min": "low",

@@ -250,6 +250,8 @@ def operate(
         _change_axes(maker, first, settings.get("axis"), shape)
     elif operation == "reshape":
         _reshape(maker, first, shape)
+    elif operation == "transpose":
+        _transpose(maker, first, settings.get("order"))
     elif operation == "softmax":
         softmax(maker, name, first, axis)
     else:
@@ -338,6 +340,17 @@ def _change_axes(maker: Maker, source: Node, axis: Any, shape: Shape) -> None:
     if axis is not None and 0 in np.ravel(axis) % rank:
         raise Unknown("it changes the axis of the batch")
     _reshape(maker, source, shape)
+
+
+def _transpose(maker: Maker, source: Node, order: Any) -> None:
+    """Adds another order of the axes, the batch being axis 0; None is the reversed."""
+    rank = 1 + len(source.shape)
+    axes = range(rank)[::-1] if order is None else np.ravel(order) % rank
+    batch, *others = map(int, axes)
+    if batch != 0:
+        raise Unknown("it moves the axis of the batch")
+    if others != sorted(others):
+        maker.add("transpose", maker.layer, [source], {"order": tuple(others)})
 
 
 def _index(maker: Maker, source: Node, key: Any, shape: Shape) -> None:
