@@ -154,13 +154,16 @@ CASES = {
     "global_max_of_pixels": lambda L, x: L.GlobalMaxPooling2D()(x),
     "gate_of_new_axes": gate_of_new_axes,
     "shuffle": shuffle,
+    "padding_by_a_function": lambda L, x: L.MaxPooling2D()(
+        functions(L).pad(conv(L)(x), [[0, 0], [0, 1], [2, 0], [0, 0]])
+    ),
 }
 # Those that cannot have activations of 16 bits.
 NARROW = {name for name in CASES if name.startswith("transposed")}
 NARROW |= {"encoder_decoder"}
 OTHER_WIDTHS = ("W4A6", "W8A16")
 # Those that are checked each time: a third, and functions in place of layers.
-CHECKED = [*list(CASES)[::3], "gate_of_new_axes", "shuffle"]
+CHECKED = [*list(CASES)[::3], "gate_of_new_axes", "shuffle", "padding_by_a_function"]
 NARROW -= {name for name in CASES if "one_stride" in name}
 
 

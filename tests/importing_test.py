@@ -801,6 +801,53 @@ class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
         ):
             as_classifier(model, input_mean=0, input_scale=1)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_padding_with_zeros(self, library):
+        pad = FUNCTIONS[library].pad
+
+        def padded(x):
+            x = pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]])
+            x = pad(x, ((0, 0), (0, 0), (0, 1), (0, 0)), "constant")
+            return pad(x, [[0, 0], [1, 0], [1, 0], [0, 0]], constant_values=0.0)
+
+        model = gated(LIBRARIES[library], padded, lambda s: s[:, None, None])
+        classifier = self.check_scores(model)
+        margins = [
+            node.settings["margins"]
+            for node in classifier.graph.nodes.values()
+            if node.kind == "pad"
+        ]
+        expected = [((1, 2), (0, 1)), ((0, 0), (0, 1)), ((1, 0), (1, 0))]
+        self.assertEqual(margins, expected)
+        # At the head too, where pixels are not yet what zeros are.
+        self.check_scores(model_of(LIBRARIES[library], padded))
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        case=(
+            (
+                lambda pad, x: pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], "reflect"),
+                "it pads with reflect; only zeros",
+            ),
+            (
+                lambda pad, x: pad(
+                    x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=2
+                ),
+                "it pads with a constant of 2; only zeros",
+            ),
+            (
+                lambda pad, x: pad(x, [[0, 0], [0, 0], [0, 0], [1, 2]]),
+                r"it pads \(8, 8, 3\) by .*\[1, 2\]\], the batch first; only height",
+            ),
+        ),
+    )
+    def test_other_paddings_are_refused(self, library, case):
+        function, reason = case
+        pad = FUNCTIONS[library].pad
+        model = model_of(LIBRARIES[library], lambda x: function(pad, x))
+        with self.assertRaisesRegex(UnsupportedLayerError, reason):
+            as_classifier(model, input_mean=0, input_scale=1)
+
 
 class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(

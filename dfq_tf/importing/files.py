@@ -92,14 +92,14 @@ _KNOWN_VALUES = frozenset(
 # Operations of Keras 3 and functions of TensorFlow that a graph may call.
 _KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
-    Abs Conv Einsum Elu Gelu Log LogSoftmax Matmul Moveaxis Pad Power Rsqrt Softsign
+    Abs Conv Einsum Elu Gelu Log LogSoftmax Matmul Moveaxis Power Rsqrt Softsign
     Split Sqrt Square Sum Swapaxes
     """.split()
 )
 _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
     compat.v1.shape math.abs math.exp math.pow math.reduce_sum math.rsqrt math.sqrt
-    math.square nn.elu nn.gelu pad shape split stack
+    math.square nn.elu nn.gelu shape split stack
     """.split()
 )
 _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(

@@ -79,6 +79,11 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
         "transpose(a, perm, conjugate)",
         "compat.v1.transpose(a, perm, name, conjugate)",
     ),
+    "pad": (
+        "Pad(x, pad_width, mode, constant_values)",
+        "pad(tensor, paddings, mode, constant_values)",
+        "compat.v1.pad(tensor, paddings, mode, name, constant_values)",
+    ),
     "clip": (
         "Clip(x, x_min, x_max)",
         "clip_by_value(t, clip_value_min, clip_value_max)",
@@ -95,6 +100,9 @@ ARGUMENTS = {
     "slice_spec": "key",
     "axes": "order",
     "perm": "order",
+    "pad_width": "margins",
+    "paddings": "margins",
+    "constant_values": "value",
     "clip_value_min": "low",
     "clip_value_max": "top",
     "x_min": "low",

@@ -248,6 +248,8 @@ def operate(
         _index(maker, first, settings["key"], shape)
     elif operation == "axes":
         _change_axes(maker, first, settings.get("axis"), shape)
+    elif operation == "pad":
+        _pad(maker, first, settings)
     elif operation == "reshape":
         _reshape(maker, first, shape)
     elif operation == "transpose":
@@ -351,6 +353,21 @@ def _transpose(maker: Maker, source: Node, order: Any) -> None:
         raise Unknown("it moves the axis of the batch")
     if others != sorted(others):
         maker.add("transpose", maker.layer, [source], {"order": tuple(others)})
+
+
+def _pad(maker: Maker, source: Node, settings: Mapping[str, Any]) -> None:
+    mode, value = str(settings.get("mode", "constant")), settings.get("value")
+    if mode.lower() != "constant" or np.any(value):
+        what = f"a constant of {value}" if mode.lower() == "constant" else mode
+        raise Unknown(f"it pads with {what}; only zeros have an integer form")
+    margins = np.asarray(settings["margins"]).tolist()
+    if len(source.shape) != 3 or len(margins) != 4 or any(margins[0] + margins[3]):
+        raise Unknown(
+            f"it pads {source.shape} by {margins}, the batch first; only height and "
+            "width of an image have an integer form"
+        )
+    sides = tuple(map(tuple, margins[1:3]))
+    maker.add("pad", maker.layer, [source], {"margins": sides})
 
 
 def _index(maker: Maker, source: Node, key: Any, shape: Shape) -> None:

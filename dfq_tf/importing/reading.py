@@ -443,7 +443,7 @@ def _add_function(
         has_tensors = is_list and any(id(each) in nodes for each in value)
         for each in value if has_tensors else [value]:
             operands.append(nodes.get(id(each), each))
-    if any(id(value) in nodes for value in arguments.values()):
+    if any(id(value) in nodes for value in tf.nest.flatten(arguments)):
         raise Unknown("one of its settings is computed by the model")
     names = keras_names.ARGUMENTS
     settings = {names.get(name, name): value for name, value in arguments.items()}
