@@ -478,6 +478,29 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllClose(as_classifier(other).scores(pixels()), expected)
 
 
+class TrainingsTest(parameterized.TestCase, tf.test.TestCase):
+    """Layers of which training has made more than inference needs."""
+
+    def check_scores(self, model):
+        classifier = as_classifier(model, input_mean=0, input_scale=1 / 64)
+        expected = answers(model, pixels() / 64)
+        self.assertGreater(np.ptp(expected), 0.01)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+        return classifier
+
+    @parameterized.parameters(
+        {}, dict(scale=False), dict(center=False), dict(scale=False, center=False)
+    )
+    def test_renormalized_batches(self, **settings):
+        bn = keras.layers.BatchNormalization(renorm=True, name="bn", **settings)
+        model = helpers.randomise(model_of(keras, bn))
+        bn.moving_variance.assign([0.5, 0.9, 1.7])
+        classifier = self.check_scores(model)
+        weights = classifier.graph.nodes["bn"].weights
+        self.assertAllEqual(weights["mean"], bn.moving_mean)
+        self.assertAllEqual(weights["variance"], bn.moving_variance)
+
+
 class ShapeTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*LIBRARIES)
     def test_model_of_any_size_is_made_for_one(self, library):

@@ -230,6 +230,9 @@ def _by_table(maker: Maker, found: Found) -> Node:
         settings[setting] = next(
             _plain(config[n]) for n in names.split() if n in config
         )
+    if config.get("renorm"):
+        # Behind the moments are three weights that its training alone needs.
+        found = dataclasses.replace(found, weights=found.weights[:-3])
     weights = float_weights(found, entry.weights)
     if found.kind == "BatchNormalization":
         _check_axis(found)
