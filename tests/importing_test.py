@@ -500,6 +500,49 @@ class TrainingsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllEqual(weights["mean"], bn.moving_mean)
         self.assertAllEqual(weights["variance"], bn.moving_variance)
 
+    @parameterized.product(library=list(LIBRARIES), suffix=("object", ".keras", ".h5"))
+    def test_spectral_normalization_is_what_it_wraps(self, library, suffix):
+        library = LIBRARIES[library]
+        layers = library.layers
+        conv = layers.Conv2D(6, 3, activation="relu")
+        links = [
+            layers.Input((8, 8, 3)),
+            layers.SpectralNormalization(conv, name="normal"),
+            layers.GlobalMaxPooling2D(),
+            layers.SpectralNormalization(layers.Dense(CLASSES), power_iterations=2),
+        ]
+        model = library.Sequential(links)
+        model.compile("sgd", "mse")
+        target = np.random.default_rng(0).normal(size=(20, CLASSES))
+        model.fit(pixels() / 64, target, epochs=2, verbose=0)
+        source = model
+        if suffix != "object":
+            source = pathlib.Path(self.get_temp_dir()) / f"model{suffix}"
+            model.save(source)
+        classifier = as_classifier(source, input_mean=0, input_scale=1 / 64)
+        expected = answers(model, pixels() / 64)
+        self.assertGreater(np.ptp(expected), 0.01)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+        self.assertAllEqual(
+            classifier.graph.nodes["normal"].weights["kernel"], conv.get_weights()[0]
+        )
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_spectral_normalization_of_ones_own_is_refused(self, library):
+        layers = LIBRARIES[library].layers
+
+        class Conv2D(layers.Conv2D):
+            def call(self, inputs):
+                return 2 * super().call(inputs)
+
+        wrapped = layers.SpectralNormalization(Conv2D(3, 3), name="wrapped")
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, "layer wrapped .*it is a class of your own"
+        ):
+            as_classifier(
+                model_of(LIBRARIES[library], wrapped), input_mean=0, input_scale=1
+            )
+
 
 class ShapeTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*LIBRARIES)

@@ -407,11 +407,14 @@ def _add_nodes(
     if function:
         _add_function(maker, function, call, sources)
         return
-    if not type(layer).__module__.startswith(dialect.package):
-        raise Unknown("it is a class of your own, whose function is not known here")
+    _check_is_keras(layer, dialect)
+    if call.kind == "SpectralNormalization":
+        # Training has divided the kernel by its norm; now it is the layer's own.
+        layer = layer.layer
+        _check_is_keras(layer, dialect)
     found = Found(
         maker.layer,
-        call.kind,
+        type(layer).__name__,
         layer.get_config(),
         [np.asarray(weight) for weight in layer.get_weights()],
         sources,
@@ -420,6 +423,12 @@ def _add_nodes(
         function=lambda images: outputs_of(layer, images),
     )
     keras_names.add_layer(maker, found)
+
+
+def _check_is_keras(layer: Any, dialect: _Keras2 | _Keras3) -> None:
+    """Raises Unknown for a class that is not Keras' own."""
+    if not type(layer).__module__.startswith(dialect.package):
+        raise Unknown("it is a class of your own, whose function is not known here")
 
 
 def _add_function(

@@ -46,12 +46,15 @@ _BuiltInside.__name__ = "QuantizeWrapperV2"
 
 @contextlib.contextmanager
 def known_to_keras() -> Iterator[None]:
-    """Lets Keras 2 read models that have wrappers of tfmot in the block."""
+    """Lets Keras 2 read models that have wrappers of tfmot or its own in the block."""
+    own = keras.layers.SpectralNormalization  # which it writes, and cannot find
     with (
         tfmot.quantization.keras.quantize_scope(),
         tfmot.sparsity.keras.prune_scope(),
         tfmot.clustering.keras.cluster_scope(),
-        keras.utils.custom_object_scope({"QuantizeWrapperV2": _BuiltInside}),
+        keras.utils.custom_object_scope(
+            {"QuantizeWrapperV2": _BuiltInside, own.__name__: own}
+        ),
     ):
         yield
 
