@@ -914,6 +914,49 @@ class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(UnsupportedLayerError, reason):
             as_classifier(model, input_mean=0, input_scale=1)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_split_of_channels(self, library):
+        split = FUNCTIONS[library].split
+        # TensorFlow takes sizes, Keras 3 the places between them.
+        sizes = [1, 3, 2] if library == "keras2" else [1, 4]
+
+        def parts(x):
+            left, right = split(x, 2, axis=-1)
+            first, _, last = split(x, sizes, 3)
+            x = LIBRARIES[library].layers.Concatenate()([right, first, last])
+            return x * LIBRARIES[library].layers.Concatenate()([left, right])
+
+        model = gated(LIBRARIES[library], parts, lambda s: s[:, None, None])
+        classifier = self.check_scores(model)
+        orders = [
+            node.settings["order"]
+            for node in classifier.graph.nodes.values()
+            if node.kind == "channels"
+        ]
+        self.assertCountEqual(orders, [(0, 1, 2), (3, 4, 5), (0,), (4, 5)])
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_split_of_rows_is_refused(self, library):
+        split = FUNCTIONS[library].split
+        model = model_of(LIBRARIES[library], lambda x: split(x, 2, axis=1)[1])
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, "it splits the axis 1; only channels of an image"
+        ):
+            as_classifier(model, input_mean=0, input_scale=1)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_other_functions_of_several_outputs_are_refused(self, library):
+        layers = LIBRARIES[library].layers
+        image = layers.Input((8, 8, 3))
+        x = FUNCTIONS[library].unstack(image, 8, axis=1)[0]
+        x = layers.Dense(CLASSES)(layers.Flatten()(x))
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, r"several outputs; write slices, .* x\[..., :c\]"
+        ):
+            as_classifier(
+                LIBRARIES[library].Model(image, x), input_mean=0, input_scale=1
+            )
+
 
 class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(

@@ -93,13 +93,13 @@ _KNOWN_VALUES = frozenset(
 _KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
     Abs Conv Einsum Elu Gelu Log LogSoftmax Matmul Moveaxis Power Rsqrt Softsign
-    Split Sqrt Square Sum Swapaxes
+    Sqrt Square Sum Swapaxes
     """.split()
 )
 _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
     compat.v1.shape math.abs math.exp math.pow math.reduce_sum math.rsqrt math.sqrt
-    math.square nn.elu nn.gelu shape split stack
+    math.square nn.elu nn.gelu shape stack
     """.split()
 )
 _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(

@@ -66,6 +66,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "concatenate": ("Concatenate(xs, axis)", "concat(values, axis)"),
     "stack": ("Stack(x, axis)",),
     "channels": ("GetItem(x, key)", "__operators__.getitem(tensor, slice_spec)"),
+    "split": (
+        "Split(x, indices_or_sections, axis)",
+        "split(value, num_or_size_splits, axis)",
+    ),
     "reshape": ("Reshape(x, newshape)", "reshape(tensor, shape)"),
     "axes": (
         "ExpandDims(x, axis)",

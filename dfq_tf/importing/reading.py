@@ -73,6 +73,7 @@ class _Call(NamedTuple):
       args: positional arguments, the inputs among them.
       kwargs: arguments by name.
       sources: names of the calls that gave its inputs.
+      before: of one output of a split, the outputs before it.
     """
 
     layer: Any
@@ -81,6 +82,7 @@ class _Call(NamedTuple):
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     sources: tuple[str, ...] = ()
+    before: Sequence[Any] = ()
 
     @property
     def kind(self) -> str:
@@ -220,11 +222,9 @@ def resized_to(model: Any) -> tuple[str, tuple[int, int]] | None:
         layer = calls[name].layer
         if type(layer).__name__ == "Resizing":
             return name, (int(layer.height), int(layer.width))
-        operation, _ = keras_names.SIGNATURES.get(
-            dialect.function(layer) or "", ("", ())
-        )
         is_of_pixels = type(layer).__name__ in _OF_PIXELS
-        if not is_of_pixels and operation not in operations.ARITHMETIC:
+        is_arithmetic = _operation_of(layer, dialect) in operations.ARITHMETIC
+        if not is_of_pixels and not is_arithmetic:
             return None
 
 
@@ -344,10 +344,28 @@ def _add_calls(
         if dialect.is_network(layer) and _argument_problem(call) is None:
             names[id(layer), index] = _add_calls(calls, layer, sources, dialect)
         else:
-            name = unique_name(calls, layer.name)
-            calls[name] = call._replace(sources=sources)
-            names[id(layer), index] = [name]
+            parts = [call]
+            if _operation_of(layer, dialect) == "split":
+                parts = _parts_of_split(call)
+            names[id(layer), index] = found = []
+            for part in parts:
+                found.append(unique_name(calls, layer.name))
+                calls[found[-1]] = part._replace(sources=sources)
     return list(map(name_of, model.outputs))
+
+
+def _operation_of(layer: Any, dialect: _Keras2 | _Keras3) -> str:
+    """The key in `keras_names.FUNCTIONS` of a function that was called; '' of none."""
+    return keras_names.SIGNATURES.get(dialect.function(layer) or "", ("", ()))[0]
+
+
+def _parts_of_split(call: _Call) -> list[_Call]:
+    """A call for each output."""
+    outputs = call.outputs
+    return [
+        call._replace(outputs=[output], before=outputs[:i])
+        for i, output in enumerate(outputs)
+    ]
 
 
 def _needed(calls: Mapping[str, _Call], output: str) -> dict[str, _Call]:
@@ -393,7 +411,9 @@ def _add_nodes(
       Unknown: there are none.
     """
     layer, function = call.layer, dialect.function(call.layer)
-    problem = None if function and len(call.outputs) == 1 else _call_problem(call)
+    if function and len(call.outputs) != 1:
+        raise Unknown("it gives several outputs; write slices, such as x[..., :c]")
+    problem = None if function else _call_problem(call)
     if problem:
         raise Unknown(problem)
     for tensor, source in zip(call.inputs, sources):
@@ -456,7 +476,22 @@ def _add_function(
         raise Unknown("one of its settings is computed by the model")
     names = keras_names.ARGUMENTS
     settings = {names.get(name, name): value for name, value in arguments.items()}
+    if operation == "split":
+        operation, settings = "channels", {"key": _key_of_split(call, settings)}
     operations.operate(maker, operation, operands, settings, call.shape)
+
+
+def _key_of_split(call: _Call, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The index of one output of a split.
+
+    Raises:
+      Unknown: it is no split of channels.
+    """
+    shape, axis = call.inputs[0].shape, settings.get("axis", 0)
+    if axis not in (-1, len(shape) - 1):
+        raise Unknown(f"it splits the axis {axis}; only channels of an image can be")
+    first = sum(output.shape[-1] for output in call.before)
+    return (..., slice(first, first + call.shape[-1]))
 
 
 def _arguments(call: _Call, parameters: Sequence[str]) -> dict[str, Any]:
