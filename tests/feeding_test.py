@@ -151,6 +151,26 @@ class FindTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(ConfigError, "are not given, .*1/255"):
             as_classifier(new)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_memory_of_a_shared_layer_says_nothing(self, library):
+        """It is of all that came to it, and the next one's is of what is fed."""
+        library = LIBRARIES[library]
+        trained = trained_on(pictures(), "-1..1", library)
+        conv, first, *_ = trained.layers[1:]
+        image = library.layers.Input(SHAPE)
+        x, y = first(conv(image)), first(library.layers.ReLU()(conv(image)))
+        x = library.layers.Add()([x, y])
+        model = library.Model(image, library.layers.GlobalAveragePooling2D()(x))
+        self.assertIsNone(feeding.find(classifiers.read(model).graph))
+        images = fed(pictures(), "-1..1").astype(np.float32)
+        values = np.asarray(library.Model(image, x)(images, training=False))
+        moments = values.mean((0, 1, 2)), values.var((0, 1, 2))
+        second = library.layers.BatchNormalization(name="second")
+        outputs = library.layers.GlobalAveragePooling2D()(second(x))
+        second.set_weights([np.ones(8), np.zeros(8), *moments])
+        found = feeding.find(classifiers.read(library.Model(image, outputs)).graph)
+        self.assertEqual((found.layer, found.name), ("second", "-1..1"))
+
 
 class OwnTest(parameterized.TestCase, tf.test.TestCase):
     """Models that prepare their input themselves."""

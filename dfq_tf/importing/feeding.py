@@ -7,7 +7,7 @@ do.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -126,9 +126,11 @@ def find(graph: Graph, said: Feeding | None = None) -> Found | None:
 
     Returns:
       None if there is nothing to compare with: no BatchNormalization, or one that has
-      never seen an image. None also if what is said is not far.
+      never seen an image, or that is called more than once. None also if what is said
+      is not far.
     """
-    node = next((n for n in graph.nodes.values() if _has_statistics(n)), None)
+    remembering = [n for n in graph.nodes.values() if _has_statistics(n)]
+    node = next((n for n in remembering if not _is_shared(n, remembering)), None)
     if node is None or not _can_compute(graph, node):
         return None
     height, width, channels = graph.image.shape
@@ -166,6 +168,17 @@ def _has_statistics(node: Node) -> bool:
     mean, variance = node.weights["mean"], node.weights["variance"]
     is_new = not mean.any() and (variance == 1).all()
     return not is_new and bool((variance > node.settings["epsilon"]).any())
+
+
+def _is_shared(node: Node, others: Sequence[Node]) -> bool:
+    """Whether its layer is called elsewhere too: it remembers what came to both."""
+    mean = node.weights["mean"]
+    return any(
+        np.array_equal(mean, other.weights["mean"])
+        and np.array_equal(node.weights["variance"], other.weights["variance"])
+        for other in others
+        if other is not node
+    )
 
 
 def _can_compute(graph: Graph, node: Node) -> bool:
