@@ -583,6 +583,42 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(UnsupportedLayerError, "layer fit .*makes images"):
             as_classifier(model, **said, image_size=(30, 20))
 
+    @parameterized.product(
+        library=list(LIBRARIES), shape=((13, 12, 3), (None, None, 3))
+    )
+    def test_center_crop_of_larger_images(self, library, shape):
+        library = LIBRARIES[library]
+        layers = library.layers
+        scale = [1 / 50, 1 / 60, 1 / 70]
+        model = model_of(
+            library,
+            layers.Resizing(13, 12),
+            layers.CenterCrop(8, 9),
+            layers.CenterCrop(8, 9),
+            layers.Rescaling(scale, offset=-1),
+            shape=shape,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # says the size
+            classifier = as_classifier(model)
+        self.assertEqual(classifier.image_shape, (13, 12, 3))
+        self.assertEqual(kinds(classifier)[:3], ["image", "crop", "conv"])
+        self.assertAllClose(classifier.description.input_scale, scale)
+        images = pixels((13, 12, 3))
+        expected = answers(model, images)
+        self.assertAllClose(classifier.scores(images), expected, atol=1e-4)
+
+    @parameterized.product(library=list(LIBRARIES), size=((9, 8), (4, 9), (10, 10)))
+    def test_center_crop_of_smaller_images_is_refused(self, library, size):
+        layers = LIBRARIES[library].layers
+        crop = layers.CenterCrop(*size, name="crop")
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, "layer crop .*it makes images of .* of those of"
+        ):
+            as_classifier(
+                model_of(LIBRARIES[library], crop), input_mean=0, input_scale=1
+            )
+
     @parameterized.parameters(*LIBRARIES)
     def test_resizing_behind_a_convolution_says_nothing_of_the_image(self, library):
         layers = LIBRARIES[library].layers

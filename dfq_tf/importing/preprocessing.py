@@ -114,7 +114,8 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
     """Takes the affine nodes at the head off.
 
     Another order of the channels among them, as BGR, stays, before all else. Behind
-    reshapes, as of images without channels, those of one scale and offset are taken.
+    reshapes, as of images without channels, those of one scale and offset are taken;
+    behind crops, all.
     Those of several branches stay, and those behind a padding, whose zeros they change.
 
     Returns:
@@ -129,18 +130,20 @@ def take_preprocessing(graph: Graph) -> tuple[Graph, Preprocessing | None]:
     )  # the channels of the image, as they come here
     name = head = image.name
     moved = ""  # the last node that has put the pixels elsewhere
+    is_mixed = False  # whether the last axis may be other than channels
     while True:
         readers = graph.consumers(name)
         if len(readers) != 1 or readers[0].name == graph.output:
             break
         (node,) = readers
-        if node.kind in _MOVING:
+        if node.kind in (*_MOVING, "crop"):
             moved = node.name
+            is_mixed |= node.kind != "crop"
         elif node.kind == "affine":
             step = _of_affine(node)
             if (step.scale <= 0).any():
                 break  # the quantization of pixels keeps their order
-            if moved and max(step.scale.size, step.offset.size) > 1:
+            if is_mixed and max(step.scale.size, step.offset.size) > 1:
                 break
             found = (found or Preprocessing()).then(step.unordered(order))
             taken[node.name] = moved or head
@@ -301,10 +304,27 @@ def _add_resizing(maker: Maker, found: Found) -> None:
         )
 
 
+def _add_center_crop(maker: Maker, found: Found) -> None:
+    """Both sides lose the same; an odd row or column goes at the end."""
+    (source,) = found.sources
+    if found.shape == source.shape:
+        return
+    larger = [
+        -1 if side is None or target is None else side - target
+        for side, target in zip(source.shape[:2], found.shape[:2])
+    ]
+    if min(larger) < 0:
+        _add_resizing(maker, found)  # refuses it: Keras makes smaller images larger
+        return
+    margins = tuple((more // 2, more - more // 2) for more in larger)
+    maker.add("crop", found.name, found.sources, {"margins": margins})
+
+
 # Layers that bring images of any size to one; what they are given has the right one.
-_RESIZING = ("CenterCrop", "RandomCrop", "RandomHeight", "RandomWidth", "Resizing")
+_RESIZING = ("RandomCrop", "RandomHeight", "RandomWidth", "Resizing")
 # Class of a layer -> what adds its nodes.
 LAYERS: dict[str, Callable[[Maker, Found], None]] = {
+    "CenterCrop": _add_center_crop,
     "Lambda": _add_lambda,
     "Normalization": _add_normalization,
     "Rescaling": _add_rescaling,
