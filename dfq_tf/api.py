@@ -458,7 +458,11 @@ class Prepared:
     @functools.cached_property
     def calibrated(self) -> Calibrated:
         """Makes DF-Q of them, in any widths."""
-        return Calibrated(self.network, self.images, self.calibration)
+        config = self.calibration
+        if self.source.kind == PHOTOGRAPHS:
+            margin = config.photographs_logits_margin
+            config = dataclasses.replace(config, logits_margin=margin)
+        return Calibrated(self.network, self.images, config)
 
     @functools.cached_property
     def pool(self) -> np.ndarray:

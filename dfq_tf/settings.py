@@ -378,6 +378,12 @@ class CalibrationConfig(Checked):
         "where that costs too much on images held out.",
         minimum=1,
     )
+    photographs_logits_margin: float = setting(
+        1.5,
+        "The same where the photographs that ship with the project calibrate, which "
+        "reach nearer to the images of a task than generated ones.",
+        minimum=1,
+    )
     weight_range: str = setting(
         "mse",
         "Range of weights: their largest magnitude, or what makes the mean squared "

@@ -1279,6 +1279,28 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         with begun, self.assertRaisesRegex(KeyError, "begun"):
             api.quantize(teacher, method="df_q")
 
+    @parameterized.parameters(
+        ("procedural", {}, 2.5),
+        ("photographs", {}, 1.5),
+        ("photographs", {"photographs_logits_margin": 2.0}, 2.0),
+        ("photographs", {"logits_margin": 3.0}, 1.5),
+    )
+    def test_margin_of_the_logits_hangs_on_what_calibrates(self, images, more, margin):
+        teacher = digits.teacher()
+        calibration = CalibrationConfig(
+            images=images,
+            calibration_images=3,  # none is held out to choose by
+            activation_range="min_max",
+            bias_correction=False,
+            **more,
+        )
+        prepared = api.prepare(teacher, teacher, calibration, helpers.context(TINY))
+        network = prepared.calibrated.quantized(BitWidths())
+        low, high = network.ranges[network.graph.output]
+        scores = teacher.scores(prepared.images)
+        width = max(0, scores.max()) - min(0, scores.min())
+        self.assertAlmostEqual((high - low) / width, margin, places=3)
+
     def test_size_that_no_file_has_is_refused_before_any_image(self):
         begun = mock.patch.object(api, "prepare", side_effect=KeyError("begun"))
         with begun, self.assertRaisesRegex(ConfigError, "target_kib is 1, and"):
