@@ -300,9 +300,11 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         shape = self.teacher.image_shape
         self.assertAllEqual(result.held_out, photographs.crops(1, 48, shape))
         network = float_network(self.teacher)
+        margin = calibration.photographs_logits_margin
+        config = dataclasses.replace(calibration, logits_margin=margin)
         for count, is_same in ((32, True), (31, False)):
             images = photographs.crops(0, count, shape)
-            expected = post_training(network, images, BitWidths(), calibration)
+            expected = post_training(network, images, BitWidths(), config)
             found = result.network.ranges
             self.assertEqual(found == expected.ranges, is_same)
 
