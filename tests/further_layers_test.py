@@ -78,6 +78,21 @@ def encoder_decoder(L, x):
     return L.GlobalMaxPooling2D()(conv(L, activation="relu")(x))
 
 
+def normalized_twice(L, x):
+    """Of two readers, one adds the normalized values to others."""
+    x = L.LayerNormalization()(L.Conv2D(8, 2, 2)(x))
+    return L.LayerNormalization()(L.Add()([x, conv(L, 8, activation="relu")(x)]))
+
+
+def convnext(L, x):
+    """A block of ConvNeXt, behind its stem."""
+    x = L.LayerNormalization(epsilon=1e-6)(L.Conv2D(8, 2, 2)(x))
+    y = L.Conv2D(8, 7, padding="same", groups=8)(x)
+    y = L.Dense(32, activation="gelu")(L.LayerNormalization(epsilon=1e-6)(y))
+    x = L.Add()([x, L.Dense(8)(y)])
+    return L.LayerNormalization(epsilon=1e-6)(L.GlobalAveragePooling2D()(x))
+
+
 # What each network has between its image and its dense layer.
 CASES = {
     "encoder_decoder": encoder_decoder,
@@ -154,16 +169,41 @@ CASES = {
     "global_max_of_pixels": lambda L, x: L.GlobalMaxPooling2D()(x),
     "gate_of_new_axes": gate_of_new_axes,
     "shuffle": shuffle,
+    "layer_normalization": lambda L, x: L.Conv2D(5, 3)(
+        L.LayerNormalization(epsilon=0.01)(conv(L)(x))
+    ),
+    "layer_normalization_with_zeros_around": lambda L, x: conv(L, activation="relu")(
+        L.LayerNormalization()(L.MaxPooling2D()(conv(L)(x)))
+    ),
+    "layer_normalization_that_others_read": normalized_twice,
+    "layer_normalization_of_vectors": lambda L, x: L.LayerNormalization(scale=False)(
+        L.GlobalAveragePooling2D()(conv(L, 12)(x))
+    ),
+    "group_normalization": lambda L, x: L.ReLU()(
+        L.GroupNormalization(3, epsilon=0.01)(conv(L)(x))
+    ),
+    "group_normalization_of_all": lambda L, x: conv(L)(
+        L.GroupNormalization(1)(L.MaxPooling2D()(conv(L, activation="relu")(x)))
+    ),
+    "group_normalization_of_each": lambda L, x: L.GroupNormalization(-1, center=False)(
+        conv(L)(x)
+    ),
+    "unit_normalization": lambda L, x: L.UnitNormalization()(
+        L.GlobalAveragePooling2D()(conv(L, 12)(x))
+    ),
+    "convnext": convnext,
     "padding_by_a_function": lambda L, x: L.MaxPooling2D()(
         functions(L).pad(conv(L)(x), [[0, 0], [0, 1], [2, 0], [0, 0]])
     ),
 }
 # Those that cannot have activations of 16 bits.
 NARROW = {name for name in CASES if name.startswith("transposed")}
-NARROW |= {"encoder_decoder"}
+NARROW |= {"encoder_decoder", "convnext"}
+NARROW |= {name for name in CASES if "normalization" in name and "batch" not in name}
 OTHER_WIDTHS = ("W4A6", "W8A16")
 # Those that are checked each time: a third, and functions in place of layers.
 CHECKED = [*list(CASES)[::3], "gate_of_new_axes", "shuffle", "padding_by_a_function"]
+CHECKED += ["convnext", "group_normalization"]
 NARROW -= {name for name in CASES if "one_stride" in name}
 
 
@@ -252,7 +292,8 @@ class FurtherLayersTest(parameterized.TestCase, tf.test.TestCase):
 
     def check_file(self, name, widths):
         if widths == "W8A16" and name in NARROW:
-            with self.assertRaisesRegex(UnsupportedLayerError, "for 8 bits alone"):
+            reason = "for 8 bits alone|few for squares of 16 bits"
+            with self.assertRaisesRegex(UnsupportedLayerError, reason):
                 quantized(name, widths)
             return
         network = quantized(name, widths)
@@ -285,6 +326,22 @@ class RewrittenTest(parameterized.TestCase, tf.test.TestCase):
         ("transposed_of_one_stride", ["conv", "relu"]),
         ("transposed_of_one_stride_even", ["pad", "conv", "leaky_relu"]),
         ("average", ["add", "depthwise_conv", "relu"]),
+        # Its scale and offset go into the kernels behind it, without zeros around.
+        ("layer_normalization", ["conv", "layer_normalization", "conv"]),
+        (
+            "layer_normalization_with_zeros_around",
+            ["layer_normalization", "depthwise_conv", "conv", "relu"],
+        ),
+        (
+            "layer_normalization_that_others_read",
+            "layer_normalization depthwise_conv conv relu add layer_normalization "
+            "depthwise_conv".split(),
+        ),
+        (
+            "convnext",
+            "layer_normalization depthwise_conv depthwise_conv layer_normalization "
+            "dense gelu dense add global_average_pool layer_normalization".split(),
+        ),
         ("permute_of_nothing", []),
     )
     def test_kinds(self, name, expected):
@@ -292,8 +349,8 @@ class RewrittenTest(parameterized.TestCase, tf.test.TestCase):
         graph = post_training.float_network(classifier).graph
         kinds = [node.kind for node in graph.nodes.values()]
         # Behind the pixels and convolutions, and before what makes logits.
-        ends = ["reshape", "dense"]
-        self.assertEqual(kinds[-len(expected) - 2 :], expected + ends)
+        ends = ["dense"] if "convnext" in name else ["reshape", "dense"]
+        self.assertEqual(kinds[-len(expected) - len(ends) :], expected + ends)
         self.assertNotIn("batch_normalization", kinds)
 
     @parameterized.product(

@@ -153,6 +153,31 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         found = as_classifier(path, input_mean=0, input_scale=1, output="logits")
         self.assertAllClose(found.scores(images), expected, rtol=1e-5)
 
+    # Keras 3 itself does not read its own HDF5 of sums.
+    @parameterized.parameters(
+        ("keras2", ".keras"), ("keras2", ".h5"), ("keras3", ".keras")
+    )
+    def test_convnext_is_read(self, library, suffix):
+        library = LIBRARIES[library]
+        module = inspect.getmodule(library.applications.ConvNeXtTiny)
+        model = module.ConvNeXt(
+            depths=[1, 1, 2, 1],
+            projection_dims=[4, 6, 8, 10],
+            drop_path_rate=0.2,
+            layer_scale_init_value=0.5,
+            weights=None,
+            input_shape=(32, 32, 3),
+            classes=5,
+            classifier_activation=None,
+        )
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+        expected = np.asarray(model(images.astype(np.float32)))
+        self.assertGreater(np.ptp(expected), 0.1)
+        found = as_classifier(path)
+        self.assertAllClose(found.scores(images), expected, atol=1e-4)
+
     def test_model_of_models_is_looked_through(self):
         inner = network(K, K.layers.Lambda(lambda x: 2 * x, name="inside"))
         image = K.layers.Input((8, 8, 3))

@@ -202,7 +202,7 @@ class ProblemsTest(tf.test.TestCase):
                 layers.BatchNormalization(name="bn"),
                 conv,
                 layers.BatchNormalization(axis=1, name="rows"),
-                layers.LayerNormalization(name="norm"),
+                layers.Masking(name="masked"),
                 layers.Reshape((64, 4), name="sequence"),
                 layers.BatchNormalization(name="of_sequence"),
                 layers.Dense(3, name="of_words"),
@@ -214,7 +214,7 @@ class ProblemsTest(tf.test.TestCase):
         rows = {row.name: row for row in found.rows}
         reasons = {row.name: row.problem for row in found.problems}
         self.assertSameElements(
-            reasons, ["odd", "rows", "norm", "of_sequence", "of_words"]
+            reasons, ["odd", "rows", "masked", "of_sequence", "of_words"]
         )
         self.assertEqual(reasons["odd"], "its activation is softsign")
         self.assertRegex(reasons["rows"], "has axis 1")

@@ -91,6 +91,25 @@ CHAINS = {
     "bn_without_scale": lambda L: [L.BatchNormalization(scale=False)],
     "bn_without_center": lambda L: [L.BatchNormalization(center=False)],
     "bn_of_vectors": lambda L: [L.Flatten(), L.BatchNormalization(axis=1)],
+    "layer_normalization": lambda L: [L.LayerNormalization(epsilon=0.01)],
+    "layer_normalization_of_a_list": lambda L: [
+        L.LayerNormalization([3], center=False),
+        L.LayerNormalization([-1], scale=False),
+        L.LayerNormalization(center=False, scale=False),
+    ],
+    "layer_normalization_of_vectors": lambda L: [
+        L.Flatten(),
+        L.LayerNormalization(1),
+        L.Dense(4),
+    ],
+    "group_normalization": lambda L: [
+        L.Conv2D(6, 3),
+        L.GroupNormalization(3, epsilon=0.01),
+        L.GroupNormalization(1, center=False),
+        L.GroupNormalization(-1, scale=False),
+        L.GroupNormalization(2, center=False, scale=False),
+    ],
+    "unit_normalization": lambda L: [L.UnitNormalization(), L.UnitNormalization(3)],
     "dense_of_pixels": lambda L: [L.Dense(4)],
     "dense": lambda L: [L.Flatten(), L.Dense(4, activation="softmax")],
     "relu": lambda L: [L.ReLU(), L.ReLU(0.5)],
@@ -214,6 +233,9 @@ FUNCTIONS = {
     "gelu_called": lambda: chain(
         K.activations.gelu, ops.gelu, lambda x: ops.gelu(x, approximate=False)
     ),
+    "rms_normalization": lambda: chain(
+        L.RMSNormalization(epsilon=0.01), L.Conv2D(3, 2), L.RMSNormalization([3])
+    ),
     "cast": lambda: chain(lambda x: ops.cast(x, "float32")),
     "channels": lambda: chain(
         L.Conv2D(4, 3, padding="same"),
@@ -328,6 +350,42 @@ class NodesTest(parameterized.TestCase, tf.test.TestCase):
         owners = [node.layers for node in graph.nodes.values()][1:]
         self.assertEqual(owners, [("conv",)] * 3 + [("flat",)] + [("last",)] * 2)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_groups_of_one_channel_are_a_depthwise_convolution(self, library):
+        library = LIBRARIES[library]
+        conv = library.layers.Conv2D(6, 3, groups=3, name="conv")
+        node = read(chain(conv, library=library)).nodes["conv"]
+        self.assertEqual(node.kind, "depthwise_conv")
+        self.assertEqual(node.weights["kernel"].shape, (3, 3, 3, 2))
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_normalization_gives_the_output_of_its_layer(self, library):
+        library = LIBRARIES[library]
+        layers = library.layers
+        graph = read(
+            chain(
+                layers.LayerNormalization(name="rows"),
+                layers.GroupNormalization(3, name="groups"),
+                layers.Flatten(name="flat"),
+                library=library,
+            )
+        )
+        names, nodes = list(graph.nodes), graph.nodes
+        self.assertEqual(names[1:3], ["rows_normalized", "rows"])
+        self.assertEqual(names[-2:], ["groups", "flat"])
+        owners = {node.layers for node in nodes.values() if "groups" in node.name}
+        self.assertEqual(owners, {("groups",)})
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_groups_of_images_of_any_size_are_refused(self, library):
+        library = LIBRARIES[library]
+        layer = library.layers.GroupNormalization(3, name="norm")
+        model = chain(layer, library=library, shape=(None, None, 3))
+        with self.assertRaisesRegex(
+            UnsupportedLayerError, "norm .* images of any size; give the model one size"
+        ):
+            read(model)
+
     def test_name_of_an_activation_leaves_the_users_names_alone(self):
         graph = read(
             chain(
@@ -382,7 +440,7 @@ class NodesTest(parameterized.TestCase, tf.test.TestCase):
 class RefusedTest(parameterized.TestCase, tf.test.TestCase):
     def test_all_layers_that_are_not_known_are_named(self):
         model = chain(
-            L.LayerNormalization(name="norm"),
+            L.Softmax(axis=1, name="rows"),
             L.Conv2D(3, 3, name="conv"),
             L.Masking(name="masked"),
             ops.erf,
@@ -391,13 +449,13 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             read(model)
         found = {problem.name: problem for problem in caught.exception.problems}
         self.assertLen(found, 3)
-        self.assertEqual(found["norm"].kind, "LayerNormalization")
+        self.assertEqual(found["rows"].kind, "Softmax")
         self.assertEqual(found["masked"].kind, "Masking")
         self.assertIn("erf", {name.split("_")[0] for name in found})
         self.assertRegex(
             str(caught.exception),
-            r"layer norm \(LayerNormalization\) cannot be quantized: it divides by the "
-            r"spread .*; layer masked .* Keras 3 layers of this class are not known "
+            r"layer rows \(Softmax\) cannot be quantized: it is over the axis 1; "
+            r".*; layer masked .* Keras 3 layers of this class are not known "
             r"here; layer erf",
         )
 
@@ -406,7 +464,11 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
         (lambda x: 1 / x, "division by a tensor"),
         (lambda x: ops.minimum(x, 2.0), "the minimum of a tensor and 2.0"),
         (lambda x: ops.maximum(x, 0.5), "the maximum of a tensor and 0.5"),
-        (lambda x: L.RMSNormalization()(x), "it divides by the spread of each image"),
+        (lambda x: L.RMSNormalization(axis=(1, 3))(x), r"it has axis \(1, 3\); only"),
+        (
+            lambda x: L.LayerNormalization(rms_scaling=True)(x),
+            "it has rms_scaling; RMSNormalization has an integer form",
+        ),
         (lambda x: x / 0.0, "it divides by 0"),
         (
             lambda x: x + np.ones((9, 8, 1), np.float32),
@@ -473,8 +535,11 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
                 lambda L: L.Conv2DTranspose(4, 3, dilation_rate=2),
                 "it has a dilation or groups",
             ),
-            (lambda L: L.LayerNormalization(), "it divides by the spread of each"),
-            (lambda L: L.GroupNormalization(1), "it divides by the spread of each"),
+            (
+                lambda L: L.LayerNormalization([1, 2, 3]),
+                r"it has axis \(1, 2, 3\); only the last axis",
+            ),
+            (lambda L: L.GroupNormalization(1, axis=1), "it has axis 1; only the last"),
             (
                 lambda L: L.PReLU("random_normal"),
                 r"slopes of shape \(9, 8, 3\), which differ .* shared_axes=\[1, 2\]",

@@ -123,6 +123,12 @@ def normalized(
     return gamma * (x - mean) / np.sqrt(variance + epsilon) + beta
 
 
+def by_row(x: np.ndarray, epsilon: float, is_centered: bool) -> np.ndarray:
+    if is_centered:
+        x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
+
+
 def max_pool(x: np.ndarray, size: Sequence[int], **window: Any) -> np.ndarray:
     return patches(x, size, fill=-np.inf, **window).max(axis=(3, 4))
 
@@ -370,6 +376,20 @@ CASES: dict[str, Case] = {
         shapes=[(7, 6)],
         settings={"epsilon": 1e-3},
         weights=STATISTICS,
+    ),
+    "layer_normalization": case(
+        by_row,
+        lambda: K.LayerNormalization(epsilon=0.02, center=False, scale=False),
+        settings={"epsilon": 0.02},
+    ),
+    "layer_normalization/of_vectors": case(
+        by_row,
+        lambda: K.LayerNormalization(epsilon=1e-3, center=False, scale=False),
+        shapes=[VECTOR],
+        settings={"epsilon": 1e-3},
+    ),
+    "layer_normalization/not_centered": case(
+        by_row, settings={"epsilon": 0.02, "is_centered": False}
     ),
     "affine": case(
         lambda x, scale, offset: scale * x + offset,

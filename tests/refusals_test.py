@@ -407,10 +407,10 @@ CASES = {
     "two_channels": (saved(shape=(8, 8, 2)), FED, 1, "2 channels; they must have"),
     # Layers without an integer form.
     "unknown_layer": (
-        saved(lambda: L.LayerNormalization(name="norm")),
+        saved(lambda: L.Masking(name="masked")),
         FED,
         1,
-        r"layer norm \(LayerNormalization\) cannot be quantized",
+        r"layer masked \(Masking\) cannot be quantized",
     ),
     "unknown_activation": (
         saved(lambda: L.Conv2D(4, 3, activation="softsign", name="conv")),

@@ -596,6 +596,62 @@ class PassesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(graph.last.weights["bias"], [0, 3])
         self.assertEqual(graph.last.layers, ("line",))
 
+    @parameterized.parameters(
+        ("conv", (3, 3, 3, 4), {}),
+        ("conv", (1, 1, 3, 4), dict(padding="same", strides=(2, 2))),
+        ("depthwise_conv", (2, 3, 3, 2), dict(dilation=(1, 2))),
+        ("dense", (3, 4), {}),
+    )
+    def test_scale_and_offset_of_a_normalization_go_into_kernels_behind_it(
+        self, kind, shape, settings
+    ):
+        nodes = self._normalized((0.5, -2.0, 3.0), (1.0, 0.0, -1.5))
+        rng = np.random.default_rng(0)
+        for i, weights in enumerate(({}, {"bias": rng.normal(size=4)})):
+            if kind == "depthwise_conv":
+                weights = {role: np.ones(6) for role in weights}
+            weights["kernel"] = rng.normal(size=shape)
+            nodes.append(own.node(kind, f"{i}", [nodes[2]], settings, weights))
+        graph = self._folded(*nodes, _node("add", "sum", *nodes[-2:]))
+        expected = ["image", "layer_normalization", kind, kind, "add"]
+        self.assertEqual(_kinds(graph), expected)
+
+    def test_zeros_around_a_normalized_image_have_no_offset(self):
+        for offset, stays in ((0.0, False), (1.0, True)):
+            image, norm, line = self._normalized((0.5, -2.0, 3.0), offset)
+            conv = _conv("conv", line, padding="same")
+            graph = self._folded(image, norm, line, conv)
+            middle = ["depthwise_conv"] if stays else []
+            expected = ["image", "layer_normalization", *middle, "conv"]
+            self.assertEqual(_kinds(graph), expected)
+
+    @parameterized.parameters(
+        lambda line: _node("relu", "relu", line),
+        lambda line: _conv("conv", line, outputs=6, groups=3),
+        lambda line: _node("pad", "pad", line, margins=((1, 0), (0, 1))),
+    )
+    def test_scale_and_offset_of_a_normalization_that_others_read_stay(self, make):
+        image, norm, line = self._normalized((0.5, -2.0, 3.0), 1.0)
+        other = make(line)
+        dense = own.node("dense", "dense", [line], weights={"kernel": np.ones((3, 2))})
+        pools = [
+            _node("global_max_pool", f"pool_{each.name}", each)
+            for each in (other, dense)
+        ]
+        last = _node("concatenate", "last", *pools)
+        graph = self._folded(image, norm, line, other, dense, *pools, last)
+        self.assertIn("depthwise_conv", _kinds(graph))
+
+    def test_scale_and_offset_of_a_normalization_may_be_the_output(self):
+        graph = self._folded(*self._normalized((0.5, -2.0, 3.0), 1.0))
+        kinds = ["image", "layer_normalization", "depthwise_conv"]
+        self.assertEqual(_kinds(graph), kinds)
+
+    def _normalized(self, scale, offset):
+        image = _image()
+        norm = _node("layer_normalization", "norm", image, epsilon=1e-3)
+        return [image, norm, _node("affine", "line", norm, scale=scale, offset=offset)]
+
     def test_affine_behind_an_unknown_node_is_a_depthwise_convolution(self):
         image = _image()
         odd = own.unknown("odd", [image], (6, 6, 3), "Lambda", "it holds code")

@@ -86,6 +86,16 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         for other in ("android", "micro"):
             check(sketch, other)
 
+    @parameterized.parameters("micro", "ethos_u", "edge_tpu")
+    def test_each_operator_that_is_missing_is_named_once(self, target):
+        sketch = Sketch()
+        sketch("layer_normalization", "norm", epsilon=1e-3)
+        missing = r"(CAST and )?SUM and FLOOR_DIV and LESS and SELECT_V2( and GATHER)?,"
+        message = rf"my norm \(layer_normalization\) .*: it needs {missing} which"
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            check(sketch, target)
+        check(sketch, "android")
+
     @parameterized.parameters(
         ("ethos_u", "depthwise", dict(strides=(4, 4)), "strides up to 3 there, not"),
         ("ethos_u", "conv", dict(strides=(4, 4)), "strides up to 3 there, not"),

@@ -1107,7 +1107,7 @@ class InspectModelTest(tf.test.TestCase):
 
         layers = keras.layers
         path = self.save(
-            layers.Masking(name="masked"), layers.LayerNormalization(name="norm")
+            layers.Softmax(axis=1, name="rows"), layers.Masking(name="masked")
         )
         process = self.inspect(path)
         self.assertEqual(process.returncode, 1)
@@ -1119,7 +1119,7 @@ class InspectModelTest(tf.test.TestCase):
         self.assertRegex(process.stdout, r"block1_bn .* in block1_conv\n")
         listed = process.stdout[process.stdout.index("Cannot be quantized:") :]
         self.assertRegex(listed, r"  masked \(Masking\): there is no integer form")
-        self.assertRegex(listed, r"  norm \(LayerNormalization\): it divides by the")
+        self.assertRegex(listed, r"  rows \(Softmax\): it is over the axis 1")
         self.assertNotIn("DF-Q", process.stdout)
 
     def test_model_that_does_not_say_its_input_can_be_quantized(self):

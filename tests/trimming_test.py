@@ -86,7 +86,7 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
     def test_layers_of_other_outputs_are_not_read(self, library):
         layers = LIBRARIES[library].layers
         model, alone = heads(
-            LIBRARIES[library], between=layers.LayerNormalization(name="norm")
+            LIBRARIES[library], between=layers.Softmax(axis=1, name="rows")
         )
         scores = as_classifier(model, **FED, head="age_dense").scores(pixels())
         self.assertAllClose(scores, answers(alone["age"]), atol=1e-5)
@@ -111,7 +111,7 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
         library = LIBRARIES[library]
         layers = library.layers
         inner, alone = heads(
-            library, as_dictionary=not as_list, between=layers.LayerNormalization()
+            library, as_dictionary=not as_list, between=layers.Softmax(axis=1)
         )
         image = layers.Input((8, 8, 3))
         given = inner([image] if as_list else {"photo": image})

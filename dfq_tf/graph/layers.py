@@ -298,6 +298,17 @@ def _batch_normalization(node: Node, inputs: Sequence[Any], weights: Weights) ->
     return tf.cast(normalized, values.dtype)
 
 
+def _layer_normalization(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    # As with batch normalization, statistics stay float32.
+    values = tf.cast(inputs[0], tf.float32)
+    if node.settings["is_centered"]:
+        values -= tf.reduce_mean(values, axis=-1, keepdims=True)
+    square = tf.reduce_mean(tf.square(values), axis=-1, keepdims=True)
+    return tf.cast(
+        values * tf.math.rsqrt(square + node.settings["epsilon"]), inputs[0].dtype
+    )
+
+
 def _affine(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     (values,) = inputs
     scale, offset = (
@@ -538,12 +549,24 @@ def _affine_reason(node: Node) -> str | None:
     )
 
 
+def _layer_normalization_reason(node: Node) -> str | None:
+    length = node.shape[-1] or 0
+    if length <= LONGEST_ROW:
+        return None
+    return (
+        f"it normalizes {length:,} values at a time, whose squares have sums of more "
+        f"than 32 bits; up to {LONGEST_ROW:,} have an integer form"
+    )
+
+
 def _unfolded(what: str) -> Callable[[Node], str | None]:
     return lambda node: what
 
 
 # LiteRT divides by a factor in float32, which is exact for all sizes up to this one.
 _MOST_REPEATED = 40
+# The squares of so many distances of int8 have a sum of 32 bits.
+LONGEST_ROW = (2**31 - 1) // 255**2
 _WINDOW = {"strides": (1, 1), "padding": "valid", "dilation": (1, 1)}
 _POOL = {"size": REQUIRED, "strides": REQUIRED, "padding": "valid"}
 
@@ -615,6 +638,14 @@ KINDS: dict[str, Kind] = {
         weights=("gamma", "beta", "mean", "variance"),
         operator="",
         refuses=_affine_reason,
+    ),
+    "layer_normalization": Kind(
+        says="(x - mean) / sqrt(variance + epsilon), of the last axis; not centered, "
+        "x / sqrt(mean of x^2 + epsilon)",
+        compute=_layer_normalization,
+        settings={"epsilon": REQUIRED, "is_centered": True},
+        operator="NORMALIZE",
+        refuses=_layer_normalization_reason,
     ),
     "affine": Kind(
         says="scale x + offset, each a number or one for each channel",

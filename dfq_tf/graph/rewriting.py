@@ -19,7 +19,8 @@ from dfq_tf.graph.nodes import Graph, Node, frozen, unique_name
 # What a network may have, for messages.
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose, Dense, "
-    "BatchNormalization, the activations of Keras (relu, relu6, leaky_relu, elu, selu, "
+    "BatchNormalization, LayerNormalization, GroupNormalization, RMSNormalization, "
+    "UnitNormalization, the activations of Keras (relu, relu6, leaky_relu, elu, selu, "
     "gelu, swish, mish, softplus, sigmoid, tanh, exponential, hard_swish and "
     "hard_sigmoid), PReLU, Add, Average, Subtract, Multiply, Maximum, Minimum, "
     "Concatenate, Flatten, Reshape, Permute, ZeroPadding2D, Cropping2D, UpSampling2D, "
@@ -246,6 +247,49 @@ def scale_before_relu(graph: Graph) -> Graph:
     return graph.replaced(replacements)
 
 
+def fold_behind_normalization(graph: Graph) -> Graph:
+    """Lets the kernels behind a layer normalization do its scale and offset.
+
+    So it costs nothing, and the normalized values, of which all have about the same
+    spread, are what is rounded: scales tell channels apart ("gamma migration", Wei et
+    al. 2022, "Outlier Suppression"). Where a reader has no kernel, or zeros around its
+    input, which have no offset, nothing changes.
+    """
+    for name in list(graph.nodes):
+        node = graph.nodes[name]
+        if node.kind != "affine" or name == graph.output:
+            continue
+        (source,), readers = graph.sources(node), graph.consumers(name)
+        scale, offset = affine_of(node)
+        is_behind = source.kind == "layer_normalization"
+        if is_behind and all(_takes_affine(each, offset) for each in readers):
+            behind = {each.name: [_of_affine(each, scale, offset)] for each in readers}
+            graph = graph.replaced({**behind, name: []}, {name: source.name})
+    return graph
+
+
+def _takes_affine(reader: Node, offset: np.ndarray) -> bool:
+    """Whether a node computes the same of `scale * x + offset` with other weights."""
+    if reader.kind not in ("conv", "depthwise_conv", "dense"):
+        return False
+    if reader.settings.get("groups", 1) != 1:
+        return False
+    is_padded = reader.settings.get("padding") == "same"
+    is_padded = is_padded and reader.weights["kernel"].shape[:2] != (1, 1)
+    return not (is_padded and offset.any())
+
+
+def _of_affine(reader: Node, scale: np.ndarray, offset: np.ndarray) -> Node:
+    """The kernel node that computes of x what the reader does of scale * x + offset."""
+    kernel = reader.weights["kernel"].astype(np.float64)
+    bias = reader.weights.get("bias", np.zeros(1)).astype(np.float64)
+    axis = KINDS[reader.kind].kernel_inputs or 0
+    along = (-1,) + (1,) * (kernel.ndim - 1 - axis)
+    # The bias is what the kernel makes of an image of offsets.
+    summed = layers.by_output(reader, kernel * offset.reshape(along)).sum(axis=0)
+    return reader.with_weights(kernel=kernel * scale.reshape(along), bias=bias + summed)
+
+
 def fold_batch_normalization(graph: Graph) -> Graph:
     """Removes every batch_normalization and affine: both are `scale * x + shift`.
 
@@ -460,6 +504,7 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     fold_channel_orders,
     channels_as_convolution,
     scale_before_relu,
+    fold_behind_normalization,
     fold_batch_normalization,
     transposed_convolutions,
 )

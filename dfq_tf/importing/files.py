@@ -44,14 +44,18 @@ _ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 _ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
-# A layer of keras.applications' InceptionResNetV2, and its name in HDF5 of Keras 2.
-_OF_APPLICATIONS = "CustomScaleLayer"
+# Layers of keras.applications' own -> a network that has them.
+_OF_APPLICATIONS = {
+    "CustomScaleLayer": "InceptionResNetV2",
+    "LayerScale": "ConvNeXtTiny",
+    "StochasticDepth": "ConvNeXtTiny",
+}
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
 # JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
 _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
-    f"""
-    Custom>{_OF_APPLICATIONS}
+    """
+    Custom>CustomScaleLayer
 
     AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention
     AveragePooling1D AveragePooling3D BatchNormalizationV1 BatchNormalizationV2
@@ -393,18 +397,24 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
-    with wrappers.known_to_keras():
+    with wrappers.known_to_keras(), _applications_known_to(keras):
         return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 
 def _load_keras3(path: pathlib.Path, allow_code: bool) -> Any:
     library = keras3()
-    # Keras 3 finds this class in an archive, and not in HDF5.
-    module = inspect.getmodule(library.applications.InceptionResNetV2)
-    known = {_OF_APPLICATIONS: getattr(module, _OF_APPLICATIONS)}
-    scope = library.utils.custom_object_scope(known)
-    with scope, contextlib.redirect_stdout(io.StringIO()):
+    with _applications_known_to(library), contextlib.redirect_stdout(io.StringIO()):
         return library.models.load_model(path, compile=False, safe_mode=not allow_code)
+
+
+def _applications_known_to(library: Any) -> Any:
+    """In it, Keras finds layers of its own applications, in whatever file they are."""
+    modules = {
+        kind: inspect.getmodule(getattr(library.applications, network))
+        for kind, network in _OF_APPLICATIONS.items()
+    }
+    known = {kind: getattr(module, kind) for kind, module in modules.items()}
+    return library.utils.custom_object_scope(known)
 
 
 def _unreadable(path: pathlib.Path, error: BaseException) -> ModelError:

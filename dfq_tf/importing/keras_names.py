@@ -6,6 +6,7 @@ derived from it too (`importing.files`).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -246,7 +247,14 @@ def _by_table(maker: Maker, found: Found) -> Node:
         if found.sources[0].kind == "image":
             deviation = np.sqrt(weights["variance"] + settings["epsilon"])
             preprocessing.check_scales(1 / deviation)
-    return maker.add(entry.kind, found.name, found.sources, settings, weights)
+    kind = entry.kind
+    if kind == "conv" and settings["groups"] > 1 and weights["kernel"].shape[2] == 1:
+        # Each group is one channel: it is depthwise, for which there are kernels.
+        kind, channels = "depthwise_conv", settings.pop("groups")
+        height, width, _, outputs = weights["kernel"].shape
+        shape = (height, width, channels, outputs // channels)
+        weights["kernel"] = weights["kernel"].reshape(shape)
+    return maker.add(kind, found.name, found.sources, settings, weights)
 
 
 def _plain(value: Any) -> Any:
@@ -278,8 +286,8 @@ def float_weights(found: Found, roles: Mapping[str, str]) -> dict[str, np.ndarra
 
 
 def _check_axis(found: Found) -> None:
-    axis = found.config["axis"]
-    axis = axis[0] if isinstance(axis, (list, tuple)) else axis
+    axis = _plain(found.config["axis"])
+    axis = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
     if axis not in (-1, len(found.shape)):
         raise Unknown(f"it has axis {axis}; only the last axis, the channels, can be")
 
@@ -416,12 +424,104 @@ def _add_scaled_sum(maker: Maker, found: Found) -> None:
     maker.add("add", found.name, [first, scaled])
 
 
-def _refuse_normalization(maker: Maker, found: Found) -> None:
-    raise Unknown(
-        "it divides by the spread of each image's own values, of which 8 bits leave "
-        "too little; LiteRT has no operator for it. BatchNormalization, which divides "
-        "by constants, has an integer form"
-    )
+def _add_layer_normalization(maker: Maker, found: Found) -> None:
+    """Each position by its own mean and variance, then a factor and a sum."""
+    _check_axis(found)
+    if found.config.get("rms_scaling"):
+        raise Unknown("it has rms_scaling; RMSNormalization has an integer form")
+    weights = float_weights(found, {"scale": "scale", "offset": "center"})
+    _normalize_and_rescale(maker, found, weights)
+
+
+def _add_rms_normalization(maker: Maker, found: Found) -> None:
+    """Each position by the mean of its squares, then a factor."""
+    _check_axis(found)
+    weights = float_weights(found, {"scale": ""})
+    _normalize_and_rescale(maker, found, weights, is_centered=False)
+
+
+def _add_group_normalization(maker: Maker, found: Found) -> None:
+    """Groups of channels as rows of their own, then a factor and a sum."""
+    _check_axis(found)
+    (source,), groups = found.sources, found.config["groups"]
+    shape, name = source.shape, found.name
+    channels = shape[-1] or 0
+    groups = channels if groups == -1 else groups
+    if None in shape:
+        raise Unknown(
+            "it normalizes images of any size; give the model one size, as with "
+            "--image_size"
+        )
+    weights = float_weights(found, {"scale": "scale", "offset": "center"})
+    order = {"order": (2, 1, 3)}
+
+    def reshaped(of: Node, what: str, *target: int) -> Node:
+        return maker.add("reshape", f"{name}_{what}", [of], {"shape": target})
+
+    rows = source
+    if groups > 1:
+        split = reshaped(rows, "split", -1, groups, channels // groups)
+        rows = maker.add("transpose", f"{name}_groups", [split], order)
+    rows = reshaped(rows, "rows", groups, -1)
+    rows = _normalize(maker, found, rows, f"{name}_normalized")
+    if groups > 1:
+        split = reshaped(rows, "split", groups, -1, channels // groups)
+        rows = maker.add("transpose", f"{name}_positions", [split], order)
+    last = f"{name}_image" if weights else name
+    image = maker.add("reshape", last, [rows], {"shape": shape})
+    _rescale(maker, found, image, weights)
+
+
+def _normalize(
+    maker: Maker, found: Found, source: Node, name: str, *, is_centered: bool = True
+) -> Node:
+    """Adds a normalization of the last axis."""
+    settings = {"epsilon": found.config["epsilon"], "is_centered": is_centered}
+    return maker.add("layer_normalization", name, [source], settings)
+
+
+def _normalize_and_rescale(
+    maker: Maker,
+    found: Found,
+    weights: Mapping[str, np.ndarray],
+    *,
+    is_centered: bool = True,
+) -> None:
+    name = f"{found.name}_normalized" if weights else found.name
+    (source,) = found.sources
+    normalized = _normalize(maker, found, source, name, is_centered=is_centered)
+    _rescale(maker, found, normalized, weights)
+
+
+def _rescale(
+    maker: Maker, found: Found, source: Node, weights: Mapping[str, np.ndarray]
+) -> None:
+    """Adds the 'scale' and the 'offset' of a normalization, where it has any."""
+    if weights:
+        factors = {"scale": 1.0, "offset": 0.0, **weights}
+        operations.affine(maker, found.name, source, **factors)
+
+
+def _add_layer_scale(maker: Maker, found: Found) -> None:
+    """A factor for each channel: ConvNeXt's own layer."""
+    scale = float_weights(found, {"scale": ""})["scale"]
+    operations.affine(maker, found.name, found.sources[0], scale, 0.0)
+
+
+def _add_unit_normalization(maker: Maker, found: Found) -> None:
+    """Each position divided by its length: by the root of the sum of its squares."""
+    _check_axis(found)
+    length = found.shape[-1] or 1
+    scale = {"scale": np.asarray(1 / math.sqrt(length))}
+    config = {**found.config, "epsilon": _LEAST_SQUARE / length}
+    found = dataclasses.replace(found, config=config)
+    _normalize_and_rescale(maker, found, scale, is_centered=False)
+
+
+def _add_stochastic_depth(maker: Maker, found: Found) -> None:
+    """Passes its input on, except while it is trained."""
+    if len(found.sources) != 1:
+        raise Unknown(f"it has {len(found.sources)} inputs in place of 1")
 
 
 def _refuse_contrast(maker: Maker, found: Found) -> None:
@@ -431,15 +531,10 @@ def _refuse_contrast(maker: Maker, found: Found) -> None:
     )
 
 
+# What Keras takes for the square of a length at least, where it divides by one.
+_LEAST_SQUARE = 1e-12
 # Layers that may be an activation too, as objects.
 _ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
-# Normalizations by what each image has, not by constants.
-_OF_EACH_IMAGE = (
-    "GroupNormalization",
-    "LayerNormalization",
-    "RMSNormalization",
-    "UnitNormalization",
-)
 # Layers that the table does not tell whole.
 _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
@@ -447,13 +542,18 @@ _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Average": _add_average,
     "Conv2DTranspose": _add_conv_transpose,
     "CustomScaleLayer": _add_scaled_sum,
+    "GroupNormalization": _add_group_normalization,
+    "LayerNormalization": _add_layer_normalization,
+    "LayerScale": _add_layer_scale,
     "PReLU": _add_prelu,
     "Permute": _add_permute,
+    "RMSNormalization": _add_rms_normalization,
     "ReLU": _add_relu,
     "SeparableConv2D": _add_separable,
     "Softmax": _add_softmax,
+    "StochasticDepth": _add_stochastic_depth,
+    "UnitNormalization": _add_unit_normalization,
     "UpSampling2D": _add_upsampling,
-    **dict.fromkeys(_OF_EACH_IMAGE, _refuse_normalization),
     **preprocessing.LAYERS,
 }
 # Layers that are read; a model file may hold more.

@@ -347,6 +347,8 @@ def _reason_at_16_bits(graph: Graph, node: Node) -> str | None:
         return "LiteRT has DEPTH_TO_SPACE, of which it consists, for 8 bits alone"
     if KINDS[node.kind].operator == "LOOKUP":
         return "it is read from a table of 256 values, too few for 16 bits"
+    if KINDS[node.kind].operator == "NORMALIZE":
+        return "it has sums of 32 bits, too few for squares of 16 bits"
     return None
 
 

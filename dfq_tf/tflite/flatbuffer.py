@@ -22,7 +22,7 @@ _LARGEST_OLD_CODE = _CODES["PLACEHOLDER_FOR_GREATER_OP_CODES"]
 # numpy type -> what the schema calls it.
 TYPES = {
     np.dtype(name): getattr(schema.TensorType, name.upper())
-    for name in ("uint8", "int8", "int16", "int32", "int64", "float32")
+    for name in ("uint8", "int8", "int16", "int32", "int64", "float32", "bool")
 }
 # Bits of integers that lie several to a byte -> what the schema calls them.
 _PACKED_TYPES = {4: schema.TensorType.INT4, 2: schema.TensorType.INT2}
@@ -107,10 +107,15 @@ class File:
         self._subgraph.tensors[added.index].buffer = self._buffer(data.tobytes())
         return added
 
-    def numbers(self, values: Any) -> Tensor:
-        """A constant of plain numbers, int32; those that ask for the same share it."""
+    def numbers(self, values: Any, name: str = "") -> Tensor:
+        """A constant of plain numbers, int32; those that ask for the same share it.
+
+        Args:
+          values: the numbers.
+          name: of the constant; by default the numbers themselves.
+        """
         array = np.array(values, np.int32)
-        name = str(array.tolist()).replace(" ", "")
+        name = name or str(array.tolist()).replace(" ", "")
         if name not in self._numbers:
             self._numbers[name] = self.constant(name, array)
         return self._numbers[name]

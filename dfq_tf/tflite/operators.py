@@ -1,7 +1,7 @@
 """How each TFLite operator is written: its further inputs, options and version.
 
 Operators without options and constants need no entry in the table: LOGISTIC and TANH
-have none. LOOKUP and POINTWISE are no operators of TFLite, but several of them.
+have none. LOOKUP, NORMALIZE and POINTWISE are no operators of TFLite, but several.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from dfq_tf.graph import (
     title,
 )
 from dfq_tf.quantization import Grid, slope_integers
+from dfq_tf.tflite import normalization
 from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
 from dfq_tf.tflite.forms import DENSE, Form, Integers, unfolding_margins
 
@@ -578,6 +579,28 @@ def _resize(operation: Operation, name: str, options: Any) -> None:
     operation.add(name, [*operation.sources, size], options)
 
 
+def _normalize(operation: Operation) -> None:
+    """Each row by its own mean and variance.
+
+    Raises:
+      ExportError: the integers are int16.
+    """
+    (source,), node = operation.sources, operation.node
+    if operation.network.is_wide:
+        raise ExportError(
+            f"layer {node.name} ({title(node)}) has sums of 32 bits and cannot have "
+            "activations of 16 bits; take 8 or fewer"
+        )
+    normalization.add(
+        operation.file,
+        node.name,
+        source,
+        operation.output,
+        node.settings["epsilon"],
+        is_centered=node.settings["is_centered"],
+    )
+
+
 def _transpose(operation: Operation) -> None:
     order = np.array((0, *operation.node.settings["order"]), np.int32)
     inputs = [*operation.sources, operation.constant("order", order)]
@@ -682,6 +705,7 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "MEAN": _mean,
     "MINIMUM": _minimum,
     "MUL": _mul,
+    "NORMALIZE": _normalize,
     "PAD": _pad,
     "POINTWISE": _pointwise,
     "PRELU": _prelu,

@@ -174,10 +174,17 @@ def _differences(
 
 
 def _requantizing(graph: Graph) -> set[str]:
-    """The tensors that QUANTIZE may give, besides those of pixels: before tables."""
-    nodes = graph.nodes.values()
-    tables = [n.name for n in nodes if KINDS[n.kind].operator == "LOOKUP"]
-    return {f"{name}/unsigned" for name in tables}
+    """The tensors that QUANTIZE may give, besides those of pixels.
+
+    It is the first operator of a table, and the last one of a normalization.
+    """
+    names = set()
+    for node in graph.nodes.values():
+        if KINDS[node.kind].operator == "LOOKUP":
+            names.add(f"{node.name}/unsigned")
+        elif KINDS[node.kind].operator == "NORMALIZE":
+            names.update((node.name, f"{node.name}/raw"))
+    return names
 
 
 def _images(network: QuantizedNetwork, given: np.ndarray | None) -> np.ndarray:

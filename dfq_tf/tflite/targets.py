@@ -345,7 +345,7 @@ def _lacks(target: Target, operators: Sequence[str], bits: int) -> str | None:
         return (
             f"it needs {' and '.join(narrow)}, which {target.says} has for 8 bits alone"
         )
-    missing = [each for each in operators if each not in target.versions]
+    missing = [x for x in dict.fromkeys(operators) if x not in target.versions]
     if not missing:
         return None
     return f"it needs {' and '.join(missing)}, which {target.says} lacks"
