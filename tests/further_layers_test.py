@@ -93,6 +93,17 @@ def convnext(L, x):
     return L.LayerNormalization(epsilon=1e-6)(L.GlobalAveragePooling2D()(x))
 
 
+def attention_to_places(L, x):
+    """The second half of CBAM: means and maxima of channels decide on each place."""
+    of = functions(L)
+    mean, largest = (
+        (of.reduce_mean, of.reduce_max) if L is keras.layers else (of.mean, of.max)
+    )
+    x = conv(L, activation="relu")(x)
+    both = L.Concatenate()([mean(x, -1, keepdims=True), largest(x, 3, keepdims=True)])
+    return L.Multiply()([x, L.Conv2D(1, 7, padding="same", activation="sigmoid")(both)])
+
+
 # What each network has between its image and its dense layer.
 CASES = {
     "encoder_decoder": encoder_decoder,
@@ -192,6 +203,7 @@ CASES = {
         L.GlobalAveragePooling2D()(conv(L, 12)(x))
     ),
     "convnext": convnext,
+    "attention_to_places": attention_to_places,
     "padding_by_a_function": lambda L, x: L.MaxPooling2D()(
         functions(L).pad(conv(L)(x), [[0, 0], [0, 1], [2, 0], [0, 0]])
     ),
@@ -203,7 +215,7 @@ NARROW |= {name for name in CASES if "normalization" in name and "batch" not in 
 OTHER_WIDTHS = ("W4A6", "W8A16")
 # Those that are checked each time: a third, and functions in place of layers.
 CHECKED = [*list(CASES)[::3], "gate_of_new_axes", "shuffle", "padding_by_a_function"]
-CHECKED += ["convnext", "group_normalization"]
+CHECKED += ["convnext", "group_normalization", "attention_to_places"]
 NARROW -= {name for name in CASES if "one_stride" in name}
 
 

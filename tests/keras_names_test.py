@@ -263,6 +263,13 @@ FUNCTIONS = {
     "mean": lambda: chain(lambda x: ops.mean(x, axis=(1, 2))),
     "mean_kept": lambda: chain(lambda x: ops.mean(x, axis=[-3, -2], keepdims=True)),
     "max": lambda: chain(lambda x: ops.max(x, axis=(1, 2))),
+    "mean_of_channels": lambda: chain(
+        lambda x: ops.mean(x, axis=-1, keepdims=True) * x,
+        lambda x: ops.mean(x, axis=3),
+    ),
+    "max_of_channels": lambda: chain(
+        lambda x: ops.max(x, axis=3, keepdims=True) * x, lambda x: ops.max(x, axis=-1)
+    ),
     "reshaped_by_function": lambda: chain(
         lambda x: ops.reshape(x, (-1, 216)), ops.softmax
     ),
@@ -460,7 +467,7 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
         )
 
     @parameterized.parameters(
-        (lambda x: ops.mean(x, axis=-1), r"over the axes \[-1\] of \(9, 8, 3\)"),
+        (lambda x: ops.mean(x, axis=1), r"over the axes \[1\] of \(9, 8, 3\)"),
         (lambda x: 1 / x, "division by a tensor"),
         (lambda x: ops.minimum(x, 2.0), "the minimum of a tensor and 2.0"),
         (lambda x: ops.maximum(x, 0.5), "the maximum of a tensor and 0.5"),
@@ -493,7 +500,18 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             "one of its inputs is a constant",
         ),
         (lambda x: L.Resizing(4, 4)(x), r"it makes images of \(4, 4, 3\) of those of"),
-        (lambda x: L.Lambda(lambda y: y * y)(x), "Python function is not one scale"),
+        (
+            lambda x: L.Lambda(lambda y: y * y)(x),
+            "Python function is not one scale .*, nor a mean or maximum .* a reshape",
+        ),
+        (
+            lambda x: L.Lambda(lambda y: ops.mean(ops.abs(y), -1))(L.Conv2D(2, 3)(x)),
+            "Python function is not one scale",
+        ),
+        (
+            lambda x: L.Lambda(lambda y: ops.transpose(y, (0, 2, 1, 3)))(x),
+            "Python function is not one scale",
+        ),
         (
             lambda x: L.Lambda(ops.relu)(L.Conv2D(2, 3)(x)),
             "Python function is not one scale",
@@ -595,6 +613,33 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             UnsupportedLayerError, "layer dense .*weights are int8; give a float"
         ):
             read(model)
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        case=(
+            ("mean", -1, True, ["conv"]),
+            ("mean", 3, False, ["conv", "reshape"]),
+            ("max", -1, True, ["channel_max"]),
+            ("mean", (1, 2), False, ["global_average_pool"]),
+            ("max", (1, 2), True, ["global_max_pool"]),
+        ),
+    )
+    def test_lambda_is_known_by_what_it_computes(self, library, case):
+        name, axis, keepdims, expected = case
+        library = LIBRARIES[library]
+        names = {"mean": tf.reduce_mean, "max": tf.reduce_max}
+        reduce = names[name] if library is keras else getattr(ops, name)
+        layer = library.layers.Lambda(lambda x: reduce(x, axis, keepdims=keepdims))
+        conv = library.layers.Conv2D(4, 3)
+        model = chain(conv, layer, library=library)
+        graph = read(model)
+        self.assertEqual(kinds(graph)[2:], expected)
+        images = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+        self.assertAllClose(computed(graph, images)[0], outputs_of(model, images))
+
+    def test_reshaping_lambda_is_a_reshape(self):
+        model = chain(L.Conv2D(4, 2), L.Lambda(lambda x: ops.reshape(x, (-1, 7, 32))))
+        self.assertEqual(kinds(read(model))[2:], ["reshape"])
 
     def test_affine_lambda_is_affine(self):
         model = chain(L.Lambda(lambda x: (x - VECTOR) / 127.5))

@@ -509,6 +509,7 @@ CASES: dict[str, Case] = {
         lambda: K.GlobalMaxPooling2D(keepdims=True),
         settings={"keepdims": True},
     ),
+    "channel_max": case(lambda x: x.max(axis=-1, keepdims=True)),
     "reshape": case(reshaped, K.Flatten, settings={"shape": (-1,)}),
     "reshape/rows": case(
         reshaped, lambda: K.Reshape((-1, 6)), settings={"shape": (-1, 6)}

@@ -462,7 +462,7 @@ CASES = {
         r"layer places \(Rescaling\) cannot be quantized: it has a constant of shape",
     ),
     "function_of_two_axes": (
-        saved(lambda: lambda x: ops.mean(x, axis=-1, keepdims=True)),
+        saved(lambda: lambda x: ops.mean(x, axis=1, keepdims=True)),
         FED,
         1,
         r"\(Mean\) cannot be quantized: it is over the axes",

@@ -395,6 +395,10 @@ def _global_max_pool(node: Node, inputs: Sequence[Any], weights: Weights) -> Any
     return tf.reduce_max(inputs[0], [1, 2], keepdims=node.settings["keepdims"])
 
 
+def _channel_max(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
+    return tf.reduce_max(inputs[0], axis=-1, keepdims=True)
+
+
 def _reshape(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
     sizes = [-1 if size is None else size for size in node.shape]
     return tf.reshape(inputs[0], (tf.shape(inputs[0])[0], *sizes))
@@ -796,6 +800,13 @@ KINDS: dict[str, Kind] = {
         shape=_global_shape,
         grid="shared",
         homogeneous=_always,
+        operator="REDUCE_MAX",
+    ),
+    "channel_max": Kind(
+        says="the largest value of all channels, for each position",
+        compute=_channel_max,
+        shape=lambda node, shapes: (*shapes[0][:-1], 1),
+        grid="shared",
         operator="REDUCE_MAX",
     ),
     "reshape": Kind(

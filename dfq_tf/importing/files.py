@@ -347,8 +347,8 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
             if kind == "Lambda":
                 what = "a Lambda layer"
                 way_out += (
-                    "; or, if it is one scale and one offset for each channel, and you "
-                    f"trust who made the file, {_ALLOW}"
+                    "; or, if it is one scale and one offset for each channel, a mean, "
+                    f"a maximum or a reshape, and you trust who made the file, {_ALLOW}"
                 )
             raise ModelError(
                 f"{path} holds Python code ({name or kind}, {what}), which loading "

@@ -311,13 +311,34 @@ def _reduce(
     maker: Maker, operation: str, source: Node, axis: Any, keepdims: Any
 ) -> None:
     axes = tuple(axis) if isinstance(axis, (list, tuple)) else (axis,)
-    if len(source.shape) != 3 or tuple(sorted(axes)) not in ((1, 2), (-3, -2)):
+    is_image = len(source.shape) == 3
+    if is_image and axes in ((3,), (-1,)):
+        _reduce_channels(maker, operation, source, bool(keepdims))
+        return
+    if not is_image or tuple(sorted(axes)) not in ((1, 2), (-3, -2)):
         raise Unknown(
             f"it is over the axes {axis} of {source.shape}; only height and width of "
-            "an image have an integer form"
+            "an image, or its channels, have an integer form"
         )
     settings = {"keepdims": bool(keepdims)}
     maker.add(_REDUCTIONS[operation], maker.layer, [source], settings)
+
+
+def _reduce_channels(
+    maker: Maker, operation: str, source: Node, keepdims: bool
+) -> None:
+    """Adds the largest channel of each position, or the mean of all, a convolution."""
+    *sides, channels = source.shape
+    last = maker.layer
+    name = last if keepdims else f"{last}_kept"
+    if operation == "max":
+        reduced = maker.add("channel_max", name, [source])
+    else:
+        count = channels or 1
+        shares = np.full((1, 1, count, 1), 1 / count)
+        reduced = maker.add("conv", name, [source], weights={"kernel": shares})
+    if not keepdims:
+        _reshape(maker, reduced, tuple(sides))
 
 
 def _reshape(maker: Maker, source: Node, shape: Shape) -> None:

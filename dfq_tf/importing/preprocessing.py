@@ -5,21 +5,24 @@ function per channel, `scale * pixel + offset`, costs nothing there.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dfq_tf.graph import Graph, ModelDescription, Node, layers, unique_name
-from dfq_tf.importing.operations import Found, Maker, Unknown, affine
+from dfq_tf.importing.operations import Found, Maker, Unknown, affine, operate
 
 _MOST = 255  # of a pixel
 # Channels may be scaled so differently: the others have two steps of 8 bits left then.
 _MOST_APART = 100
 # Pictures whose mean is lower are hardly any.
 _LEAST_MEAN = 16
-# How far a Lambda layer may be from an affine function, as a share of its values.
-_AFFINE_TOLERANCE = 1e-5
+# How far a Lambda layer may be from a function, as a share of its values.
+_FUNCTION_TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,48 +246,74 @@ def check_scales(scales: np.ndarray) -> None:
 
 
 def _add_lambda(maker: Maker, found: Found) -> None:
-    (source,) = found.sources
-    is_positive = source.kind == "image"
-    scale, offset = _probed(found.function, source.shape, is_positive)
-    affine(maker, found.name, source, scale, offset)
-
-
-def _probed(
-    function: Callable[[np.ndarray], Any],
-    shape: Sequence[int | None],
-    is_positive: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of a function, found from what it gives.
-
-    Args:
-      function: of images.
-      shape: of an image.
-      is_positive: whether it is of pixels as they are, 0 to 255.
+    """What a Python function computes, found from what it gives.
 
     Raises:
-      Unknown: it is not affine, with one scale and one offset for each channel.
+      Unknown: nothing that is known here.
     """
+    (source,) = found.sources
     rng = np.random.default_rng(0)
-    low = 0 if is_positive else -255
-    images = rng.uniform(low, 255, (4, *(size or 8 for size in shape)))
-    images = images.astype(np.float32)
+    low = 0 if source.kind == "image" else -255
+    images = rng.uniform(low, 255, (4, *(size or 8 for size in source.shape)))
     images[0], images[1] = 0.0, 255.0
     # What goes by the lowest and highest value does another thing to this one.
-    pale = (20 + images[2:3] / 8).astype(np.float32)
-    outputs, other = (np.asarray(function(x), np.float64) for x in (images, pale))
-    if outputs.shape == images.shape and other.shape == pale.shape:
-        axes = tuple(range(len(shape) - 1))
-        offset = outputs[0].mean(axes)
-        scale = (outputs[1].mean(axes) - offset) / 255
-        error = max(
-            np.abs(scale * x + offset - y).max()
-            for x, y in ((images, outputs), (pale, other))
-        )
-        if error <= _AFFINE_TOLERANCE * max(1.0, np.abs(outputs).max()):
-            return _rounded(scale), _rounded(offset)
+    pale = 20 + images[2:3] / 8
+    probes = []
+    for given in (images.astype(np.float32), pale.astype(np.float32)):
+        given_back = np.asarray(found.function(given), np.float64)
+        probes.append((given.astype(np.float64), given_back))
+    line = _affine_of(probes)
+    if line is not None:
+        affine(maker, found.name, source, *line)
+        return
+    for operation, settings, function in _functions(source, found.shape):
+        if all(_is_close(function(x), y) for x, y in probes):
+            operate(maker, operation, [source], settings, found.shape)
+            return
     raise Unknown(
-        "its Python function is not one scale and one offset for each channel"
+        "its Python function is not one scale and one offset for each channel, nor a "
+        "mean or maximum of channels or places, nor a reshape"
     )
+
+
+# Images and what a function gives for them.
+_Probe = tuple[np.ndarray, np.ndarray]
+
+
+def _affine_of(probes: Sequence[_Probe]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scale and offset of a function, one of each channel; None if it is another one.
+
+    Args:
+      probes: of images, the first of zeros, and the second of 255.
+    """
+    if any(x.shape != y.shape for x, y in probes):
+        return None
+    zeros, full = probes[0][1][:2]
+    axes = tuple(range(zeros.ndim - 1))
+    offset = zeros.mean(axes)
+    scale = (full.mean(axes) - offset) / 255
+    if not all(_is_close(scale * x + offset, y) for x, y in probes):
+        return None
+    return _rounded(scale), _rounded(offset)
+
+
+def _functions(source: Node, shape: Sequence[int | None]) -> Iterator[Any]:
+    """Functions that a Lambda layer may be: operation, its settings, its NumPy twin."""
+    if None not in shape and math.prod(shape) == math.prod(source.shape):  # type: ignore
+        yield "reshape", {}, lambda x: x.reshape(len(x), *shape)
+    if len(source.shape) == 3:
+        choices = itertools.product(("mean", "max"), ((1, 2), (3,)), (True, False))
+        for operation, axes, keepdims in choices:
+            settings = {"axis": axes, "keepdims": keepdims}
+            twin = getattr(np, operation)
+            yield operation, settings, functools.partial(twin, **settings)
+
+
+def _is_close(expected: np.ndarray, given: np.ndarray) -> bool:
+    if expected.shape != given.shape:
+        return False
+    most = _FUNCTION_TOLERANCE * max(1.0, np.abs(given).max())
+    return bool(np.abs(expected - given).max() <= most)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -515,10 +515,12 @@ def _reduce_max(operation: Operation) -> None:
 
 
 def _reduce(operation: Operation, name: str) -> None:
-    """Over height and width."""
-    axes = operation.constant("axes", np.array([1, 2], np.int32))
+    """Over height and width, or over the channels."""
+    is_of_channels = operation.node.kind == "channel_max"
+    numbers = np.array([3] if is_of_channels else [1, 2], np.int32)
+    axes = operation.constant("axes", numbers)
     options = schema.ReducerOptionsT()
-    options.keepDims = bool(operation.node.settings["keepdims"])
+    options.keepDims = is_of_channels or bool(operation.node.settings["keepdims"])
     operation.add(name, [*operation.sources, axes], options)
 
 
