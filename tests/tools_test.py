@@ -966,6 +966,15 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             self.assertNotIn("Traceback", process.stderr)
             self.assertLen(list(folder.iterdir()), 2)
 
+    def test_flag_that_was_wrong_may_be_mended_in_the_same_workdir(self):
+        flags = ("--dataset=digits", "--model=wrn_10_1", f"--workdir={new_folder()}/a")
+        for size in (5000, 6000):
+            process = run_in_process(
+                "train_teacher", *flags, f"--teacher_batch_size={size}"
+            )
+            self.assertEqual(process.returncode, 2, process.stderr)
+            self.assertRegex(process.stderr, f"^error: teacher_batch_size is {size}, ")
+
     def test_workdir_that_cannot_be_written_is_one_message(self):
         in_the_way = new_folder() / "file"
         in_the_way.touch()

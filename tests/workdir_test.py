@@ -54,6 +54,23 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         # The folder still belongs to the first run.
         self.assertIsInstance(Workdir(self.path, _SETTINGS), Workdir)
 
+    def test_folder_given_up_takes_other_flags_if_nothing_was_made(self):
+        others = {**_SETTINGS, "alpha": "2.0"}
+        Workdir(self.path, _SETTINGS).release()
+        self.assertEqual([*self.path.iterdir()], [])
+        made = Workdir(self.path, others)
+        made.add_metrics(accuracy=0.5)
+        made.release()
+        with self.assertRaisesRegex(WorkdirError, r"--alpha: 2\.0 -> 1\.0$"):
+            Workdir(self.path, _SETTINGS)
+        self.assertEqual(Workdir(self.path, others).metrics(), {"accuracy": 0.5})
+
+    def test_folder_that_has_gone_is_given_up_in_silence(self):
+        workdir = Workdir(self.path, _SETTINGS)
+        self.path.rename(self.folder / "elsewhere")
+        workdir.release()
+        self.assertTrue((self.folder / "elsewhere/flags.cfg").exists())
+
     def test_free_flags_may_change_and_are_written(self):
         Workdir(self.path, _SETTINGS, free=("model",))
         Workdir(self.path, {**_SETTINGS, "model": "c"}, free=("model",))

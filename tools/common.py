@@ -64,6 +64,8 @@ _MEANT = {
     "num_bits_weight": "widths",
     "widths": "compare_widths",
 }
+# The folders that this run has claimed.
+_claimed: list[Workdir] = []
 # Heading in the help -> name of each flag -> whether --help shows it.
 _groups: dict[str, dict[str, bool]] = {}
 
@@ -467,7 +469,9 @@ def open_workdir(
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
     command = command_of(pathlib.Path(sys.argv[0]).stem)
-    return Workdir(path, settings, free, defaults, digests, replaces, command, makes)
+    workdir = Workdir(path, settings, free, defaults, digests, replaces, command, makes)
+    _claimed.append(workdir)
+    return workdir
 
 
 def _digest(path: str) -> str:
@@ -626,12 +630,19 @@ def run(
 
 
 def _run(main: Callable[[], None]) -> None:
-    """Calls `main`, and turns errors that a user can mend into exits."""
+    """Calls `main`, and turns errors that a user can mend into exits.
+
+    A flag may turn out to be wrong when its folder is claimed already. If nothing was
+    made there, the folder is free again for the same command with that flag mended.
+    """
+    _claimed.clear()
     try:
         main()
         if "distribute" in FLAGS:
             agreed(True)  # the others would miss a worker that ends before them
     except DfqError as error:
+        for workdir in _claimed:
+            workdir.release()
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise

@@ -6,6 +6,7 @@ metrics.json   the results
 checkpoints/, tensorboard/   written by the loop
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -140,6 +141,17 @@ class Workdir:
             )
             + "\n",
         )
+
+    def release(self) -> None:
+        """Gives the folder up if nothing was made there: other flags may take it.
+
+        A folder that cannot be read or written any more stays as it is.
+        """
+        with contextlib.suppress(OSError):
+            names = {each.name for each in self.path.iterdir()}
+            if names <= {FLAGS, RUN}:
+                for name in names:
+                    (self.path / name).unlink()
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
