@@ -934,7 +934,8 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
     """A student with its description.
 
     Raises:
-      ConfigError: it is for other images or classes, or does not give logits.
+      ConfigError: it is for other images or classes, does not give logits, or cannot
+        learn.
     """
     if isinstance(student, Learner):
         check_pair(teacher, student)
@@ -955,7 +956,23 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
             f"{said} last layer gives {gives}; a student learns logits: let it end "
             f"without softmax or sigmoid{advice}"
         )
+    _check_can_learn(student.model)
     return student
+
+
+def _check_can_learn(student: keras.Model) -> None:
+    """Raises ConfigError if no weight may change, or one is NaN or infinite."""
+    if not student.trainable_weights:
+        raise ConfigError(
+            "the student has no trainable weights, so that it cannot learn; set "
+            "student.trainable = True before dfq_tf.distill, or give another network"
+        )
+    for weight in student.weights:
+        if not np.isfinite(weight.numpy()).all():
+            raise ConfigError(
+                f"the student's weight {weight.name} has values that are NaN or "
+                "infinite; give a network with finite weights, such as a new one"
+            )
 
 
 def _with_probabilities_of(teacher: Classifier, student: Learner) -> Learner:

@@ -1016,6 +1016,34 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         weights = one.student.model.weights
         self.assertTrue(helpers.all_equal(weights, other.student.model.weights))
 
+    def test_student_whose_layers_are_frozen_is_refused(self):
+        student = small_student()
+        student.model.trainable = False
+        for given in (student, student.model):
+            with self.assertRaisesRegex(
+                ConfigError, "^the student has no trainable .*student.trainable = True"
+            ):
+                self.distill(given)
+        student.model.trainable = True  # one layer is enough
+        for layer in student.model.layers[1:-1]:
+            layer.trainable = False
+        before = helpers.copies(student.model.weights)
+        learnt = self.distill(student).student.model.weights
+        self.assertFalse(helpers.all_equal(before[-2:], learnt[-2:]))
+        self.assertTrue(helpers.all_equal(before[:1], learnt[:1]))
+
+    def test_student_with_a_weight_that_is_no_number_is_refused(self):
+        for value in (np.nan, np.inf):
+            model = small_student().model
+            kernel, *others = model.get_weights()
+            kernel[0, 0, 0, 0] = value
+            model.set_weights([kernel, *others])
+            name = model.weights[0].name
+            with self.assertRaisesRegex(
+                ConfigError, f"^the student's weight {name} has values that are NaN"
+            ):
+                self.distill(model)
+
     def test_what_is_no_functional_model_is_refused(self):
         with self.assertRaisesRegex(ModelError, "the model is a builtins.str"):
             self.distill("student.keras")
