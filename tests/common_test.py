@@ -79,6 +79,26 @@ class EndTest(parameterized.TestCase):
             common._run(main)
 
 
+class FlagfileTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (
+            "\ufeff--minutes=1\n",
+            "utf-8",
+            "a flagfile has a byte-order mark before its first line, '--minutes=1'. ",
+        ),
+        ("\ufeff# A comment.\n--minutes=1\n", "utf-8", "a flagfile has a byte-order"),
+        ("--minutes=1\n", "utf-16", "a flagfile is no text in UTF-8: "),
+    )
+    def test_file_of_another_encoding_is_one_message(self, text, encoding, message):
+        path = new_folder() / "flags.cfg"
+        path.write_text(text, encoding)
+        process = run_in_process("distill", f"--flagfile={path}")
+        self.assertEqual(process.returncode, 2)
+        self.assertStartsWith(process.stderr, f"error: {message}")
+        end = "Save it as UTF-8 without a byte-order mark (BOM)\n"
+        self.assertEndsWith(process.stderr, end)
+
+
 class QuietTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -118,6 +118,9 @@ _AWAY = {
 # Whether this file is part of the command dfq-tf, and not of a source tree.
 _IS_INSTALLED = pathlib.Path(__file__).parents[1].name == "dfq_tf_command"
 
+# What some editors write before the first line of a file.
+_MARK = "\ufeff"
+
 # Exit code, as shells give it to a program that SIGPIPE has ended.
 _READER_GONE = 128 + 13
 
@@ -598,13 +601,7 @@ def run(
             with _ends_with_its_reader():
                 print(_help(description, is_full="--helpfull" in asked))
             sys.exit(0)
-        try:
-            rest = FLAGS(argv)
-        except flags.Error as error:
-            meant = _MEANT.get(getattr(error, "flagname", ""), "")
-            if meant in FLAGS:
-                error = f"{error.args[0].split('. Did')[0]}. It is --{meant} here"
-            _fail(f"{error}. See --help", 2)
+        rest = _parsed(argv)
         if positional and len(rest) > 1:
             if FLAGS[positional].present:
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
@@ -627,6 +624,30 @@ def run(
     with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did
         tf.config.list_physical_devices()
     app.run(run_main, flags_parser=parse)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """Reads the flags, those of flagfiles too; gives the arguments that are none."""
+    wanted = "Save it as UTF-8 without a byte-order mark (BOM)"
+    rest = argv
+    try:
+        rest = FLAGS(argv)
+    except UnicodeDecodeError as error:
+        _fail(f"a flagfile is no text in UTF-8: {error}. {wanted}", 2)
+    except flags.Error as error:
+        meant = _MEANT.get(getattr(error, "flagname", ""), "")
+        if meant in FLAGS:
+            error = f"{error.args[0].split('. Did')[0]}. It is --{meant} here"
+        _fail(f"{error}. See --help", 2)
+    for text in rest[1:]:
+        if text.startswith(_MARK):
+            line = text.removeprefix(_MARK)
+            _fail(
+                f"a flagfile has a byte-order mark before its first line, {line!r}. "
+                f"{wanted}",
+                2,
+            )
+    return rest
 
 
 def _run(main: Callable[[], None]) -> None:
