@@ -7,6 +7,7 @@ from tools import curves
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError
 from dfq_tf.reports import plots
+from tests.tool_runner import run_in_process
 
 TABLE = "step,minutes,accuracy,agreement\n0,0,0.1,0.2\n8,1.5,0.5,0.4\n9,3,0.75,0.6\n"
 
@@ -47,6 +48,7 @@ class CurvesTest(parameterized.TestCase, tf.test.TestCase):
 
     @parameterized.parameters(
         ("", "not a table of numbers"),
+        ("step,minutes\n", "no row of numbers.*Name a table that a run has written"),
         ("step,minutes\n0,few\n", "not a table of numbers"),
         ("step,accuracy\n0,1\n", "has no column minutes"),
     )
@@ -70,6 +72,32 @@ class CurvesTest(parameterized.TestCase, tf.test.TestCase):
         ):
             curves.draw(tables, "speed", path)
         self.assertFalse(path.exists())
+
+    @parameterized.parameters("step", "minutes")
+    def test_column_that_is_no_share_is_refused(self, column):
+        tables, path = {"one": curves.read(self.table())}, self.folder / "curves.png"
+        with self.assertRaisesRegex(ConfigError, f"^column is '{column}', .* no share"):
+            curves.draw(tables, column, path)
+        self.assertFalse(path.exists())
+
+    def test_mark_at_the_begin_of_a_table_is_no_text(self):
+        table = curves.read(self.table("\ufeffminutes,accuracy\n1,0.5\n"))
+        self.assertEqual(table, {"minutes": [1], "accuracy": [0.5]})
+
+    @parameterized.parameters(
+        ("a:{0},a:{0}", "a.png", "curves has the label 'a' twice; give each curve"),
+        ("a:{0}", "a.html", "out is '.*a.html'; .* must end in .png"),
+        ("a:{0}", "", "out is '.*'; .* must end in .png"),
+        ("a", "a.png", "curves has 'a'; it must be LABEL:FILE"),
+    )
+    def test_wrong_flags_are_one_message(self, given, out, message):
+        path = self.table()
+        process = run_in_process(
+            "curves", f"--curves={given.format(path)}", f"--out={self.folder / out}"
+        )
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertRegex(process.stderr, f"^error: {message}")
+        self.assertEqual([*self.folder.iterdir()], [path])
 
 
 if __name__ == "__main__":

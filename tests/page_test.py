@@ -228,9 +228,10 @@ class RunPageTest(parameterized.TestCase):
         folder = new_folder()
         with self.assertRaisesRegex(WorkdirError, "there is no metrics.json in"):
             page.write(folder)
-        (folder / "metrics.json").write_text("{")
-        with self.assertRaisesRegex(WorkdirError, "cannot be read as a workdir"):
-            page.write(folder)
+        for text in ("{", "[1]", '{"df_q": [1]}', '{"df_q_training": 1}'):
+            (folder / "metrics.json").write_text(text)
+            with self.assertRaisesRegex(WorkdirError, "cannot be read as a workdir"):
+                page.write(folder)
         self.assertEqual([p.name for p in folder.iterdir()], ["metrics.json"])
 
     @parameterized.parameters("uint8", "int8", "float32")

@@ -13,7 +13,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tools import common
 from dfq_tf.errors import ConfigError
+from dfq_tf.files import read_text
 from dfq_tf.reports import plots
+from dfq_tf.reports.record import NO_CURVES
 
 FLAGS = common.FLAGS
 
@@ -25,12 +27,15 @@ def read(path: pathlib.Path) -> dict[str, list[float]]:
       ConfigError: there is no such file, or it is not such a table.
     """
     try:
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        if not rows:
+            raise ValueError("it has no row of numbers")
         table = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    except (OSError, IndexError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, csv.Error) as error:
         raise ConfigError(
-            f"curves has {str(path)!r}, which is not a table of numbers: {error!r}"
+            f"curves has {str(path)!r}, which is not a table of numbers: {error!r}. "
+            "Name a table that a run has written, such as "
+            "runs/distill/distillation_curve.csv"
         ) from error
     if "minutes" not in table:
         raise ConfigError(f"curves has {str(path)!r}, which has no column minutes")
@@ -48,8 +53,13 @@ def draw(
       path: of the picture.
 
     Raises:
-      ConfigError: a curve has no such column.
+      ConfigError: a curve has no such column, or it is no share.
     """
+    if column in NO_CURVES:
+        raise ConfigError(
+            f"column is {column!r}, which is no share; name a column of shares, such "
+            "as accuracy or agreement_on_generated_images"
+        )
     for label, table in curves.items():
         if column not in table:
             raise ConfigError(
@@ -70,11 +80,20 @@ def main() -> None:
     """Reads and draws."""
     if not FLAGS.curves:
         raise ConfigError("curves is empty; give LABEL:FILE, with commas between them")
-    curves = {}
+    if pathlib.Path(FLAGS.out).suffix != ".png":
+        raise ConfigError(
+            f"out is {FLAGS.out!r}; the picture is a PNG file, so its name must end "
+            "in .png"
+        )
+    curves: dict[str, dict[str, list[float]]] = {}
     for item in FLAGS.curves:
         label, separator, path = item.partition(":")
         if not separator:
             raise ConfigError(f"curves has {item!r}; it must be LABEL:FILE")
+        if label in curves:
+            raise ConfigError(
+                f"curves has the label {label!r} twice; give each curve another one"
+            )
         curves[label] = read(pathlib.Path(path).expanduser())
     draw(curves, FLAGS.column, pathlib.Path(FLAGS.out))
     print(f"Wrote {FLAGS.out}")

@@ -44,7 +44,7 @@ _PHASES = {
     "df_rec_kd": "Quantization-aware training of reconstructed blocks (DF-REC-KD)",
 }
 # Columns of NAME_curve.csv that are no measurement.
-_NO_CURVES = ("step", "minutes")
+NO_CURVES = ("step", "minutes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def read(folder: str | os.PathLike[str]) -> Record:
         )
     try:
         return _read(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkdirError(
             f"{str(path)!r} cannot be read as a workdir: {error!r}. Run the tool that "
             "made it again"
@@ -251,5 +251,5 @@ def _phases(path: pathlib.Path) -> list[Phase]:
 def _table(path: pathlib.Path) -> dict[str, Curve]:
     """The columns of NAME_curve.csv over its steps."""
     rows = list(csv.DictReader(read_text(path).splitlines()))
-    names = [name for name in (rows[0] if rows else ()) if name not in _NO_CURVES]
+    names = [name for name in (rows[0] if rows else ()) if name not in NO_CURVES]
     return {n: [(float(r["step"]), float(r[n])) for r in rows] for n in names}
