@@ -3,6 +3,7 @@ import glob
 import itertools
 import os
 import pathlib
+import time
 from unittest import mock
 
 import numpy as np
@@ -203,6 +204,28 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         with mock.patch.object(loop, "of_all_workers", of_all_workers):
             _run(task, 12, self.directory, step, measure_every=5, save_seconds=1e9)
         self.assertEqual(self._checkpoints(), ["ckpt-5", "ckpt-12"])
+
+    def test_seconds_of_an_interrupted_run_are_those_of_its_newest_checkpoint(self):
+        def slow(task):
+            def step(index):
+                if index == 8:
+                    raise KeyboardInterrupt
+                time.sleep(0.1)
+                return task.step(index)
+
+            return step
+
+        settings = dict(measure_every=5, save_seconds=0)
+        self.assertEqual(loop.seconds_in_steps(self.directory, "task", "no*"), 0)
+        task = _Task()
+        with self.assertRaises(KeyboardInterrupt):
+            _run(task, 12, self.directory, slow(task), **settings)
+        first = loop.seconds_in_steps(self.directory, "task")
+        self.assertBetween(first, 0.5, 5)  # of five steps, without the three behind
+        _run(_Task(), 12, self.directory, **settings)
+        both = loop.seconds_in_steps(self.directory, "ta*", "task", "other")
+        self.assertGreater(both, first)
+        self.assertLess(both, first + 5)
 
     def test_longer_run_continues_a_finished_one(self):
         _run(_Task(), 12, self.directory)

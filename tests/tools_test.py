@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from tools import common, compare
+from tools import common, compare, quantize
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator, phases
 from dfq_tf.errors import WorkdirError
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.reports.workdir import Workdir
 from tests import helpers
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
@@ -546,6 +547,46 @@ class NotesTest(tf.test.TestCase):
 
     def read(self, text):
         return csv.DictReader(text.splitlines())
+
+
+class EarlierSecondsTest(tf.test.TestCase):
+    """What a call that was interrupted had spent counts in the time of a method."""
+
+    def setUp(self):
+        super().setUp()
+        self.workdir = Workdir(new_folder(), {})
+        for name, seconds in (
+            ("warm_up", 1),
+            ("lessons", 2),
+            ("reconstruction_1_of_2", 4),
+            ("reconstruction_2_of_2", 8),
+            ("df_qat_kd", 16),
+            ("distillation", 32),
+        ):
+            folder = self.workdir.path / "checkpoints" / name
+            checkpoint = tf.train.Checkpoint(
+                seconds_in_steps=tf.Variable(float(seconds), dtype=tf.float64)
+            )
+            tf.train.CheckpointManager(checkpoint, str(folder), 1).save()
+
+    def earlier(self, *methods):
+        return [quantize.earlier_seconds(self.workdir, each) for each in methods]
+
+    def test_first_method_has_the_warm_up_and_each_its_own_steps(self):
+        self.assertEqual(
+            self.earlier("df_q", "df_rec", "df_qat_kd", "df_rec_kd"), [1, 15, 17, 15]
+        )
+
+    def test_what_is_made_has_its_own_time_and_others_do_not_share_it(self):
+        self.workdir.add_metrics(df_q_training={"seconds": 64.0})
+        (self.workdir.path / "df_q.keras").touch()
+        self.assertEqual(self.earlier("df_q", "df_rec", "df_qat_kd"), [64, 14, 16])
+        (self.workdir.path / "df_rec.keras").touch()
+        self.assertEqual(self.earlier("df_rec", "df_rec_kd"), [0, 0])
+
+    def test_generators_that_have_distilled_are_warmed_up_already(self):
+        self.workdir.add_metrics(student_training={"seconds": 3.0})
+        self.assertEqual(self.earlier("df_q", "df_qat_kd"), [0, 16])
 
 
 @pytest.mark.long

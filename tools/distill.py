@@ -38,7 +38,7 @@ from dfq_tf.settings import (
     recipe,
     recipe_settings,
 )
-from dfq_tf.training import Learner, check_batch
+from dfq_tf.training import Learner, check_batch, seconds_in_steps
 from dfq_tf.with_data import datasets
 from dfq_tf.with_data.accuracy import accuracy
 
@@ -169,7 +169,9 @@ def distilled_student(
     )
     config = with_batch_size(distillation_config(), teacher, student, strategy)
     common.say(plan(teacher, student, config))
-    began = time.monotonic()
+    # An earlier call may have been interrupted.
+    earlier = seconds_in_steps(workdir.path, "warm_up", "distillation")
+    began = time.monotonic() - earlier
     result = api.distill(
         teacher,
         student,

@@ -64,7 +64,7 @@ from dfq_tf.settings import (
     qat_recipe,
 )
 from dfq_tf.tflite import as_table, check_target, check_target_takes
-from dfq_tf.training import check_batch
+from dfq_tf.training import check_batch, seconds_in_steps
 
 FLAGS = common.FLAGS
 
@@ -218,7 +218,7 @@ def quantize_network(
         return api.load_quantized(path), None
     config = preparation.config
     common.say(plan(teacher, preparation.network, method, config))
-    began = time.monotonic()
+    began = time.monotonic() - earlier_seconds(workdir, method)
     preparation.check(method, file)
     result = api.quantize_prepared(
         preparation.prepared,
@@ -245,6 +245,29 @@ def quantize_network(
     with common.stage(f"writing of {path.name}"):
         student.save(result.network, path)
     return result.network, result.tflite
+
+
+def earlier_seconds(workdir: Workdir, method: str) -> float:
+    """Seconds that calls which were interrupted have spent on a method.
+
+    Args:
+      workdir: of the run.
+      method: one of METHODS.
+
+    Returns:
+      If its network is made, all that this took; else what its steps took until their
+      newest checkpoints.
+    """
+    made = [name for name in METHODS if (workdir.path / f"{name}.keras").exists()]
+    if method in made:
+        training = workdir.metrics().get(f"{method}_training", {})
+        return training.get("seconds", 0.0)
+    names = [method]
+    if not made and "student_training" not in workdir.metrics():
+        names.append("warm_up")  # else it counts in what was made first
+    if method in RECONSTRUCTING and not set(made) & set(RECONSTRUCTING):
+        names += ["lessons", "reconstruction_*"]
+    return seconds_in_steps(workdir.path, *names)
 
 
 def _say_images(result: api.Quantized) -> None:

@@ -298,7 +298,8 @@ def make_file(
     preparation: quantize.Preparation, method: str
 ) -> tuple[QuantizedNetwork, bytes]:
     """The quantized network, and the content of METHOD.tflite; made if need be."""
-    began, workdir = time.monotonic(), preparation.workdir
+    workdir = preparation.workdir
+    began = time.monotonic() - quantize.earlier_seconds(workdir, method)
     path = workdir.path / f"{method}.tflite"
     is_new = not path.exists()
     file = file_config()

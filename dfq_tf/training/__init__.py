@@ -10,7 +10,7 @@ from dfq_tf.training.devices import (
     round_batch,
 )
 from dfq_tf.training.learner import Learner, check_model, num_model_values
-from dfq_tf.training.loop import Evaluate, run_loop
+from dfq_tf.training.loop import Evaluate, run_loop, seconds_in_steps
 from dfq_tf.training.optimizers import descend
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
 from dfq_tf.training.timing import mean_seconds, unchanged
@@ -35,6 +35,7 @@ __all__ = [
     "resolve_precision",
     "round_batch",
     "run_loop",
+    "seconds_in_steps",
     "unchanged",
     "with_precision",
 ]

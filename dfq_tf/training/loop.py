@@ -37,6 +37,8 @@ _UNWRITABLE = (
 )
 # The file beside the checkpoints that says whose they are.
 _IDENTITY = "identity.json"
+# What a checkpoint calls the seconds that the steps have taken.
+_SECONDS = "seconds_in_steps/.ATTRIBUTES/VARIABLE_VALUE"
 # Checkpoints of each run. With two, workers that were stopped while they saved have
 # one in common.
 _KEPT = 2
@@ -101,6 +103,24 @@ def run_loop(
                 progress.evaluate()
             progress.save(is_last, save_seconds)
     return measurements
+
+
+def seconds_in_steps(directory: str | os.PathLike[str], *names: str) -> float:
+    """How long runs took until their newest checkpoints, so that more can be added.
+
+    Args:
+      directory: as in the context of `run_loop`.
+      *names: of the runs, or patterns of names such as 'reconstruction_*'.
+
+    Returns:
+      Seconds in steps of all of them together; 0 without checkpoints.
+    """
+    folder, seconds = pathlib.Path(directory) / "checkpoints", 0.0
+    for path in {path for name in names for path in folder.glob(name)}:
+        if newest := tf.train.latest_checkpoint(str(path)):
+            reader = tf.train.load_checkpoint(newest)
+            seconds += float(reader.get_tensor(_SECONDS))
+    return seconds
 
 
 class _Progress:
