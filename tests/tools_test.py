@@ -1,6 +1,7 @@
 """The tools as a user meets them: processes, exit codes, messages, files."""
 
 import csv
+import fcntl
 import functools
 import json
 import os
@@ -1015,6 +1016,25 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             )
             self.assertEqual(process.returncode, 2, process.stderr)
             self.assertRegex(process.stderr, f"^error: teacher_batch_size is {size}, ")
+
+    def test_workdir_of_a_run_that_goes_on_is_refused_until_that_has_ended(self):
+        folder = new_folder()
+        flags = ("--dataset=digits", "--model=wrn_10_1", f"--workdir={folder}")
+        flags += ("--teacher_batch_size=5000",)
+        other = os.open(folder, os.O_RDONLY)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for _ in range(2):
+            process = run_in_process("train_teacher", *flags)
+            self.assertEqual(process.returncode, 1, process.stderr)
+            self.assertRegex(
+                process.stderr,
+                f"^error: workdir is '{folder}', where another run is at work. .*"
+                "name another folder with --workdir",
+            )
+        os.close(other)
+        for _ in range(2):  # a run of before is no other
+            process = run_in_process("train_teacher", *flags)
+            self.assertRegex(process.stderr, "^error: teacher_batch_size is 5000")
 
     def test_workdir_that_cannot_be_written_is_one_message(self):
         in_the_way = new_folder() / "file"

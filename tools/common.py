@@ -6,6 +6,7 @@ Only the tools read FLAGS; the package takes plain arguments.
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import functools
 import gc
 import hashlib
@@ -27,7 +28,7 @@ from dfq_tf.compat import native_output_hidden, own_defaults, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.distillation.batch_size import step_bytes_per_image
-from dfq_tf.errors import ConfigError, DfqError
+from dfq_tf.errors import ConfigError, DfqError, WorkdirError
 from dfq_tf.files import digest
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import MODEL_SUFFIXES, files_of
@@ -64,8 +65,9 @@ _MEANT = {
     "num_bits_weight": "widths",
     "widths": "compare_widths",
 }
-# The folders that this run has claimed.
+# The folders that this run has claimed, and descriptors that keep others away.
 _claimed: list[Workdir] = []
+_held: list[int] = []
 # Heading in the help -> name of each flag -> whether --help shows it.
 _groups: dict[str, dict[str, bool]] = {}
 
@@ -451,7 +453,7 @@ def open_workdir(
 
     Raises:
       ConfigError: the workers have not the same flags, or other files.
-      WorkdirError: see `Workdir`.
+      WorkdirError: see `Workdir`; or another run is at work there.
     """
     names = {name for group in _groups.values() for name in group} - _FREE_FLAGS
     values = {name: FLAGS[name].value for name in names}
@@ -473,8 +475,29 @@ def open_workdir(
     path = path / f"worker_{index}" if index else path
     command = command_of(pathlib.Path(sys.argv[0]).stem)
     workdir = Workdir(path, settings, free, defaults, digests, replaces, command, makes)
+    _hold(workdir.path)
     _claimed.append(workdir)
     return workdir
+
+
+def _hold(folder: pathlib.Path) -> None:
+    """Keeps a folder for this run until it ends, however it ends.
+
+    Where the file system has no locks, nothing is kept.
+
+    Raises:
+      WorkdirError: another run has it.
+    """
+    try:
+        _held.append(os.open(folder, os.O_RDONLY))
+        fcntl.flock(_held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise WorkdirError(
+            f"workdir is {str(folder)!r}, where another run is at work. Wait until it "
+            "has ended, or name another folder with --workdir"
+        ) from error
+    except OSError:
+        return
 
 
 def _digest(path: str) -> str:
@@ -677,6 +700,9 @@ def _run(main: Callable[[], None]) -> None:
         )
     except KeyboardInterrupt:
         _fail("interrupted; give the same command again to continue", 130)
+    finally:
+        while _held:
+            os.close(_held.pop())
 
 
 def _is_of_files(error: BaseException) -> bool:
