@@ -855,12 +855,12 @@ def distill(
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
       strategy: as in `quantize`.
       directory: as in `quantize`.
-      evaluate: measures the first student now and then, beside its agreement with the
-        teacher, for `distillation_curve.csv` in `directory`; nothing is chosen by it.
+      evaluate: gives numbers by name, of the first student now and then, which go to
+        `distillation_curve.csv` in `directory`; nothing is chosen by them.
       show_progress: as in `quantize`.
 
     Raises:
-      ConfigError: a setting or the minutes will not do, or the networks do not fit.
+      ConfigError: a setting, the minutes, networks or `evaluate`'s numbers are wrong.
       TrainingError: as in `quantize`.
     """
     _check_arguments(locals(), _OF_DISTILL)
@@ -878,7 +878,7 @@ def distill(
     same = _held_out_agreement(teacher, run)
 
     def measured() -> dict[str, float]:
-        more = evaluate(students[0]) if evaluate else {}
+        more = _numbers(evaluate(students[0])) if evaluate else {}
         return {_AGREEMENT: same(students[0]), **more}
 
     found = run.run({"student": _structure(learner.model)}, measured)
@@ -887,6 +887,21 @@ def distill(
     best = students[int(np.argmax(agreements))].model
     result = Learner(with_precision(best, "float32"), learner.description)
     return Distilled(result, agreements, run.generators, run.sample(_SHOWN), found)
+
+
+def _numbers(measurements: Any) -> dict[str, float]:
+    """What an `evaluate` gave, as floats.
+
+    Raises:
+      ConfigError: it is not a mapping of names to numbers.
+    """
+    try:
+        return {str(name): float(value) for name, value in measurements.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"evaluate gave {measurements!r}; it must return names and numbers, such "
+            "as {'accuracy': 0.9}"
+        ) from error
 
 
 def _held_out_agreement(

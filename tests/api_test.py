@@ -908,6 +908,14 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         ):
             self.distill(evaluate=lambda student: {})
 
+    @parameterized.parameters(None, 0.5, ({"mean": "high"},), ({"mean": [1, 2]},))
+    def test_what_an_evaluation_gave_is_told_if_it_is_no_number(self, value):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^evaluate gave {re.escape(repr(value))}; it must return names and numb",
+        ):
+            self.distill(directory=self.get_temp_dir(), evaluate=lambda _: value)
+
     @parameterized.parameters(
         *(
             (dict(config=config), f"config is {shown}; it must be a BudgetConfig or ")
