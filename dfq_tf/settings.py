@@ -269,12 +269,15 @@ def _are_pairs(values: Any) -> bool:
     )
 
 
-def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
+def parse_widths(
+    name: str, widths: BitWidths = BitWidths(), argument: str = "widths"
+) -> BitWidths:
     """Reads bit widths such as W4A8.
 
     Args:
       name: W, the bits of the weights, A, the bits of the activations.
       widths: gives all other settings.
+      argument: what a message calls the name.
 
     Raises:
       ConfigError: it is not of that form, or a width is out of its limits.
@@ -282,7 +285,7 @@ def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
     match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", name.strip())
     if not match:
         raise ConfigError(
-            f"widths is {name!r}; write the bits of weights and activations as W4A8"
+            f"{argument} is {name!r}; write the bits of weights and activations as W4A8"
         )
     weight, activation = map(int, match.groups())
     try:
@@ -290,7 +293,7 @@ def parse_widths(name: str, widths: BitWidths = BitWidths()) -> BitWidths:
             widths, num_bits_weight=weight, num_bits_activation=activation
         )
     except ConfigError as error:
-        raise ConfigError(f"widths is {name!r}: {error}") from error
+        raise ConfigError(f"{argument} is {name!r}: {error}") from error
 
 
 # Where images come from that stand for those of the task; or a folder's name.

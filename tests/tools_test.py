@@ -832,6 +832,18 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         (
             "compare",
             2,
+            ["--teacher=absent.keras", "--compare_widths=W8A8,W1A8"],
+            "error: compare_widths is 'W1A8': num_bits_weight is 1; .*at least 2",
+        ),
+        (
+            "compare",
+            2,
+            ["--teacher=absent.keras", "--compare_widths=4"],
+            "error: compare_widths is '4'; write the bits of weights and activations",
+        ),
+        (
+            "compare",
+            2,
             ["--teacher=a.keras", "--compare_widths=W9A8"],
             "num_bits_weight is 9",
         ),

@@ -602,7 +602,7 @@ def main() -> None:
         raise ConfigError("teacher is empty; name a model file with --teacher")
     base = common.config_from_flags(BitWidths)
     names = [name.strip() for name in FLAGS.compare_widths]
-    widths = [parse_widths(name, base) for name in names]
+    widths = [parse_widths(name, base, "compare_widths") for name in names]
     if not widths:
         raise ConfigError("compare_widths is empty; name some, such as W8A8,W4A8")
     if len({each.name for each in widths}) < len(widths):
