@@ -687,6 +687,32 @@ class FloatMeaningTest(tf.test.TestCase, parameterized.TestCase):
         # Half a step of bfloat16, that of the output alone.
         self.assertAllClose(tf.cast(output, tf.float32), exact, rtol=2**-8, atol=0)
 
+    def test_kernel_of_one_pixel_with_strides_learns(self):
+        # TensorFlow's own gradient of it corrupts memory where there are few channels.
+        x = tf.constant(np.random.default_rng(0).normal(size=(2, 5, 4, 3)), tf.float32)
+        image = layers.image("image", x.shape[1:])
+        weights = {"kernel": np.ones((1, 1, 3, 6), np.float32)}
+        settings = {"strides": (2, 3)}
+        node = layers.node("conv", "a", [image], settings, weights)
+
+        @tf.function
+        def gradient(kernel):
+            with tf.GradientTape() as tape:
+                tape.watch(kernel)
+                total = tf.reduce_sum(
+                    KINDS["conv"].compute(node, [x], {"kernel": kernel})
+                )
+            return tape.gradient(total, kernel)
+
+        kernel = tf.constant(weights["kernel"])
+        graph = gradient.get_concrete_function(kernel).graph
+        operators = [op for op in graph.get_operations() if "Conv2D" in op.type]
+        self.assertNotEmpty(operators)
+        for operator in operators:
+            self.assertEqual(operator.get_attr("strides"), [1, 1, 1, 1])
+        expected = x.numpy()[:, ::2, ::3].sum((0, 1, 2))[:, None] * np.ones((1, 6))
+        self.assertAllClose(gradient(kernel)[0, 0], expected, rtol=1e-5)
+
     def test_unknown_cannot_be_computed(self):
         source = layers.image("image", IMAGE)
         node = layers.unknown("odd", [source], (2,), "Lambda", "it holds code")

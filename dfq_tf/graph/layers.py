@@ -234,11 +234,15 @@ def _with_bias(values: Any, weights: Weights) -> Any:
 
 
 def _conv(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
-    settings = node.settings
+    settings, (values,) = node.settings, inputs
     strides, dilation = tuple(settings["strides"]), tuple(settings["dilation"])
+    if tuple(weights["kernel"].shape[:2]) == (1, 1) and strides != (1, 1):
+        # The same values. With strides, the gradient of a kernel of few channels writes
+        # past its memory in oneDNN (TensorFlow 2.21), and the program ends.
+        values, strides = values[:, :: strides[0], :: strides[1]], (1, 1)
     convolve = _grouped_conv2d if settings["groups"] > 1 else _conv2d
     function = convolve(strides, settings["padding"].upper(), dilation)
-    return _with_bias(function(inputs[0], weights["kernel"]), weights)
+    return _with_bias(function(values, weights["kernel"]), weights)
 
 
 def _conv2d(strides: Sequence[int], padding: str, dilations: Sequence[int]) -> Any:
