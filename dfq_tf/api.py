@@ -1056,10 +1056,20 @@ def _students(learner: Learner, count: int, seed: int, precision: str) -> list[L
 def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
     """Reads a quantized network that `quantization.student.save` has written.
 
+    Args:
+      path: of the file.
+
     Raises:
       ModelError: there is no such file, or it holds no quantized student; or an earlier
-        version of the project wrote it; or its description is not beside it.
+        version of the project wrote it; or its description is not beside it; or `path`
+        is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ModelError(
+            f"path is a {type(path).__module__}.{type(path).__name__}; load_quantized "
+            "reads files that tools/quantize.py wrote. What dfq_tf.quantize gives has "
+            "its quantized network already, result.network"
+        )
     try:
         model = read_model(pathlib.Path(path))
     except ModelError as error:
@@ -1069,6 +1079,7 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
             f"{path} cannot be read as a quantized network. If an earlier version of "
             f"the project wrote it, quantize the model again. ({error})"
         ) from error
+    quantized_student.check_student(model)
     description = description_beside(path)
     if description is None:
         raise ModelError(

@@ -502,6 +502,13 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(ModelError, "the student is a float model"):
             api.load_quantized(path)
 
+    def test_what_is_no_path_is_no_quantized_network(self):
+        for given, named in ((None, "builtins.NoneType"), (b"a", "builtins.bytes")):
+            with self.assertRaisesRegex(
+                ModelError, f"^path is a {named}; load_quantized reads files .*network$"
+            ):
+                api.load_quantized(given)
+
 
 @pytest.mark.long
 class StructureTest(parameterized.TestCase):

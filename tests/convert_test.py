@@ -14,7 +14,7 @@ from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import metadata
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import networks
-from tests.helpers import new_folder
+from tests.helpers import new_folder, small_learner
 from tests.tool_runner import run_in_process
 
 
@@ -68,6 +68,24 @@ class ConvertTest(tf.test.TestCase):
         in_the_way = self.path / "a.tflite"
         message = "df_q.keras cannot be written; name a file in another folder with"
         self.assertEqual(self.refused(message, f"--tflite={in_the_way}"), 2)
+
+    def test_what_is_no_name_of_such_a_file_is_refused(self):
+        message = "tflite is '.*', a folder; name a file with --tflite, such as '.*/mo"
+        self.assertEqual(self.refused(message, f"--tflite={self.folder}"), 2)
+        for name in ("a", "a b.keras", "a.tflite.bak"):
+            path = self.folder / name
+            message = f"tflite is '{path}'; its name must end in .tflite, .* --tflite="
+            self.assertEqual(self.refused(message, f"--tflite={path}"), 2)
+        message = "--tflite='.*/a b.keras.tflite'"
+        self.assertEqual(self.refused(message, f"--tflite={self.folder}/a b.keras"), 2)
+
+    def test_float_model_is_no_student(self):
+        teacher = new_folder() / "teacher.keras"
+        small_learner().model.save(teacher)
+        process = run_in_process("convert", str(teacher))
+        self.assertEqual(process.returncode, 1)
+        message = "error: the student is a float model without fake quantization; make"
+        self.assertStartsWith(process.stderr, message)
 
     def test_student_without_its_description_says_whence_to_get_it(self):
         description = self.path.with_suffix(".json")

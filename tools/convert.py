@@ -7,6 +7,7 @@ Writes the file, by default beside the student, and labels.txt beside the file.
 
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -89,8 +90,23 @@ def check_labels(class_names: Sequence[str], folder: pathlib.Path) -> str | None
     )
 
 
-def _check_folder(path: pathlib.Path) -> None:
+def _check_path(path: pathlib.Path) -> None:
     """Raises ConfigError if the TFLite file cannot be written where it is to be."""
+    if path.is_dir():
+        raise ConfigError(
+            f"tflite is {str(path)!r}, a folder; name a file with --tflite, such as "
+            f"{str(path / 'model.tflite')!r}"
+        )
+    if path.suffix != ".tflite":
+        raise ConfigError(
+            f"tflite is {str(path)!r}; its name must end in .tflite, by which apps and "
+            f"tools know the file: --tflite={shlex.quote(f'{path}.tflite')}"
+        )
+    if path.exists():
+        raise ConfigError(
+            f"tflite is {str(path)!r}, which exists; name another file with --tflite, "
+            "or delete it"
+        )
     folder = next(each for each in path.absolute().parents if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(
@@ -108,12 +124,7 @@ def main() -> None:
     path = pathlib.Path(
         FLAGS.tflite or pathlib.Path(FLAGS.student).with_suffix(".tflite")
     )
-    if path.exists():
-        raise ConfigError(
-            f"tflite is {str(path)!r}, which exists; name another file with --tflite, "
-            "or delete it"
-        )
-    _check_folder(path)
+    _check_path(path)
     labels = check_labels(network.description.class_names, path.parent)
     config = common.file_config(path.stem)
     # A folder of the user's choice may hold another tool's run.

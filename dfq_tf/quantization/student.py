@@ -233,6 +233,15 @@ def is_student_file(path: str | os.PathLike[str]) -> bool:
         return is_keras and wrapper in archive.read("config.json")
 
 
+def check_student(model: Any) -> None:
+    """Raises ModelError unless a model is one of `build`."""
+    if not _parts(model):
+        raise ModelError(
+            "the student is a float model without fake quantization; make a quantized "
+            "one of it with dfq_tf.quantize or tools/quantize.py"
+        )
+
+
 def network_of(model: Any, description: ModelDescription) -> QuantizedNetwork:
     """The network that a student was built of, with the weights that it has now.
 
@@ -243,12 +252,8 @@ def network_of(model: Any, description: ModelDescription) -> QuantizedNetwork:
     Raises:
       ModelError: the model is no student.
     """
+    check_student(model)
     parts = _parts(model)
-    if not parts:
-        raise ModelError(
-            "the student is a float model without fake quantization; make a quantized "
-            "one of it with dfq_tf.quantize or tools/quantize.py"
-        )
     (image,) = parts[0].node.inputs
     nodes = [layers.image(image, tuple(model.input_shape[1:]))]
     nodes += [part.node.with_weights(**part.weights()) for part in parts]
