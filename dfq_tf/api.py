@@ -923,6 +923,11 @@ def _check_arguments(given: Mapping[str, Any], kinds: _Kinds) -> None:
       given: the arguments of `quantize` or `distill`.
       kinds: _OF_QUANTIZE or _OF_DISTILL.
     """
+    if not tf.executing_eagerly() or tf.distribute.has_strategy():
+        raise ConfigError(
+            "the call is in a graph, a tf.function or a strategy.scope() of your "
+            "program; make it outside of that. Devices that train go in strategy=..."
+        )
     for name, (classes, wanted) in kinds.items():
         value = given[name]
         if not isinstance(value, classes):

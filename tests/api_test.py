@@ -454,6 +454,25 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         with assert_no_training(), self.assertRaisesRegex(ConfigError, message):
             quantize(self.teacher, **settings)
 
+    @parameterized.parameters(
+        lambda: tf.Graph().as_default(),
+        lambda: tf.distribute.OneDeviceStrategy("CPU:0").scope(),
+    )
+    def test_call_in_a_graph_or_a_scope_is_refused(self, opened):
+        for call in (
+            lambda: api.quantize("no such file"),
+            lambda: api.distill("no such file", None),
+        ):
+            with (
+                opened(),
+                self.assertRaisesRegex(
+                    ConfigError,
+                    r"^the call is in a graph, .* or a strategy\.scope\(\) of .*; make "
+                    "it outside of that",
+                ),
+            ):
+                call()
+
     def test_unsupported_layer_is_named_before_any_work(self):
         image = layers.Input((8, 8, 1))
         x = layers.Conv2D(4, 3, activation="softsign", name="odd")(image)
