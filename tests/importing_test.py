@@ -220,6 +220,24 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
             "^class_names has 4 times 'cat' and no other name; .* out for numbers$",
         ),
         (dict(feeding="raw", image_size=8), "image_size is 8; give .height, width."),
+        *(
+            (
+                dict(feeding="raw", image_size=size),
+                rf"^image_size is {re.escape(repr(size))}; give .height, width., two i",
+            )
+            for size in ((8.0, 8.0), ("8", "8"), "8,8", (None, None), ())
+        ),
+        *(
+            (
+                dict(feeding="raw", class_names=["cat", name, "c", "d"]),
+                rf"^class_names has {name!r}, a {kind}; give texts \(str\), such as b'",
+            )
+            for name, kind in (
+                (b"dog", "bytes"),
+                (None, "NoneType"),
+                (float("nan"), "float"),
+            )
+        ),
     )
     def test_what_is_no_such_argument_is_refused(self, said, message):
         with self.assertRaisesRegex(ConfigError, message):
@@ -648,6 +666,13 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
     def test_shape_out_of_range_is_refused(self, shape, message):
         with self.assertRaisesRegex(ModelError, message):
             as_classifier(model_of(K, shape=shape), input_mean=0, input_scale=1 / 255)
+
+    def test_image_size_out_of_range_is_refused(self):
+        model = model_of(K, shape=(None, None, 3))
+        with self.assertRaisesRegex(
+            ModelError, "^image_size asks for images of 7 x 8 pixels; both sides must"
+        ):
+            as_classifier(model, feeding="raw", image_size=(7, 8))
 
     def test_image_size_that_it_cannot_take_is_refused(self):
         with self.assertRaisesRegex(

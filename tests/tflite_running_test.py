@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.errors import ExportError, ModelError
+from dfq_tf.errors import ConfigError, ExportError, ModelError
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite import running, writer
@@ -74,6 +74,14 @@ class TFLiteClassifierTest(tf.test.TestCase, parameterized.TestCase):
         with mock.patch.object(running.time, "perf_counter", lambda: next(ticks)):
             self.assertAllClose(tflite.latency(runs=10), 5.5)
         self.assertRaises(StopIteration, lambda: next(ticks))
+
+    @parameterized.parameters(0, -1, 1.5, "3", None)
+    def test_latency_of_no_runs_is_refused(self, runs):
+        tflite = running.TFLiteClassifier(file_of("padded_pooling"))
+        with self.assertRaisesRegex(
+            ConfigError, f"^runs is {runs!r}; it must be an integer of at least 1$"
+        ):
+            tflite.latency(runs)
 
     def test_one_piece_where_xnnpack_has_all_operators(self):
         pieces = [

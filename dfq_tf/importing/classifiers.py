@@ -7,10 +7,11 @@ sigmoid at its end is recognised.
 
 import dataclasses
 import functools
+import numbers
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -314,6 +315,7 @@ def _names(given: Any) -> tuple[str, ...] | None:
     if given is None:
         return None
     try:
+        given = tuple(given) if isinstance(given, Iterator) else given
         names = tuple(map(str, given))
     except TypeError:
         names = None
@@ -322,6 +324,12 @@ def _names(given: Any) -> tuple[str, ...] | None:
             f"class_names is {given!r}; give a name for each class, in their order, "
             "such as ['cat', 'dog']"
         )
+    for name in given:
+        if name is None or isinstance(name, (bytes, float)):
+            raise ConfigError(
+                f"class_names has {name!r}, a {type(name).__name__}; give texts (str), "
+                "such as b'cat'.decode() makes of bytes"
+            )
     if not all(name.strip() for name in names):
         raise ConfigError(
             f"class_names is {given!r}, in which a name is empty; give one for each "
@@ -490,9 +498,8 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             "file is to take with image_size (--image_size=HEIGHT,WIDTH)"
         )
     size = tuple(own[:2]) if image_size is None else image_size
-    if np.ndim(size) != 1:
-        raise ConfigError(f"image_size is {size!r}; give (height, width)")
-    size = tuple(size)
+    if image_size is not None:
+        size = _size_said(image_size)
     if len(size) != 2 or any(s not in (None, n) for s, n in zip(own, size)):
         raise ConfigError(
             f"image_size is {size}, but the model takes images of "
@@ -500,9 +507,10 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             "image_size out"
         )
     if not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in size):
+        who = "the model takes" if image_size is None else "image_size asks for"
         raise ModelError(
-            f"the model takes images of {size[0]} x {size[1]} pixels; both sides "
-            f"must be {_SMALLEST_SIDE} to {_LARGEST_SIDE}"
+            f"{who} images of {size[0]} x {size[1]} pixels; both sides must be "
+            f"{_SMALLEST_SIDE} to {_LARGEST_SIDE}"
         )
     channels = own[2] if len(own) == 3 else 1
     if channels not in _CHANNELS:
@@ -511,6 +519,22 @@ def _image_shape(own: Sequence[Any], image_size: Sequence[int] | None) -> Shape:
             f"{', '.join(map(str, _CHANNELS[:-1]))} or {_CHANNELS[-1]}"
         )
     return (*size, channels)
+
+
+def _size_said(given: Any) -> tuple[int, ...]:
+    """The sides of an image as a user gives them, integers of Python or NumPy.
+
+    Raises:
+      ConfigError: they are none; 28.0 neither, which TensorFlow does not take.
+    """
+    sides = tuple(given) if np.ndim(given) == 1 else ()
+    are_integers = all(isinstance(side, numbers.Integral) for side in sides)
+    if not sides or not are_integers:
+        raise ConfigError(
+            f"image_size is {given!r}; give (height, width), two integers such as "
+            "(224, 224)"
+        )
+    return tuple(map(int, sides))
 
 
 def _size_of_resizing(model: Any) -> Sequence[int] | None:

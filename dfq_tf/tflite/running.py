@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import native_output_hidden
 from dfq_tf.context import counted
-from dfq_tf.errors import ExportError, ModelError
+from dfq_tf.errors import ConfigError, ExportError, ModelError
 from dfq_tf.graph import check_images
 from dfq_tf.tflite import metadata
 from dfq_tf.tflite.ends import pixels_as
@@ -106,8 +106,13 @@ class TFLiteClassifier:
         """Median time of one image, in milliseconds, after a tenth as many to warm up.
 
         Args:
-          runs: how often an image of zeros is run.
+          runs: how often an image of zeros is run; at least 1.
+
+        Raises:
+          ConfigError: `runs` is no such number.
         """
+        if not isinstance(runs, int) or runs < 1:
+            raise ConfigError(f"runs is {runs!r}; it must be an integer of at least 1")
         image = self._feeding.of(np.zeros((1, *self.image_shape), np.uint8))
         self._interpreter.set_tensor(self._input["index"], image)
         seconds = []
