@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.compat import keras, own_defaults, tf
+from dfq_tf.compat import keras, own_defaults, tf, uses_onednn
 from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
     Budget,
@@ -103,6 +103,8 @@ _MOST_OF_A_CLASS = 0.95
 _SHOWN = 100
 # What the curve of a distillation calls the students' agreement with the teacher.
 _AGREEMENT = "agreement_on_generated_images"
+# Fewest channels of which oneDNN's gradient of a strided 1x1 kernel is right.
+_LEAST_STRIDED = 8
 
 # Argument -> its classes, and what it must be, in words.
 _Kinds = Mapping[str, tuple[tuple[Any, ...], str]]
@@ -981,7 +983,23 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
 
 
 def _check_can_learn(student: keras.Model) -> None:
-    """Raises ConfigError if no weight may change, or one is NaN or infinite."""
+    """Raises ConfigError if no weight may change, or one is NaN or infinite.
+
+    Or if a gradient would write past its memory, in oneDNN's kernels of TensorFlow
+    2.21: that of a strided 1x1 convolution of few channels. The program would end.
+    """
+    for layer in student._flatten_layers():
+        is_pixel = type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1)
+        if is_pixel and max(layer.strides) > 1 and uses_onednn():
+            channels = layer.kernel.shape[2]
+            if channels < _LEAST_STRIDED and layer.trainable:
+                raise ConfigError(
+                    f"the student's layer {layer.name} is a 1x1 convolution with "
+                    f"strides of {channels} channels, whose gradient TensorFlow's "
+                    "oneDNN computes wrongly; give it no strides and put an average "
+                    "pooling before it, or start the program with "
+                    "TF_ENABLE_ONEDNN_OPTS=0"
+                )
     if not student.trainable_weights:
         raise ConfigError(
             "the student has no trainable weights, so that it cannot learn; set "

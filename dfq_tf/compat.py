@@ -106,6 +106,12 @@ def _chosen_for_import() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def uses_onednn() -> bool:
+    """Whether TensorFlow computes with oneDNN's kernels, as far as is known."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and os.environ.get(_ONEDNN) != "0"
+
+
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """For blocks that make objects and leave none, where looking only takes time."""

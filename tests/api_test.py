@@ -2,6 +2,8 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import os
+import platform
 import re
 import tempfile
 import warnings
@@ -1065,6 +1067,26 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         learnt = self.distill(student).student.model.weights
         self.assertFalse(helpers.all_equal(before[-2:], learnt[-2:]))
         self.assertTrue(helpers.all_equal(before[:1], learnt[:1]))
+
+    def test_student_whose_gradient_would_corrupt_memory_is_refused(self):
+        image = keras.layers.Input((8, 8, 1))
+        x = keras.layers.Conv2D(4, 3, padding="same")(image)
+        narrow = keras.layers.Conv2D(8, 1, strides=2, name="narrow")
+        x = keras.layers.Flatten()(narrow(x))
+        model = keras.Model(image, keras.layers.Dense(10)(x))
+        message = "student's layer narrow is a 1x1 .* 4 channels.*ONEDNN_OPTS=0"
+        with mock.patch.dict(os.environ):
+            os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
+            with mock.patch.object(platform, "machine", return_value="x86_64"):
+                with self.assertRaisesRegex(ConfigError, message):
+                    self.distill(model)
+                os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+                api._check_can_learn(model)
+            os.environ.pop("TF_ENABLE_ONEDNN_OPTS")
+            with mock.patch.object(platform, "machine", return_value="aarch64"):
+                api._check_can_learn(model)
+            narrow.trainable = False
+            api._check_can_learn(model)
 
     def test_student_with_a_weight_that_is_no_number_is_refused(self):
         for value in (np.nan, np.inf):

@@ -659,8 +659,8 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
         )
 
     @parameterized.parameters(
-        ((7, 8, 3), "7 x 8 pixels; both sides must be 8 to 512"),
-        ((8, 513, 3), "8 x 513 pixels"),
+        ((7, 8, 3), "7 x 8 pixels; both sides must be 8 to 640"),
+        ((8, 641, 3), "8 x 641 pixels"),
         ((8, 8, 2), "2 channels; they must have 1, 3 or 4"),
     )
     def test_shape_out_of_range_is_refused(self, shape, message):
@@ -673,6 +673,13 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
             ModelError, "^image_size asks for images of 7 x 8 pixels; both sides must"
         ):
             as_classifier(model, feeding="raw", image_size=(7, 8))
+
+    def test_allow_code_is_true_or_false(self):
+        for value in ("no", 1, None):
+            with self.assertRaisesRegex(
+                ConfigError, f"allow_code is {value!r}; it must be True or False"
+            ):
+                as_classifier(model_of(K), allow_code=value)
 
     def test_image_size_that_it_cannot_take_is_refused(self):
         with self.assertRaisesRegex(

@@ -108,7 +108,7 @@ def build_generator(
     in pixels, where theirs ends in a BN without scale and shift: pixels reach the
     whole range that real images have.
 
-    Memory grows no faster than the image: with 128 channels and 8 to 512 pixels a
+    Memory grows no faster than the image: with 128 channels and 8 to 640 pixels a
     side, the outputs of all layers have 80 to 320 values for each pixel of the image,
     and up to 710 at sizes that leave a wide margin, such as 9x33.
 

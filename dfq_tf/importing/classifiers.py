@@ -53,7 +53,7 @@ from dfq_tf.importing.trimming import trimmed
 # How far the graph may be from the model, as a share of its outputs: float rounding, or
 # that of the 16 bits in which some layers compute.
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 5e-2
-_SMALLEST_SIDE, _LARGEST_SIDE = 8, 512
+_SMALLEST_SIDE, _LARGEST_SIDE = 8, 640
 _CHANNELS = (1, 3, 4)
 _COMPARED_IMAGES = 2
 # Functions that a model of Keras 2 may call.
@@ -265,6 +265,8 @@ def read(
       ConfigError: an argument does not fit the model.
     """
     class_names = _names(class_names)
+    if not isinstance(allow_code, (bool, np.bool_)):
+        raise ConfigError(f"allow_code is {allow_code!r}; it must be True or False")
     description = None
     if isinstance(model, (str, os.PathLike)):
         path = pathlib.Path(model)
