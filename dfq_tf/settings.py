@@ -252,11 +252,15 @@ class MixedWidths(BitWidths):
                 f"layer_bits is {given!r}; give the bits of kernels by the names of "
                 "their nodes, such as {'conv': 4}"
             )
-        found = []
+        found: list[tuple[str, int]] = []
         for name, bits in pairs:
             setting_name = f"layer_bits of {name}"
             bits = _of_type(setting_name, bits, int)
             check_value(setting_name, bits, {"minimum": 2, "maximum": 8})
+            if name in dict(found):
+                raise ConfigError(
+                    f"layer_bits has {name!r} twice; give the bits of a kernel once"
+                )
             found.append((name, bits))
         object.__setattr__(self, "layer_bits", tuple(found))
 

@@ -274,7 +274,7 @@ class SharesGridTest(tf.test.TestCase, parameterized.TestCase):
         expected = {"max_pool", "average_pool", "global_max_pool", "reshape", "pad"}
         expected |= {"crop", "nearest_upsampling", "bilinear_upsampling"}
         expected |= {"transpose", "depth_to_space", "maximum", "minimum"}
-        self.assertEqual(shared, expected | {"concatenate"})
+        self.assertEqual(shared, expected | {"concatenate", "channel_max"})
 
     @parameterized.product(
         behind=("max_pool", "average_pool", "pad", "reshape", "nothing"),

@@ -674,12 +674,16 @@ class ShapeTest(parameterized.TestCase, tf.test.TestCase):
         ):
             as_classifier(model, feeding="raw", image_size=(7, 8))
 
+    def test_path_that_is_empty_is_refused(self):
+        with self.assertRaisesRegex(ConfigError, "path of the model is empty; name"):
+            as_classifier("")
+
     def test_allow_code_is_true_or_false(self):
         for value in ("no", 1, None):
             with self.assertRaisesRegex(
                 ConfigError, f"allow_code is {value!r}; it must be True or False"
             ):
-                as_classifier(model_of(K), allow_code=value)
+                as_classifier("model.keras", allow_code=value)
 
     def test_image_size_that_it_cannot_take_is_refused(self):
         with self.assertRaisesRegex(

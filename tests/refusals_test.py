@@ -403,7 +403,7 @@ CASES = {
         "images of any size.*--image_size=HEIGHT,WIDTH",
     ),
     "too_small": (saved(shape=(4, 8, 3)), FED, 1, "4 x 8 pixels; both sides must be 8"),
-    "too_large": (saved(shape=(8, 600, 3)), FED, 1, "8 x 600 pixels"),
+    "too_large": (saved(shape=(8, 641, 3)), FED, 1, "8 x 641 pixels"),
     "two_channels": (saved(shape=(8, 8, 2)), FED, 1, "2 channels; they must have"),
     # Layers without an integer form.
     "unknown_layer": (

@@ -268,6 +268,11 @@ class MixedWidthsTest(parameterized.TestCase, tf.test.TestCase):
         ):
             settings.MixedWidths(layer_bits=given)
 
+    def test_a_kernel_that_is_named_twice_is_refused(self):
+        given = [("stem", 4), ("last", 2), ("stem", 8)]
+        with self.assertRaisesRegex(ConfigError, "^layer_bits has 'stem' twice"):
+            settings.MixedWidths(layer_bits=given)
+
     @parameterized.parameters(4.0, "4", True, None)
     def test_bits_that_are_no_integer_are_refused(self, bits):
         with self.assertRaisesRegex(

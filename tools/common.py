@@ -67,7 +67,7 @@ _MEANT = {
 }
 # The folders that this run has claimed, and descriptors that keep others away.
 _claimed: list[Workdir] = []
-_held: list[int] = []
+_held: dict[pathlib.Path, int] = {}
 # Heading in the help -> name of each flag -> whether --help shows it.
 _groups: dict[str, dict[str, bool]] = {}
 
@@ -488,16 +488,25 @@ def _hold(folder: pathlib.Path) -> None:
     Raises:
       WorkdirError: another run has it.
     """
+    key = folder.resolve()
+    if key in _held:
+        return
     try:
-        _held.append(os.open(folder, os.O_RDONLY))
-        fcntl.flock(_held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(descriptor)
         raise WorkdirError(
             f"workdir is {str(folder)!r}, where another run is at work. Wait until it "
             "has ended, or name another folder with --workdir"
         ) from error
     except OSError:
+        os.close(descriptor)
         return
+    _held[key] = descriptor
 
 
 def _digest(path: str) -> str:
@@ -702,7 +711,7 @@ def _run(main: Callable[[], None]) -> None:
         _fail("interrupted; give the same command again to continue", 130)
     finally:
         while _held:
-            os.close(_held.pop())
+            os.close(_held.popitem()[1])
 
 
 def _is_of_files(error: BaseException) -> bool:

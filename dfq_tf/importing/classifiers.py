@@ -265,10 +265,9 @@ def read(
       ConfigError: an argument does not fit the model.
     """
     class_names = _names(class_names)
-    if not isinstance(allow_code, (bool, np.bool_)):
-        raise ConfigError(f"allow_code is {allow_code!r}; it must be True or False")
     description = None
     if isinstance(model, (str, os.PathLike)):
+        _check_file(model, allow_code)
         path = pathlib.Path(model)
         model = read_model(path, allow_code=allow_code)
         description = description_beside(path)
@@ -304,6 +303,14 @@ def read(
     found = read_layers(model, shape)
     is_plain = [batch, *shape] == [None, *own_shape] and _is_plain(told, found.layers)
     return ModelReading(told, found.layers, found.problems, found.graph, is_plain)
+
+
+def _check_file(model: str | os.PathLike[str], allow_code: Any) -> None:
+    """Raises ConfigError for an empty path, and for 'no' in the place of False."""
+    if not os.fspath(model):
+        raise ConfigError("the path of the model is empty; name a file")
+    if not isinstance(allow_code, (bool, np.bool_)):
+        raise ConfigError(f"allow_code is {allow_code!r}; it must be True or False")
 
 
 def _names(given: Any) -> tuple[str, ...] | None:

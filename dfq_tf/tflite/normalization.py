@@ -145,7 +145,7 @@ class _Chain:
             )
             index = self._chosen(is_fine, level, index)
             root_factor = self._chosen(is_fine, self._tensor(factor), root_factor)
-        table = self._file.numbers(_table(), "inverse_roots")
+        table = self._file.numbers(_table(), "[1 / sqrt(n)]")
         options = schema.GatherOptionsT()
         root = self._added("GATHER", [table, index], index.shape, options)
         return self.add("MUL", root, root_factor), factor * _ONE
