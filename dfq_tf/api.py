@@ -37,7 +37,7 @@ from dfq_tf.distillation import (
     with_batch_size,
     with_photographs,
 )
-from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.errors import ConfigError, ModelError, class_of
 from dfq_tf.graph import Classifier, agreement, description_beside, description_path
 from dfq_tf.importing import as_classifier, read_model
 from dfq_tf.procedural import natural_noise
@@ -988,18 +988,20 @@ def _check_can_learn(student: keras.Model) -> None:
     Or if a gradient would write past its memory, in oneDNN's kernels of TensorFlow
     2.21: that of a strided 1x1 convolution of few channels. The program would end.
     """
-    for layer in student._flatten_layers():
-        is_pixel = type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1)
-        if is_pixel and max(layer.strides) > 1 and uses_onednn():
-            channels = layer.kernel.shape[2]
-            if channels < _LEAST_STRIDED and layer.trainable:
-                raise ConfigError(
-                    f"the student's layer {layer.name} is a 1x1 convolution with "
-                    f"strides of {channels} channels, whose gradient TensorFlow's "
-                    "oneDNN computes wrongly; give it no strides and put an average "
-                    "pooling before it, or start the program with "
-                    "TF_ENABLE_ONEDNN_OPTS=0"
-                )
+    for layer in student._flatten_layers() if uses_onednn() else ():
+        if (
+            type(layer) is keras.layers.Conv2D
+            and layer.kernel_size == (1, 1)
+            and max(layer.strides) > 1
+            and layer.kernel.shape[2] < _LEAST_STRIDED
+            and layer.trainable
+        ):
+            raise ConfigError(
+                f"the student's layer {layer.name} is a 1x1 convolution with strides "
+                f"of {layer.kernel.shape[2]} channels, whose gradient TensorFlow's "
+                "oneDNN computes wrongly; give it no strides and put an average "
+                "pooling before it, or start the program with TF_ENABLE_ONEDNN_OPTS=0"
+            )
     if not student.trainable_weights:
         raise ConfigError(
             "the student has no trainable weights, so that it cannot learn; set "
@@ -1089,7 +1091,7 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ModelError(
-            f"path is a {type(path).__module__}.{type(path).__name__}; load_quantized "
+            f"path is a {class_of(path)}; load_quantized "
             "reads files that tools/quantize.py wrote. What dfq_tf.quantize gives has "
             "its quantized network already, result.network"
         )

@@ -11,6 +11,11 @@ from typing import NamedTuple
 _MOST_NAMED = 5
 
 
+def class_of(value: object) -> str:
+    """The class of a value for messages, such as 'builtins.int'."""
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
 class DfqError(Exception):
     """Base of all errors that dfq_tf raises on purpose."""
 

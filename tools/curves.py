@@ -13,9 +13,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tools import common
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import read_text
 from dfq_tf.reports import plots
-from dfq_tf.reports.record import NO_CURVES
+from dfq_tf.reports.record import NO_CURVES, columns
 
 FLAGS = common.FLAGS
 
@@ -27,10 +26,9 @@ def read(path: pathlib.Path) -> dict[str, list[float]]:
       ConfigError: there is no such file, or it is not such a table.
     """
     try:
-        rows = list(csv.DictReader(read_text(path).splitlines()))
-        if not rows:
+        table = columns(path)
+        if not table:
             raise ValueError("it has no row of numbers")
-        table = {name: [float(row[name]) for row in rows] for name in rows[0]}
     except (OSError, TypeError, ValueError, csv.Error) as error:
         raise ConfigError(
             f"curves has {str(path)!r}, which is not a table of numbers: {error!r}. "

@@ -8,7 +8,7 @@ import numpy as np
 
 from dfq_tf.compat import tf, traced
 from dfq_tf.context import counted
-from dfq_tf.errors import ModelError
+from dfq_tf.errors import ModelError, class_of
 from dfq_tf.graph import running
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.nodes import Graph
@@ -104,7 +104,7 @@ def check_images(images: np.ndarray, image_shape: Sequence[int]) -> None:
     """
     if not isinstance(images, np.ndarray):
         raise ModelError(
-            f"the images are a {type(images).__module__}.{type(images).__name__}; give "
+            f"the images are a {class_of(images)}; give "
             "an array of NumPy, (n, height, width, channels), as np.stack makes of "
             "several images"
         )

@@ -8,7 +8,7 @@ they compute together, so it is chosen to give both sides the same range (Nagel 
 
 import numpy as np
 
-from dfq_tf.graph.layers import KINDS, by_output
+from dfq_tf.graph.layers import KINDS, along_inputs, by_output, reads_all_channels
 from dfq_tf.graph.nodes import Graph, Node
 
 # A kernel node and all kernel nodes that read its output.
@@ -77,19 +77,13 @@ def _readers(graph: Graph, node: Node) -> list[Node]:
         if name == graph.output:
             return []
         for consumer in graph.consumers(name):
-            if _has_kernel_of_all_channels(consumer):
+            if reads_all_channels(consumer):
                 readers.append(consumer)
             elif _passes_factors_on(graph, consumer):
                 todo.append(consumer.name)
             else:
                 return []
     return readers
-
-
-def _has_kernel_of_all_channels(node: Node) -> bool:
-    """Whether an axis of the node's kernel is all the channels of its input."""
-    has_axis = KINDS[node.kind].kernel_inputs is not None
-    return has_axis and node.settings.get("groups", 1) == 1
 
 
 def _passes_factors_on(graph: Graph, node: Node) -> bool:
@@ -123,9 +117,7 @@ def _equalize_pair(
         written["bias"] = written["bias"] / factors
     for node in readers:
         kernel = weights[node.name]["kernel"]
-        trailing = kernel.ndim - 1 - (KINDS[node.kind].kernel_inputs or 0)
-        along_inputs = factors.reshape((-1,) + (1,) * trailing)
-        weights[node.name]["kernel"] = kernel * along_inputs
+        weights[node.name]["kernel"] = kernel * along_inputs(node, factors)
     return np.abs(np.log(factors)).max()
 
 

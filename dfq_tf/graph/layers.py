@@ -988,6 +988,18 @@ def has_kernel(node: Node) -> bool:
     return KINDS[node.kind].kernel_outputs > 0
 
 
+def reads_all_channels(node: Node) -> bool:
+    """Whether an axis of the node's kernel is all the channels of its input."""
+    has_axis = KINDS[node.kind].kernel_inputs is not None
+    return has_axis and node.settings.get("groups", 1) == 1
+
+
+def along_inputs(node: Node, factors: np.ndarray) -> np.ndarray:
+    """Factors of the channels of a node's input, in a shape to multiply its kernel."""
+    trailing = node.weights["kernel"].ndim - 1 - (KINDS[node.kind].kernel_inputs or 0)
+    return factors.reshape((-1,) + (1,) * trailing)
+
+
 def by_output(node: Node, kernel: np.ndarray) -> np.ndarray:
     """A kernel as a matrix, (weights of one output, outputs)."""
     outputs = math.prod(kernel.shape[-KINDS[node.kind].kernel_outputs :])

@@ -270,9 +270,7 @@ def fold_behind_normalization(graph: Graph) -> Graph:
 
 def _takes_affine(reader: Node, offset: np.ndarray) -> bool:
     """Whether a node computes the same of `scale * x + offset` with other weights."""
-    if reader.kind not in ("conv", "depthwise_conv", "dense"):
-        return False
-    if reader.settings.get("groups", 1) != 1:
+    if not layers.reads_all_channels(reader) or reader.kind == "conv_transpose":
         return False
     is_padded = reader.settings.get("padding") == "same"
     is_padded = is_padded and reader.weights["kernel"].shape[:2] != (1, 1)
@@ -283,11 +281,10 @@ def _of_affine(reader: Node, scale: np.ndarray, offset: np.ndarray) -> Node:
     """The kernel node that computes of x what the reader does of scale * x + offset."""
     kernel = reader.weights["kernel"].astype(np.float64)
     bias = reader.weights.get("bias", np.zeros(1)).astype(np.float64)
-    axis = KINDS[reader.kind].kernel_inputs or 0
-    along = (-1,) + (1,) * (kernel.ndim - 1 - axis)
+    scales, offsets = (layers.along_inputs(reader, each) for each in (scale, offset))
     # The bias is what the kernel makes of an image of offsets.
-    summed = layers.by_output(reader, kernel * offset.reshape(along)).sum(axis=0)
-    return reader.with_weights(kernel=kernel * scale.reshape(along), bias=bias + summed)
+    summed = layers.by_output(reader, kernel * offsets).sum(axis=0)
+    return reader.with_weights(kernel=kernel * scales, bias=bias + summed)
 
 
 def fold_batch_normalization(graph: Graph) -> Graph:

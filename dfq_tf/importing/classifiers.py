@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.errors import ConfigError, LayerProblem, ModelError, UnsupportedLayerError
+from dfq_tf.errors import (
+    ConfigError,
+    LayerProblem,
+    ModelError,
+    UnsupportedLayerError,
+    class_of,
+)
 from dfq_tf.graph import (
     Classifier,
     Graph,
@@ -137,7 +143,7 @@ def load_classifier(path: str | os.PathLike[str], **arguments: Any) -> Classifie
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ModelError(
-            f"path is a {type(path).__module__}.{type(path).__name__}; load_classifier "
+            f"path is a {class_of(path)}; load_classifier "
             "reads files; give a model to as_classifier"
         )
     return as_classifier(pathlib.Path(path), **arguments)
@@ -454,7 +460,7 @@ def _check_has_layers(model: Any) -> None:
     """Raises ModelError unless it is a float classifier of images, with layers."""
     if not has_layers(model):
         raise ModelError(
-            f"the model is a {type(model).__module__}.{type(model).__name__}; it must "
+            f"the model is a {class_of(model)}; it must "
             "be a built functional or Sequential model of Keras, whose layers can be "
             "rewritten. A subclass of Model has functions in their place"
         )

@@ -250,6 +250,22 @@ def _phases(path: pathlib.Path) -> list[Phase]:
 
 def _table(path: pathlib.Path) -> dict[str, Curve]:
     """The columns of NAME_curve.csv over its steps."""
+    table = columns(path)
+    names = [name for name in table if name not in NO_CURVES]
+    return {name: list(zip(table["step"], table[name])) for name in names}
+
+
+def columns(path: pathlib.Path) -> dict[str, list[float]]:
+    """The columns of a NAME_curve.csv by name; none of a table without rows.
+
+    Args:
+      path: of the table.
+
+    Raises:
+      OSError: it cannot be read.
+      TypeError, ValueError, csv.Error: it is not a table of numbers.
+    """
     rows = list(csv.DictReader(read_text(path).splitlines()))
-    names = [name for name in (rows[0] if rows else ()) if name not in NO_CURVES]
-    return {n: [(float(r["step"]), float(r[n])) for r in rows] for n in names}
+    return {
+        name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())
+    }

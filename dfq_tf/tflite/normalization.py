@@ -23,11 +23,12 @@ from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
 # divided by _STEP, whose root is _ROOT, until it is in the table: entries from 128 on
 # are met there, so that rounding the spread moves a root by 0.2 % at most.
 _ENTRIES, _STEP, _ROOT, _ONE = 8192, 64, 8, 2**18
-# Rows of n have times n up to this.
+# How large `times` n is at most, where n is not larger itself.
 _FINE = 2048
 # The largest e^2, and the largest variance of int8.
 _LARGEST_SQUARE, _LARGEST_VARIANCE = 255**2, 127.5**2
-# So many values are divided by the rest's last bits, for it to stay in 32 with a root.
+# Of longer rows than _LONG, the mean's rest is kept in 512ths of an integer, so that
+# its product with a root stays in 32 bits.
 _LONG, _PARTS_OF_LONG = 2048, 512
 _LARGEST_INT32 = 2**31 - 1
 

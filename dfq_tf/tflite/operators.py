@@ -150,6 +150,15 @@ def write(operation: Operation) -> None:
         operation.add(name, operation.sources)
 
 
+def _check_narrow(operation: Operation, why: str) -> None:
+    """Raises ExportError, which says why, where activations are int16."""
+    if operation.network.is_wide:
+        raise ExportError(
+            f"layer {operation.node.name} ({title(operation.node)}) {why} and cannot "
+            "have activations of 16 bits; take 8 or fewer"
+        )
+
+
 def fused_activation(relu: Node) -> str:
     """What an operator ends in that takes a ReLU in: 'RELU' or 'RELU6'.
 
@@ -588,11 +597,7 @@ def _normalize(operation: Operation) -> None:
       ExportError: the integers are int16.
     """
     (source,), node = operation.sources, operation.node
-    if operation.network.is_wide:
-        raise ExportError(
-            f"layer {node.name} ({title(node)}) has sums of 32 bits and cannot have "
-            "activations of 16 bits; take 8 or fewer"
-        )
+    _check_narrow(operation, "has sums of 32 bits")
     normalization.add(
         operation.file,
         node.name,
@@ -665,11 +670,7 @@ def _lookup(operation: Operation) -> None:
       ExportError: the integers are int16.
     """
     (source,), node, file = operation.sources, operation.node, operation.file
-    if operation.network.is_wide:
-        raise ExportError(
-            f"layer {node.name} ({title(node)}) is read from a table of 256 values and "
-            "cannot have activations of 16 bits; take 8 or fewer"
-        )
+    _check_narrow(operation, "is read from a table of 256 values")
     assert source.grid is not None and operation.output.grid is not None
     grid = Grid(source.grid.scale, source.grid.zero_point + 128, 0, 255)
     unsigned = file.tensor(f"{node.name}/unsigned", source.shape, np.uint8, grid)

@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.compat import native_output_hidden
 from dfq_tf.context import counted
-from dfq_tf.errors import ConfigError, ExportError, ModelError
+from dfq_tf.errors import ConfigError, ExportError, ModelError, class_of
 from dfq_tf.graph import check_images
 from dfq_tf.tflite import metadata
 from dfq_tf.tflite.ends import pixels_as
@@ -163,7 +163,7 @@ def _content_of(file: Any) -> bytes:
         return file
     if not isinstance(file, (str, os.PathLike)):
         raise ModelError(
-            f"content is a {type(file).__module__}.{type(file).__name__}; give the "
+            f"content is a {class_of(file)}; give the "
             "bytes of a TFLite file, or its path"
         )
     try:

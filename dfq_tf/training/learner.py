@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import keras, tf, traced
-from dfq_tf.errors import ModelError
+from dfq_tf.errors import ModelError, class_of
 from dfq_tf.graph import (
     ALIVE,
     FLOAT,
@@ -140,7 +140,7 @@ def check_model(model: Any) -> None:
     )
     if not isinstance(model, keras.Model) or not is_graph:
         raise ModelError(
-            f"the model is a {type(model).__module__}.{type(model).__name__}; a "
+            f"the model is a {class_of(model)}; a "
             "network that learns must be a functional or Sequential model of tf_keras "
             "(Keras 2)"
         )
