@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -52,6 +53,37 @@ def read_text(path: str | os.PathLike[str]) -> str:
       UnicodeDecodeError: it is no such file; this is a ValueError.
     """
     return pathlib.Path(path).read_text(encoding="utf-8-sig")
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what a run has written down by name, in JSON; empty if the file is absent.
+
+    Raises:
+      OSError: it cannot be read.
+      ConfigError: it is damaged.
+    """
+    if not os.path.exists(path):
+        return {}
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise damaged(path, "it has no names")
+    return found
+
+
+def damaged(path: str | os.PathLike[str], what: object) -> ConfigError:
+    """The error to raise where a file of a run is not as the run has written it.
+
+    Args:
+      path: of the file.
+      what: is wrong with it.
+    """
+    return ConfigError(
+        f"{os.fspath(path)} is not as a run has written it ({what}). Delete the folder "
+        "of that run, or name another one (--workdir)"
+    )
 
 
 def is_of_keras(fields: Any) -> bool:

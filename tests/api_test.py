@@ -118,6 +118,7 @@ def few_held_out(count=48):
     return stack
 
 
+@pytest.mark.long
 class OwnDefaultsTest(parameterized.TestCase, tf.test.TestCase):
     """What a program, or keras.json, has set for its own layers does no harm."""
 

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 
 from dfq_tf import files
 from dfq_tf.compat import tf
+from dfq_tf.errors import ConfigError
 
 
 class FilesTest(parameterized.TestCase, tf.test.TestCase):
@@ -37,6 +38,25 @@ class FilesTest(parameterized.TestCase, tf.test.TestCase):
         path = self.folder / "labels.txt"
         path.write_bytes(b"\xef\xbb\xbfcat\n")
         self.assertEqual(files.read_text(path), "cat\n")
+
+    def test_object_is_what_json_says_by_name(self):
+        path = self.folder / "run.json"
+        self.assertEqual(files.read_object(path), {})
+        path.write_text('{"seed": "1"}')
+        self.assertEqual(files.read_object(path), {"seed": "1"})
+
+    @parameterized.parameters(
+        (b"", "Expecting value"),
+        (b'{"seed": ', "Expecting value"),
+        (b"[1]", "it has no names"),
+        (b"\xff\xfe", "can't decode"),
+    )
+    def test_damaged_object_is_refused(self, content, what):
+        path = self.folder / "run.json"
+        path.write_bytes(content)
+        message = f"run.json is not as a run has written it .*{what}.*--workdir"
+        with self.assertRaisesRegex(ConfigError, message):
+            files.read_object(path)
 
     def test_digest_is_of_the_contents(self):
         # FIPS 180-4's example, and the same bytes in two files.

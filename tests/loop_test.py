@@ -11,7 +11,7 @@ import pytest
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.errors import TrainingError
+from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.training import loop
 from dfq_tf.training.loop import run_loop
 from tests import helpers
@@ -262,6 +262,12 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
             ):
                 _run(task, 15, self.directory, identity=identity)
             self.assertEqual(task.seen, [])
+        kept = pathlib.Path(self.directory) / "checkpoints/task/identity.json"
+        before = kept.read_text()
+        kept.write_text("")
+        with self.assertRaisesRegex(ConfigError, "identity.json is not as a run has"):
+            _run(_Task(), 15, self.directory, identity={"teacher": "a", "seed": "1"})
+        kept.write_text(before)
         # What a run does not hang on does not matter to it.
         for identity in ({"seed": "1"}, None):
             task = _Task()
@@ -486,6 +492,13 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
         self._run(_Task(), num_steps, directory=directory)
         with open(os.path.join(directory, "task_curve.csv")) as file:
             return file.read()
+
+    def test_damaged_curve_is_named(self):
+        self._run(_Task(), 4)
+        for content in ("", "step,minutes\nthree,0\n"):
+            pathlib.Path(self.path).write_text(content)
+            with self.assertRaisesRegex(ConfigError, "task_curve.csv is not as a run"):
+                self._run(_Task(), 8)
 
     def test_interrupted_run_ends_with_the_file_of_an_uninterrupted_one(self):
         self.check_interrupted(13)

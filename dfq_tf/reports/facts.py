@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.files import read_text, write_text
+from dfq_tf.files import read_object, write_text
 from dfq_tf.graph import (
     Classifier,
     ModelDescription,
@@ -195,8 +195,7 @@ def _spread(node: Node, mean: str, deviation: str) -> np.ndarray:
 
 def read(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     """What was kept of a method or phase; empty if nothing was."""
-    path = _path(folder, name)
-    return json.loads(read_text(path)) if path.is_file() else {}
+    return read_object(_path(folder, name))
 
 
 def add(folder: str | os.PathLike[str], name: str, **more: Any) -> None:

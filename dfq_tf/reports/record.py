@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfq_tf.errors import WorkdirError
-from dfq_tf.files import digest, read_text
+from dfq_tf.files import digest, read_object, read_text
 from dfq_tf.reports import facts, scalars
 from dfq_tf.reports.scalars import Curve
 from dfq_tf.reports.workdir import FLAGS, METRICS, RUN, parse_flagfile
@@ -172,7 +171,7 @@ def read(folder: str | os.PathLike[str]) -> Record:
 
 
 def _read(path: pathlib.Path) -> Record:
-    metrics, run = _json(path / METRICS), _json(path / RUN)
+    metrics, run = read_object(path / METRICS), read_object(path / RUN)
     tool = (run.get("command") or "run").split()[-1]
     if pathlib.Path(tool).stem not in _TOOLS:
         raise WorkdirError(
@@ -211,10 +210,6 @@ def _goodness(row: Row) -> float:
     """Accuracy where there are labels, else agreement; less than 0 if not measured."""
     accuracy, same = (row.measured.get(k) for k in ("accuracy", "agreement"))
     return next((value for value in (accuracy, same) if value is not None), -1.0)
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(read_text(path)) if path.is_file() else {}
 
 
 def _row(

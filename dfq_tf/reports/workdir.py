@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from dfq_tf.errors import WorkdirError
-from dfq_tf.files import read_text, write_text
+from dfq_tf.files import read_object, read_text, write_text
 
 _PACKAGES = (
     "tensorflow",
@@ -91,7 +91,7 @@ class Workdir:
     ) -> None:
         path, run_path = (self.path / name for name in (FLAGS, RUN))
         # That metrics can be read is known before the work.
-        found = {name: self._json(name) for name in (RUN, METRICS)}
+        found = {name: read_object(self.path / name) for name in (RUN, METRICS)}
         for name in (*found, *self._makes):
             if not path.exists() and (self.path / name).exists():
                 raise WorkdirError(
@@ -155,20 +155,12 @@ class Workdir:
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
-        return self._json(METRICS)
+        return read_object(self.path / METRICS)
 
     def add_metrics(self, **metrics: Any) -> None:
         """Adds to `metrics.json`, replacing values of the same name."""
         merged = {**self.metrics(), **metrics}
         write_text(self.path / METRICS, json.dumps(merged, indent=2) + "\n")
-
-    def _json(self, name: str) -> dict[str, Any]:
-        """What a file of the folder holds; empty if it is not there."""
-        path = self.path / name
-        found = json.loads(read_text(path)) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise ValueError(f"{name} has no names")
-        return found
 
 
 def parse_flagfile(text: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context, TrainingShown
 from dfq_tf.errors import TrainingError
-from dfq_tf.files import read_text, write_text
+from dfq_tf.files import damaged, read_object, read_text, write_text
 from dfq_tf.training.devices import names_lost_workers, of_all_workers
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
@@ -276,7 +276,7 @@ def _claim(
         if identity:
             write_text(path, json.dumps(dict(identity), indent=2) + "\n")
         return
-    before = json.loads(read_text(path)) if path.is_file() else {}
+    before = read_object(path)
     changes = [
         f"  {key}: {before.get(key, '(not known)')} -> {value}"
         for key, value in identity.items()
@@ -357,8 +357,11 @@ class _Curve:
         if directory is not None:
             self._path = pathlib.Path(directory) / f"{name}_curve.csv"
             if first and self._path.exists():
-                header, *rows = read_text(self._path).splitlines()
-                kept = [row for row in rows if int(row.split(",")[0]) < first]
+                try:
+                    header, *rows = read_text(self._path).splitlines()
+                    kept = [row for row in rows if int(row.split(",")[0]) < first]
+                except ValueError as error:
+                    raise damaged(self._path, error) from error
                 self._lines = [header, *kept]
 
     def add(self, done: int, seconds: float, values: Mapping[str, float]) -> None:
