@@ -114,6 +114,7 @@ _OF_BOTH: _Kinds = {
         "a tf.distribute.Strategy, such as tf.distribute.MirroredStrategy(), or None",
     ),
     "directory": ((str, os.PathLike, types.NoneType), "the name of a folder, or None"),
+    "show_progress": ((bool, np.bool_), "True or False"),
 }
 _OF_QUANTIZE: _Kinds = {
     "config": (
@@ -941,14 +942,29 @@ def _check_arguments(given: Mapping[str, Any], kinds: _Kinds) -> None:
         check_value("method", given["method"], {"choices": choices})
     RunConfig(seed=given["seed"], precision=given["precision"])
     directory = given["directory"]
-    if directory is not None and not os.fspath(directory):
-        raise ConfigError("directory is empty; name a folder, such as '.', or None")
-    if directory is not None and os.path.isfile(directory):
-        raise ConfigError(f"directory is {str(directory)!r}, a file; name a folder")
+    if directory is not None:
+        _check_directory(os.fspath(directory))
     if given.get("evaluate") is not None and directory is None:
         raise ConfigError(
             "evaluate is given and directory is None; its measurements go to "
             "distillation_curve.csv in the directory. Name one, or leave evaluate out"
+        )
+
+
+def _check_directory(directory: str) -> None:
+    """Raises ConfigError if nothing can be written there; it need not be there yet."""
+    if not directory:
+        raise ConfigError("directory is empty; name a folder, such as '.', or None")
+    place = os.path.abspath(directory)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    what = "" if place == os.path.abspath(directory) else f", below {place}"
+    if not os.path.isdir(place):
+        raise ConfigError(f"directory is {directory!r}{what}, a file; name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"directory is {directory!r}{what}, where you may not write; name another "
+            "folder"
         )
 
 

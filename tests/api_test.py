@@ -960,11 +960,26 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         (dict(directory=""), "directory is empty; name a folder"),
         (dict(directory=5), "directory is 5; it must be the name of a folder, or None"),
         (dict(directory=__file__), "directory is '.*', a file; name a folder"),
+        (dict(show_progress="no"), "show_progress is 'no'; it must be True or False"),
         (dict(evaluate=5), "evaluate is 5; it must be a function of a Learner, or"),
     )
     def test_bad_arguments_are_named_before_any_work(self, arguments, message):
         with self.assertRaisesRegex(ConfigError, f"^{message}"):
             api.distill("no such file", None, **arguments)
+
+    def test_directory_that_cannot_be_written_is_told_before_any_work(self):
+        folder = self.get_temp_dir()
+        absent, below = os.path.join(folder, "a", "b"), os.path.join(__file__, "a")
+        with mock.patch.object(os, "access", lambda path, mode: path != folder):
+            for directory, message in (
+                (folder, f"directory is '{folder}', where you may not write; name"),
+                (absent, f"directory is '{absent}', below {folder}, where you may"),
+                (below, f"directory is '{below}', below {__file__}, a file; name"),
+            ):
+                with self.assertRaisesRegex(ConfigError, message):
+                    api.distill("no such file", None, directory=directory)
+        with self.assertRaisesRegex(ModelError, "no such file"):
+            api.distill("no such file", None, directory=absent)
 
     @pytest.mark.long
     def test_bank_of_another_size_is_not_taken(self):

@@ -77,9 +77,9 @@ def main() -> None:
     path = pathlib.Path(FLAGS.tflite)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
+    images = read_images(FLAGS.images, path, FLAGS.num_images)
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     network = float_network(teacher, CalibrationConfig(equalize=FLAGS.equalize))
-    images = read_images(FLAGS.images, path, FLAGS.num_images)
     report = path.with_name(f"{path.stem}_noise")
     with common.stage("noise of the layers"):
         noise = layer_noise.measure(network, path.read_bytes(), images)

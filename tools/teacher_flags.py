@@ -156,7 +156,7 @@ def read_labels(path: str) -> tuple[str, ...]:
     """The names of the classes in a text file, a line each.
 
     Numbers in front, '0 Cattle', '1 Sheep' and so on, as Teachable Machine writes them,
-    are no part of the names. Empty lines at the end are none.
+    or '0:Cattle' or '0,Cattle', are no part of the names. Empty lines at the end are none.
 
     Raises:
       ConfigError: it cannot be read, is empty, or has an empty line.
@@ -171,7 +171,9 @@ def read_labels(path: str) -> tuple[str, ...]:
     names = [name.strip() for name in names]
     while names and not names[-1]:
         names.pop()
-    numbered = [re.fullmatch(rf"{i}\s+(.+)", name) for i, name in enumerate(names)]
+    numbered = [
+        re.fullmatch(rf"{i}[\s:,]\s*(.+)", name) for i, name in enumerate(names)
+    ]
     # One line alone may well be a name.
     if len(names) > 1 and all(numbered):
         names = [match[1] for match in numbered if match]

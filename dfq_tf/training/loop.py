@@ -231,7 +231,8 @@ class _Progress:
     def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(
             f"{self._name}: {what} is not finite at step {self._steps}; {self._kept}. "
-            "Lower the learning rate, or use --precision=float32"
+            "Lower the learning rate, or use --precision=float32, in another directory "
+            "(--workdir)"
         )
 
     @contextlib.contextmanager
