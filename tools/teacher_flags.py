@@ -156,7 +156,8 @@ def read_labels(path: str) -> tuple[str, ...]:
     """The names of the classes in a text file, a line each.
 
     Numbers in front, '0 Cattle', '1 Sheep' and so on, as Teachable Machine writes them,
-    or '0:Cattle' or '0,Cattle', are no part of the names. Empty lines at the end are none.
+    or '0:Cattle' or '0,Cattle', are no part of the names. Empty lines at the end are
+    none.
 
     Raises:
       ConfigError: it cannot be read, is empty, or has an empty line.
