@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import re
+import signal
 import sys
 import warnings
 from unittest import mock
@@ -23,6 +24,7 @@ from tests.tool_runner import run_in_process, run_tool
 TOOL = """
 import os
 import random
+import signal
 import sys
 import warnings
 
@@ -56,6 +58,8 @@ def main():
         return {}["absent"]
     if FLAGS.end == "interrupt":
         raise KeyboardInterrupt
+    if FLAGS.end == "terminate":
+        signal.raise_signal(signal.SIGTERM)
     if FLAGS.end == "text":
         sys.exit("a last word")
 
@@ -93,6 +97,7 @@ def state():
         "loggers": [(each.level, list(each.handlers)) for each in loggers],
         "verbosity": absl_logging.get_verbosity(),
         "stream": absl_logging.get_absl_handler().python_handler.stream,
+        "signal": signal.getsignal(signal.SIGTERM),
         "random": (random.getstate(), np.random.get_state()[1].tolist()),
     }
 
@@ -128,6 +133,7 @@ class ToolRunnerTest(parameterized.TestCase, tf.test.TestCase):
         (1, "run", "--teacher=absent.keras"),
         (1, None, "--end=crash", "--seed=3"),
         (130, None, "--end=interrupt"),
+        (143, None, "--end=terminate"),
     )
     @pytest.mark.long
     def test_so_it_is_with_every_exit_code(self, code, tool, *flags):
@@ -142,6 +148,12 @@ class ToolRunnerTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(without_times(result.stderr), without_times(expected.stderr))
         self.assertEqual("Traceback" in result.stderr, "--end=crash" in flags)
         self.assertEqual(list(map(str, result.args)), list(map(str, expected.args)))
+
+    def test_sigterm_ends_it_with_a_line(self):
+        result = run_in_process(self.tool, "--end=terminate")
+        self.assertEqual(result.returncode, 143)
+        last = result.stderr.splitlines()[-1]
+        self.assertStartsWith(last, "error: ended by SIGTERM; give the same command")
 
     @parameterized.parameters("well", "crash", "text")
     def test_nothing_is_left_behind_however_it_ends(self, end):

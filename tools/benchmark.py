@@ -252,7 +252,8 @@ def main() -> None:
     }
     for kind, students in (("float student", floats), ("QAT student", quantized)):
         state = new_state(teacher, students, context)
-        report[kind] = time_steps(state, config, FLAGS.steps, peak)
+        with common.stage(f"steps of the {kind}"):
+            report[kind] = time_steps(state, config, FLAGS.steps, peak)
     print(json.dumps(report, indent=2))
 
 

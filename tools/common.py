@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -615,7 +616,7 @@ def run(
     """Runs a tool: parses the flags, calls `main`, and turns our errors into exits.
 
     Exit codes: 0 done, 1 the work failed, 2 a flag is wrong, 130 interrupted, 141 who
-    read the output has gone.
+    read the output has gone, 143 ended by SIGTERM.
 
     Args:
       main: the work.
@@ -651,7 +652,8 @@ def run(
         logging.set_verbosity(logging.WARNING)
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
         with own_defaults(), _ends_with_its_reader(), lines_alone(FLAGS.quiet):
-            _run(main)
+            with _ends_in_order():
+                _run(main)
 
     with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did
         tf.config.list_physical_devices()
@@ -707,8 +709,11 @@ def _run(main: Callable[[], None]) -> None:
             "mended, the same command continues",
             1,
         )
-    except KeyboardInterrupt:
-        _fail("interrupted; give the same command again to continue", 130)
+    except KeyboardInterrupt as error:
+        what, code = "interrupted", 130
+        if isinstance(error, _Terminated):
+            what, code = "ended by SIGTERM", 143
+        _fail(f"{what}; give the same command again to continue", code)
     finally:
         while _held:
             os.close(_held.popitem()[1])
@@ -722,6 +727,24 @@ def _is_of_files(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Lets SIGTERM, which `kill` and containers send, end a tool as Ctrl+C does."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
