@@ -57,11 +57,12 @@ class Synthesizer(tf.Module):
         self._gradients = [tf.Variable(tf.zeros_like(v)) for v in self._start]
         self._latents = tf.Variable(tf.zeros((size, *generator.input_shape[1:])))
         self._classes = tf.Variable(tf.zeros(size, tf.int32))
-        # Means and variances, of all batches before this one, and of this one.
+        # Means and variances, of all batches before this one, and of this one. Those
+        # before the first one count as right: were they its own, which are far from
+        # that, the next twenty batches would be made to outweigh them.
         moments = [*teacher.means, *teacher.variances]
         self._past = [tf.Variable(m) for m in moments]
         self._present = [tf.Variable(m) for m in moments]
-        self._past_share = tf.Variable(0.0)
         self._best = tf.Variable(tf.zeros((size, *teacher.image_shape), tf.uint8))
         self._best_loss = tf.Variable(0.0)
         rate = config.synthesis_learning_rate
@@ -152,7 +153,6 @@ class Synthesizer(tf.Module):
         self._start_optimizer.apply_gradients(zip(self._gradients, self._start))
         for past, mixed in zip(self._past, self._with_past(self._present)):
             past.assign(mixed)
-        self._past_share.assign(_PAST_SHARE)
         return tf.identity(self._best)
 
     def makers(
@@ -199,8 +199,10 @@ class Synthesizer(tf.Module):
 
     def _with_past(self, moments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """A batch's moments, mixed with those of the batches before it."""
-        share = self._past_share
-        return [share * p + (1 - share) * m for p, m in zip(self._past, moments)]
+        return [
+            _PAST_SHARE * past + (1 - _PAST_SHARE) * moment
+            for past, moment in zip(self._past, moments)
+        ]
 
     def _adversarial_loss(self, pixels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Less the KL divergence of the students, where they have the right class.
