@@ -129,6 +129,17 @@ class SharedTest(absltest.TestCase):
         self.assertEqual(self.row(later, ("images", 6), own=30), 1.5)
         self.assertEqual(self.workdir.metrics()["shared_minutes"], {"images": 1.0})
 
+    def test_calls_that_were_interrupted_count(self):
+        shared = compare.Shared(self.workdir)
+        shared.begin(earlier=30)
+        shared("lessons", self.making(60), earlier=120)
+        self.seconds += 30
+        self.assertEqual(shared.minutes, 4.0)
+        # It is known since: what its checkpoints say counts no second time.
+        later = compare.Shared(self.workdir)
+        later("lessons", self.making(6), earlier=180)
+        self.assertEqual(later.minutes, 3.0)
+
 
 class ResultsTest(absltest.TestCase):
     def test_pictures_are_drawn_where_something_draws(self):

@@ -20,7 +20,7 @@ from dfq_tf.quantization import (
 )
 from dfq_tf.settings import BitWidths, CalibrationConfig, ReconstructionConfig
 from dfq_tf.tflite import proof
-from dfq_tf.training import run_loop
+from dfq_tf.training import run_loop, seconds_in_steps
 from tests import graphs, helpers, networks
 from tests.graphs import Sketch
 
@@ -189,6 +189,8 @@ class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
         stop = 57
         with self.assertRaises(Interrupted):
             self.reconstructed(folder, take=noted)
+        self.assertGreater(seconds_in_steps(folder, *reconstruction.run_names()), 0)
+        self.assertEqual(seconds_in_steps(folder, *reconstruction.run_names("rec")), 0)
         self.assertEqual(taken[-1], ("df_rec_2_of_3", 56))
         taken.clear()
         stop = None

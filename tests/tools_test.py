@@ -559,8 +559,8 @@ class EarlierSecondsTest(tf.test.TestCase):
         for name, seconds in (
             ("warm_up", 1),
             ("lessons", 2),
-            ("reconstruction_1_of_2", 4),
-            ("reconstruction_2_of_2", 8),
+            ("df_rec_1_of_2", 4),
+            ("df_rec_2_of_2", 8),
             ("df_qat_kd", 16),
             ("distillation", 32),
         ):

@@ -31,7 +31,7 @@ from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.graph import Classifier, agreement
-from dfq_tf.quantization import Calibrated, QuantizedNetwork
+from dfq_tf.quantization import Calibrated, QuantizedNetwork, run_names
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.reports import layer_noise, plots
 from dfq_tf.reports.workdir import Workdir
@@ -48,7 +48,7 @@ from dfq_tf.settings import (
     parse_widths,
 )
 from dfq_tf.tflite import TFLiteClassifier, proof
-from dfq_tf.training import Learner
+from dfq_tf.training import Learner, seconds_in_steps
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.accuracy import accuracy
 
@@ -104,9 +104,13 @@ class Shared:
         self._made: dict[str, Any] = {}
         self.begin()
 
-    def begin(self) -> None:
-        """From here on is counted what the next row takes."""
-        self._began, self._waited = time.monotonic(), 0.0
+    def begin(self, earlier: float = 0.0) -> None:
+        """From here on is counted what the next row takes.
+
+        Args:
+          earlier: seconds that calls which were interrupted have spent on it.
+        """
+        self._began, self._waited = time.monotonic() - earlier, 0.0
         self._needed: set[str] = set()
 
     @property
@@ -116,18 +120,30 @@ class Shared:
         own = time.monotonic() - self._began - self._waited
         return own / 60 + sum(known[name] for name in self._needed)
 
-    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """What the row needs, made now unless another row has needed it."""
+    def __call__(self, name: str, make: Callable[[], Any], earlier: float = 0.0) -> Any:
+        """What the row needs, made now unless another row has needed it.
+
+        Args:
+          name: of it.
+          make: makes it.
+          earlier: seconds that calls which were interrupted have spent on it.
+        """
         began = time.monotonic()
         if name not in self._made:
             self._made[name] = make()
         seconds = time.monotonic() - began
         known = self._workdir.metrics().get("shared_minutes", {})
         if name not in known:
-            self._workdir.add_metrics(shared_minutes={**known, name: seconds / 60})
+            minutes = (seconds + earlier) / 60
+            self._workdir.add_metrics(shared_minutes={**known, name: minutes})
         self._needed.add(name)
         self._waited += seconds
         return self._made[name]
+
+
+def _own_runs(method: str) -> tuple[str, ...]:
+    """Patterns of the names of the runs that a row shares with none."""
+    return run_names(method) if method == "rec" else (method,)
 
 
 class Comparison:
@@ -152,7 +168,8 @@ class Comparison:
             workdir.add_metrics(batch_size=config.batch_size)
         self._config = config
         self._shared = Shared(workdir)
-        self._prepared = self._shared("images", self._prepare)
+        warm_up = seconds_in_steps(workdir.path, "warm_up")
+        self._prepared = self._shared("images", self._prepare, warm_up)
         source, count = self._prepared.source, len(self._prepared.images)
         print(f"Images for the ranges, {count}: {source}")
         self._train = dataset.load("train") if dataset else None
@@ -183,7 +200,7 @@ class Comparison:
         print(f"{widths.name} {TITLES[method]}", flush=True)
         folder = self.workdir.path / widths.name
         folder.mkdir(exist_ok=True)
-        self._shared.begin()
+        self._shared.begin(seconds_in_steps(folder, *_own_runs(method)))
         try:
             network, told = self._network(widths, method, folder)
             with common.stage("file and its proof"):
@@ -265,9 +282,12 @@ class Comparison:
         """DF-REC's network, and what was measured; metrics.json has it too."""
         prepared, name = self._prepared, f"{widths.name} reconstruction"
         config = common.config_from_flags(ReconstructionConfig)
-        self._shared("lessons", lambda: prepared.lessons)
+        lessons = seconds_in_steps(self.workdir.path, "lessons")
+        self._shared("lessons", lambda: prepared.lessons, lessons)
         made, _, found = self._shared(
-            name, lambda: api.reconstructed(prepared, network, config, context)
+            name,
+            lambda: api.reconstructed(prepared, network, config, context),
+            seconds_in_steps(self.workdir.path / widths.name, *run_names()),
         )
         done = self.workdir.metrics().get("reconstructions", {})
         if widths.name not in done:

@@ -40,6 +40,7 @@ from dfq_tf.quantization import (
     QuantizedNetwork,
     check_widths,
     float_network,
+    run_names,
     student,
 )
 from dfq_tf.reports import facts, layer_noise, page, pictures, record
@@ -266,7 +267,7 @@ def earlier_seconds(workdir: Workdir, method: str) -> float:
     if not made and "student_training" not in workdir.metrics():
         names.append("warm_up")  # else it counts in what was made first
     if method in RECONSTRUCTING and not set(made) & set(RECONSTRUCTING):
-        names += ["lessons", "reconstruction_*"]
+        names += ["lessons", *run_names()]
     return seconds_in_steps(workdir.path, *names)
 
 

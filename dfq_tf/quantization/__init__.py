@@ -26,6 +26,7 @@ from dfq_tf.quantization.reconstruction import (
     FittedBlock,
     Reconstructed,
     reconstruct,
+    run_names,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "measured",
     "powers",
     "reconstruct",
+    "run_names",
     "slope_integers",
     "sqnr",
     "with_any_ranges",

@@ -43,6 +43,7 @@ _MOST_IMAGES = 128
 _JUDGING_SHARE, _MOST_JUDGING = 0.125, 128
 # The fewest steps that a limit of time leaves a block.
 _FEWEST_STEPS = 20
+_NAME = "df_rec"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,11 @@ class Reconstructed:
     num_images: int
 
 
+def run_names(name: str = _NAME) -> tuple[str, str]:
+    """Patterns of what `reconstruct` calls its runs, for `seconds_in_steps`."""
+    return f"{name}_timing", f"{name}_*_of_*"
+
+
 def reconstruct(
     network: QuantizedNetwork,
     exact: Classifier,
@@ -86,7 +92,7 @@ def reconstruct(
     config: ReconstructionConfig,
     seed: int,
     run: Run,
-    name: str = "df_rec",
+    name: str = _NAME,
 ) -> Reconstructed:
     """The network whose blocks have learnt to round.
 

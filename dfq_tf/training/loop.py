@@ -110,7 +110,7 @@ def seconds_in_steps(directory: str | os.PathLike[str], *names: str) -> float:
 
     Args:
       directory: as in the context of `run_loop`.
-      *names: of the runs, or patterns of names such as 'reconstruction_*'.
+      *names: of the runs, or patterns of names such as 'df_rec_*_of_*'.
 
     Returns:
       Seconds in steps of all of them together; 0 without checkpoints.
