@@ -218,6 +218,12 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                 (folder / "checkpoints/distillation").mkdir(parents=True)
                 (folder / "checkpoints/distillation/ckpt-1.index").touch()
                 self.assertEqual(self.made(folder, longer)._plan, plans[0])
+                plan = folder / "distillation_plan.json"
+                said = plan.read_text()
+                plan.write_text('{"pace": {}}')
+                with self.assertRaisesRegex(ConfigError, "_plan.json .*no rounds"):
+                    self.made(folder, longer)
+                plan.write_text(said)
         self.assertEqual(values, [True, True])
         self.assertEqual(*plans)
         kept = json.loads((folder / "distillation_plan.json").read_text())

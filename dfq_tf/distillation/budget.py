@@ -25,7 +25,7 @@ from dfq_tf.distillation.pool import Answers, Store, answer_store, capacity
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import read_object, write_text
+from dfq_tf.files import damaged, read_object, write_text
 from dfq_tf.procedural import dead_leaves, natural_noise
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import (
@@ -389,7 +389,9 @@ class Budget:
         identity["weights of the student"] = str(student.count_params())
         path = pathlib.Path(context.directory or "") / _PLAN
         if context.directory is not None and (before := read_object(path)):
-            if before["identity"] == identity or self._is_begun:
+            if before.get("identity") == identity or self._is_begun:
+                if not isinstance(before.get("rounds"), int):
+                    raise damaged(path, "it says no rounds")
                 return plan_of_rounds(config, before["rounds"])
         with stage("pace of this machine", context.progress):
             pace = self._pace()
