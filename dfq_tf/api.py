@@ -38,6 +38,7 @@ from dfq_tf.distillation import (
     with_photographs,
 )
 from dfq_tf.errors import ConfigError, ModelError, class_of
+from dfq_tf.files import may_write_in, nearest_there
 from dfq_tf.graph import Classifier, agreement, description_beside, description_path
 from dfq_tf.importing import as_classifier, read_model
 from dfq_tf.procedural import natural_noise
@@ -955,13 +956,11 @@ def _check_directory(directory: str) -> None:
     """Raises ConfigError if nothing can be written there; it need not be there yet."""
     if not directory:
         raise ConfigError("directory is empty; name a folder, such as '.', or None")
-    place = os.path.abspath(directory)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    what = "" if place == os.path.abspath(directory) else f", below {place}"
-    if not os.path.isdir(place):
+    place = nearest_there(directory)
+    what = "" if os.path.lexists(directory) else f", below {place}"
+    if not place.is_dir():
         raise ConfigError(f"directory is {directory!r}{what}, a file; name a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not may_write_in(place):
         raise ConfigError(
             f"directory is {directory!r}{what}, where you may not write; name another "
             "folder"

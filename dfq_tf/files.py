@@ -35,6 +35,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def nearest_there(path: str | os.PathLike[str]) -> pathlib.Path:
+    """What a path names if it is there, else the nearest above it that is, absolute."""
+    place = pathlib.Path(path).absolute()
+    return next(p for p in (place, *place.parents) if os.path.lexists(p))
+
+
+def may_write_in(folder: str | os.PathLike[str]) -> bool:
+    """Whether files may be made in a folder that is there."""
+    return os.access(os.fspath(folder), os.W_OK | os.X_OK)
+
+
 def check_text(name: str, value: str) -> None:
     """Raises ConfigError, naming the setting, if a text cannot be written as UTF-8."""
     try:

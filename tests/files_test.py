@@ -39,6 +39,16 @@ class FilesTest(parameterized.TestCase, tf.test.TestCase):
         path.write_bytes(b"\xef\xbb\xbfcat\n")
         self.assertEqual(files.read_text(path), "cat\n")
 
+    def test_nearest_there_is_the_path_or_what_is_above_it(self):
+        file = self.folder / "file"
+        file.touch()
+        for path, expected in (
+            (self.folder, self.folder),
+            (self.folder / "a" / "b", self.folder),
+            (file / "a", file),
+        ):
+            self.assertEqual(files.nearest_there(path), expected)
+
     def test_object_is_what_json_says_by_name(self):
         path = self.folder / "run.json"
         self.assertEqual(files.read_object(path), {})

@@ -651,9 +651,13 @@ def run(
     def run_main(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-        with own_defaults(), _ends_with_its_reader(), lines_alone(FLAGS.quiet):
-            with _ends_in_order():
-                _run(main)
+        with (
+            own_defaults(),
+            _ends_with_its_reader(),
+            lines_alone(FLAGS.quiet),
+            _ends_in_order(),
+        ):
+            _run(main)
 
     with native_output_hidden():  # TensorFlow looks for GPUs, and logs that it did
         tf.config.list_physical_devices()

@@ -5,7 +5,6 @@
 Writes the file, by default beside the student, and labels.txt beside the file.
 """
 
-import os
 import pathlib
 import shlex
 import sys
@@ -16,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tools import common
 from dfq_tf import api
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import write_bytes, write_text
+from dfq_tf.files import may_write_in, nearest_there, write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import convert, labels_text
@@ -107,8 +106,8 @@ def _check_path(path: pathlib.Path) -> None:
             f"tflite is {str(path)!r}, which exists; name another file with --tflite, "
             "or delete it"
         )
-    folder = next(each for each in path.absolute().parents if each.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    folder = nearest_there(path.parent)
+    if not folder.is_dir() or not may_write_in(folder):
         raise ConfigError(
             f"tflite is {str(path)!r}, but {folder} cannot be written; name a file in "
             "another folder with --tflite"

@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from dfq_tf.errors import WorkdirError
-from dfq_tf.files import read_object, read_text, write_text
+from dfq_tf.files import may_write_in, read_object, read_text, write_text
 
 _PACKAGES = (
     "tensorflow",
@@ -67,7 +67,7 @@ class Workdir:
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK | os.X_OK):
+            if not may_write_in(self.path):
                 raise PermissionError("no permission to write there")
             self._claim(settings, free, defaults or {}, digests or {}, replaces)
         except OSError as error:
