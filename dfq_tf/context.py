@@ -161,9 +161,10 @@ class TrainingShown:
             more, end = " more" if self._first else "", "" if count == 1 else "s"
             self._say(f"{count}{more} step{end}, done in {seconds:.0f} s")
 
-    def step(self) -> None:
-        """One more step is done."""
-        self._done += 1
+    def step(self, total: int) -> None:
+        """One more step is done, of so many."""
+        self._done, self._total = self._done + 1, total
+        self._bar.total = total
         self._bar.update()
 
     def measured(self, measurements: Mapping[str, float]) -> None:

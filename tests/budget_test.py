@@ -11,6 +11,7 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 from dfq_tf.distillation import budget, pool
 from dfq_tf.distillation import generator as generators_module
+from dfq_tf.distillation import plan as plans
 from dfq_tf.distillation.generator import build_generator
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import ConfigError
@@ -30,7 +31,7 @@ CONFIG = BudgetConfig(
     bank_images=40,
     steps=5,  # 2 rounds of 3, after 1 without
 )
-PACE = budget.Pace(start=3.2, batch=2.0, answers=0.1, student=0.25)
+PACE = plans.Pace(start=3.2, batch=2.0, answers=0.1, student=0.25)
 
 _models = helpers.Reused(lambda seed: helpers.small_learner(SHAPE, seed=seed).model)
 
@@ -46,50 +47,6 @@ def small():
         helpers.eagerly(),
     ):
         yield
-
-
-class PlanTest(parameterized.TestCase):
-    def test_seconds_are_those_of_all_steps(self):
-        plan = budget.Plan(rounds=10, first=2, student_steps=5, answer_uses=4)
-        self.assertEqual(plan.total_student_steps, 8 * 5)
-        # Two batches are answered in a round, beside those of the beginning.
-        expected = 3.2 + 10 * 2.0 + 8 * 2 * 0.1 + 40 * 0.25
-        self.assertAlmostEqual(plan.seconds(PACE), expected)
-
-    @parameterized.parameters(60, 333, 5000)
-    def test_as_many_rounds_as_fit(self, seconds):
-        config = BudgetConfig()
-        plan = budget.plan_for(config, PACE, seconds, spent=0)
-        self.assertLessEqual(plan.seconds(PACE), seconds)
-        longer = budget.plan_of_rounds(config, plan.rounds + 1)
-        self.assertGreater(longer.seconds(PACE), seconds)
-
-    @parameterized.parameters(
-        (7, 3, 0.4, 2, 9),
-        (1000, 1, 0.1, 111, 1000),
-        (10, 80, 0.9, 9, 80),
-        (160, 80, 0.0, 0, 160),
-    )
-    def test_steps_that_are_asked_for(self, steps, each, share, first, total):
-        """All of them, in whole rounds, behind the share of the other rounds."""
-        config = BudgetConfig(steps=steps, student_steps=each, first_share=share)
-        plan = budget.plan_of_steps(config)
-        self.assertEqual((plan.first, plan.total_student_steps), (first, total))
-
-    @parameterized.parameters((0.0, 0), (0.1, 2), (0.5, 10), (0.9, 18))
-    def test_share_of_batches_before_the_students(self, share, first):
-        config = BudgetConfig(first_share=share)
-        self.assertEqual(budget.plan_of_rounds(config, 20).first, first)
-
-    def test_too_short_a_time_says_the_least(self):
-        config = BudgetConfig(minutes=0.5)
-        # A batch, 32 + 20 answers, 80 student steps, and 4 s that are gone: 31.2 s.
-        with self.assertRaisesRegex(
-            ConfigError, r"^minutes is 0\.5; this machine needs at least 0\.6 for one"
-        ):
-            budget.plan_for(config, PACE, 26.0, spent=4.0)
-        plan = budget.plan_for(config, PACE, 27.3, spent=4.0)
-        self.assertEqual(plan.rounds, 1)
 
 
 class BudgetTest(parameterized.TestCase, tf.test.TestCase):
@@ -210,14 +167,14 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                 return PACE
 
             with mock.patch.object(budget.Budget, "_pace", watched):
-                plans = [self.made(folder, config)._plan for _ in range(2)]
+                made = [self.made(folder, config)._plan.first for _ in range(2)]
                 longer = dataclasses.replace(config, minutes=2.0)
-                other = self.made(helpers.new_folder(), longer)._plan
-                self.assertGreater(other.rounds, plans[0].rounds)
+                other = self.made(helpers.new_folder(), longer)._plan.first
+                self.assertGreater(other.rounds, made[0].rounds)
                 # Checkpoints keep their plan, and another run is refused.
                 (folder / "checkpoints/distillation").mkdir(parents=True)
                 (folder / "checkpoints/distillation/ckpt-1.index").touch()
-                self.assertEqual(self.made(folder, longer)._plan, plans[0])
+                self.assertEqual(self.made(folder, longer)._plan.first, made[0])
                 plan = folder / "distillation_plan.json"
                 said = plan.read_text()
                 plan.write_text('{"pace": {}}')
@@ -225,10 +182,81 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                     self.made(folder, longer)
                 plan.write_text(said)
         self.assertEqual(values, [True, True])
-        self.assertEqual(*plans)
+        self.assertEqual(*made)
         kept = json.loads((folder / "distillation_plan.json").read_text())
-        self.assertEqual(kept["rounds"], plans[0].rounds)
+        self.assertEqual(kept["rounds"], made[0].rounds)
         self.assertEqual(kept["pace"], dataclasses.asdict(PACE))
+
+    @contextlib.contextmanager
+    def paced(self, seconds):
+        """The plan rests on PACE; a clock on which each round takes so many seconds."""
+        now = [100.0]
+        take = budget.Budget._take
+
+        def taken(*args):
+            now[0] += seconds
+            return take(*args)
+
+        with (
+            small(),
+            mock.patch.object(budget.Budget, "_pace", lambda _: PACE),
+            mock.patch.object(budget.Budget, "_take", taken),
+            mock.patch.object(budget.time, "monotonic", lambda: now[0]),
+        ):
+            yield now
+
+    # Of 30 s, 4 are for the images held out. By PACE, 8 rounds take 24 s, the first 3
+    # without student steps. After 5 there are 30 - 10, or 30 - 25 s left, less 3 %.
+    @parameterized.parameters(
+        (2.0, {5: 14, 8: 14, 9: 14, 13: 14}, 14), (5.0, {5: 6}, 6)
+    )
+    def test_rounds_are_revised_by_the_time_that_they_take(self, each, found, rounds):
+        config = dataclasses.replace(CONFIG, steps=0, minutes=0.5)
+        folder = helpers.new_folder()
+        with self.paced(each) as now:
+            made = self.made(folder, config)
+            self.assertEqual(made._plan.first, plans.Plan(8, 3, 3, 2))
+            made.run()
+            self.assertEqual(now[0], 100 + rounds * each)
+        revised = json.loads((folder / "distillation_plan.json").read_text())["revised"]
+        self.assertContainsSubset({str(k): v for k, v in found.items()}, revised)
+        self.assertEqual(min(map(int, revised)), 5)
+        (optimizer,) = made._training.student_optimizers
+        self.assertEqual(optimizer.iterations, (rounds - 3) * 3)
+        self.assertAllClose(
+            optimizer._learning_rate(optimizer.iterations), 0, atol=1e-7
+        )
+
+    def test_revised_run_goes_on_bit_by_bit(self):
+        config = dataclasses.replace(CONFIG, steps=0, minutes=0.5)
+        with self.paced(3.0):
+            self.made(helpers.new_folder(), config).run()
+            expected = helpers.copies(self.student.model.weights)
+        folder = helpers.new_folder()
+        with self.paced(3.0):
+            interrupted = self.made(folder, config)
+            take = interrupted._round
+
+            def stopped(index):
+                found = take(index)
+                if index == 6:  # the last checkpoint is of the round before
+                    raise KeyboardInterrupt
+                return found
+
+            interrupted._round = stopped
+            save = functools.partial(loop.run_loop, save_seconds=5)
+            with (
+                mock.patch.object(budget, "run_loop", save),
+                self.assertRaises(KeyboardInterrupt),
+            ):
+                interrupted.run()
+            again = self.made(folder, config)
+            first = []
+            take_again = again._round
+            again._round = lambda index: (first.append(index), take_again(index))[1]
+            again.run()
+        self.assertEqual(first[0], 6)
+        self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
     def test_generators_take_turns(self):
         config = dataclasses.replace(CONFIG, num_generators=2, adversarial_weight=0.0)

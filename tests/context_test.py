@@ -128,7 +128,7 @@ class TrainingShownTest(parameterized.TestCase):
             ):
                 shown = TrainingShown("warm_up", 10, first, progress)
                 for _ in range(steps):
-                    shown.step()
+                    shown.step(10)
                     shown.measured({"loss": 0.123456, "agreement": 1.0})
                 shown.close(is_done)
         return stream.getvalue()
@@ -148,6 +148,18 @@ class TrainingShownTest(parameterized.TestCase):
         said = self.said(times, first=4)
         self.assertIn("warm_up: step 9 of 10, about 20 s left", said)
         self.assertIn("warm_up: 5 more steps, done in 100 s", said)
+
+    def test_length_may_change_on_the_way(self):
+        stream = io.StringIO()
+        clock = iter([10.0, 80, 80])
+        with (
+            mock.patch("sys.stderr", stream),
+            mock.patch.object(context_module.time, "monotonic", lambda: next(clock)),
+        ):
+            shown = TrainingShown("warm_up", 10, 0, True)
+            shown.step(3)
+            shown.measured({})
+        self.assertIn("step 1 of 3, about 140 s left", stream.getvalue())
 
     def test_short_or_broken_training_has_no_line(self):
         times = [10.0, 10, 10, 10, 10, 10, 11.9]

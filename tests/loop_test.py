@@ -113,6 +113,18 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(task.seen, list(range(7)))
         self.assertEqual(last["index"], 6.0)
 
+    def test_length_may_be_decided_on_the_way(self):
+        """A step says how many there are; the one that goes on asks for what holds."""
+        lengths = {0: 5, 1: 5, 2: 3, 3: 3}
+        task = _Task()
+        _run(task, lengths.get, self.directory)
+        self.assertEqual(task.seen, [0, 1, 2])
+        self.assertEqual(self._checkpoints(), ["ckpt-3"])
+        again = _Task()
+        self.assertEqual(_run(again, lengths.get, self.directory), {})
+        self.assertEqual(again.seen, [])
+        self.assertTrue(helpers.all_equal(again.variables, task.variables))
+
     def test_without_directory_nothing_is_written(self):
         with mock.patch.object(tf.train, "CheckpointManager") as manager:
             _run(_Task(), 3)

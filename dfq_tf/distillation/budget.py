@@ -1,13 +1,10 @@
 """Distillation from scratch in a given time: the recipe `budget`.
 
 A round makes one batch of new images, which goes into the bank, and takes student steps
-on crops of the bank's images, and of others, that the teacher has answered. How many
-rounds there are is decided once, from the pace of the first steps, and written down:
-from then on steps are counted and not seconds.
+on crops of the bank's images, and of others, that the teacher has answered. `plan`
+decides how many rounds there are.
 """
 
-import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -21,11 +18,11 @@ from dfq_tf.context import Context, stage
 from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
 from dfq_tf.distillation.generator import STUDENT, make_generators
+from dfq_tf.distillation.plan import KeptPlan, Pace, Plan, plan_for, plan_of_steps
 from dfq_tf.distillation.pool import Answers, Store, answer_store, capacity
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import damaged, read_object, write_text
 from dfq_tf.procedural import dead_leaves, natural_noise
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import (
@@ -47,105 +44,7 @@ _MAKERS = {
 # Part of the time that the curve and the checkpoints take.
 _SPARE = 0.03
 _TIMED = range(3)
-_NAME, _PLAN = "distillation", "distillation_plan.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """Seconds that each kind of step takes on this machine.
-
-    Attributes:
-      start: for the answers that there are before the first student step.
-      batch: to make a batch of new images, with all its generator steps.
-      answers: for the teacher to answer a batch.
-      student: a step of the students.
-    """
-
-    start: float
-    batch: float
-    answers: float
-    student: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How the budget is divided.
-
-    Attributes:
-      rounds: each makes one batch of new images.
-      first: so many of them come before the students' first step.
-      student_steps: in each round from then on.
-      answer_uses: student steps for each batch that is answered.
-    """
-
-    rounds: int
-    first: int
-    student_steps: int
-    answer_uses: int
-
-    @property
-    def total_student_steps(self) -> int:
-        """Student steps in all rounds."""
-        return (self.rounds - self.first) * self.student_steps
-
-    @property
-    def answers_in_round(self) -> int:
-        """Batches that the teacher answers in a round with student steps."""
-        return math.ceil(self.student_steps / self.answer_uses)
-
-    def seconds(self, pace: Pace) -> float:
-        """How long all rounds take."""
-        answers = (self.rounds - self.first) * self.answers_in_round
-        return (
-            pace.start
-            + self.rounds * pace.batch
-            + answers * pace.answers
-            + self.total_student_steps * pace.student
-        )
-
-
-def plan_of_steps(config: BudgetConfig) -> Plan:
-    """The plan of the student steps that are asked for, in whole rounds."""
-    learning = math.ceil(config.steps / config.student_steps)
-    first = round(learning * config.first_share / (1 - config.first_share))
-    rounds = first + learning
-    return Plan(rounds, first, config.student_steps, config.answer_uses)
-
-
-def plan_of_rounds(config: BudgetConfig, rounds: int) -> Plan:
-    """The plan of so many rounds."""
-    first = min(int(config.first_share * rounds), rounds - 1)
-    return Plan(rounds, first, config.student_steps, config.answer_uses)
-
-
-def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> Plan:
-    """As many rounds as fit into the time that is left.
-
-    Args:
-      config: its minutes are named where they do not suffice.
-      pace: of this machine.
-      seconds: what is left for rounds.
-      spent: what has gone by, in seconds.
-
-    Raises:
-      ConfigError: there is no time for one round.
-    """
-    least = plan_of_rounds(config, 1).seconds(pace)
-    if least > seconds:
-        raise ConfigError(
-            f"minutes is {config.minutes:g}; this machine needs at least "
-            f"{math.ceil((least + spent) / 6) / 10:g} for one batch of images and "
-            f"{config.student_steps} student steps on it. Give more minutes, or lower "
-            "batch_size, generator_steps or student_steps"
-        )
-    rounds, step = 1, 2 ** math.ceil(math.log2(seconds / pace.batch + 1))
-    while step:
-        longer = plan_of_rounds(config, rounds + step)
-        if longer.seconds(pace) <= seconds:
-            rounds += step
-        else:
-            step //= 2
-    return plan_of_rounds(config, rounds)
+_NAME = "distillation"
 
 
 class Training(tf.Module):
@@ -185,6 +84,9 @@ class Training(tf.Module):
         answered = answer_store(teacher, size, num_answered)
         self.answers = Answers(teacher, self.bank, others, config, answered)
         self.total_student_steps = tf.Variable(1)
+        # What has gone by, and what of it in rounds with student steps: seconds.
+        self.seconds = tf.Variable(0.0, dtype=tf.float64)
+        self.learning_seconds = tf.Variable(0.0, dtype=tf.float64)
         self.student_optimizers = [
             optimizers.sgd(
                 student.model,
@@ -268,6 +170,7 @@ class Budget:
         self._num_answered = self._training.answers.store.num_batches
         self._compile()
         self._plan = self._planned()
+        self._round_ended = time.monotonic()
         if not self._is_begun:  # else the checkpoint has them
             for number in range(self._num_held_out):
                 self._make_batch(number, held_out=True)
@@ -305,12 +208,13 @@ class Budget:
         Raises:
           TrainingError: a loss or a weight became infinite or NaN.
         """
-        training, plan = self._training, self._plan
-        training.total_student_steps.assign(plan.total_student_steps)
+        training, plan = self._training, self._plan.at(0)
+        self._round_ended = time.monotonic()
+        training.seconds.assign(self._round_ended - self._began)
         return run_loop(
             _NAME,
             self._round,
-            plan.rounds,
+            lambda index: self._plan.at(index).rounds,
             phases.trackables(
                 None,
                 training=[training],
@@ -330,7 +234,29 @@ class Budget:
 
     def _round(self, index: int) -> steps.Measurements:
         """One batch of new images, and the student steps of the round, if any."""
-        plan, training = self._plan, self._training
+        self._revise(index)
+        plan = self._plan.at(index)
+        measurements = self._take(index, plan)
+        now = time.monotonic()
+        took, self._round_ended = now - self._round_ended, now
+        self._training.seconds.assign_add(took)
+        if index > plan.first:  # that one has the answers of the beginning
+            self._training.learning_seconds.assign_add(took)
+        return measurements
+
+    def _revise(self, index: int) -> None:
+        """Looks at the time that is left, where it is due."""
+        config, training, plan = self._config, self._training, self._plan
+        measured = index - plan.at(0).first - 1
+        if config.steps or not plan.is_due(index) or not measured:
+            return
+        left = (60 * config.minutes - float(training.seconds)) * (1 - _SPARE)
+        plan.revise(index, left, float(training.learning_seconds) / measured)
+
+    def _take(self, index: int, plan: Plan) -> steps.Measurements:
+        """The steps of a round."""
+        training = self._training
+        training.total_student_steps.assign(plan.total_student_steps)
         measurements = self._make_batch(self._num_held_out + index)
         done = index - plan.first
         if done < 0:
@@ -375,7 +301,7 @@ class Budget:
         makers = self._makers[number % len(self._makers)]
         return makers[held_out](number)
 
-    def _planned(self) -> Plan:
+    def _planned(self) -> KeptPlan:
         """The plan: that of the steps, or one written down before, or a new one.
 
         What is written down is kept while there are checkpoints: if it is of another
@@ -383,25 +309,20 @@ class Budget:
         """
         config, context = self._config, self._context
         if config.steps:
-            return plan_of_steps(config)
+            plan = KeptPlan(None, config)
+            plan.first = plan_of_steps(config)
+            return plan
         identity = phases.identity_of(self._training.teacher, context)
         student = self._training.students[0].model
         identity["weights of the student"] = str(student.count_params())
-        path = pathlib.Path(context.directory or "") / _PLAN
-        if context.directory is not None and (before := read_object(path)):
-            if before.get("identity") == identity or self._is_begun:
-                if not isinstance(before.get("rounds"), int):
-                    raise damaged(path, "it says no rounds")
-                return plan_of_rounds(config, before["rounds"])
+        plan = KeptPlan(context.directory, config)
+        if plan.first and (plan.identity == identity or self._is_begun):
+            return plan
         with stage("pace of this machine", context.progress):
             pace = self._pace()
         spent = time.monotonic() - self._began + self._num_held_out * pace.batch
         left = (60 * config.minutes - spent) * (1 - _SPARE)
-        plan = plan_for(config, pace, left, spent)
-        if context.directory is not None:
-            known = dict(rounds=plan.rounds, pace=dataclasses.asdict(pace))
-            text = json.dumps({**known, "identity": identity}, indent=2)
-            write_text(path, text + "\n")
+        plan.begin(plan_for(config, pace, left, spent), pace, identity)
         return plan
 
     def _pace(self) -> Pace:

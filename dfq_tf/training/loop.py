@@ -47,7 +47,7 @@ _KEPT = 2
 def run_loop(
     name: str,
     step: Step,
-    num_steps: int,
+    num_steps: int | Callable[[int], int],
     trackables: Mapping[str, Any],
     context: Context,
     *,
@@ -57,12 +57,12 @@ def run_loop(
     measure_every: int = 10,
     save_seconds: float = 60.0,
 ) -> dict[str, float]:
-    """Calls `step(0)`, ..., `step(num_steps - 1)`, continuing where a run left off.
+    """Calls `step(0)`, `step(1)`, and so on, continuing where a run left off.
 
     Args:
       name: what the progress bar says, and the folder of the TensorBoard scalars.
       step: takes the step's number, changes variables, returns scalar measurements.
-      num_steps: how many steps the whole run has.
+      num_steps: of the whole run; or a function of a step's number, asked beside it.
       trackables: all that the step changes: models and optimizers, by name.
       context: its directory keeps checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`). The workers of its strategy, each with a directory of its
@@ -81,22 +81,23 @@ def run_loop(
       The last measurements; empty if the run had already ended.
 
     Raises:
-      TrainingError: a measurement or a weight is not finite. The last good
-        checkpoint is kept. Or the workers have no checkpoint in common, or it is of
-        other networks, optimizers or settings; or a worker was lost; or nothing can be
-        written, as on a disk that is full.
+      TrainingError: a measurement or a weight is not finite; the last good checkpoint
+        is kept. Or the workers have no checkpoint in common, or it is of other models,
+        optimizers or settings; a worker was lost; nothing can be written (a full disk).
     """
     measurements: dict[str, float] = {}
     with (
         names_lost_workers(context.strategy),
         _Progress(name, num_steps, trackables, context, identity, evaluate) as progress,
     ):
-        for index in range(progress.first, num_steps):
+        index = progress.first
+        while index < progress.length(index):
             if index % evaluate_every == 0:
                 progress.evaluate()
             measurements = progress.take(step, index)
-            is_last = index + 1 == num_steps
-            if (index + 1) % measure_every and not is_last:
+            is_last = index + 1 >= progress.length(index)
+            index += 1
+            if index % measure_every and not is_last:
                 continue
             progress.report(measurements)
             if is_last:
@@ -133,7 +134,7 @@ class _Progress:
     def __init__(
         self,
         name: str,
-        num_steps: int,
+        num_steps: int | Callable[[int], int],
         trackables: Mapping[str, Any],
         context: Context,
         identity: Mapping[str, str] | None,
@@ -149,7 +150,9 @@ class _Progress:
         self.first = int(self._done.numpy())
         self._curve = _Curve(name, context.directory, self.first, self._writer)
         self._saved_at = time.monotonic()
-        self._shown = TrainingShown(name, num_steps, self.first, context.progress)
+        self._num_steps = num_steps
+        total = self.length(self.first)
+        self._shown = TrainingShown(name, total, self.first, context.progress)
 
     def _open(self, directory: pathlib.Path, identity: Mapping[str, str]) -> None:
         """Restores the newest checkpoint, and opens the file of the scalars."""
@@ -182,6 +185,10 @@ class _Progress:
     def _steps(self) -> int:
         return int(self._done.numpy())
 
+    def length(self, index: int) -> int:
+        """How many steps there are, before or after the step of this number."""
+        return self._num_steps(index) if callable(self._num_steps) else self._num_steps
+
     def evaluate(self) -> None:
         """Adds a row to the curve, if there is one."""
         if self._evaluate is not None:
@@ -197,7 +204,7 @@ class _Progress:
         measurements = {key: float(value) for key, value in tensors.items()}
         self._seconds.assign_add(time.monotonic() - began)
         self._done.assign_add(1)
-        self._shown.step()
+        self._shown.step(self.length(index))
         bad = [key for key, value in measurements.items() if not np.isfinite(value)]
         if bad:
             raise self._not_finite(", ".join(bad))
