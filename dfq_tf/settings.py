@@ -733,13 +733,27 @@ class BudgetConfig(MixedImages):
         "class, from the students' first step on.",
         minimum=0,
     )
+    student_optimizer: str = setting(
+        "muon",
+        "What trains the student: muon moves kernels of convolutions by equal parts in "
+        "all directions (Jordan et al. 2024), and leaves all else to sgd; sgd, with "
+        "Nesterov momentum, trains everything.",
+        choices=("muon", "sgd"),
+    )
+    muon_learning_rate: float = setting(
+        0.05,
+        "Share of its norm by which muon moves a kernel in a step, with a cosine decay "
+        "to 0.",
+        above=0,
+        maximum=1,
+    )
     student_learning_rate: float = setting(
         0.1,
-        "Peak learning rate of SGD for the student, with a cosine decay to 0.",
+        "Peak learning rate of the student's SGD, with a cosine decay to 0.",
         above=0,
     )
     student_momentum: float = setting(
-        0.9, "Nesterov momentum of the student's SGD.", minimum=0, maximum=0.999
+        0.9, "Momentum of the student's muon and SGD.", minimum=0, maximum=0.999
     )
     student_weight_decay: float = setting(
         1e-4, "L2 penalty on the student's kernels, added to their gradient.", minimum=0

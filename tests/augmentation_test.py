@@ -2,7 +2,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import tf
-from dfq_tf.training.augmentation import augment, augment_pixels
+from dfq_tf.training.augmentation import augment, augment_pixels, flip
 from tests import helpers
 
 
@@ -70,6 +70,17 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
                 self.assertIsNotNone(_offset(result[:, ::-1], image, 2))
             flipped += is_flipped
         self.assertBetween(flipped, 18, 42)
+
+    def test_flip_mirrors_about_half_of_the_images(self):
+        images = np.arange(60 * 2 * 3 * 1).reshape(60, 2, 3, 1).astype(np.uint8)
+        found = [flip(tf.constant(images), (1, step)).numpy() for step in (0, 1, 0)]
+        for flipped in found:
+            is_same = (flipped == images).all((1, 2, 3))
+            is_mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+            self.assertAllEqual(is_same, ~is_mirrored)
+            self.assertBetween(is_mirrored.sum(), 18, 42)
+        self.assertAllEqual(found[0], found[2])
+        self.assertNotAllEqual(found[0], found[1])
 
     def test_depends_on_seed_and_step_alone(self):
         base = self._augmented(_images(), "crop_flip")

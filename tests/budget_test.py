@@ -269,6 +269,28 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                 same = [helpers.all_equal(*pair) for pair in zip(now, starts)]
                 self.assertEqual([not each for each in same], moved)
 
+    @parameterized.parameters("crop", "crop_flip")
+    def test_students_see_mirror_images_too_where_crops_are_mirrored(self, kind):
+        config = dataclasses.replace(CONFIG, student_augmentation=kind)
+        with small():
+            made = self.made(config=config)
+            made.run()
+            stored = made._training.answers.store.all()
+            with mock.patch.object(budget.steps, "descend_students") as descend:
+                for number in range(8):
+                    made._training.student_step(made._step(number))
+        images = {row.tobytes(): at for at, row in enumerate(stored["images"])}
+        mirrored = 0
+        for call in descend.call_args_list:
+            *_, pixels, logits = call.args
+            for row, answer in zip(pixels.numpy().astype(np.uint8), logits.numpy()):
+                is_mirrored = row.tobytes() not in images
+                row = row[:, ::-1] if is_mirrored else row
+                # With the answer to the image that is stored.
+                self.assertAllEqual(stored["logits"][images[row.tobytes()]], answer)
+                mirrored += is_mirrored
+        self.assertBetween(mirrored, *((0, 0) if kind == "crop" else (6, 26)))
+
     def test_several_devices_are_refused(self):
         strategy = mock.Mock(num_replicas_in_sync=2)
         with self.assertRaisesRegex(ConfigError, "^2 devices are to train, but the"):

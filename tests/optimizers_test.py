@@ -2,7 +2,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.training import optimizers
+from dfq_tf.training import muon, optimizers
 from tests import helpers
 
 
@@ -55,6 +55,65 @@ class DecayTest(tf.test.TestCase):
     def test_sgd_has_nesterov_momentum(self):
         moved = helpers.displacements(lambda m: optimizers.sgd(m, 1.0, 10**9, 0.5), 2)
         self.assertAllClose(moved, [1.5, 1.75], rtol=1e-4)
+
+
+class MuonTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters((5, 9), (9, 5), (6, 6))
+    def test_singular_values_are_near_1_and_vectors_stay(self, m, n):
+        given = np.random.default_rng(0).normal(size=(m, n)).astype(np.float32)
+        left, values, right = np.linalg.svd(given, full_matrices=False)
+        # Its five steps as polynomials of the singular values, in float64.
+        expected = values.astype(np.float64) / np.linalg.norm(given)
+        for _ in range(5):
+            expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+        found = muon.orthogonal(tf.constant(given)).numpy()
+        self.assertAllClose(found, (left * expected) @ right, atol=1e-4)
+        self.assertAllInRange(expected, 0.6, 1.3)
+
+    def test_kernel_moves_by_its_share_and_keeps_its_norm(self):
+        rng = np.random.default_rng(1)
+        start, *gradients = rng.normal(size=(3, 3, 3, 4, 5)).astype(np.float32)
+        kernel = tf.Variable(start)
+        optimizer = muon.Muon(0.5, 0.9, 0.2)
+        optimizer.build([kernel])
+        expected, momentum = start.reshape(36, 5), 0.0
+        for gradient in gradients:
+            momentum = 0.9 * momentum + gradient.reshape(36, 5)
+            ahead = tf.constant(gradient.reshape(36, 5) + 0.9 * momentum)
+            step = muon.orthogonal(ahead).numpy()
+            norm = np.linalg.norm(expected)
+            moved = expected - 0.5 * 0.2 * norm * step / np.linalg.norm(step)
+            expected = moved * norm / np.linalg.norm(moved)
+            optimizer.apply_gradients([(tf.constant(gradient), kernel)])
+        self.assertAllClose(kernel, expected.reshape(start.shape), atol=1e-5)
+        self.assertAllClose(tf.norm(kernel), np.linalg.norm(start), rtol=1e-5)
+
+    @parameterized.parameters(
+        ((4, 5),), ((5,),), ((3, 3, 4, 1),), ((3, 3, 1, 4),), ((3, 4, 5),)
+    )
+    def test_all_else_moves_as_by_sgd(self, shape):
+        rng = np.random.default_rng(2)
+        start, *gradients = rng.normal(size=(3, *shape)).astype(np.float32)
+        found = []
+        for optimizer in (
+            muon.Muon(0.1, 0.9, 0.2),
+            keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        ):
+            variable = tf.Variable(start)
+            optimizer.build([variable])
+            for gradient in gradients:
+                optimizer.apply_gradients([(tf.constant(gradient), variable)])
+            found.append(variable.numpy())
+        self.assertAllClose(*found, rtol=1e-6)
+
+    def test_both_rates_fall_to_0_by_a_cosine(self):
+        end = tf.Variable(4)
+        model = helpers.small_learner((4, 4, 1)).model
+        optimizer = optimizers.muon(model, 0.2, 0.05, end, 0.9)
+        expected = 0.5 * (1 + np.cos(np.pi * np.arange(6).clip(max=4) / 4))
+        found = [optimizer._learning_rate(step) for step in range(6)]
+        self.assertAllClose(found, 0.2 * expected, atol=1e-7)
+        self.assertAllClose(optimizer.kernel_share * 0.2, 0.05)
 
 
 if __name__ == "__main__":

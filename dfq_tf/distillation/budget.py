@@ -9,6 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context, stage
 from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
-from dfq_tf.distillation.generator import STUDENT, make_generators
+from dfq_tf.distillation.generator import AUGMENTATION, STUDENT, make_generators
 from dfq_tf.distillation.plan import KeptPlan, Pace, Plan, plan_for, plan_of_steps
 from dfq_tf.distillation.pool import Answers, Store, answer_store, capacity
 from dfq_tf.distillation.synthesis import Synthesizer
@@ -28,6 +29,7 @@ from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import (
     Evaluate,
     Learner,
+    flip,
     mean_seconds,
     optimizers,
     run_loop,
@@ -88,12 +90,7 @@ class Training(tf.Module):
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
         self.learning_seconds = tf.Variable(0.0, dtype=tf.float64)
         self.student_optimizers = [
-            optimizers.sgd(
-                student.model,
-                config.student_learning_rate,
-                self.total_student_steps,
-                config.student_momentum,
-            )
+            _optimizer(student, config, self.total_student_steps)
             for student in students
         ]
 
@@ -115,10 +112,22 @@ class Training(tf.Module):
         config = self._context.settings
         seed = tf.random.fold_in(seed_and_step, STUDENT)
         images, logits = self.answers.store.draw(config.batch_size, seed)
+        if config.student_augmentation == "crop_flip":
+            # An answer holds for the mirror image too, nearly: it serves several steps.
+            images = flip(images, tf.random.fold_in(seed_and_step, AUGMENTATION))
         pixels = tf.cast(images, tf.float32)
         return steps.descend_students(
             self.students, self.student_optimizers, config, pixels, logits
         )
+
+
+def _optimizer(student: Learner, config: BudgetConfig, num_steps: tf.Variable) -> Any:
+    """What trains a student, its rates 0 after so many steps."""
+    rate, momentum = config.student_learning_rate, config.student_momentum
+    if config.student_optimizer == "sgd":
+        return optimizers.sgd(student.model, rate, num_steps, momentum)
+    share = config.muon_learning_rate
+    return optimizers.muon(student.model, rate, share, num_steps, momentum)
 
 
 def _others(

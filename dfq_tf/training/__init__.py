@@ -1,6 +1,6 @@
 """What any training needs: loop, optimizers, devices, timing."""
 
-from dfq_tf.training.augmentation import augment, augment_pixels
+from dfq_tf.training.augmentation import augment, augment_pixels, flip
 from dfq_tf.training.copies import randomized, resolve_precision, with_precision
 from dfq_tf.training.devices import (
     Copies,
@@ -22,10 +22,11 @@ __all__ = [
     "augment",
     "augment_pixels",
     "check_batch",
-    "check_one_process",
     "check_model",
+    "check_one_process",
     "descend",
     "everywhere",
+    "flip",
     "mean_seconds",
     "num_model_values",
     "randomized",

@@ -41,6 +41,21 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
 
 
+def flip(images: tf.Tensor, seed_and_step: Any) -> tf.Tensor:
+    """Mirrors each image, left to right, or leaves it, as likely.
+
+    Args:
+      images: (batch, height, width, channels).
+      seed_and_step: see `augment`.
+
+    Returns:
+      A tensor like `images`.
+    """
+    seed = tf.cast(tf.stack(seed_and_step), tf.int32)
+    chances = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1, 1), seed)
+    return tf.where(chances < 0.5, tf.reverse(images, [2]), images)
+
+
 def augment_pixels(
     pixels: tf.Tensor,
     input_mean: Sequence[float],

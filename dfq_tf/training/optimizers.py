@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfq_tf.compat import keras, tf
+from dfq_tf.training.muon import Muon
 from dfq_tf.training.replicas import num_replicas
 
 
@@ -93,6 +94,28 @@ def sgd(
     """
     schedule = _cosine(learning_rate, num_steps, times)
     optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def muon(
+    model: keras.Model,
+    learning_rate: float,
+    kernel_share: float,
+    num_steps: Any,
+    momentum: float,
+) -> Muon:
+    """Muon for kernels of convolutions, `sgd` for all else; both rates fall to 0.
+
+    Args:
+      model: is trained.
+      learning_rate: of SGD, at first.
+      kernel_share: share of a kernel's norm by which a step moves it, at first.
+      num_steps: a number, or a variable, see `CosineOf`.
+      momentum: in [0, 1).
+    """
+    schedule = _cosine(learning_rate, num_steps, 1)
+    optimizer = Muon(schedule, momentum, kernel_share / learning_rate)
     optimizer.build(model.trainable_variables)
     return optimizer
 
