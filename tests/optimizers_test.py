@@ -88,6 +88,25 @@ class MuonTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(kernel, expected.reshape(start.shape), atol=1e-5)
         self.assertAllClose(tf.norm(kernel), np.linalg.norm(start), rtol=1e-5)
 
+    @parameterized.parameters("kernel", "gradient")
+    def test_zeros_stay_finite(self, what):
+        start, gradient = np.random.default_rng(3).normal(size=(2, 3, 3, 4, 5))
+        start, gradient = (
+            np.zeros_like(value) if name == what else value
+            for name, value in (("kernel", start), ("gradient", gradient))
+        )
+        kernel = tf.Variable(start.astype(np.float32))
+        optimizer = muon.Muon(0.5, 0.9, 0.2)
+        optimizer.build([kernel])
+        for _ in range(2):
+            optimizer.apply_gradients([(tf.constant(gradient, tf.float32), kernel)])
+        if what == "gradient":
+            self.assertAllClose(kernel, start, rtol=1e-6)
+            return
+        # A tenth of a norm of 1, and down the gradient.
+        self.assertAllClose(tf.norm(kernel), 0.1, rtol=1e-5)
+        self.assertLess(np.sum(kernel.numpy() * gradient), 0)
+
     @parameterized.parameters(
         ((4, 5),), ((5,),), ((3, 3, 4, 1),), ((3, 3, 1, 4),), ((3, 4, 5),)
     )

@@ -36,8 +36,9 @@ class Muon(keras.optimizers.SGD):
     The momentum of a kernel, as a matrix of inputs and outputs, is mostly a sum of few
     strong directions. `orthogonal` gives all of them the same strength (Jordan et al.
     2024). A step is as long as a share of the kernel's norm, and the norm stays as it
-    was: where BatchNormalization follows, it has no meaning. SGD with Nesterov momentum
-    moves all else: depthwise kernels, those of dense layers, and vectors.
+    was: where BatchNormalization follows, it has no meaning. A kernel of zeros has the
+    length of its first step from then on. SGD with Nesterov momentum moves all else:
+    depthwise kernels, those of dense layers, and vectors.
 
     Args:
       learning_rate: of SGD; a number or a schedule.
@@ -63,8 +64,12 @@ class Muon(keras.optimizers.SGD):
         step = orthogonal(tf.reshape(ahead, (-1, shape[-1])))
         share = tf.cast(self.learning_rate, variable.dtype) * self.kernel_share
         norm = tf.norm(variable)
-        moved = variable - tf.reshape(step, shape) * (share * norm / tf.norm(step))
-        variable.assign(moved * (norm / tf.norm(moved)))
+        has_norm = norm > 0  # a kernel may begin with zeros, and its gradient be 0
+        length = share * tf.where(has_norm, norm, 1.0)
+        factor = tf.math.divide_no_nan(length, tf.norm(step))
+        moved = variable - tf.reshape(step, shape) * factor
+        back = tf.math.divide_no_nan(norm, tf.norm(moved))
+        variable.assign(tf.where(has_norm, moved * back, moved))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
