@@ -118,6 +118,29 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             self.assertNotIn(image.tobytes(), bank)
         self.assertContainsSubset({i.tobytes() for i in made.sample(3)}, bank)
 
+    def interrupt(self, made, at, save_seconds):
+        """Runs until a round, once its number of rounds is decided; saves so often."""
+        take = made._take
+
+        def stopped(index, plan):
+            if index == at:
+                raise KeyboardInterrupt
+            return take(index, plan)
+
+        save = functools.partial(loop.run_loop, save_seconds=save_seconds)
+        with (
+            mock.patch.object(made, "_take", stopped),
+            mock.patch.object(budget, "run_loop", save),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            made.run()
+
+    def taken(self, made):
+        """Runs to the end, and returns the numbers of the rounds."""
+        with mock.patch.object(made, "_round", wraps=made._round) as taken:
+            made.run()
+        return [call.args[0] for call in taken.call_args_list]
+
     def test_interrupted_run_goes_on_bit_by_bit(self):
         with small():
             whole = self.made(helpers.new_folder())
@@ -125,28 +148,12 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             expected = helpers.copies(self.student.model.weights)
             folder = helpers.new_folder()
             interrupted = self.made(folder)
-            take = interrupted._round
-
-            def stopped(index):
-                if index == 2:
-                    raise KeyboardInterrupt
-                return take(index)
-
-            interrupted._round = stopped
-            save = functools.partial(loop.run_loop, save_seconds=0)
-            with (
-                mock.patch.object(budget, "run_loop", save),
-                self.assertRaises(KeyboardInterrupt),
-            ):
-                interrupted.run()
+            self.interrupt(interrupted, 2, save_seconds=0)
             self.assertFalse(helpers.all_equal(self.student.model.weights, expected))
             held_out = interrupted.held_out
             again = self.made(folder)
             self.assertEmpty(again.held_out)  # they are not made again
-            take, taken = again._round, []
-            again._round = lambda index: (taken.append(index), take(index))[1]
-            again.run()
-            self.assertEqual(taken, [2])
+            self.assertEqual(self.taken(again), [2])
             self.assertAllEqual(again.held_out, held_out)
             self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
@@ -234,28 +241,9 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             expected = helpers.copies(self.student.model.weights)
         folder = helpers.new_folder()
         with self.paced(3.0):
-            interrupted = self.made(folder, config)
-            take = interrupted._round
-
-            def stopped(index):
-                found = take(index)
-                if index == 6:  # the last checkpoint is of the round before
-                    raise KeyboardInterrupt
-                return found
-
-            interrupted._round = stopped
-            save = functools.partial(loop.run_loop, save_seconds=5)
-            with (
-                mock.patch.object(budget, "run_loop", save),
-                self.assertRaises(KeyboardInterrupt),
-            ):
-                interrupted.run()
-            again = self.made(folder, config)
-            first = []
-            take_again = again._round
-            again._round = lambda index: (first.append(index), take_again(index))[1]
-            again.run()
-        self.assertEqual(first[0], 6)
+            # The last checkpoint is of the round before; what is revised is kept.
+            self.interrupt(self.made(folder, config), 6, save_seconds=5)
+            self.assertEqual(self.taken(self.made(folder, config))[0], 6)
         self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
     def test_generators_take_turns(self):

@@ -116,7 +116,14 @@ class StageTest(parameterized.TestCase):
 
 class TrainingShownTest(parameterized.TestCase):
     def said(
-        self, times, is_terminal=False, progress=True, first=0, is_done=True, steps=5
+        self,
+        times,
+        is_terminal=False,
+        progress=True,
+        first=0,
+        is_done=True,
+        steps=5,
+        total=10,
     ):
         """What five steps of ten write; `times` are those of the clock."""
         stream = io.StringIO()
@@ -128,7 +135,7 @@ class TrainingShownTest(parameterized.TestCase):
             ):
                 shown = TrainingShown("warm_up", 10, first, progress)
                 for _ in range(steps):
-                    shown.step(10)
+                    shown.step(total)
                     shown.measured({"loss": 0.123456, "agreement": 1.0})
                 shown.close(is_done)
         return stream.getvalue()
@@ -150,16 +157,8 @@ class TrainingShownTest(parameterized.TestCase):
         self.assertIn("warm_up: 5 more steps, done in 100 s", said)
 
     def test_length_may_change_on_the_way(self):
-        stream = io.StringIO()
-        clock = iter([10.0, 80, 80])
-        with (
-            mock.patch("sys.stderr", stream),
-            mock.patch.object(context_module.time, "monotonic", lambda: next(clock)),
-        ):
-            shown = TrainingShown("warm_up", 10, 0, True)
-            shown.step(3)
-            shown.measured({})
-        self.assertIn("step 1 of 3, about 140 s left", stream.getvalue())
+        said = self.said([10.0, 80, 80], steps=1, total=3)
+        self.assertIn("step 1 of 3, about 140 s left", said)
 
     def test_short_or_broken_training_has_no_line(self):
         times = [10.0, 10, 10, 10, 10, 10, 11.9]

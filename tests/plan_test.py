@@ -1,5 +1,6 @@
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import parameterized
 
@@ -107,7 +108,9 @@ class KeptPlanTest(parameterized.TestCase, tf.test.TestCase):
             plans.KeptPlan(folder, CONFIG)
 
     def test_without_a_folder_nothing_is_written(self):
-        self.assertIsNone(self.kept().revise(9, left=50.0, each=2.4))
+        with mock.patch.object(plans, "write_text") as write:
+            self.kept().revise(9, left=50.0, each=2.4)
+        write.assert_not_called()
 
 
 if __name__ == "__main__":

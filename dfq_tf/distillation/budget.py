@@ -256,9 +256,9 @@ class Budget:
     def _revise(self, index: int) -> None:
         """Looks at the time that is left, where it is due."""
         config, training, plan = self._config, self._training, self._plan
-        measured = index - plan.at(0).first - 1
-        if config.steps or not plan.is_due(index) or not measured:
+        if config.steps or not plan.is_due(index):
             return
+        measured = index - plan.at(0).first - 1
         left = (60 * config.minutes - float(training.seconds)) * (1 - _SPARE)
         plan.revise(index, left, float(training.learning_seconds) / measured)
 

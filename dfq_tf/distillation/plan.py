@@ -169,11 +169,14 @@ class KeptPlan:
         return dataclasses.replace(self.first, rounds=self._revised[max(from_here)])
 
     def is_due(self, index: int) -> bool:
-        """Whether the number of rounds is to be looked at again before this round."""
+        """Whether the number of rounds is to be looked at again before this round.
+
+        Not after one round with student steps: the first one takes longer than others.
+        """
         plan = self.at(0)
         done = index - plan.first
         every = math.ceil((plan.rounds - plan.first) / _REVISIONS)
-        return done > 0 and done % every == 0 and index not in self._revised
+        return done > 1 and done % every == 0 and index not in self._revised
 
     def revise(self, index: int, left: float, each: float) -> None:
         """Has as many rounds from here on as fit into the time, one at least.
