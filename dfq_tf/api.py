@@ -822,6 +822,7 @@ class Distilled:
       generators: as they were at the end.
       images: some that they have made, uint8 (at most 100, height, width, channels).
       measurements: the last losses; empty for a run that had finished before.
+      num_held_out: images that `agreements` are of.
     """
 
     student: Learner
@@ -829,6 +830,7 @@ class Distilled:
     generators: Sequence[keras.Model]
     images: np.ndarray
     measurements: dict[str, float]
+    num_held_out: int
 
 
 @own_defaults()
@@ -873,10 +875,10 @@ def distill(
     check_trains(teacher)
     config = with_batch_size(config, teacher, learner, strategy)
     precision = resolve_precision(precision)
+    context = Context(config, seed, precision, strategy, directory, show_progress)
     with stage("preparation", show_progress):
         observed = observe(teacher, precision, strategy)
         students = _students(learner, config.num_students, seed, precision)
-    context = Context(config, seed, precision, strategy, directory, show_progress)
     kind: Any = Budget if isinstance(config, BudgetConfig) else Rounds
     run = kind(observed, students, context)
     same = _held_out_agreement(teacher, run)
@@ -888,9 +890,9 @@ def distill(
     found = run.run({"student": _structure(learner.model)}, measured)
     with stage("agreement of the students", show_progress):
         agreements = [same(each) for each in students]
-    best = students[int(np.argmax(agreements))].model
-    result = Learner(with_precision(best, "float32"), learner.description)
-    return Distilled(result, agreements, run.generators, run.sample(_SHOWN), found)
+    best = _of_precision(students[int(np.argmax(agreements))], "float32")
+    images, count = run.sample(_SHOWN), len(run.held_out)
+    return Distilled(best, agreements, run.generators, images, found, count)
 
 
 def _numbers(measurements: Any) -> dict[str, float]:
@@ -1086,10 +1088,13 @@ def _students(learner: Learner, count: int, seed: int, precision: str) -> list[L
     """Copies of a network in a precision, from the second on randomized."""
     models = [learner.model]
     models += [randomized(learner.model, seed + i) for i in range(1, count)]
-    return [
-        Learner(with_precision(model, precision), learner.description)
-        for model in models
-    ]
+    learners = [Learner(model, learner.description) for model in models]
+    return [_of_precision(each, precision) for each in learners]
+
+
+def _of_precision(learner: Learner, precision: str) -> Learner:
+    """A copy of a network in a precision."""
+    return Learner(with_precision(learner.model, precision), learner.description)
 
 
 @own_defaults()
@@ -1140,8 +1145,8 @@ def check_trains(teacher: Classifier) -> None:
         raise ConfigError(
             "the teacher gives sigmoid scores, of classes that do not exclude each "
             "other, from which no student can be trained. To quantize the teacher "
-            "itself without training, take the method df_q (--methods=df_q), or "
-            "df_rec with fewer bits"
+            "itself without training, take the method df_q (--methods=df_q in "
+            "tools/run.py), or df_rec with fewer bits"
         )
 
 

@@ -89,13 +89,13 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
     def check_pair(self, path):
         teacher = self._teacher(path)
         student = flags.FLAGS.student
-        run_tool.check_student(teacher, None)
+        run_tool.check_student()
         config = dataclasses.replace(
             distill.distillation_config(), steps=1, bank_images=4, **FAST
         )
-        new = distill.new_student(teacher)
+        new = distill.new_learner(teacher)
         self.assertEqual(
-            new.count_params(),
+            new.model.count_params(),
             models.build_model(
                 student, teacher.image_shape, teacher.num_classes
             ).count_params(),
@@ -109,7 +109,8 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             )
         self.assertFalse(
             helpers.all_equal(
-                result.student.model.trainable_variables, new.trainable_variables
+                result.student.model.trainable_variables,
+                new.model.trainable_variables,
             )
         )
         self.assertContainsSubset(

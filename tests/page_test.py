@@ -214,6 +214,41 @@ class RunPageTest(parameterized.TestCase):
         self.assertIn(said, words)
         self.assertIn("Classes among 60 crops of photographs", words)
         self.assertNotIn("generator", words)
+        self.assertIn("none of them is of the task's data", words)
+
+    def test_pictures_of_the_user_are_not_said_to_be_none_of_the_tasks(self):
+        sources = {"calibration_sources": {"pictures": 64, "procedural": 2}}
+        training = {**pages.METRICS["df_q_training"], **sources}
+        metrics = {**pages.METRICS, "df_q_training": training}
+        _, _, parsed = made(metrics=metrics, curves=False)
+        self.assertIn(
+            "64 crops of pictures and 2 images of 1/f noise set", parsed.words
+        )
+        self.assertIn("of the folder that --images names", parsed.words)
+        self.assertNotIn("none of them is of the task's", parsed.words)
+
+    def test_size_that_was_asked_for_is_named_in_place_of_widths(self):
+        for size, name in (
+            ({"target_size": "0.5x"}, "0.5x"),
+            ({"target_kib": "90"}, 0),
+        ):
+            flags = {**pages.FLAGS, "widths": "W8A8", **size}
+            q = {"accuracy": 0.5, "agreement": 0.5, "images": 160, "bytes": 64000}
+            _, _, parsed = made(
+                metrics={**pages.METRICS, "q": q}, flags=flags, curves=False
+            )
+            self.assertIn(f"The {name or '90 KiB'} file is right on", parsed.words)
+            self.assertIn(f"DF-Q {name or '90 KiB'}", parsed.words)
+            self.assertIn("Q, real images W8A8", parsed.words)
+            self.assertNotIn("int8 file", parsed.words)
+
+    def test_places_where_a_run_went_on_are_named(self):
+        folder = pages.write(new_folder() / "run", curves=False)
+        run = json.loads((folder / "run.json").read_text())
+        later = [{"python": "3.12.1", "machine": "arm", "versions": {"numpy": "9.8"}}]
+        (folder / "run.json").write_text(json.dumps({**run, "later": later}))
+        words = Parsed(page.write(folder).read_text()).words
+        self.assertIn("Continued onarm, Python 3.12.1, numpy 9.8", words)
 
     def test_run_of_an_earlier_version_has_a_page(self):
         training = {"agreement_on_generated_images": 0.8125, "seconds": 1.0}
@@ -237,14 +272,9 @@ class RunPageTest(parameterized.TestCase):
     @parameterized.parameters("uint8", "int8", "float32")
     def test_python_of_the_page_reads_a_photo(self, kind):
         """The code runs as it stands; LiteRT gives what it was fed."""
-        folder = pages.write(new_folder() / "run", curves=False)
         file = {**pages.FILE, "input": {**pages.FILE["input"], "type": kind}}
         file["input"] |= {"mean": [10.0, 20.0, 30.0], "std": [2.0]}
-        facts.add(folder, "df_q", file=file)
-        text = page.write(folder).read_text()
-        code = html.unescape(
-            re.search(r'<code id="python">(.*?)</code>', text, re.S)[1]
-        )
+        code = _python(file=file)
         image = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)
         fed, said = _run(code, image)
         expected = {
@@ -256,8 +286,24 @@ class RunPageTest(parameterized.TestCase):
         np.testing.assert_array_equal(fed[0], expected.astype(kind))
         self.assertEqual(said, f"two {200 * 0.00390625}")
 
+    @parameterized.parameters((127, "one"), (128, "two"))
+    def test_one_score_is_that_of_the_second_class(self, score, name):
+        file = {**pages.FILE, "output": {**pages.FILE["output"], "shape": [1, 1]}}
+        shown = {"class_names": ["one", "two"], "count": 1, "per_class": [1, 0]}
+        code = _python(file=file, generated={"shown": [], **shown})
+        _, said = _run(code, np.zeros((4, 4, 3), np.uint8), [score])
+        self.assertEqual(said, f"{name} {score * 0.00390625}")
 
-def _run(code, image):
+
+def _python(**kept):
+    """The Python of a page, of which this was kept."""
+    folder = pages.write(new_folder() / "run", curves=False)
+    facts.add(folder, "df_q", **kept)
+    text = page.write(folder).read_text()
+    return html.unescape(re.search(r'<code id="python">(.*?)</code>', text, re.S)[1])
+
+
+def _run(code, image, scores=(3, 200, 1)):
     """Runs the Python of a page, LiteRT being made up: what it feeds, and prints."""
     from unittest import mock
 
@@ -287,7 +333,7 @@ def _run(code, image):
             pass
 
         def get_tensor(self, index):
-            return np.array([[3, 200, 1]], np.uint8)
+            return np.array([scores], np.uint8)
 
     out, before = io.StringIO(), os.getcwd()
     try:
@@ -470,6 +516,46 @@ class VerdictTest(parameterized.TestCase):
         self.assertEqual(found.level, "good")
         self.assertIn("99.5", found.sentence)
 
+    def test_file_of_a_student_is_judged_by_the_student(self):
+        """The teacher is another model, and its loss is none of the file's."""
+        teacher = {"accuracy": 0.9, "agreement": 1.0, "images": 160, "bytes": 99000}
+        student = {**teacher, "accuracy": 0.8, "agreement": 0.8125, "bytes": 32000}
+        df_q = {**pages.METRICS["df_q"], "accuracy": 0.8, "agreement": 0.80}
+        metrics = {"teacher": teacher, "student": student, "df_q": df_q}
+        folder = pages.write(new_folder(), metrics, curves=False)
+        found = verdict.of(record.read(folder))
+        self.assertEqual(found.level, "good")
+        self.assertIn("test images, as many as the float student.", found.sentence)
+        self.assertIn("File and teacher give the same class", found.rests_on[1])
+        text = made_text(folder)
+        self.assertIn("2.0 times smaller than float32", text)
+        self.assertIn("float student: 80.0", text)
+        self.assertIn("Same class as the teacher", text)
+        for each in (teacher, student, df_q):
+            each["accuracy"] = None
+        expected = {"expected_agreement": 0.995}
+        for training, level in (({}, "fair"), (expected, "good")):
+            metrics["df_q_training"] = training
+            folder = pages.write(new_folder(), metrics, curves=False)
+            found = verdict.of(record.read(folder))
+            self.assertEqual(found.level, level)
+            said = found.sentence.replace("\xa0", " ")
+            self.assertIn("as the teacher on 80.0 % of generated images", said)
+            of_student = "as the float student on 99.5 % of those"
+            self.assertEqual(of_student in said, bool(training))
+
+    def test_student_is_rated_on_all_images_held_out(self):
+        training = {"agreements_on_generated_images": [0.5], "held_out_images": 256}
+        folder = new_folder()
+        pages.write(folder, {"student_training": training}, page=(), curves=False)
+        shown = {"class_names": ["a"], "count": 100, "per_class": [100], "shown": []}
+        facts.add(folder, "student", generated=shown)
+        (row,) = record.read(folder).rows
+        self.assertEqual(row.agreement, (0.5, 256))
+        words = Parsed(made_text(folder)).words
+        self.assertIn("images that the generators have made", words)
+        self.assertNotIn("held out. Below", words)
+
     def test_distilled_student(self):
         training = {"agreements_on_generated_images": [0.5, 0.75], "seconds": 3.0}
         metrics = {"student_training": training, "student_accuracy": 0.625}
@@ -505,6 +591,11 @@ class VerdictTest(parameterized.TestCase):
         (("df_q", "df_rec"), {}, "--methods=df_qat_kd, or --widths=W8A8."),
         (("df_rec", "df_qat_kd"), {}, "--methods=df_rec_kd, or --widths=W8A8."),
         (("df_q", "df_rec_kd"), {}, "--widths=W8A8."),
+        (
+            ("df_q",),
+            {"method": "df_q"},
+            "--method=df_rec or df_qat_kd, or --widths=W8A8.",
+        ),
         (("df_q",), {"target_size": "0.5x"}, "a larger --target_size."),
     )
     def test_advice_is_of_what_was_not_tried(self, made, flags, expected):
@@ -524,6 +615,18 @@ class VerdictTest(parameterized.TestCase):
         found = verdict.advice(layers, layers[1], ["df_q"], flags)
         self.assertIn(named, found)
         self.assertNotIn(not_named, found)
+
+    @parameterized.parameters(
+        (16, {}, "Weights and outputs have the most bits"),
+        (8, {"target": "edge_tpu"}, "Try --activation_range=mse."),
+        (8, {"target": "edge_tpu", "activation_range": "mse"}, "Nothing else"),
+        (8, {"target": "android"}, "Try --activation_range=mse, or activations of 16"),
+    )
+    def test_advice_is_what_the_file_can_have(self, bits, flags, expected):
+        layers = [dict(each, weights="int8", kind="conv") for each in pages.LAYERS]
+        layers[1] |= {"own_db": 5, "bits": bits}
+        found = verdict.advice(layers, layers[1], ["df_q"], flags)
+        self.assertStartsWith(found, expected)
 
     def test_the_page_advises_nothing_that_the_run_has_made(self):
         folder = pages.write(new_folder(), pages.METRICS)
@@ -573,6 +676,12 @@ class ChartsTest(parameterized.TestCase):
         drawn = charts.curve([(0, 0.5), (10, 0.75), (20, 0.875)], is_share=True)
         self.assertIn(">87.5 %<", drawn)
         self.assertIn(">step 20<", drawn)
+
+    @parameterized.parameters((1.0, True, 0), (0.0, True, 1), (0.0, False, 1))
+    def test_curve_of_one_value_is_a_flat_line(self, value, is_share, place):
+        drawn = charts.curve([(0, value), (10, value)], is_share)
+        # From the top of the field to its bottom.
+        self.assertIn(f'cy="{(22.0, 120.0)[place]}"', drawn)
 
 
 class ScalarsTest(tf.test.TestCase):

@@ -581,6 +581,7 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
             ("labels.txt", "0 cat\n1 dog\n", 2, "names others; .* with --workdir"),
             ("df_q.tflite", "TFL3", 1, "has df_q.tflite of something else: there is n"),
             ("df_rec.keras", "PK", 1, "has df_rec.keras of something else: there is n"),
+            ("report.html", "<p>", 1, "has report.html of something else: there is n"),
         ):
             folder, run = new_folder(), new_folder()
             path = saved()(folder)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from unittest import mock
 
 import numpy as np
@@ -663,6 +664,31 @@ class CompareTest(tf.test.TestCase):
                 rows = list(csv.DictReader(file))
             self.assertEqual([int(r["step"]) for r in rows], list(range(steps + 1)))
 
+    def test_curve_of_a_training_that_was_interrupted_waits_for_its_end(self):
+        workdir = self.folder / "interrupted"
+        shutil.copytree(self.workdir, workdir)
+        metrics = json.loads((workdir / "metrics.json").read_text())
+        del metrics["rows"]["W8A8/df_qat_kd"]
+        metrics["rows"]["W8A8/qat"] = {
+            "widths": "W8A8",
+            "method": "qat",
+            "failure": "NaN",
+        }
+        curve = workdir / "W8A8" / "df_qat_kd_curve.csv"
+        begun = curve.read_text().splitlines(keepends=True)[:2]
+        self.assertStartsWith(begun[1], "0,")
+        curve.write_text("".join(begun))
+        with mock.patch.object(compare.plots, "save") as save:
+            compare.write_results(
+                types.SimpleNamespace(path=workdir, metrics=lambda: metrics)
+            )
+        figure, path = save.call_args.args
+        self.assertEqual(path.name, "curves.png")
+        _, names = figure.axes[0].get_legend_handles_labels()
+        self.assertCountEqual(
+            names, ["W8A8 QAT-KD", "W4A16 QAT", "W4A16 QAT-KD", "W4A16 DF-QAT-KD"]
+        )
+
     def test_only_rows_that_are_missing_are_made(self):
         workdir = self.folder / "again"
         shutil.copytree(self.workdir, workdir)
@@ -982,6 +1008,29 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             ["--teacher=tests/data/digits_teacher.keras", "--images=/absent/pictures"],
             "the folder of pictures '/absent/pictures' is not there",
         ),
+        # Neither is there any training before these are refused.
+        (
+            "run",
+            2,
+            ["--teacher=wrn_10_1", "--dataset=digits", "--images=/absent/pictures"],
+            "the folder of pictures '/absent/pictures' is not there",
+        ),
+        (
+            "run",
+            2,
+            ["--teacher=wrn_10_1", "--dataset=digits", "--target_kib=1"],
+            "target_kib is 1",
+        ),
+        (
+            "run",
+            2,
+            [
+                "--teacher=tests/data/digits_teacher.keras",
+                "--student=wrn_10_1",
+                "--target_kib=1",
+            ],
+            "target_kib is 1",
+        ),
         (
             "evaluate",
             2,
@@ -1035,6 +1084,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         flags += ("--teacher_batch_size=5000",)
         other = os.open(folder, os.O_RDONLY)
         fcntl.flock(other, fcntl.LOCK_EX)
+        (folder / "flags.cfg").write_text("--of=the other run\n")
         for _ in range(2):
             process = run_in_process("train_teacher", *flags)
             self.assertEqual(process.returncode, 1, process.stderr)
@@ -1043,6 +1093,8 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
                 f"^error: workdir is '{folder}', where another run is at work. .*"
                 "name another folder with --workdir",
             )
+        self.assertEqual([p.name for p in folder.iterdir()], ["flags.cfg"])
+        (folder / "flags.cfg").unlink()
         os.close(other)
         for _ in range(2):  # a run of before is no other
             process = run_in_process("train_teacher", *flags)

@@ -29,6 +29,23 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(run["versions"]["tensorflow"], tf.__version__)
         self.assertEqual(run["versions"]["numpy"], np.__version__)
 
+    def test_places_of_later_calls_stand_beside_that_of_the_first(self):
+        Workdir(self.path, _SETTINGS)
+        first = json.loads((self.path / "run.json").read_text())
+        for version in ("3.98.0", "3.99.0", "3.98.0", first["python"]):
+            with mock.patch("platform.python_version", return_value=version):
+                Workdir(self.path, _SETTINGS)
+        run = json.loads((self.path / "run.json").read_text())
+        later = run.pop("later")
+        self.assertEqual(run, first)
+        self.assertEqual([each["python"] for each in later], ["3.98.0", "3.99.0"])
+        self.assertEqual(later[0]["versions"], first["versions"])
+        others = {**_SETTINGS, "alpha": "2.0"}
+        with mock.patch("platform.python_version", return_value="3.98.0"):
+            Workdir(self.path, others, replaces=True)  # another run
+        run = json.loads((self.path / "run.json").read_text())
+        self.assertEqual((run["python"], "later" in run), ("3.98.0", False))
+
     def test_same_flags_are_accepted_and_keep_the_metrics(self):
         Workdir(self.path, _SETTINGS).add_metrics(accuracy=0.5)
         again = Workdir(self.path, dict(reversed(_SETTINGS.items())))

@@ -475,8 +475,10 @@ def open_workdir(
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
     path = path / f"worker_{index}" if index else path
     command = command_of(pathlib.Path(sys.argv[0]).stem)
+    with contextlib.suppress(OSError):  # `Workdir` says what hinders it
+        path.mkdir(parents=True, exist_ok=True)
+    _hold(path)
     workdir = Workdir(path, settings, free, defaults, digests, replaces, command, makes)
-    _hold(workdir.path)
     _claimed.append(workdir)
     return workdir
 

@@ -33,7 +33,7 @@ from dfq_tf.files import write_bytes, write_text
 from dfq_tf.graph import Classifier, agreement
 from dfq_tf.quantization import Calibrated, QuantizedNetwork, run_names
 from dfq_tf.quantization.post_training import post_training
-from dfq_tf.reports import layer_noise, plots
+from dfq_tf.reports import layer_noise, plots, record
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUGMENTATIONS,
@@ -69,6 +69,8 @@ TITLES = {
 _DATA_DEPENDENT = ("q", "rec", "qat", "qat_kd")
 # Those that take as many rounds as DF-QAT-KD took, which is limited by the clock.
 _AS_LONG = ("qat", "qat_kd")
+# Those that learn from the teacher's answers, or as it did.
+_LEARNING = (*_AS_LONG, *TRAINING)
 # Those that are made only where they are named.
 _ASKED_FOR = ("rec", *RECONSTRUCTING)
 _FIELDS = (
@@ -87,6 +89,7 @@ _FIELDS = (
     "worst_layer",
     "failure",
 )
+_WRITTEN = ("table.txt", "table.csv", "size.png", "curves.png")
 # Images for the layers' noise, and for the points of the curves.
 _NOISE_IMAGES, _CURVE_IMAGES = 64, 1000
 _COMPARED_IMAGES = 1000
@@ -506,7 +509,7 @@ def write_results(workdir: Workdir) -> str:
     write_text(folder / "table.csv", as_csv(rows))
     if plots.has_pyplot():
         _plot_sizes(rows, folder / "size.png")
-        _plot_curves(folder)
+        _plot_curves(rows, folder)
     return text
 
 
@@ -549,31 +552,31 @@ def _plot_sizes(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     plots.save(figure, path)
 
 
-def _plot_curves(folder: pathlib.Path) -> None:
+def _plot_curves(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
     """Agreement with the teacher over the student's training steps.
 
-    It tells more of a few images than accuracy does.
+    It tells more of a few images than accuracy does. A training that was interrupted,
+    or failed, has no share of its steps to show.
     """
-    paths = sorted(folder.glob("W*/*_curve.csv"))
-    if not paths:
+    styles = {"df_qat_kd": "-", "df_rec_kd": "-.", "qat_kd": "--", "qat": ":"}
+    trained = [
+        (row["widths"], row["method"])
+        for row in rows
+        if row["method"] in styles and not row.get("failure")
+    ]
+    if not trained:
         return
     figure, axes = plots.pyplot().subplots(figsize=(8, 5))
-    styles = {"df_qat_kd": "-", "df_rec_kd": "-.", "qat_kd": "--", "qat": ":"}
-    widths = sorted({path.parent.name for path in paths})
-    colors = {name: f"C{i}" for i, name in enumerate(widths)}
-    for path in paths:
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
-        is_real = "agreement" in rows[0]
-        key = "agreement" if is_real else "agreement_on_held_out_images"
-        kind = path.stem.removesuffix("_curve")
-        last = float(rows[-1]["step"])
+    colors = {name: f"C{i}" for i, name in enumerate(sorted({w for w, _ in trained}))}
+    for widths, method in trained:
+        curve = record.columns(folder / widths / f"{method}_curve.csv")
+        key = "agreement" if "agreement" in curve else "agreement_on_held_out_images"
         axes.plot(
-            [float(row["step"]) / last for row in rows],
-            [100 * float(row[key]) for row in rows],
-            styles[kind],
-            color=colors[path.parent.name],
-            label=f"{path.parent.name} {TITLES[kind].rstrip(' *')}",
+            [step / curve["step"][-1] for step in curve["step"]],
+            [100 * same for same in curve[key]],
+            styles[method],
+            color=colors[widths],
+            label=f"{widths} {TITLES[method].rstrip(' *')}",
         )
     axes.set_xlabel("share of the training steps")
     axes.set_ylabel(f"{key.replace('_', ' ')} of student and teacher in %")
@@ -611,6 +614,25 @@ def checked_columns(has_data: bool) -> list[str]:
     return columns
 
 
+def taught_by(teacher: Classifier, columns: list[str]) -> list[str]:
+    """The methods, without those that have no such teacher, where none is named.
+
+    Raises:
+      ConfigError: one that is named needs another teacher, see `api.check_trains`.
+    """
+    if set(columns).isdisjoint(_LEARNING):
+        return columns
+    try:
+        api.check_trains(teacher)
+    except ConfigError as error:
+        if FLAGS.columns:
+            raise
+        left = [name for name in columns if name not in _LEARNING]
+        print(f"Without the methods that learn: {error}", flush=True)
+        return left
+    return columns
+
+
 def in_order(columns: Sequence[str]) -> list[str]:
     """The methods, those behind the others that hang on what these have taken."""
     return sorted(columns, key=lambda method: method in _AS_LONG)
@@ -636,9 +658,13 @@ def main() -> None:
     quantize.check_settings(None, reconstructing, *widths)
     teacher, dataset = teacher_flags.teacher_and_dataset()
     quantize.check_settings(teacher, [])
+    columns = taught_by(teacher, columns)
     # More rows may be asked for later: those that are there stay as they are.
+    files = [f"{each.name}/{method}.tflite" for each in widths for method in columns]
     workdir = common.open_workdir(
-        free=("compare_widths", "columns"), resolved=quantize.resolved_flags()
+        free=("compare_widths", "columns"),
+        resolved=quantize.resolved_flags(),
+        makes=[*_WRITTEN, *files],
     )
     comparison = Comparison(teacher, dataset, workdir)
     comparison.add_float_row()
@@ -647,8 +673,7 @@ def main() -> None:
             comparison.add_row(each, method)
             write_results(workdir)
     print(write_results(workdir))
-    files = ("table.txt", "table.csv", "size.png", "curves.png")
-    written = ", ".join(name for name in files if (workdir.path / name).exists())
+    written = ", ".join(name for name in _WRITTEN if (workdir.path / name).exists())
     print(f"\nWrote {workdir.path}/{written}")
     if any(row.get("failure") for row in workdir.metrics()["rows"].values()):
         raise DfqError("a row failed; see the table. The same command tries it again")

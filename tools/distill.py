@@ -139,14 +139,18 @@ def resolved_flags() -> dict[str, Any]:
     return {name: config[name] for name in distillation_flags() if name in own}
 
 
-def new_student(teacher: Classifier) -> keras.Model:
-    """The network that --student names, for the teacher's images and classes.
+def new_learner(teacher: Classifier) -> Learner:
+    """The network that --student names, for the teacher's images; its weights random.
 
     Raises:
       ConfigError: there is no such network.
     """
     keras.utils.set_random_seed(FLAGS.seed)
-    return models.build_model(FLAGS.student, teacher.image_shape, teacher.num_classes)
+    shape, classes = teacher.image_shape, teacher.num_classes
+    return Learner(
+        models.build_model(FLAGS.student, shape, classes),
+        dataclasses.replace(teacher.description, output="logits"),
+    )
 
 
 def distilled_student(
@@ -164,9 +168,7 @@ def distilled_student(
     if common.is_made(path, description_path(path)):
         return load_classifier(path)
     run, strategy = common.config_from_flags(RunConfig), common.strategy()
-    student = Learner(
-        new_student(teacher), dataclasses.replace(teacher.description, output="logits")
-    )
+    student = new_learner(teacher)
     config = with_batch_size(distillation_config(), teacher, student, strategy)
     common.say(plan(teacher, student, config))
     # An earlier call may have been interrupted.
@@ -193,6 +195,7 @@ def distilled_student(
         student_training={
             "seconds": round(seconds, 1),
             "agreements_on_generated_images": list(result.agreements),
+            "held_out_images": result.num_held_out,
             "batch_size": config.batch_size,
             **result.measurements,
         }
@@ -252,8 +255,10 @@ def main() -> None:
         check_batch(strategy, config.batch_size, config.num_generators)
     teacher, dataset = teacher_flags.teacher_and_dataset()
     api.check_trains(teacher)
-    new_student(teacher)  # refuses a wrong name before anything is written
-    workdir = common.open_workdir(resolved=resolved_flags(), makes=["student.keras"])
+    new_learner(teacher)  # refuses a wrong name before anything is written
+    workdir = common.open_workdir(
+        resolved=resolved_flags(), makes=[page.NAME, "student.keras"]
+    )
     student = distilled_student(teacher, dataset, workdir)
     best = max(workdir.metrics()["student_training"]["agreements_on_generated_images"])
     print(f"Agreement with the teacher on generated images: {100 * best:.1f} %")

@@ -64,7 +64,7 @@ from dfq_tf.settings import (
     parse_widths,
     qat_recipe,
 )
-from dfq_tf.tflite import as_table, check_target, check_target_takes
+from dfq_tf.tflite import as_table, check_size, check_target, check_target_takes
 from dfq_tf.training import check_batch, seconds_in_steps
 
 FLAGS = common.FLAGS
@@ -147,6 +147,12 @@ def widths_from_flags() -> BitWidths:
       ConfigError: --widths is not of that form, or a width is out of its limits.
     """
     return parse_widths(FLAGS.widths, common.config_from_flags(BitWidths))
+
+
+def asked_widths() -> str:
+    """What the flags ask of the file, for readers: its size, or else its widths."""
+    names = [name for name in (*SIZE_SETTINGS, "widths") if name in FLAGS]
+    return record.asked_widths({name: str(FLAGS[name].value) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +326,7 @@ def plan(
         pool = phases.pool_bytes(config, teacher.image_shape)
         if pool > _WORTH_SAYING:
             memory += f"; the pool of images takes about {pool / 2**20:,.0f} MiB"
-    return f"{TITLES[method]} {widths_from_flags().name}: {', '.join(work)}; {memory}"
+    return f"{TITLES[method]} {asked_widths()}: {', '.join(work)}; {memory}"
 
 
 def _tables(result: api.Quantized, config: DistillationConfig) -> dict[str, Any]:
@@ -426,7 +432,7 @@ def measure_noise(
     images = np.load(folder / f"{method}_images.npy")[:_NOISE_IMAGES]
     with common.stage(f"noise of the layers, {TITLES[method]}"):
         noise = layer_noise.measure(exact, content, images)
-        title = f"{TITLES[method]} {widths_from_flags().name}"
+        title = f"{TITLES[method]} {asked_widths()}"
         layer_noise.write_report(noise, folder / f"{method}_noise", title)
     has_memory = not common.config_from_flags(CalibrationConfig).equalize
     layers = facts.layers(source, network, noise, has_memory)
@@ -442,7 +448,8 @@ def check_settings(
     Makes the devices that train, and so comes before any network is read.
 
     Args:
-      teacher: what is to be quantized; None where it is not read yet.
+      teacher: what is to be quantized, its weights of no matter; None where it is not
+        read yet.
       methods: some of METHODS.
       *widths: that all its layers must be able to have, in a file of --target.
     """
@@ -467,6 +474,8 @@ def check_settings(
         for each in widths:
             check_widths(network.graph, each)
             check_target(network, each, file)
+            if file.size_setting is not None:
+                check_size(network, each, file)
 
 
 def main() -> None:
@@ -478,7 +487,7 @@ def main() -> None:
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir(
-        resolved=resolved_flags(), makes=[f"{FLAGS.method}.keras"]
+        resolved=resolved_flags(), makes=[page.NAME, f"{FLAGS.method}.keras"]
     )
     file = common.config_from_flags(FileConfig)
     preparation = Preparation(teacher, None, workdir)

@@ -26,6 +26,11 @@ def main() -> None:
     if not folders:
         called = common.command_of("report")
         raise ConfigError(f"workdirs is empty; name a run's folder: {called} runs/run")
+    if FLAGS.out and pathlib.Path(FLAGS.out).suffix != ".html":
+        raise ConfigError(
+            f"out is {FLAGS.out!r}; the page is an HTML file, so its name must end in "
+            ".html"
+        )
     runs = [record.read(folder) for folder in folders]
     if len(runs) == 1:
         text, path = page.of_run(runs[0]), pathlib.Path(folders[0]) / page.NAME

@@ -23,7 +23,7 @@ from tools import common, convert, distill, quantize, teacher_flags, train_teach
 from dfq_tf import api, models
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, agreement
-from dfq_tf.importing import MODEL_SUFFIXES
+from dfq_tf.importing import MODEL_SUFFIXES, as_classifier, files_of
 from dfq_tf.quantization import QuantizedNetwork, float_network
 from dfq_tf.reports import costs, facts, page
 from dfq_tf.reports.workdir import Workdir
@@ -61,7 +61,11 @@ def read_or_check_teacher(dataset: datasets.Dataset | None) -> Classifier | None
         raise ConfigError(
             "teacher is empty; name a model file, or a network to train, with --teacher"
         )
-    if name.endswith(MODEL_SUFFIXES) or pathlib.Path(name).exists():
+    is_there = bool(files_of(pathlib.Path(name))) or (
+        # A folder of its name, such as a run's, does not hide a network.
+        pathlib.Path(name).exists() and not models.is_model_name(name)
+    )
+    if name.endswith(MODEL_SUFFIXES) or is_there:
         names = dataset.class_names if dataset else None
         teacher = teacher_flags.read_teacher(name, names)
         if dataset:
@@ -87,8 +91,27 @@ def read_or_check_teacher(dataset: datasets.Dataset | None) -> Classifier | None
         )
     batch_size = common.config_from_flags(TeacherConfig).teacher_batch_size
     check_batch(common.strategy(), batch_size, name="teacher_batch_size")
-    train_teacher.new_model(name, dataset)  # refuses impossible numbers in the name
     return None
+
+
+def untrained(
+    teacher: Classifier | None, dataset: datasets.Dataset | None
+) -> Classifier:
+    """What is to be quantized; its weights are random where they are to be trained.
+
+    Args:
+      teacher: None if it is to be trained on the data set.
+      dataset: None without.
+
+    Raises:
+      ConfigError: a network has impossible numbers in its name.
+    """
+    if teacher is None:
+        assert dataset is not None
+        teacher = as_classifier(train_teacher.new_teacher(FLAGS.teacher, dataset))
+    if not FLAGS.student:
+        return teacher
+    return as_classifier(distill.new_learner(teacher))
 
 
 def row(
@@ -112,8 +135,10 @@ def row(
     )
 
 
-def table(metrics: dict, widths: str) -> str:
+def table(metrics: dict) -> str:
     """The results, a line per model."""
+    # The yardstick has the widths alone: no size is asked of it.
+    of_q, asked = quantize.widths_from_flags().name, quantize.asked_widths()
     lines = [f"{'':24} accuracy  agreement       size"]
     for key, title in (
         ("teacher", "teacher float"),
@@ -123,7 +148,8 @@ def table(metrics: dict, widths: str) -> str:
     ):
         if key not in metrics:
             continue
-        title = title if key in ("teacher", "student") else f"{title} {widths}"
+        if key not in ("teacher", "student"):
+            title = f"{title} {of_q if key == 'q' else asked}"
         result = metrics[key]
         accuracy = result["accuracy"]
         lines.append(
@@ -164,12 +190,11 @@ def main() -> None:
         calibration = common.config_from_flags(CalibrationConfig)
         api.check_reconstructs(AUTO_METHOD, calibration, common.strategy())
     teacher = read_or_check_teacher(dataset)
-    check_student(teacher, dataset)
-    if not FLAGS.student:
-        quantize.check_settings(teacher, methods, widths)
-    elif teacher is not None:
+    check_student()
+    if FLAGS.student and teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
+    quantize.check_settings(untrained(teacher, dataset), methods, widths)
     workdir = open_workdir(teacher, dataset)
 
     if teacher is None:
@@ -182,14 +207,13 @@ def main() -> None:
     network = None
     if FLAGS.student:
         network = distill.distilled_student(teacher, dataset, workdir)
-        quantize.check_settings(network, methods, widths)
     made, preparation = {}, quantize.Preparation(teacher, network, workdir)
     for method in methods:
         made[method] = make_file(preparation, method)
     if further := further_method(teacher, made[methods[0]][0], workdir):
         made[further] = make_file(preparation, further)
     measure(teacher, network, made, dataset, workdir)
-    print(table(workdir.metrics(), asked_size() or widths.name))
+    print(table(workdir.metrics()))
     print(f"\nThe page of the run: {page.write(workdir.path)}")
     print("Wrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
@@ -215,7 +239,7 @@ def open_workdir(
         assert dataset is not None
         class_names = dataset.class_names
     convert.check_labels(class_names, pathlib.Path(FLAGS.workdir))
-    resolved, makes = quantize.resolved_flags(), []
+    resolved, makes = quantize.resolved_flags(), [page.NAME]
     if FLAGS.student:
         resolved |= distill.resolved_flags()
         makes.append("student.keras")
@@ -277,8 +301,7 @@ def further_method(
         common.say(f"{said}: nothing more is done; --methods=df_q,df_rec does more")
         return None
     common.say(
-        f"{said}, {asked_size() or quantize.widths_from_flags().name}: "
-        f"{quantize.TITLES[method]} is made too"
+        f"{said}, {quantize.asked_widths()}: {quantize.TITLES[method]} is made too"
     )
     return method
 
@@ -286,12 +309,6 @@ def further_method(
 def file_config() -> FileConfig:
     """What the flags say of the files, whose model has the name of its network."""
     return common.file_config(pathlib.Path(FLAGS.student or FLAGS.teacher or "").stem)
-
-
-def asked_size() -> str:
-    """The size that the flags ask for, such as '0.5x' or '90 KiB'; empty for none."""
-    file = file_config()
-    return file.target_size or (f"{file.target_kib} KiB" if file.target_kib else "")
 
 
 def make_file(
@@ -311,12 +328,8 @@ def make_file(
     return quantized, content
 
 
-def check_student(teacher: Classifier | None, dataset: datasets.Dataset | None) -> None:
+def check_student() -> None:
     """Refuses wrong settings of the distillation before any work is done.
-
-    Args:
-      teacher: None if it is to be trained on the data set.
-      dataset: None without.
 
     Raises:
       ConfigError: --student is no network, or flags of the distillation are given
@@ -332,12 +345,6 @@ def check_student(teacher: Classifier | None, dataset: datasets.Dataset | None) 
                 )
         return
     distill.check_flags()
-    if teacher is not None:
-        shape, classes = teacher.image_shape, teacher.num_classes
-    else:
-        assert dataset is not None
-        shape, classes = dataset.image_shape, len(dataset.class_names)
-    models.build_model(FLAGS.student, shape, classes)
 
 
 def measure(
@@ -399,7 +406,14 @@ def measure(
             content = real_data_file(source, dataset)
             scores = TFLiteClassifier(content).scores(images)
         row(workdir, "q", scores, labels, teacher_scores, bytes=len(content))
-    workdir.add_metrics(peak_memory_mib=round(costs.peak_bytes() / 2**20))
+    add_peak(workdir)
+
+
+def add_peak(workdir: Workdir) -> None:
+    """Keeps the most memory that this call, or an earlier one that trained, took."""
+    before = workdir.metrics().get("peak_memory_mib", 0)
+    peak = round(costs.peak_bytes() / 2**20)
+    workdir.add_metrics(peak_memory_mib=max(before, peak))
 
 
 def real_data_file(source: Classifier, dataset: datasets.Dataset) -> bytes:

@@ -44,13 +44,17 @@ def define_flags() -> None:
     common.define_run_flags("runs/teacher")
 
 
-def new_model(name: str, dataset: datasets.Dataset) -> keras.Model:
+def new_teacher(name: str, dataset: datasets.Dataset) -> Learner:
     """The network `name` for the images and classes of `dataset`, weights random.
 
     Raises:
       ConfigError: there is no such network.
     """
-    return models.build_model(name, dataset.image_shape, len(dataset.class_names))
+    names = dataset.class_names
+    return Learner(
+        models.build_model(name, dataset.image_shape, len(names)),
+        ModelDescription((INPUT_MEAN,), (INPUT_SCALE,), "logits", names),
+    )
 
 
 def trained_teacher(
@@ -70,10 +74,7 @@ def trained_teacher(
     context = common.context(config, workdir.path)
     train = dataset.load("train")
     keras.utils.set_random_seed(context.seed)
-    description = ModelDescription(
-        (INPUT_MEAN,), (INPUT_SCALE,), "logits", dataset.class_names
-    )
-    teacher = Learner(new_model(name, dataset), description)
+    teacher = new_teacher(name, dataset)
     train_teacher(teacher, train.images, train.labels, context)
     teacher.save(path)
     return as_classifier(teacher)
@@ -84,7 +85,7 @@ def main() -> None:
     config = common.config_from_flags(TeacherConfig)
     check_batch(common.strategy(), config.teacher_batch_size, name="teacher_batch_size")
     dataset = common.dataset_from_flags()
-    new_model(FLAGS.model, dataset)  # refuses a wrong name before anything is written
+    new_teacher(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir(makes=["teacher.keras"])
     teacher = trained_teacher(FLAGS.model, dataset, config, workdir)
     with common.stage("evaluation of the teacher"):

@@ -183,9 +183,11 @@ def curve(points: Sequence[tuple[float, float]], is_share: bool = False) -> str:
     """
     times = 100 if is_share else 1
     values = [times * value for _, value in points]
-    marks = ticks(*_without_outliers(values), 3)
-    if is_share:
-        marks = [mark for mark in marks if mark <= 100]
+    low, high = _without_outliers(values)
+    if is_share:  # no mark is above 100, and one at least below
+        marks = [mark for mark in ticks(min(low, 99.0), high, 3) if mark <= 100]
+    else:
+        marks = ticks(low, high, 3)
     field = _Field(270, 150, marks[0], marks[-1], 1)
     first, last = points[0][0], points[-1][0]
     inner = field.width - _LEFT - _RIGHT

@@ -13,7 +13,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_text
 from dfq_tf.reports import charts, record, verdict
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import GENERATED, METHODS
+from dfq_tf.settings import GENERATED, METHODS, PHOTOGRAPHS, PROCEDURAL
 
 NAME = "report.html"
 
@@ -108,6 +108,7 @@ def comparison(runs: Sequence[Record]) -> str:
     return _rendered(
         "comparison.html",
         title="Runs side by side",
+        reference="teacher" if any(run.is_distilled for run in runs) else "float model",
         names=names,
         rows=rows,
         differing=differing,
@@ -230,16 +231,18 @@ def _tiles(run: Record) -> list[tuple[str, str, str]]:
         return []
     tiles, measured = [], best.measured
     if measured.get("accuracy") is not None:
-        exact = run.rows[0].measured.get("accuracy")
-        said = "" if exact is None else f"float: {verdict.percent(exact)}"
+        exact = run.source.measured.get("accuracy") if run.source else None
+        name = "float student" if run.is_distilled else "float"
+        said = "" if exact is None else f"{name}: {verdict.percent(exact)}"
         tiles.append(("Accuracy", verdict.percent(measured["accuracy"]), said))
     if best.agreement is not None:
         share, count = best.agreement
         of = "" if count is None else f"of {count:,} images"
-        tiles.append(("Same class as float", verdict.percent(share), of))
+        name = "teacher" if run.is_distilled else "float"
+        tiles.append((f"Same class as {name}", verdict.percent(share), of))
     if measured.get("bytes"):
-        floats = [r.measured["bytes"] for r in run.rows if "bytes" in r.measured]
-        times = floats[0] / measured["bytes"]
+        whole = run.source.measured.get("bytes", 0) if run.source else 0
+        times = whole / measured["bytes"]
         said = f"{times:.1f} times smaller than float32" if times > 1.05 else ""
         tiles.append(("Size of the file", size(measured["bytes"]), said))
     if measured.get("latency_ms"):
@@ -257,13 +260,20 @@ def _tiles(run: Record) -> list[tuple[str, str, str]]:
 def _calibration(run: Record) -> dict[str, Any]:
     """Which images have set the ranges."""
     if run.best is None:
-        return {"count": 0, "words": ""}
+        return {"count": 0, "words": "", "claim": ""}
     sources = run.best.training.get("calibration_sources", {})
     count = run.flags.get("calibration_images", "0")
     if not sources and count.isdigit():  # of an earlier version
         sources = {GENERATED: int(count)}
     words = [f"{n:,} {record.IMAGES.get(kind, kind)}" for kind, n in sources.items()]
-    return {"count": sum(sources.values()), "words": " and ".join(words)}
+    claim = "none of them is of the task's data"
+    if not set(sources) <= {GENERATED, PHOTOGRAPHS, PROCEDURAL}:
+        claim = "the pictures are of the folder that --images names"
+    return {
+        "count": sum(sources.values()),
+        "words": " and ".join(words),
+        "claim": claim,
+    }
 
 
 def _class_charts(generated: Mapping[str, Any]) -> list[str]:

@@ -70,7 +70,7 @@ class Row:
 
     @property
     def agreement(self) -> tuple[float, int | None] | None:
-        """Share of images with the float model's class, of how many; None if unknown.
+        """Share of images with the teacher's class, of how many; None if unknown.
 
         Of the images that measured all models; else of those held out.
         """
@@ -127,8 +127,19 @@ class Record:
 
     @property
     def widths(self) -> str:
-        """Bits of weights and activations, 'W8A8'; empty where nothing is quantized."""
-        return self.flags.get("widths", "") if self.best else ""
+        """What the file was to be, 'W8A8' or '0.5x'; empty for nothing quantized."""
+        return asked_widths(self.flags) if self.best else ""
+
+    @property
+    def source(self) -> Row | None:
+        """The float model that was quantized: the student, where there is one."""
+        rows = {row.key: row for row in self.rows}
+        return rows.get("student", rows.get("teacher"))
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the teacher, with which all agreements are, is another model."""
+        return self.source is not None and self.source.key == "student"
 
     @property
     def images(self) -> str:
@@ -147,6 +158,17 @@ class Record:
         tool = self.run.get("command") or "python tools/run.py"
         flagfile = shlex.quote(str(self.path / FLAGS))
         return f"{tool} --flagfile={flagfile} --workdir=runs/again"
+
+
+def asked_widths(flags: Mapping[str, str]) -> str:
+    """What flags ask of a file: its size, such as '0.5x' or '90 KiB', or its widths.
+
+    Args:
+      flags: name -> value, as a flagfile has them.
+    """
+    kibibytes = flags.get("target_kib", "0")
+    asked = f"{kibibytes} KiB" if kibibytes not in ("", "0") else ""
+    return flags.get("target_size") or asked or flags.get("widths", "")
 
 
 def read(folder: str | os.PathLike[str]) -> Record:
@@ -181,9 +203,7 @@ def _read(path: pathlib.Path) -> Record:
     flagfile = path / FLAGS
     flags = parse_flagfile(read_text(flagfile)) if flagfile.is_file() else {}
     rows = [
-        row
-        for key in TITLES
-        if (row := _row(path, key, metrics, flags.get("widths", ""))) is not None
+        row for key in TITLES if (row := _row(path, key, metrics, flags)) is not None
     ]
     made = [row for row in rows if row.key in METHODS]
     # Of equal ones the later, which has had more done to it.
@@ -213,19 +233,27 @@ def _goodness(row: Row) -> float:
 
 
 def _row(
-    path: pathlib.Path, key: str, metrics: Mapping[str, Any], widths: str
+    path: pathlib.Path,
+    key: str,
+    metrics: Mapping[str, Any],
+    flags: Mapping[str, str],
 ) -> Row | None:
     measured = metrics.get(key)
     training = metrics.get(f"{key}_training")
     if measured is None and training is None:
         return None
-    title = TITLES[key] if key in ("teacher", "student") else f"{TITLES[key]} {widths}"
+    title = TITLES[key]
+    if key not in ("teacher", "student"):
+        # The yardstick has the widths alone.
+        widths = flags.get("widths", "") if key == "q" else asked_widths(flags)
+        title = f"{title} {widths}"
     training = training or {}
     seconds = metrics.get(f"{key}_seconds", training.get("seconds"))
     page = facts.read(path, key)
     noise = page.get("layers")
     sqnr = noise[-1]["total_db"] if noise else None
     count = page.get("generated", {}).get("count")
+    count = training.get("held_out_images", count)  # those shown may be fewer
     return Row(key, title.strip(), measured or {}, training, seconds, sqnr, count)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import METHODS, SIZE_SETTINGS
+from dfq_tf.settings import METHODS, SIZE_SETTINGS, FileConfig
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
@@ -15,6 +15,8 @@ _GOOD, _FAIR = 0.01, 0.03
 _QUIET_DB = 26.0
 # Values of flags that ask for nothing.
 _OFF = ("", "0", "false")
+# For which clients a file is, where no flag says it.
+_TARGET = FileConfig().target
 # Quantile of the normal distribution, for 95 %.
 _Z = 1.96
 
@@ -56,16 +58,25 @@ def of(record: Record) -> Verdict:
     best = record.best
     if best is None:
         return _of_distillation(record)
-    exact = next((r for r in record.rows if r.key in ("student", "teacher")), None)
     rests = [*_measured(record, best), *_expected(record, best), *_proved(best)]
-    if record.has_labels and exact is not None:
-        return _by_labels(record, best, exact, rests)
+    if record.has_labels and record.source is not None:
+        return _by_labels(record, best, record.source, rests)
     return _by_agreement(record, best, rests)
 
 
 def file_name(widths: str) -> str:
-    """How a file of these widths is called in a sentence."""
+    """How a file of these widths, or of such a size, is called in a sentence."""
     return "int8 file" if widths == "W8A8" else f"{widths} file"
+
+
+def _exact(record: Record) -> str:
+    """What the model that was quantized is called."""
+    return "float student" if record.is_distilled else "float model"
+
+
+def _reference(record: Record) -> str:
+    """What the model is called with which all agreements are."""
+    return "teacher" if record.is_distilled else "float model"
 
 
 def _by_labels(record: Record, best: Row, exact: Row, rests: list[str]) -> Verdict:
@@ -73,10 +84,10 @@ def _by_labels(record: Record, best: Row, exact: Row, rests: list[str]) -> Verdi
     count = best.measured["images"]
     lost = before - right
     if abs(lost) * count < 0.5:
-        compared = "as many as the float model"
+        compared = f"as many as the {_exact(record)}"
     else:
         points = f"{100 * abs(lost):.2f} points {'fewer' if lost > 0 else 'more'}"
-        compared = f"{points} than the float model"
+        compared = f"{points} than the {_exact(record)}"
     sentence = (
         f"The {file_name(record.widths)} is right on {percent(right)} of {count:,} "
         f"labelled test images, {compared}."
@@ -91,7 +102,7 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
     same, _ = best.agreement
     subject = file_name(record.widths) if best.measured else "quantized network"
     sentence = (
-        f"The {subject} answers as the float model on {percent(same)} of "
+        f"The {subject} answers as the {_reference(record)} on {percent(same)} of "
         f"{record.images}"
     )
     if _is_one_class(best):
@@ -100,8 +111,14 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         )
         return Verdict("unknown", sentence, rests)
     if expected is None:
-        return Verdict(_level(1 - same), f"{sentence}.", rests)
-    sentence += f"; on those of which the float model is sure, {percent(expected)}."
+        exact = record.source.agreement if record.source else None
+        whole = exact[0] if record.is_distilled and exact else 1.0
+        return Verdict(_level(whole - same), f"{sentence}.", rests)
+    if record.is_distilled:
+        sure = f"{percent(expected)} of those of which that is sure"
+        sentence += f", and as the float student on {sure}."
+    else:
+        sentence += f"; on those of which the float model is sure, {percent(expected)}."
     return Verdict(_level(1 - expected), sentence, rests)
 
 
@@ -133,7 +150,7 @@ def _measured(record: Record, best: Row) -> list[str]:
     else:
         said.append(
             "No labelled images were given: accuracy is not known, and agreement with "
-            "the float model stands in for it."
+            f"the {_reference(record)} stands in for it."
         )
     if measured.get("agreement") is not None:
         low, high = interval(measured["agreement"], measured["images"])
@@ -141,7 +158,7 @@ def _measured(record: Record, best: Row) -> list[str]:
         is_real = measured.get("accuracy") is not None
         images = f"those {count} images" if is_real else f"{count} {record.images}"
         said.append(
-            "File and float model give the same class on "
+            f"File and {_reference(record)} give the same class on "
             f"{percent(measured['agreement'])} of {images} (95 % interval: "
             f"{percent(low)} to {percent(high)})."
         )
@@ -158,9 +175,9 @@ def _expected(record: Record, best: Row) -> list[str]:
     if expected is not None:
         said.append(
             "On the three quarters of images held out, and of 1/f noise, of which the "
-            f"float model is surest, both agree on {percent(expected)}. Real images of "
-            "the task are mostly of that kind; images near a border between two "
-            "classes are where a rounding decides."
+            f"{_exact(record)} is surest, both agree on {percent(expected)}. Real "
+            "images of the task are mostly of that kind; images near a border between "
+            "two classes are where a rounding decides."
         )
     if share := training.get("photographs_share"):
         part = f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
@@ -250,10 +267,14 @@ def advice(
         return "Channels of a depthwise kernel often differ in size. Try --equalize."
     if worst["bits"] < 8:
         return "Its outputs have few bits. Try --widths=W8A8."
-    wide = "activations of 16 bits: --widths=W8A16"
-    if flags.get("activation_range") == "mse":
-        return f"Try {wide}."
-    return f"Try --activation_range=mse, or {wide}."
+    if worst["bits"] > 8:
+        return (
+            "Weights and outputs have the most bits there are: nothing else mends it."
+        )
+    left = [] if flags.get("activation_range") == "mse" else ["--activation_range=mse"]
+    if flags.get("target", _TARGET) == _TARGET:  # not all others take as many
+        left.append("activations of 16 bits: --widths=W8A16")
+    return f"Try {', or '.join(left)}." if left else "Nothing else mends it."
 
 
 def _of_few_bits(
@@ -277,6 +298,7 @@ def _of_few_bits(
     left = [] if both in made else [name for name in alone if name not in made]
     if not left and both not in made:
         left = [both]
+    flag = "method" if "method" in flags else "methods"  # of tools/quantize.py
     return ", or ".join(
-        [*([f"--methods={' or '.join(left)}"] if left else []), "--widths=W8A8"]
+        [*([f"--{flag}={' or '.join(left)}"] if left else []), "--widths=W8A8"]
     )

@@ -118,6 +118,7 @@ class Workdir:
             ]
             if changes and replaces:
                 (self.path / METRICS).unlink(missing_ok=True)
+                found[RUN] = {}
             elif changes:
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which holds a run with other "
@@ -126,21 +127,13 @@ class Workdir:
                 )
         lines = [f"--{name}={value}\n" for name, value in sorted(settings.items())]
         write_text(path, "".join(lines))
-        write_text(
-            run_path,
-            json.dumps(
-                {
-                    "command": self._command,
-                    "seed": settings.get("seed"),
-                    "python": platform.python_version(),
-                    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                    "versions": {name: metadata.version(name) for name in _PACKAGES},
-                    "digests": dict(digests),
-                },
-                indent=2,
-            )
-            + "\n",
-        )
+        kept = {
+            "command": self._command,
+            "seed": settings.get("seed"),
+            **_places(found[RUN]),
+            "digests": dict(digests),
+        }
+        write_text(run_path, json.dumps(kept, indent=2) + "\n")
 
     def release(self) -> None:
         """Gives the folder up if nothing was made there: other flags may take it.
@@ -161,6 +154,25 @@ class Workdir:
         """Adds to `metrics.json`, replacing values of the same name."""
         merged = {**self.metrics(), **metrics}
         write_text(self.path / METRICS, json.dumps(merged, indent=2) + "\n")
+
+
+def _places(before: Mapping[str, Any]) -> dict[str, Any]:
+    """On what the run has begun, and on what else later calls have gone on.
+
+    Args:
+      before: what `RUN` held; empty for a new run.
+    """
+    names = ("python", "machine", "versions")
+    now = {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    first = {name: before.get(name, now[name]) for name in names}
+    later = list(before.get("later", []))
+    if now not in (first, *later):
+        later.append(now)
+    return {**first, "later": later} if later else first
 
 
 def parse_flagfile(text: str) -> dict[str, str]:
