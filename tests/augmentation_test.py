@@ -12,20 +12,21 @@ def _images(num_images=6, height=16, width=12, channels=2):
     return rng.uniform(1, 2, (num_images, height, width, channels)).astype(np.float32)
 
 
-def _windows(image, margin):
+def _windows(image, margins):
     """Every window of a zero-padded image, by its offset."""
     height, width, _ = image.shape
-    padded = np.pad(image, [(margin, margin), (margin, margin), (0, 0)])
+    (tall, wide) = margins
+    padded = np.pad(image, [(tall, tall), (wide, wide), (0, 0)])
     return {
         (row, column): padded[row : row + height, column : column + width]
-        for row in range(2 * margin + 1)
-        for column in range(2 * margin + 1)
+        for row in range(2 * tall + 1)
+        for column in range(2 * wide + 1)
     }
 
 
-def _offset(result, image, margin):
+def _offset(result, image, margins):
     """Where `result` was cut out of the padded image; None if nowhere."""
-    for offset, window in _windows(image, margin).items():
+    for offset, window in _windows(image, margins).items():
         if np.array_equal(result, window):
             return offset
     return None
@@ -40,11 +41,14 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
     def test_none_changes_nothing(self):
         self.assertAllEqual(self._augmented(_images(), "none"), _images())
 
-    @parameterized.parameters((16, 2), (32, 4), (6, 1))
-    def test_crop_is_a_window_of_the_padded_image(self, height, margin):
-        images = _images(20, height=height)
+    @parameterized.parameters(
+        (16, 12, (2, 1)), (32, 32, (4, 4)), (6, 12, (1, 1)), (9, 64, (1, 8))
+    )
+    def test_crop_is_a_window_of_the_padded_image(self, height, width, margins):
+        """Padded by an eighth of each side, whatever the other one is."""
+        images = _images(20, height=height, width=width)
         offsets = [
-            _offset(result, image, margin)
+            _offset(result, image, margins)
             for result, image in zip(self._augmented(images, "crop"), images)
         ]
         self.assertNotIn(None, offsets)
@@ -56,7 +60,7 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
     def test_crop_reaches_every_offset(self):
         images = _images(200, height=8, width=8, channels=1)
         offsets = {
-            _offset(result, image, 1)
+            _offset(result, image, (1, 1))
             for result, image in zip(self._augmented(images, "crop"), images)
         }
         self.assertEqual(offsets, {(i, j) for i in range(3) for j in range(3)})
@@ -65,9 +69,9 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
         images = _images(60)
         flipped = 0
         for result, image in zip(self._augmented(images, "crop_flip"), images):
-            is_flipped = _offset(result, image, 2) is None
+            is_flipped = _offset(result, image, (2, 1)) is None
             if is_flipped:
-                self.assertIsNotNone(_offset(result[:, ::-1], image, 2))
+                self.assertIsNotNone(_offset(result[:, ::-1], image, (2, 1)))
             flipped += is_flipped
         self.assertBetween(flipped, 18, 42)
 

@@ -634,6 +634,22 @@ class KernelBitsTest(tf.test.TestCase, parameterized.TestCase):
         sketch.conv("conv")
         self.assertEqual(grids.kernel_bits(sketch.graph(), WIDTHS), {"conv": 7})
 
+    def test_kernels_that_any_bits_hold_are_no_ends(self):
+        """A mean of the colours before, a halved score behind."""
+        sketch = Sketch()
+        third = {"kernel": np.full((1, 1, 3, 1), 1 / 3)}
+        sketch("conv", "grey", weights=third)
+        for name in ("first", "middle", "last"):
+            sketch.conv(name)
+        sketch.flatten("flat")
+        count = sketch.nodes["flat"].shape[0]
+        half = np.where(np.arange(count) > 2, 0.0, 0.5)[:, None]
+        sketch("dense", "two", weights={"kernel": np.hstack([-half, half])})
+        self.assertEqual(
+            grids.kernel_bits(sketch.graph(), WIDTHS),
+            {"grey": 4, "first": 7, "middle": 4, "last": 6, "two": 4},
+        )
+
     def test_there_may_be_none(self):
         sketch = Sketch()
         sketch("global_average_pool", "mean")

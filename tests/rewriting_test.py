@@ -489,6 +489,38 @@ class PassesTest(parameterized.TestCase, tf.test.TestCase):
                 node.weights["kernel"],
             )
 
+    @parameterized.parameters(None, 6.0)
+    def test_relu_of_a_maximum_goes_before_it(self, top):
+        image = _image()
+        conv = _conv("conv", image)
+        small = _node("max_pool", "small", conv, size=(2, 2), strides=(2, 2))
+        least = _node("global_max_pool", "least", small)
+        relu = _node("relu", "relu", least, top=top)
+        graph = self._folded(image, conv, small, least, relu)
+        self.assertEqual(
+            _kinds(graph), ["image", "conv", "relu", "max_pool", "global_max_pool"]
+        )
+        nodes = list(graph.nodes.values())
+        self.assertEqual(nodes[2].settings["top"], top)
+        said = [node.layers for node in nodes[2:]]
+        self.assertEqual(said, [("relu",), ("small",), ("least",)])
+
+    @parameterized.parameters("pool", "conv")
+    def test_relu_of_a_maximum_that_another_node_reads_stays(self, read):
+        image = _image()
+        conv = _conv("conv", image)
+        pool = _node("max_pool", "pool", conv, size=(1, 1), strides=(1, 1))
+        relu = _node("relu", "relu", pool)
+        both = _node("add", "both", {"pool": pool, "conv": conv}[read], relu)
+        graph = self._folded(image, conv, pool, relu, both)
+        self.assertEqual(_kinds(graph), ["image", "conv", "max_pool", "relu", "add"])
+
+    def test_relu_of_a_maximum_stays_where_nothing_takes_it_in(self):
+        image = _image()
+        pool = _node("max_pool", "pool", image, size=(2, 2), strides=(2, 2))
+        graph = self._folded(image, pool, _node("relu", "relu", pool))
+        self.assertEqual(_kinds(graph), ["image", "max_pool", "relu"])
+
     def test_two_orders_of_channels_in_a_row(self):
         image, order = self._with_order([2, 0, 1])
         again = _node("channels", "again", order, order=[1, 0, 2])
@@ -878,12 +910,25 @@ class TwoClassLogitsTest(parameterized.TestCase, tf.test.TestCase):
         graph = rewriting.two_class_logits(_read(model))
         self.assertEqual(graph.last.shape, (2,))
         self.assertEqual(graph.last.layers, (last.name,))
+        # The layer that makes the score makes the logits: its bits are theirs.
+        self.assertLen(graph.nodes, len(_read(model).nodes))
         inputs = helpers.random_inputs(model)
         (second,) = tf.nn.sigmoid(model(inputs)).numpy().T
         for each in (graph, rewriting.fold(graph)):
             probabilities = tf.nn.softmax(_computed(each, inputs))
             expected = np.stack([1 - second, second], axis=-1)
             self.assertAllClose(probabilities, expected, atol=1e-5)
+
+    def test_mean_of_activations_is_halved_behind_it(self):
+        chain = [layers.Conv2D(1, 3, activation="relu"), layers.GlobalMaxPooling2D()]
+        model = helpers.randomise(
+            keras.Sequential([layers.Input((5, 5, 1)), *chain, layers.Rescaling(2.0)])
+        )
+        graph = rewriting.two_class_logits(_read(model))
+        inputs = helpers.random_inputs(model)
+        score = model(inputs).numpy()
+        expected = np.concatenate([-score / 2, score / 2], axis=-1)
+        self.assertAllClose(_computed(graph, inputs), expected, atol=1e-5)
 
     @parameterized.parameters("relu", "tanh")
     def test_only_a_dense_node_can_be_split(self, activation):

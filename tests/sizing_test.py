@@ -9,6 +9,8 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError
 from dfq_tf.quantization import chosen_bits, kernel_noise, with_kernel_bits
+from dfq_tf.quantization import network as quantized
+from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import BitWidths, CalibrationConfig, FileConfig, MixedWidths
 from dfq_tf.tflite import (
@@ -123,6 +125,24 @@ class SizedTest(tf.test.TestCase, parameterized.TestCase):
         for name in self.network.kernel_bits:
             self.assertGreater(found[name, 2], found[name, 4])
 
+    def test_noise_does_not_hang_on_how_many_images_go_through_at_a_time(self):
+        expected = kernel_noise(self.network, self.images, "mse")
+        passed, whole = [], QuantizedNetwork.outputs
+
+        def outputs(self, images, names):
+            passed.append(len(images))
+            return whole(self, images, names)
+
+        with (
+            mock.patch.object(quantized, "images_per_pass", return_value=16),
+            mock.patch.object(QuantizedNetwork, "outputs", outputs),
+        ):
+            found = kernel_noise(self.network, self.images, "mse")
+        self.assertEqual(set(passed), {16, 8})  # of 40
+        self.assertEqual(found.keys(), expected.keys())
+        for key, power in expected.items():
+            self.assertAllClose(found[key], power, rtol=1e-5)
+
     def test_ranges_are_those_of_the_bits(self):
         changed = with_kernel_bits(self.network, {"third": 2}, "mse")
         widths = MixedWidths(layer_bits=(("third", 2),))
@@ -221,7 +241,10 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
             post_training(network, noise(SHAPE, 8), widths, CALIBRATION)
 
     @parameterized.parameters(
-        (BitWidths(4), "android", "num_bits_weight is 4: .* leave the weights at 8"),
+        (BitWidths(4), "android", "num_bits_weight is 4: .* leave all weights at 8"),
+        (BitWidths(num_bits_first=6), "android", "num_bits_first is 6: the bits of"),
+        (BitWidths(num_bits_depthwise=3), "android", "num_bits_depthwise is 3"),
+        (MixedWidths(layer_bits=(("conv", 4),)), "android", "and conv is 4: the bits"),
         (
             BitWidths(),
             "ethos_u",

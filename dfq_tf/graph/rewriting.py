@@ -133,30 +133,69 @@ def two_class_logits(graph: Graph) -> Graph:
       UnsupportedLayerError: the last node gives no such logit, but a function of one.
     """
     last = graph.last
+    behind = _behind_a_logit(graph)
+    kernel = graph.sources(behind[0])[0] if behind else last
+    if kernel.kind in ("dense", "conv"):
+        made = {kernel.name: [source := _halves(graph, kernel)]}
+        for node in behind:
+            source = _of_two(node, source)
+            made[node.name] = [source]
+        return graph.replaced(made)
     if last.kind in _AFTER_A_LOGIT:
-        kernel = np.array([[-0.5, 0.5]])  # which is exact in any number of bits
+        weights = {"kernel": np.array([[-0.5, 0.5]])}
         name = unique_name(graph.nodes, f"{last.name}_of_two_classes")
-        two = layers.node("dense", name, [last], weights={"kernel": kernel})
+        two = layers.node("dense", name, [last], weights=weights)
         two = dataclasses.replace(two, layers=last.layers)
         return Graph([*graph.nodes.values(), two], two.name)
-    if last.kind != "dense":
-        problem = layers.problem(
-            last,
-            "it is the end of a model that gives one score, for two classes, and only "
-            "a Dense layer can be made to give two, or a pooling, reshape or "
-            "normalisation behind one, with a sigmoid or nothing behind it. Let the "
-            "model end with Dense(1) or Dense(1, activation='sigmoid')",
-        )
-        raise UnsupportedLayerError.of([problem])
+    problem = layers.problem(
+        last,
+        "it is the end of a model that gives one score, for two classes, and only "
+        "a Dense layer can be made to give two, or a pooling, reshape or "
+        "normalisation behind one, with a sigmoid or nothing behind it. Let the "
+        "model end with Dense(1) or Dense(1, activation='sigmoid')",
+    )
+    raise UnsupportedLayerError.of([problem])
+
+
+def _behind_a_logit(graph: Graph) -> list[Node]:
+    """The nodes at the end that only move, scale or average one logit, in order."""
+    behind: list[Node] = []
+    node = graph.last
+    while node.kind in _AFTER_A_LOGIT:
+        (source,) = graph.sources(node)
+        if source.shape[-1:] != (1,) or len(graph.consumers(source.name)) != 1:
+            break
+        behind.insert(0, node)
+        node = source
+    return behind
+
+
+def _halves(graph: Graph, node: Node) -> Node:
+    """The kernel node that gives -z / 2 and z / 2 where one gives z."""
     halves = {
         role: np.concatenate([-weight / 2, weight / 2], axis=-1)
-        for role, weight in last.weights.items()
+        for role, weight in node.weights.items()
     }
-    two = layers.node("dense", last.name, graph.sources(last), weights=halves)
-    return graph.replaced({last.name: [two]})
+    return layers.node(node.kind, node.name, graph.sources(node), node.settings, halves)
+
+
+def _of_two(node: Node, source: Node) -> Node:
+    """A node behind a logit z, behind -z / 2 and z / 2: it gives its own halves."""
+    kind, settings = node.kind, dict(node.settings)
+    if kind in ("affine", "batch_normalization"):
+        (scale,), (offset,) = affine_of(node)
+        kind = "affine"
+        halves = (-float(offset) / 2, float(offset) / 2)
+        settings = {"scale": float(scale), "offset": halves}
+    elif kind == "reshape":
+        settings["shape"] = (*node.shape[:-1], 2)
+    return layers.node(kind, node.name, [source], settings)
 
 
 # What `fold` does.
+
+# Kinds of nodes that give the largest of some values of a channel.
+_MAXIMA = ("max_pool", "global_max_pool")
 
 
 def fold_channel_orders(graph: Graph) -> Graph:
@@ -212,6 +251,40 @@ def channels_as_convolution(graph: Graph) -> Graph:
             conv = layers.node("conv", name, sources, weights={"kernel": kernel})
             replacements[name] = [conv]
     return graph.replaced(replacements)
+
+
+def relu_before_pooling(graph: Graph) -> Graph:
+    """Writes the ReLU of a maximum as the maximum of ReLUs, which is the same.
+
+    What is before the maximum takes the ReLU in, and its grid ends where that does:
+    none of the integers is for values that the ReLU cuts off.
+    """
+    for name in list(graph.nodes):
+        relu = graph.nodes[name]
+        pools = _maxima_before(graph, relu) if relu.kind == "relu" else []
+        if not pools:
+            continue
+        (source,) = graph.sources(pools[0])
+        is_free = len(graph.consumers(source.name)) == 1
+        if not is_free or not KINDS[source.kind].takes_in_relu:
+            continue
+        # The names stay with the places, and the user's layers with what they do.
+        places, moved = [*(pool.name for pool in pools), name], {}
+        for place, node in zip(places, [relu, *pools]):
+            source = layers.node(
+                node.kind, place, [source], node.settings, layers=node.layers
+            )
+            moved[place] = [source]
+        graph = graph.replaced(moved)
+    return graph
+
+
+def _maxima_before(graph: Graph, node: Node) -> list[Node]:
+    """The nodes in a row before another one that give maxima to nothing else."""
+    (source,) = graph.sources(node)
+    if source.kind not in _MAXIMA or len(graph.consumers(source.name)) != 1:
+        return []
+    return [*_maxima_before(graph, source), source]
 
 
 def scale_before_relu(graph: Graph) -> Graph:
@@ -503,5 +576,6 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     scale_before_relu,
     fold_behind_normalization,
     fold_batch_normalization,
+    relu_before_pooling,
     transposed_convolutions,
 )

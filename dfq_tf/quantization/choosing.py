@@ -16,13 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.context import counted
 from dfq_tf.graph import (
-    FLOAT,
     Classifier,
     check_images,
-    images_per_pass,
-    num_values,
 )
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.bias_correction import with_corrected_biases
@@ -45,7 +41,6 @@ MOST_COST, ENOUGH = 2.0, 25.0
 LEAST_GAIN = 0.5
 # Of the images, so many calibrate nothing: by them is chosen.
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.25, 256
-_MOST_IMAGES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +165,7 @@ class _Trial:
         if exact is None:
             return 0.0
         measure = scale_free_sqnr if is_scale_free else sqnr
-        return measure(exact, _scores(quantized, self._calibrated.held_out))
+        return measure(exact, quantized.uncompiled_scores(self._calibrated.held_out))
 
     def widest(self) -> QuantizedNetwork:
         """The network of the widest ranges that cost little."""
@@ -211,13 +206,3 @@ def without_margins(config: CalibrationConfig) -> CalibrationConfig:
 def as_stored(network: QuantizedNetwork) -> QuantizedNetwork:
     """The network with biases as a file will hold them."""
     return network.with_room_for_biases().with_rounded_biases()
-
-
-def _scores(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
-    """The network's scores; nothing is compiled for so few images."""
-    size = FLOAT * num_values(network.graph)
-    count = images_per_pass(size, _MOST_IMAGES)
-    starts = counted(range(0, len(images), count), "passes of images")
-    passes = (images[i : i + count] for i in starts)
-    output = [network.graph.output]
-    return np.concatenate([network.outputs(each, output)[0] for each in passes])

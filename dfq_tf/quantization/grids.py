@@ -352,6 +352,12 @@ def _reason_at_16_bits(graph: Graph, node: Node) -> str | None:
     return None
 
 
+def _is_exact(node: Node) -> bool:
+    """Whether any number of bits holds a kernel: all in it is one number, -it, or 0."""
+    kernel = np.abs(node.weights["kernel"])
+    return len(np.unique(kernel[kernel != 0])) <= 1
+
+
 def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     """Bits of the kernel of each node that has one.
 
@@ -359,7 +365,9 @@ def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
       ConfigError: the bits of a kernel are given that is not there.
     """
     with_kernels = [n for n in graph.nodes.values() if layers.has_kernel(n)]
-    others = [node.name for node in with_kernels if node.kind != "depthwise_conv"]
+    whole = [node for node in with_kernels if node.kind != "depthwise_conv"]
+    # A mean of channels, say, needs no bits: it is not what is meant by a first layer.
+    others = [n.name for n in whole if not _is_exact(n)] or [n.name for n in whole]
     bits = {
         node.name: widths.num_bits_depthwise
         if node.kind == "depthwise_conv"

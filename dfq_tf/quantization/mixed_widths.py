@@ -59,15 +59,15 @@ def kernel_noise(
       (node, bits), bits of MIXED_BITS -> power of the noise over that of the logits of
       the network as it is; 0 for 8.
     """
-    images, output = images[:_MOST_IMAGES], [network.graph.output]
-    (exact,) = network.outputs(images, output)
+    images = images[:_MOST_IMAGES]
+    exact = network.uncompiled_scores(images)
     noise = {}
     for name in counted(list(network.kernel_bits), "noise of kernels"):
         for bits in MIXED_BITS:
             noise[name, bits] = 0.0
             if bits < 8:
                 changed = with_kernel_bits(network, {name: bits}, weight_range)
-                signal, power = powers(exact, changed.outputs(images, output)[0])
+                signal, power = powers(exact, changed.uncompiled_scores(images))
                 noise[name, bits] = float(power / signal) if signal else 0.0
     return noise
 

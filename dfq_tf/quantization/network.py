@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf, traced
+from dfq_tf.context import counted
 from dfq_tf.errors import ExportError
 from dfq_tf.graph import (
     ALIVE,
@@ -25,6 +26,7 @@ from dfq_tf.graph import (
     images_per_pass,
     in_batches,
     largest_output,
+    num_values,
 )
 from dfq_tf.quantization import grids
 from dfq_tf.quantization.grids import Grid
@@ -241,6 +243,14 @@ class QuantizedNetwork:
             return self._compute(pixels, [self.graph.output], weights)[0]
 
         return scores
+
+    def uncompiled_scores(self, images: np.ndarray) -> np.ndarray:
+        """As `scores`, of a network that is asked once and for few images."""
+        count = images_per_pass(FLOAT * num_values(self.graph), _BATCH_SIZE)
+        starts = counted(range(0, len(images), count), "passes of images")
+        passes = (images[i : i + count] for i in starts)
+        output = [self.graph.output]
+        return np.concatenate([self.outputs(each, output)[0] for each in passes])
 
     def outputs(self, images: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """Quantized outputs of some nodes, float32 (n, ...) each.

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
 from dfq_tf.graph import Graph, Node, frozen, problem
-from dfq_tf.settings import BitWidths, FileConfig
+from dfq_tf.settings import BitWidths, FileConfig, MixedWidths
 from dfq_tf.tflite import kernel_costs
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
@@ -21,6 +21,15 @@ _ALL_KERNELS = (2, 3, 4, 5, 6, 7, 8)
 _INT8_KERNELS = (5, 6, 7, 8)
 _ALL_ACTIVATIONS = (2, 3, 4, 5, 6, 7, 8, 16)
 _INT8_ACTIVATIONS = (2, 3, 4, 5, 6, 7, 8)
+
+
+# The settings of the bits of kernels.
+_OF_KERNELS = (
+    "num_bits_weight",
+    "num_bits_first",
+    "num_bits_last",
+    "num_bits_depthwise",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,11 +299,14 @@ def _check_size(file: FileConfig, widths: BitWidths) -> None:
     if setting is None:
         return
     said, target = f"{setting} is {getattr(file, setting)!r}", TARGETS[file.target]
-    if widths.num_bits_weight < 8:
-        raise ConfigError(
-            f"{said} and num_bits_weight is {widths.num_bits_weight}: the bits of each "
-            "layer follow from the size; leave the weights at 8, as in W8A8"
-        )
+    given = dict(widths.layer_bits) if isinstance(widths, MixedWidths) else {}
+    of_kernels = {name: getattr(widths, name) for name in _OF_KERNELS}
+    for name, bits in {**of_kernels, **given}.items():
+        if bits < 8:
+            raise ConfigError(
+                f"{said} and {name} is {bits}: the bits of each layer follow from the "
+                "size; leave all weights at 8, as in W8A8"
+            )
     if 4 not in target.kernel_bits_beside(widths.num_bits_activation):
         raise ConfigError(
             f"{said}, for which weights would get 4 bits or fewer, and the target is "

@@ -14,7 +14,7 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
       inputs: (batch, height, width, channels), normalised, so that 0 is the mean; of
         several replicas, each has its share, and random numbers of its own.
       augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
-        height on each side: 4 pixels of 32.
+        height above and below, and of the width left and right: 4 pixels of 32.
       seed_and_step: two integers or an int32 (2,); the random numbers depend on them
         and on nothing else.
 
@@ -25,12 +25,15 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
         return inputs
     _, height, width, _ = inputs.shape
     batch = tf.shape(inputs)[0] * num_replicas()
-    margin = max(1, height // 8)
+    margins = [max(1, side // 8) for side in (height, width)]
     seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
-    padded = tf.pad(inputs, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
-    offsets = tf.random.stateless_uniform(
-        (2, batch, 1), seeds[0], 0, 2 * margin + 1, tf.int32
-    )
+    padded = tf.pad(inputs, [[0, 0], *([each, each] for each in margins), [0, 0]])
+    offsets = [
+        tf.random.stateless_uniform((2, batch, 1), seeds[0], 0, 2 * each + 1, tf.int32)[
+            axis
+        ]
+        for axis, each in enumerate(margins)
+    ]
     rows = replica_slice(offsets[0]) + tf.range(height)
     columns = replica_slice(offsets[1]) + tf.range(width)
     if augmentation == "crop_flip":
