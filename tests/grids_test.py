@@ -594,6 +594,16 @@ class BoundsTest(tf.test.TestCase, parameterized.TestCase):
             expected = Exactly(-32767 / 32768, 32767 / 32768)
         self.assertEqual(self.bounds(kind, 16, **settings), expected)
 
+    @parameterized.parameters((8, (-2.0, 1.0)), (16, (-2.0, 2.0)))
+    def test_pixels_that_share_a_grid_of_16_bits_are_all_in_it(self, bits, expected):
+        sketch = Sketch(pixels=False)
+        sketch("pixels", "pixels", low=-2.0, high=1.0)
+        sketch("average_pool", "mean", **POOL)
+        group = grids.groups(sketch.graph())["pixels"]
+        self.assertEqual(group, ["pixels", "mean"])
+        found = grids.bounds_of(sketch.graph(), group, bits)
+        self.assertEqual(found, Exactly(*expected))
+
     def test_others_have_none(self):
         for top in (None, 6.0):
             self.assertIsNone(self.bounds("relu", 8, top=top))

@@ -488,7 +488,9 @@ def _curve_bounds(low: float, high: float) -> Callable[[Node, int], Bounds]:
 
 
 def _pixel_bounds(node: Node, num_bits: int) -> Bounds:
-    return Exactly(node.settings["low"], node.settings["high"])
+    low, high = node.settings["low"], node.settings["high"]
+    widest = max(abs(low), abs(high))  # ranges of 16 bits are symmetric
+    return Exactly(-widest, widest) if num_bits > 8 else Exactly(low, high)
 
 
 def _is_without_top(node: Node) -> bool:
