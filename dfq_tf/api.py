@@ -81,6 +81,7 @@ from dfq_tf.tflite import (
 )
 from dfq_tf.training import (
     Learner,
+    check_device,
     check_model,
     check_one_process,
     randomized,
@@ -102,6 +103,8 @@ _JUDGING_IMAGES, _SURE_SHARE = 256, 0.75
 _MOST_OF_A_CLASS = 0.95
 # Images of a distillation that are given back.
 _SHOWN = 100
+# Of BatchNormalization in a student that learns, as the project's own networks have it.
+_MOST_MOMENTUM = 0.9
 # What the curve of a distillation calls the students' agreement with the teacher.
 _AGREEMENT = "agreement_on_generated_images"
 # Fewest channels of which oneDNN's gradient of a strided 1x1 kernel is right.
@@ -626,7 +629,7 @@ def needed_method(
       expected_agreement: of it, see `expected`; None where nothing tells.
     """
     has_few = min([*network.bits.values(), *network.kernel_bits.values()]) < 8
-    says_enough = teacher.description.output != "sigmoid"
+    says_enough = teacher.description.probabilities != "sigmoid"
     share = 1.0 if expected_agreement is None else expected_agreement
     is_poor = says_enough and share < _ENOUGH_AGREEMENT
     return "df_rec" if has_few or is_poor else "df_q"
@@ -887,12 +890,21 @@ def distill(
         more = _numbers(evaluate(students[0])) if evaluate else {}
         return {_AGREEMENT: same(students[0]), **more}
 
-    found = run.run({"student": _structure(learner.model)}, measured)
+    found = run.run(_learns_as(learner), measured)
     with stage("agreement of the students", show_progress):
         agreements = [same(each) for each in students]
-    best = _of_precision(students[int(np.argmax(agreements))], "float32")
+    best = _best(students, agreements, learner)
     images, count = run.sample(_SHOWN), len(run.held_out)
     return Distilled(best, agreements, run.generators, images, found, count)
+
+
+def _learns_as(learner: Learner) -> dict[str, str]:
+    """What a run hangs on of its student: its layers, and how it is fed."""
+    fed = learner.description
+    return {
+        "student": _structure(learner.model),
+        "student's feeding": f"{fed.input_mean}, {fed.input_scale}",
+    }
 
 
 def _numbers(measurements: Any) -> dict[str, float]:
@@ -914,12 +926,16 @@ def _held_out_agreement(
     teacher: Classifier, run: Budget | Rounds
 ) -> Callable[[Learner], float]:
     """Gives the share of a run's images held out that have the teacher's class."""
+    known: list[np.ndarray] = []
 
-    @functools.cache  # when first asked for: a checkpoint may hold the images
-    def answers() -> np.ndarray:
-        return teacher.scores(run.held_out)
+    def same(learner: Learner) -> float:
+        images = run.held_out
+        if not known or not np.array_equal(known[0], images):
+            # A run may replace the images of its beginning.
+            known[:] = images, teacher.scores(images)
+        return agreement(learner.scores(images), known[1])
 
-    return lambda learner: agreement(learner.scores(run.held_out), answers())
+    return same
 
 
 def _check_arguments(given: Mapping[str, Any], kinds: _Kinds) -> None:
@@ -944,6 +960,7 @@ def _check_arguments(given: Mapping[str, Any], kinds: _Kinds) -> None:
         choices = (AUTO_METHOD, *METHODS)
         check_value("method", given["method"], {"choices": choices})
     RunConfig(seed=given["seed"], precision=given["precision"])
+    check_device(given["strategy"])
     directory = given["directory"]
     if directory is not None:
         _check_directory(os.fspath(directory))
@@ -1089,12 +1106,35 @@ def _students(learner: Learner, count: int, seed: int, precision: str) -> list[L
     models = [learner.model]
     models += [randomized(learner.model, seed + i) for i in range(1, count)]
     learners = [Learner(model, learner.description) for model in models]
-    return [_of_precision(each, precision) for each in learners]
+    return [_quick(_of_precision(each, precision)) for each in learners]
 
 
 def _of_precision(learner: Learner, precision: str) -> Learner:
     """A copy of a network in a precision."""
     return Learner(with_precision(learner.model, precision), learner.description)
+
+
+def _best(
+    students: Sequence[Learner], agreements: Sequence[float], asked: Learner
+) -> Learner:
+    """The student that agrees most, in float32; its settings are those asked for."""
+    best = _of_precision(students[int(np.argmax(agreements))], "float32")
+    for layer, own in zip(best.model.layers, asked.model.layers):
+        if isinstance(own, keras.layers.BatchNormalization):
+            layer.momentum = own.momentum  # see `_quick`
+    return best
+
+
+def _quick(learner: Learner) -> Learner:
+    """The network, whose BN statistics follow the images of the last few steps.
+
+    Those of published networks follow the last thousands (momentum 0.999), which a
+    distillation in minutes does not take.
+    """
+    for layer in learner.model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, _MOST_MOMENTUM)
+    return learner
 
 
 @own_defaults()
@@ -1141,7 +1181,7 @@ def check_trains(teacher: Classifier) -> None:
     The losses compare the softmax of logits, which says nothing of how high all of them
     are; but scores of classes that do not exclude each other hang on that.
     """
-    if teacher.description.output == "sigmoid":
+    if teacher.description.probabilities == "sigmoid":  # of logits too
         raise ConfigError(
             "the teacher gives sigmoid scores, of classes that do not exclude each "
             "other, from which no student can be trained. To quantize the teacher "

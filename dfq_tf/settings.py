@@ -74,12 +74,13 @@ class Checked:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             if not field.metadata:
                 continue
-            value = getattr(self, field.name)
+            given = value = getattr(self, field.name)
             if field.metadata["choices"] is None:
                 is_auto = field.metadata["auto"]
-                value = _of_type(field.name, value, type(field.default), is_auto)
+                value = _of_type(field.name, given, type(field.default), is_auto)
                 object.__setattr__(self, field.name, value)
-            check_value(field.name, value, field.metadata)
+            shown = given if isinstance(given, int) else value  # 5, and not 5.0
+            check_value(field.name, shown, field.metadata)
 
 
 def _of_type(name: str, value: Any, kind: type, is_auto: bool = False) -> Any:
@@ -103,7 +104,8 @@ def _of_type(name: str, value: Any, kind: type, is_auto: bool = False) -> Any:
         raise ConfigError(f"{name} is {value!r}; it must be {called}{rest}")
     if kind is str:
         return os.fsdecode(value)
-    return value if isinstance(value, int) else kind(value)
+    # Of an integer that is no Python integer, too; AUTO is one.
+    return kind(value)
 
 
 def check_value(name: str, value: Any, limits: Any) -> None:

@@ -444,6 +444,10 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             r"^strategy is 'mirrored'; it must be a tf\.distribute\.Strategy, such as "
             r"tf\.distribute\.MirroredStrategy\(\), or None$",
         ),
+        (
+            dict(strategy=tf.distribute.OneDeviceStrategy("CPU:1")),
+            "^strategy is of CPU:1 alone, .* CUDA_VISIBLE_DEVICES=1, and give no strat",
+        ),
         (dict(directory=""), r"^directory is empty; name a folder, such as '\.', or"),
         (dict(directory=5), "^directory is 5; it must be the name of a folder, or N"),
         (dict(directory=__file__), r"^directory is '.*api_test\.py', a file; name a f"),
@@ -1529,13 +1533,18 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             api.needed_method, network=network, expected_agreement=share
         )
         self.assertEqual(needed(digits.teacher()), method)
-        description = dataclasses.replace(
-            digits.teacher().description, output="sigmoid", probabilities=None
-        )
-        several = Classifier(digits.teacher().graph, description)
-        # An agreement on the one class says nothing of these; few bits do.
-        few = "df_q" if widths.startswith("W8A8") or widths == "W8A16" else "df_rec"
-        self.assertEqual(needed(several), few)
+        for output, probabilities in (("sigmoid", None), ("logits", "sigmoid")):
+            description = dataclasses.replace(
+                digits.teacher().description,
+                output=output,
+                probabilities=probabilities,
+            )
+            several = Classifier(digits.teacher().graph, description)
+            # An agreement on the one class says nothing of these; few bits do.
+            few = "df_q" if widths.startswith("W8A8") or widths == "W8A16" else "df_rec"
+            self.assertEqual(needed(several), few)
+            with self.assertRaisesRegex(ConfigError, "from which no student can be"):
+                api.check_trains(several)
 
     def test_a_file_of_a_given_size_is_calibrated_by_one_look(self):
         prepared = dataclasses.replace(self.prepared)  # nothing is kept of before

@@ -15,6 +15,7 @@ from dfq_tf.distillation import plan as plans
 from dfq_tf.distillation.generator import build_generator
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import ConfigError
+from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import loop
 from dfq_tf.training.learner import Learner
@@ -107,6 +108,40 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         schedule = optimizer._learning_rate
         self.assertAllClose(schedule(6), 0.0, atol=1e-7)
         self.assertGreater(schedule(5), 1e-4)
+
+    def test_last_batches_before_the_students_begin_are_held_out(self):
+        """In place of the first ones, of a generator that had learnt nothing."""
+        config = dataclasses.replace(CONFIG, first_share=0.7)  # 5 rounds, then 2
+        with small():
+            made = self.made(config=config)
+            first, batches = made.held_out, []
+            ((_, hold_out),) = made._makers
+            (keep, _), *_ = made._makers
+
+            def holding(number):
+                found = hold_out(number)
+                self.assertEqual(made._training.synthesizers[0].adversarial_weight, 0)
+                batches.append(number)
+                return found
+
+            made._makers = [(keep, holding)]
+            made.run()
+        # Behind the two of the beginning: the last two of five.
+        self.assertEqual(batches, [2 + 3, 2 + 4])
+        self.assertEqual(made.held_out.shape, first.shape)
+        self.assertNotAllEqual(made.held_out, first)
+        bank = made._training.bank.all()["images"]
+        self.assertLen(bank, (3 + 2) * 4)
+        known = {image.tobytes() for image in bank}
+        for image in made.held_out:
+            self.assertNotIn(image.tobytes(), known)
+
+    def test_formulas_do_not_give_the_images_that_judge_students(self):
+        with small():
+            others = self.made()._training.answers._others
+        judging = natural_noise(0, 4, SHAPE)
+        for image in others["noise"].numpy():
+            self.assertFalse((image == judging).all((1, 2, 3)).any())
 
     @pytest.mark.long
     def test_images_held_out_are_not_in_the_bank(self):

@@ -161,7 +161,11 @@ class TFConfigTest(parameterized.TestCase, tf.test.TestCase):
                 f"tools/{tool}.py",
                 "--distribute=multi_worker",
                 f"--workdir={folder}/run",
-                *(["--teacher=a.keras", "--student=b"] if tool == "distill" else []),
+                *(
+                    ["--teacher=a.keras", "--student=wrn_10_1"]
+                    if tool == "distill"
+                    else []
+                ),
             ],
             env={**os.environ, "TF_CONFIG": _tf_config(index=2)},
             capture_output=True,

@@ -512,6 +512,18 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
             with self.assertRaisesRegex(ConfigError, "task_curve.csv is not as a run"):
                 self._run(_Task(), 8)
 
+    def test_other_measurements_do_not_go_under_the_names_of_before(self):
+        self._run(_Task(), 4)
+        before = pathlib.Path(self.path).read_text()
+        with (
+            mock.patch.object(self, "_evaluate", return_value={"speed": 1.0}),
+            self.assertRaisesRegex(
+                TrainingError, "has the columns step,minutes,error.* now are .*,speed"
+            ),
+        ):
+            self._run(_Task(), 8)
+        self.assertEqual(pathlib.Path(self.path).read_text(), before)
+
     def test_interrupted_run_ends_with_the_file_of_an_uninterrupted_one(self):
         self.check_interrupted(13)
 

@@ -125,6 +125,43 @@ class MuonTest(parameterized.TestCase, tf.test.TestCase):
             found.append(variable.numpy())
         self.assertAllClose(*found, rtol=1e-6)
 
+    def test_depthwise_kernels_and_the_last_one_are_moved_by_sgd(self):
+        """Muon would mix channels of the first, and keep the norm of the logits'."""
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                layers.Input((6, 6, 3)),
+                layers.DepthwiseConv2D(3, depth_multiplier=2),
+                layers.SeparableConv2D(4, 3, depth_multiplier=2),
+                layers.Conv2D(5, 1),
+                layers.GlobalAveragePooling2D(),
+            ]
+        )
+        optimizer = optimizers.muon(model, 0.2, 0.05, 10, 0.9)
+        rng, moved = np.random.default_rng(4), {}
+        for kernel in (v for v in model.trainable_variables if v.shape.rank == 4):
+            gradient = tf.constant(rng.normal(size=kernel.shape).astype(np.float32))
+            twin = tf.Variable(kernel)
+            sgd = keras.optimizers.SGD(0.2, momentum=0.9, nesterov=True)
+            sgd.build([twin])
+            optimizer.apply_gradients([(gradient, kernel)])
+            sgd.apply_gradients([(gradient, twin)])
+            moved[kernel.name.split("/")[-1]] = np.allclose(kernel, twin, rtol=1e-5)
+            optimizer.iterations.assign(0)
+        expected = {"depthwise_kernel:0": True, "pointwise_kernel:0": False}
+        self.assertEqual(moved, {**expected, "kernel:0": True})
+
+    def test_weight_without_a_gradient_stays(self):
+        model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2)])
+        before = helpers.copies(model.trainable_variables)
+        optimizer = optimizers.sgd(model, 0.1, 10, 0.9)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model.layers[-1].bias)
+        optimizers.descend(tape, loss, model, optimizer, weight_decay=0.1)
+        kernel, bias = model.trainable_variables
+        self.assertAllEqual(kernel, before[0])
+        self.assertNotAllEqual(bias, before[1])
+
     def test_both_rates_fall_to_0_by_a_cosine(self):
         end = tf.Variable(4)
         model = helpers.small_learner((4, 4, 1)).model

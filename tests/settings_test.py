@@ -159,6 +159,12 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
         ):
             settings.RunConfig(precision="float16")
 
+    def test_numbers_that_are_equal_are_one_setting(self):
+        """Also as texts, by which a run knows its own checkpoints."""
+        whole, point = (settings.BudgetConfig(minutes=m) for m in (30, 30.0))
+        self.assertEqual(str(whole), str(point))
+        self.assertIs(type(settings.BudgetConfig(steps=3).steps), int)
+
     @parameterized.parameters(
         (settings.BitWidths, "per_channel", "no", "True or False"),
         (settings.BitWidths, "per_channel", 1, "True or False"),
@@ -191,7 +197,7 @@ class SettingsTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         (settings.BitWidths, "per_channel", np.bool_(False), False),
         (settings.BitWidths, "num_bits_weight", np.int64(4), 4),
-        (settings.DistillationConfig, "temperature", 2, 2),
+        (settings.DistillationConfig, "temperature", 2, 2.0),
         (settings.DistillationConfig, "temperature", np.float32(0.5), 0.5),
         (settings.DistillationConfig, "temperature", np.int32(2), 2.0),
         (settings.DistillationConfig, "temperature", fractions.Fraction(1, 2), 0.5),

@@ -20,7 +20,13 @@ from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
 from dfq_tf.distillation.generator import AUGMENTATION, STUDENT, make_generators
 from dfq_tf.distillation.plan import KeptPlan, Pace, Plan, plan_for, plan_of_steps
-from dfq_tf.distillation.pool import Answers, Store, answer_store, capacity
+from dfq_tf.distillation.pool import (
+    OTHERS_SEED,
+    Answers,
+    Store,
+    answer_store,
+    capacity,
+)
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.errors import ConfigError
@@ -134,8 +140,9 @@ def _others(
     teacher: ObservedTeacher, context: Context[BudgetConfig], count: int
 ) -> dict[str, np.ndarray]:
     """So many images of each kind that has a share and needs no generator."""
+    seed = context.seed + OTHERS_SEED
     return {
-        kind: make(context.seed, count, teacher.image_shape)
+        kind: make(seed, count, teacher.image_shape)
         for kind, make in _MAKERS.items()
         if context.settings.share_of(kind)
     }
@@ -266,8 +273,11 @@ class Budget:
         """The steps of a round."""
         training = self._training
         training.total_student_steps.assign(plan.total_student_steps)
-        measurements = self._make_batch(self._num_held_out + index)
-        done = index - plan.first
+        number, done = self._num_held_out + index, index - plan.first
+        # Its very first batches are poor. The last ones before the students begin are
+        # held out in their place: the generator has learnt, and is against nobody yet.
+        is_held_out = -self._num_held_out <= done < 0 and self._has_learnt(plan)
+        measurements = self._make_batch(number, is_held_out)
         if done < 0:
             return measurements
         if done == 0:
@@ -283,6 +293,10 @@ class Budget:
             number = done * plan.student_steps + i
             measurements |= self._student_step(self._step(number))
         return measurements
+
+    def _has_learnt(self, plan: Plan) -> bool:
+        """Whether batches enough for the bank come before those to be held out."""
+        return plan.first >= 2 * self._num_held_out
 
     @property
     def _is_begun(self) -> bool:

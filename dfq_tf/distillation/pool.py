@@ -24,8 +24,8 @@ from dfq_tf.training import augment_pixels
 # Answered batches that are kept, from which student steps draw; images of each kind
 # that needs no generator, cropped and flipped anew each time.
 _ANSWERED, _OTHERS = 32, 4096
-# Added to the seed for the noise: students are judged by the noise of the seed itself.
-_NOISE_SEED = 4
+# Added to the seed for images of formulas: students are judged by those of the seed.
+OTHERS_SEED = 4
 
 
 class Store(tf.Module):
@@ -196,7 +196,7 @@ class Pool:
             self.add(self._make())
         others = {}
         if self._config.noise_share:
-            seed, shape = self._seed + _NOISE_SEED, self._teacher.image_shape
+            seed, shape = self._seed + OTHERS_SEED, self._teacher.image_shape
             others["noise"] = natural_noise(seed, self._num_others, shape)
         answers = Answers(
             self._teacher, self.images, others, self._config, self.answered

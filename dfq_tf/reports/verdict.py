@@ -224,8 +224,8 @@ def _of_distillation(record: Record) -> Verdict:
         return Verdict("unknown", "Nothing was made in this workdir yet.", [])
     best = max(found)
     rests = [
-        "The images were generated and held out from the training. On real images, of "
-        "which the student has seen none, expect less."
+        "The images were generated and held out from the training. They find the "
+        "student's faults, and tell little of how it does on real ones."
     ]
     sentence = (
         f"The student answers as the teacher on {percent(best)} of generated images"

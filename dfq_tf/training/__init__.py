@@ -5,6 +5,7 @@ from dfq_tf.training.copies import randomized, resolve_precision, with_precision
 from dfq_tf.training.devices import (
     Copies,
     check_batch,
+    check_device,
     check_one_process,
     everywhere,
     round_batch,
@@ -22,6 +23,7 @@ __all__ = [
     "augment",
     "augment_pixels",
     "check_batch",
+    "check_device",
     "check_model",
     "check_one_process",
     "descend",

@@ -177,6 +177,25 @@ def round_batch(
     return max(multiple, batch_size // multiple * multiple)
 
 
+def check_device(strategy: tf.distribute.Strategy | None) -> None:
+    """Raises ConfigError for one device that is not the first: that would train.
+
+    Args:
+      strategy: None for the first device.
+    """
+    if strategy in (None, tf.distribute.get_strategy()) or _num_replicas(strategy) > 1:
+        return
+    (name, *_) = strategy.extended.worker_devices
+    device = tf.DeviceSpec.from_string(name)
+    if device.device_index:
+        raise ConfigError(
+            f"strategy is of {device.device_type}:{device.device_index} alone, and one "
+            "device trains where TensorFlow puts it, on the first. Hide the others "
+            "before TensorFlow starts, as with CUDA_VISIBLE_DEVICES="
+            f"{device.device_index}, and give no strategy"
+        )
+
+
 def everywhere(
     step: Callable[..., Any], strategy: tf.distribute.Strategy | None
 ) -> Callable[..., Any]:

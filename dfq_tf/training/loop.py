@@ -376,8 +376,14 @@ class _Curve:
         """Adds a row; the header comes from the first one's names."""
         if self._path is None:
             return
+        header = ",".join(["step", "minutes", *values])
         if not self._lines:
-            self._lines.append(",".join(["step", "minutes", *values]))
+            self._lines.append(header)
+        elif self._lines[0] != header:
+            raise TrainingError(
+                f"{self._path} has the columns {self._lines[0]}, and what is measured "
+                f"now are {header}. Measure the same, or name another folder"
+            )
         numbers = [seconds / 60, *values.values()]
         self._lines.append(",".join([str(done), *(f"{v:.6g}" for v in numbers)]))
         write_text(self._path, "\n".join(self._lines) + "\n")

@@ -1,5 +1,6 @@
 """Muon, an optimizer for the kernels of convolutions."""
 
+from collections.abc import Collection
 from typing import Any
 
 from dfq_tf.compat import keras, tf
@@ -44,18 +45,25 @@ class Muon(keras.optimizers.SGD):
       learning_rate: of SGD; a number or a schedule.
       momentum: of both, in [0, 1).
       kernel_share: length of a step over the kernel's norm, for a learning rate of 1.
+      others: kernels that SGD moves, though they look as those of convolutions.
     """
 
     def __init__(
-        self, learning_rate: Any, momentum: float, kernel_share: float
+        self,
+        learning_rate: Any,
+        momentum: float,
+        kernel_share: float,
+        others: Collection[tf.Variable] = (),
     ) -> None:
         super().__init__(learning_rate, momentum=momentum, nesterov=True)
         self.kernel_share = kernel_share
+        self._others = {self._var_key(variable) for variable in others}
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Moves a variable down its gradient."""
         shape = variable.shape
-        if shape.rank != 4 or min(shape[-2:]) == 1:
+        is_other = self._var_key(variable) in self._others
+        if is_other or shape.rank != 4 or min(shape[-2:]) == 1:
             super().update_step(gradient, variable)
             return
         momentum = self.momentums[self._index_dict[self._var_key(variable)]]
@@ -72,7 +80,7 @@ class Muon(keras.optimizers.SGD):
         variable.assign(tf.where(has_norm, moved * back, moved))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """The constructor's arguments, without `others`."""
         rate = self._serialize_hyperparameter(self._learning_rate)
         return dict(
             learning_rate=rate, momentum=self.momentum, kernel_share=self.kernel_share

@@ -107,6 +107,9 @@ def muon(
 ) -> Muon:
     """Muon for kernels of convolutions, `sgd` for all else; both rates fall to 0.
 
+    Depthwise kernels are no matrices of inputs and outputs; and the last kernel is to
+    have the norm that the logits need: they are `sgd`'s too.
+
     Args:
       model: is trained.
       learning_rate: of SGD, at first.
@@ -115,7 +118,14 @@ def muon(
       momentum: in [0, 1).
     """
     schedule = _cosine(learning_rate, num_steps, 1)
-    optimizer = Muon(schedule, momentum, kernel_share / learning_rate)
+    kernels = [v for v in model.trainable_variables if v.shape.rank > 1]
+    depthwise = [
+        each.depthwise_kernel
+        for each in model.submodules
+        if hasattr(each, "depthwise_kernel")
+    ]
+    others = [*depthwise, *kernels[-1:]]
+    optimizer = Muon(schedule, momentum, kernel_share / learning_rate, others)
     optimizer.build(model.trainable_variables)
     return optimizer
 
@@ -141,7 +151,7 @@ def descend(
     gradients = tape.gradient(loss, variables)
     if weight_decay:
         gradients = [
-            g + weight_decay * v if v.shape.rank > 1 else g
+            g if g is None or v.shape.rank < 2 else g + weight_decay * v
             for g, v in zip(gradients, variables)
         ]
     count = num_replicas()
