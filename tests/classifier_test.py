@@ -258,7 +258,7 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(loaded.description.input_mean, (7.0,))
         names = tuple(f"class {i}" for i in range(5))  # nothing else is given
         self.assertEqual(loaded.description.class_names, names)
-        loaded = load_classifier(path, class_names="vwxyz")
+        loaded = load_classifier(path, class_names=tuple("vwxyz"))
         self.assertEqual(loaded.description.class_names, tuple("vwxyz"))
         self.assertEqual(loaded.description.input_mean, (120.0,))
         for half in (dict(input_scale=0.5), dict(input_mean=7)):

@@ -208,7 +208,7 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
                 dict(feeding="raw", class_names=names),
                 rf"^class_names is {re.escape(repr(names))}; give a name for each clas",
             )
-            for names in (5, {0: "cat"}, {"cat"}, b"abcd", np.array("abcd"))
+            for names in (5, {0: "cat"}, {"cat"}, b"abcd", "abcd", np.array("abcd"))
         ),
         (
             dict(feeding="raw", class_names=["a", " ", "c", "d"]),
@@ -897,6 +897,41 @@ class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
             lambda x: functions.squeeze(functions.expand_dims(x, -5), -5),
         ):
             self.check_refused(library, function, "it changes the axis of the batch")
+
+    def test_layers_that_change_the_size_in_training_only(self):
+        layers = keras.layers
+        model = model_of(
+            keras,
+            layers.RandomHeight(0.2),
+            layers.RandomWidth(0.2),
+            layers.Rescaling(1 / 255),
+        )
+        classifier = as_classifier(model)
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
+        )
+
+    @parameterized.parameters("object", ".h5", ".keras")
+    def test_synchronized_normalization_is_normalization(self, suffix):
+        layers = keras.layers
+        norm = layers.experimental.SyncBatchNormalization()
+        model = model_of(keras, layers.Rescaling(1 / 255), layers.Conv2D(4, 3), norm)
+        given = model
+        if suffix != "object":
+            given = pathlib.Path(self.get_temp_dir()) / f"model{suffix}"
+            model.save(given)
+        classifier = as_classifier(given)
+        self.assertIn("batch_normalization", kinds(classifier))
+        self.assertAllClose(
+            classifier.scores(pixels()), answers(model, pixels()), atol=1e-4
+        )
+
+    def test_squeeze_that_names_no_axes_at_the_end(self):
+        image = keras.layers.Input((8, 8, 3))
+        x = keras.layers.GlobalAveragePooling2D(keepdims=True)(image)
+        model = keras.Model(image, tf.squeeze(x))
+        with self.assertRaisesRegex(ModelError, r"name them, such as tf.squeeze\(x, "):
+            as_classifier(model, input_mean=0, input_scale=1)
 
     def test_squeeze_that_names_no_axes_is_refused(self):
         def squeezed(x):

@@ -73,6 +73,12 @@ class ArchitectureTest(PartsTest):
         self.check_is(path, model)
 
     @parameterized.parameters(*LIBRARIES)
+    def test_losses_are_not_read(self, library):
+        model = network(LIBRARIES[library])
+        model.compile("adam", loss=lambda labels, scores: scores)
+        self.check_is(self.written(model), model)
+
+    @parameterized.parameters(*LIBRARIES)
     def test_whole_model_beside_it_has_weights_too(self, library):
         model = network(LIBRARIES[library])
         (self.folder / "model.json").write_text(model.to_json())
@@ -225,7 +231,10 @@ class SavedModelTest(PartsTest):
         self.assertAllClose(classifier.description.input_scale, [0.5 / 255])
 
     @parameterized.parameters(
-        ("\n first\nsecond", "first"), ("a" * 400, "a" * 300), ("", "ValueError")
+        ("\n first\nsecond", "first"),
+        ("a" * 400, "a" * 300),
+        ("", "ValueError"),
+        ("<class 'Model'> could not.\n\nException encountered: No f.\nx", "No f."),
     )
     def test_of_what_a_reader_said_the_first_line_is_told(self, text, told):
         found = parts.said_by_reader(ValueError(text))

@@ -15,6 +15,8 @@ from dfq_tf.importing.files import read_model
 from dfq_tf.importing.repairs import CONFIG, METADATA, WEIGHTS
 
 SHAPE = (8, 8, 3)
+K = keras3()
+LIBRARIES = {"keras2": keras, "keras3": K}
 
 
 def small(library=keras, first=()):
@@ -120,6 +122,82 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         kinds = [type(layer).__name__ for layer in found.layers]
         self.assertIn("RandomRotation", kinds)
 
+    def test_first_layer_of_an_old_file_says_the_shape_of_the_images(self):
+        """Before TensorFlow 2.2 a Sequential model had no layer for its input."""
+        model = small(first=[keras.layers.Dropout(0.2, input_shape=SHAPE)])
+        path = self.folder() / "model.h5"
+        model.save(path)
+        with h5py.File(path, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            (first, *rest) = config["config"]["layers"]
+            self.assertEqual(first["class_name"], "InputLayer")
+            rest[0]["config"]["batch_input_shape"] = [None, *SHAPE]
+            config["config"]["layers"] = rest
+            config["config"].pop("build_input_shape", None)
+            file.attrs["model_config"] = json.dumps(config)
+        self.assertReads(path, model)
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_losses_of_models_inside_a_model_are_not_read(self, library, suffix):
+        library = LIBRARIES[library]
+
+        def loss_of_mine(labels, scores):
+            return scores
+
+        inner = small(library)
+        inner.compile("adam", loss_of_mine, metrics=[library.metrics.Precision()])
+        model = library.Sequential(
+            [library.layers.Input(SHAPE), inner, library.layers.Softmax()]
+        )
+        model.compile("adam", loss_of_mine)
+        path = self.folder() / f"{library.__name__}{suffix}"
+        model.save(path)
+        self.assertReads(path, model)
+
+    @parameterized.parameters(".keras", ".h5", "")
+    def test_functions_of_tensorflow_are_activations(self, suffix):
+        model = K.Sequential(
+            [
+                K.layers.Input(SHAPE),
+                K.layers.Conv2D(4, 3, activation=tf.nn.silu),
+                K.layers.Flatten(),
+                K.layers.Dense(3, activation=tf.nn.softmax),
+            ]
+        )
+        given = self.folder() / f"functions{suffix}" if suffix else model
+        if suffix:
+            model.save(given)
+        found = as_classifier(given, input_mean=0, input_scale=1)
+        self.assertEqual(found.description.probabilities, "softmax")
+        expected = np.asarray(model(images()))
+        probabilities = tf.nn.softmax(found.scores(images()))
+        self.assertAllClose(probabilities, expected, atol=1e-5)
+
+    @parameterized.parameters(
+        {"class_name": "PolicyV1", "config": {"name": "mixed_float16"}},
+        {
+            "class_name": "Policy",
+            "config": {
+                "name": "mixed_float16",
+                "loss_scale": {"class_name": "DynamicLossScale", "config": {}},
+            },
+        },
+    )
+    def test_policies_of_old_releases(self, **policy):
+        model = small()
+        path = self.folder() / "policy.h5"
+        model.save(path)
+        with h5py.File(path, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            for layer in config["config"]["layers"]:
+                if layer["class_name"] == "Dense":
+                    layer["config"]["dtype"] = policy
+                    kernel = layer["config"]["kernel_initializer"]
+                    kernel["class_name"] = "GlorotUniformV2"
+            file.attrs["model_config"] = json.dumps(config)
+        found = read_model(path)
+        self.assertAllClose(found.get_weights(), model.get_weights())
+
     def test_an_unknown_argument_of_a_layer_that_computes_is_refused(self):
         path = self.folder() / "model.keras"
         small().save(path)
@@ -130,7 +208,7 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
             members[CONFIG] = json.dumps(config).encode()
 
         self.rewritten(path, change)
-        with self.assertRaisesRegex(ModelError, "deserializing class .Conv2D"):
+        with self.assertRaisesRegex(ModelError, "said: .*of_another_release"):
             read_model(path)
 
     @parameterized.parameters(
@@ -154,6 +232,21 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         path = self.folder() / "model.keras"
         path.write_bytes(content)
         with self.assertRaisesRegex(ModelError, message):
+            read_model(path)
+
+    @parameterized.parameters(
+        ("model.tflite", b"\x1c\0\0\0TFL3\0\0", "is a TFLite file, .* made of"),
+        (
+            "saved_model.pb",
+            b"\x08\x01",
+            "is one of the files of a SavedModel; name its",
+        ),
+        ("converted_keras.zip", b"PK\x03\x04\0", "is an archive; unpack it"),
+    )
+    def test_what_a_file_of_another_name_is(self, name, content, message):
+        path = self.folder() / name
+        path.write_bytes(content)
+        with self.assertRaisesRegex(ModelError, f"{name} {message}"):
             read_model(path)
 
 

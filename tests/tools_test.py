@@ -1149,6 +1149,22 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
 class EvaluateTest(tf.test.TestCase):
     """Measuring a model that is not the user's to write beside."""
 
+    def test_model_of_images_of_any_size_with_its_description(self):
+        layers = tf.keras.layers
+        path = new_folder() / "any.keras"
+        image = layers.Input((None, None, 1))
+        x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+        tf.keras.Model(image, layers.Dense(10)(x)).save(path)
+        names = [str(number) for number in range(10)]
+        said = {"input_mean": [0], "input_scale": [1], "output": "logits"}
+        path.with_suffix(".json").write_text(json.dumps({**said, "class_names": names}))
+        flags = (f"--model={path}", "--dataset=digits")
+        process = run_in_process("evaluate", *flags)
+        self.assertRegex(process.stderr, "--image_size=HEIGHT,WIDTH")
+        process = run_in_process("evaluate", *flags, "--image_size=8,8")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertRegex(process.stdout, r"\d\.\d+ %")
+
     def test_nothing_is_written_beside_the_model(self):
         folder = new_folder()
         for name in ("digits_teacher.keras", "digits_teacher.json"):

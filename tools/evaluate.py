@@ -26,7 +26,7 @@ from dfq_tf.with_data.accuracy import accuracy
 FLAGS = common.FLAGS
 
 # Flags that a Keras file may need beside its description.
-_OF_ANY_MODEL = ("head", "allow_code")
+_OF_ANY_MODEL = ("head", "allow_code", "image_size")
 # What can be measured.
 Model = Classifier | QuantizedNetwork | TFLiteClassifier
 

@@ -198,8 +198,6 @@ def following(found: inspection.Inspection) -> list[str]:
     if found.is_unclear:
         said["output"] = "logits"
     command = common.as_command("run", said)
-    if found.gives == "sigmoid" and found.num_outputs > 1:
-        command += " --methods=df_q"  # there is no training for it
     return ["", "All layers can be quantized.", *textwrap.wrap(text, _WIDTH), command]
 
 

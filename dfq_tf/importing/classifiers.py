@@ -334,7 +334,7 @@ def _names(given: Any) -> tuple[str, ...] | None:
         names = tuple(map(str, given))
     except TypeError:
         names = None
-    if names is None or isinstance(given, (Mapping, set, frozenset, bytes)):
+    if names is None or isinstance(given, (Mapping, set, frozenset, bytes, str)):
         raise ConfigError(
             f"class_names is {given!r}; give a name for each class, in their order, "
             "such as ['cat', 'dog']"
@@ -475,6 +475,11 @@ def _check_has_layers(model: Any) -> None:
         raise ModelError(
             f"the model has {len(inputs)} inputs and {len(outputs)} outputs; it must "
             "be built, take one image and give one row of class scores"
+        )
+    if getattr(outputs[0].shape, "rank", 0) is None:
+        raise ModelError(
+            "the model's output has no known number of axes; where its end is "
+            "tf.squeeze(x), name them, such as tf.squeeze(x, [1, 2])"
         )
     shape, scores = tuple(inputs[0].shape), tuple(outputs[0].shape)
     if len(shape) == 4 and shape[1] in _CHANNELS and shape[-1] not in _CHANNELS:

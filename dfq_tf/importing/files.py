@@ -31,6 +31,7 @@ from dfq_tf.importing.repairs import (
     CONFIG,
     METADATA,
     WEIGHTS,
+    is_of_tensorflow,
     repaired,
     serialized,
 )
@@ -41,6 +42,8 @@ MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 # A file that unpacks to more is no model for a phone.
 _MOST_BYTES = 4 * 2**30
 _ZIP_MAGIC, _HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
+
+_OF_SAVED_MODELS = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb")
 
 _ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
@@ -71,7 +74,12 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
 
     Functional Model Sequential SlicingOpLambda TFOpLambda
 
-    DTypePolicy DTypePolicyMap Policy QuantizedDTypePolicy SeedGenerator
+    DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale Policy PolicyV1
+    QuantizedDTypePolicy SeedGenerator
+
+    ConstantV2 GlorotNormalV2 GlorotUniformV2 HeNormalV2 HeUniformV2 IdentityV2
+    LecunNormalV2 LecunUniformV2 OnesV2 OrthogonalV2 RandomNormalV2 RandomUniformV2
+    TruncatedNormalV2 VarianceScalingV2 ZerosV2
 
     Constant GlorotNormal GlorotUniform HeNormal HeUniform IdentityInitializer
     LecunNormal LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal
@@ -241,12 +249,23 @@ def _check_is_file(path: pathlib.Path) -> None:
             else f"{path} is a folder; name a model file, .keras or .h5"
         )
     if path.suffix not in MODEL_SUFFIXES:
-        raise ModelError(
-            f"{path} is not a model file; its name must end in "
-            f"{', '.join(MODEL_SUFFIXES)}"
-        )
+        raise ModelError(f"{path} {_of_other_name(path)}")
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
+
+
+def _of_other_name(path: pathlib.Path) -> str:
+    """What a file is that has not the name of a model's, and the way out."""
+    if path.name in _OF_SAVED_MODELS:
+        return "is one of the files of a SavedModel; name its folder"
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(200)
+        if start[4:8] == b"TFL3":
+            return _what_else(start)
+        if start.startswith(_ZIP_MAGIC):
+            return "is an archive; unpack it, and name the model file that was in it"
+    return f"is not a model file; its name must end in {', '.join(MODEL_SUFFIXES)}"
 
 
 def _is_checkpoint(path: pathlib.Path) -> bool:
@@ -335,8 +354,6 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
     """Refuses a configuration that names anything but known parts of Keras."""
     if not isinstance(config, dict):
         raise ModelError(f"{path} has no configuration of a model; it is damaged")
-    # The model's own losses and metrics are not read; those of models inside it are.
-    config = {k: v for k, v in config.items() if k != "compile_config"}
     for part in serialized(config):
         kind, module = part["class_name"], part.get("module") or ""
         if kind in _KNOWN_VALUES or allow_code:
@@ -375,6 +392,8 @@ def _is_installed(module: str) -> bool:
 def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
     package = module.split(".")[0]
     if kind == "function":
+        if is_of_tensorflow(part):
+            return True
         is_there = package in ("", "builtins", *_KERAS_PACKAGES)
         return is_there and part.get("config") in _KNOWN_ACTIVATIONS
     registered = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)

@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "silu": ("silu", "swish", "Silu", "nn.silu"),
     "hard_silu": ("hard_silu", "hard_swish", "HardSilu"),
     "tanh": ("tanh", "Tanh", "math.tanh", "nn.tanh"),
-    "softmax": ("softmax",),
+    "softmax": ("softmax", "softmax_v2"),
     "softplus": ("softplus", "Softplus", "nn.softplus", "math.softplus"),
     "elu": ("elu",),
     "selu": ("selu", "Selu", "nn.selu"),
@@ -139,14 +139,16 @@ _WINDOW = {"strides": "strides", "padding": "padding", "dilation": "dilation_rat
 _POOL = {"size": "pool_size", "strides": "strides", "padding": "padding"}
 _KEPT = {"keepdims": "keepdims"}
 _KERNEL = {"kernel": "", "bias": "use_bias"}
+_NORMALIZATION = LayerNames(
+    "batch_normalization",
+    {"epsilon": "epsilon"},
+    {"gamma": "scale", "beta": "center", "mean": "", "variance": ""},
+)
 LAYERS: dict[str, LayerNames] = {
     "Add": LayerNames("add"),
     "AveragePooling2D": LayerNames("average_pool", _POOL),
-    "BatchNormalization": LayerNames(
-        "batch_normalization",
-        {"epsilon": "epsilon"},
-        {"gamma": "scale", "beta": "center", "mean": "", "variance": ""},
-    ),
+    "BatchNormalization": _NORMALIZATION,
+    "SyncBatchNormalization": _NORMALIZATION,
     "Concatenate": LayerNames("concatenate", {"axis": "axis"}),
     "Conv2D": LayerNames("conv", {**_WINDOW, "groups": "groups"}, _KERNEL),
     "Cropping2D": LayerNames("crop", {"margins": "cropping"}),
@@ -172,9 +174,9 @@ TRAINING_ONLY = frozenset(
     ActivityRegularization AlphaDropout AugMix CutMix Dropout Equalization
     GaussianDropout GaussianNoise Identity MixUp RandAugment RandomBrightness
     RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform
-    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
-    RandomPerspective RandomPosterization RandomRotation RandomSaturation
-    RandomSharpness RandomShear RandomTranslation RandomZoom Solarization
+    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHeight RandomHue
+    RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
+    RandomSharpness RandomShear RandomTranslation RandomWidth RandomZoom Solarization
     SpatialDropout2D
     """.split()
 )
@@ -239,7 +241,7 @@ def _by_table(maker: Maker, found: Found) -> Node:
         # Behind the moments are three weights that its training alone needs.
         found = dataclasses.replace(found, weights=found.weights[:-3])
     weights = float_weights(found, entry.weights)
-    if found.kind == "BatchNormalization":
+    if entry.kind == "batch_normalization":
         _check_axis(found)
         channels = weights["mean"].shape
         weights.setdefault("gamma", np.ones(channels))

@@ -150,6 +150,8 @@ def built(parts: Parts, allow_code: bool) -> Any:
     """
     repairs.drop_unknown_arguments(parts.config, parts.is_keras3)
     repairs.drop_early_builds(parts.config)
+    repairs.name_functions(parts.config)
+    repairs.drop_compilations(parts.config)
     if parts.is_keras3:
         with contextlib.redirect_stdout(io.StringIO()):
             model = keras3().saving.deserialize_keras_object(
@@ -177,8 +179,9 @@ def said_by_reader(error: BaseException) -> str:
 
     Args:
       error: whose text may have any length; its first line is said, or else its kind.
+        Keras 3 gives the reason behind what it says of all errors.
     """
-    lines = str(error).strip().splitlines()
+    lines = str(error).rpartition("Exception encountered:")[2].strip().splitlines()
     return f"The reader said: {lines[0][:300] if lines else type(error).__name__}"
 
 

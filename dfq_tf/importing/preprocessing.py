@@ -350,7 +350,7 @@ def _add_center_crop(maker: Maker, found: Found) -> None:
 
 
 # Layers that bring images of any size to one; what they are given has the right one.
-_RESIZING = ("RandomCrop", "RandomHeight", "RandomWidth", "Resizing")
+_RESIZING = ("RandomCrop", "Resizing")
 # Class of a layer -> what adds its nodes.
 LAYERS: dict[str, Callable[[Maker, Found], None]] = {
     "CenterCrop": _add_center_crop,

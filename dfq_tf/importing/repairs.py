@@ -28,6 +28,17 @@ from dfq_tf.importing.keras_names import TRAINING_ONLY
 # Members of a `.keras` archive.
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
+_COMPILATION = "compile_config"
+# What Keras 2 takes for any layer, though no constructor names it.
+_OF_ANY_LAYER = frozenset(
+    """
+    activity_regularizer autocast batch_input_shape batch_size implementation input_dim
+    input_shape weights
+    """.split()
+)
+# Names of functions of TensorFlow -> of Keras, where they differ.
+FUNCTION_NAMES = {"softmax_v2": "softmax", "swish": "silu"}
+
 _OLD_GROUP, _GROUP = "_layer_checkpoint_dependencies", "layers"
 
 
@@ -60,6 +71,8 @@ def _repair_archive(path: pathlib.Path, copy: pathlib.Path, version: str) -> boo
         weights = io.BytesIO(archive.read(WEIGHTS))
         is_changed = drop_unknown_arguments(config, version.startswith("3"))
         is_changed |= drop_early_builds(config)
+        is_changed |= name_functions(config)
+        is_changed |= drop_compilations(config, of_models_inside=True)
         with h5py.File(weights, "r+") as file:
             is_changed |= rename_groups(file)
         if not is_changed:
@@ -76,7 +89,10 @@ def _repair_hdf5(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
     """Writes a repaired copy, if there is anything to repair."""
     with h5py.File(path, "r") as file:
         config = json.loads(file.attrs["model_config"])
-    if not drop_unknown_arguments(config, version.startswith("3")):
+    is_changed = drop_unknown_arguments(config, version.startswith("3"))
+    is_changed |= name_functions(config)
+    is_changed |= drop_compilations(config)
+    if not is_changed:
         return False
     shutil.copyfile(path, copy)
     with h5py.File(copy, "r+") as file:
@@ -101,7 +117,7 @@ def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:
         if kind not in TRAINING_ONLY or not isinstance(arguments, dict):
             continue
         known = _arguments(getattr(library.layers, kind, None))
-        for name in arguments.keys() - known if known else ():
+        for name in arguments.keys() - known - _OF_ANY_LAYER if known else ():
             is_changed = True
             del arguments[name]
     return is_changed
@@ -123,15 +139,70 @@ def drop_early_builds(config: Any) -> bool:
     return is_changed
 
 
+def drop_compilations(config: Any, of_models_inside: bool = False) -> bool:
+    """Drops how models were compiled, in place: their losses and metrics are not read.
+
+    Args:
+      config: of a model.
+      of_models_inside: whether that of the model itself stays.
+
+    Returns:
+      Whether anything was dropped.
+    """
+    is_changed = False
+    for part in serialized(config):
+        if not (of_models_inside and part is config):
+            is_changed |= part.pop(_COMPILATION, None) is not None
+    return is_changed
+
+
+def name_functions(config: Any) -> bool:
+    """Names activations as Keras does that were functions of TensorFlow, in place.
+
+    Keras 3 keeps tf.nn.softmax as a function of a module, which it does not find again.
+
+    Returns:
+      Whether there were any.
+    """
+    is_changed = False
+    for part in serialized(config):
+        arguments = part.get("config")
+        if not isinstance(arguments, dict):
+            continue
+        for name, value in list(arguments.items()):
+            if is_of_tensorflow(value):
+                arguments[name] = FUNCTION_NAMES[value["config"]]
+                is_changed = True
+    return is_changed
+
+
+def is_of_tensorflow(part: Any) -> bool:
+    """Whether part of a configuration is a function that `name_functions` names."""
+    return (
+        isinstance(part, dict)
+        and part.get("class_name") == "function"
+        and str(part.get("module")).startswith(("tensorflow.python.ops.", "builtins"))
+        and part.get("config") in FUNCTION_NAMES
+    )
+
+
 def serialized(config: Any) -> Iterator[dict[str, Any]]:
-    """All dictionaries in a configuration that stand for an object."""
+    """All dictionaries in a configuration that stand for an object.
+
+    But for what models were compiled with, see `drop_compilations`.
+    """
     todo = [config]
     while todo:
         value = todo.pop()
         if isinstance(value, dict):
-            if isinstance(value.get("class_name"), str):
+            is_object = isinstance(value.get("class_name"), str)
+            if is_object:
                 yield value
-            todo.extend(value.values())
+            todo.extend(
+                each
+                for name, each in value.items()
+                if not (is_object and name == _COMPILATION)
+            )
         elif isinstance(value, list):
             todo.extend(value)
 

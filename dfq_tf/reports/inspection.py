@@ -130,7 +130,9 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         is_on_top=network.own is not None,
         findings=reading.findings,
         rows=rows,
-        num_batch_normalizations=sum(row.kind == "BatchNormalization" for row in rows),
+        num_batch_normalizations=sum(
+            row.kind.endswith("BatchNormalization") for row in rows
+        ),
         parameters=int(reading.told.model.count_params()),
         multiply_accumulates=macs_of(network.graph.nodes.values()),
         file_bytes=followed.outline.num_bytes if is_whole else None,
