@@ -151,8 +151,8 @@ def widths_from_flags() -> BitWidths:
 
 def asked_widths() -> str:
     """What the flags ask of the file, for readers: its size, or else its widths."""
-    names = [name for name in (*SIZE_SETTINGS, "widths") if name in FLAGS]
-    return record.asked_widths({name: str(FLAGS[name].value) for name in names})
+    sizes = {name: str(FLAGS[name].value) for name in SIZE_SETTINGS}
+    return record.asked_widths({**sizes, "widths": widths_from_flags().name})
 
 
 @dataclasses.dataclass(frozen=True)
