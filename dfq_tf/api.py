@@ -367,7 +367,17 @@ def check_quantizes(
             f"num_students is {context.settings.num_students}, but one network is "
             "quantized; several students are for distill"
         )
-    rewritten = float_network(network, calibration)
+    check_file(float_network(network, calibration), widths, file)
+
+
+def check_file(rewritten: Classifier, widths: BitWidths, file: FileConfig) -> None:
+    """Raises ConfigError or UnsupportedLayerError for a file that cannot be made.
+
+    Args:
+      rewritten: from `float_network`, of the network; its weights are of no matter.
+      widths: bits of weights and activations.
+      file: what it takes and gives, and what it is for.
+    """
     check_widths(rewritten.graph, widths)
     check_target(rewritten, widths, file)
     if file.size_setting is not None:

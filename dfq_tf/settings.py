@@ -104,7 +104,6 @@ def _of_type(name: str, value: Any, kind: type, is_auto: bool = False) -> Any:
         raise ConfigError(f"{name} is {value!r}; it must be {called}{rest}")
     if kind is str:
         return os.fsdecode(value)
-    # Of an integer that is no Python integer, too; AUTO is one.
     return kind(value)
 
 

@@ -38,7 +38,6 @@ from dfq_tf.graph import Classifier, agreement, description_path
 from dfq_tf.quantization import (
     FittedBlock,
     QuantizedNetwork,
-    check_widths,
     float_network,
     run_names,
     student,
@@ -64,7 +63,7 @@ from dfq_tf.settings import (
     parse_widths,
     qat_recipe,
 )
-from dfq_tf.tflite import as_table, check_size, check_target, check_target_takes
+from dfq_tf.tflite import as_table, check_target_takes
 from dfq_tf.training import check_batch, seconds_in_steps
 
 FLAGS = common.FLAGS
@@ -472,10 +471,7 @@ def check_settings(
             api.check_trains(teacher)
         network = float_network(teacher)
         for each in widths:
-            check_widths(network.graph, each)
-            check_target(network, each, file)
-            if file.size_setting is not None:
-                check_size(network, each, file)
+            api.check_file(network, each, file)
 
 
 def main() -> None:

@@ -148,10 +148,7 @@ def built(parts: Parts, allow_code: bool) -> Any:
       ModelError: the weights are not those of the architecture.
       Exception: of many kinds, from Keras, for a damaged file.
     """
-    repairs.drop_unknown_arguments(parts.config, parts.is_keras3)
-    repairs.drop_early_builds(parts.config)
-    repairs.name_functions(parts.config)
-    repairs.drop_compilations(parts.config)
+    repairs.repair(parts.config, parts.is_keras3)
     if parts.is_keras3:
         with contextlib.redirect_stdout(io.StringIO()):
             model = keras3().saving.deserialize_keras_object(

@@ -69,10 +69,8 @@ def _repair_archive(path: pathlib.Path, copy: pathlib.Path, version: str) -> boo
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read(CONFIG))
         weights = io.BytesIO(archive.read(WEIGHTS))
-        is_changed = drop_unknown_arguments(config, version.startswith("3"))
-        is_changed |= drop_early_builds(config)
-        is_changed |= name_functions(config)
-        is_changed |= drop_compilations(config, of_models_inside=True)
+        # Keras is told not to read how the model itself was compiled.
+        is_changed = repair(config, version.startswith("3"), of_models_inside=True)
         with h5py.File(weights, "r+") as file:
             is_changed |= rename_groups(file)
         if not is_changed:
@@ -89,15 +87,30 @@ def _repair_hdf5(path: pathlib.Path, copy: pathlib.Path, version: str) -> bool:
     """Writes a repaired copy, if there is anything to repair."""
     with h5py.File(path, "r") as file:
         config = json.loads(file.attrs["model_config"])
-    is_changed = drop_unknown_arguments(config, version.startswith("3"))
-    is_changed |= name_functions(config)
-    is_changed |= drop_compilations(config)
-    if not is_changed:
+    if not repair(config, version.startswith("3")):
         return False
     shutil.copyfile(path, copy)
     with h5py.File(copy, "r+") as file:
         file.attrs["model_config"] = json.dumps(config)
     return True
+
+
+def repair(config: Any, is_keras3: bool, of_models_inside: bool = False) -> bool:
+    """Makes a configuration one that this release reads, in place.
+
+    Args:
+      config: of a model.
+      is_keras3: whether Keras 3 wrote it.
+      of_models_inside: see `drop_compilations`.
+
+    Returns:
+      Whether anything was changed.
+    """
+    is_changed = drop_unknown_arguments(config, is_keras3)
+    is_changed |= drop_early_builds(config)
+    is_changed |= name_functions(config)
+    is_changed |= drop_compilations(config, of_models_inside)
+    return is_changed
 
 
 def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:

@@ -142,6 +142,16 @@ class Record:
         return self.source is not None and self.source.key == "student"
 
     @property
+    def exact(self) -> str:
+        """What the model that was quantized is called."""
+        return "float student" if self.is_distilled else "float model"
+
+    @property
+    def reference(self) -> str:
+        """What the model is called with which all agreements are."""
+        return "teacher" if self.is_distilled else "float model"
+
+    @property
     def images(self) -> str:
         """What images held out are, in words."""
         kind = self.page.get("generated", {}).get("kind", GENERATED)

@@ -69,25 +69,15 @@ def file_name(widths: str) -> str:
     return "int8 file" if widths == "W8A8" else f"{widths} file"
 
 
-def _exact(record: Record) -> str:
-    """What the model that was quantized is called."""
-    return "float student" if record.is_distilled else "float model"
-
-
-def _reference(record: Record) -> str:
-    """What the model is called with which all agreements are."""
-    return "teacher" if record.is_distilled else "float model"
-
-
 def _by_labels(record: Record, best: Row, exact: Row, rests: list[str]) -> Verdict:
     right, before = best.measured["accuracy"], exact.measured["accuracy"]
     count = best.measured["images"]
     lost = before - right
     if abs(lost) * count < 0.5:
-        compared = f"as many as the {_exact(record)}"
+        compared = f"as many as the {record.exact}"
     else:
         points = f"{100 * abs(lost):.2f} points {'fewer' if lost > 0 else 'more'}"
-        compared = f"{points} than the {_exact(record)}"
+        compared = f"{points} than the {record.exact}"
     sentence = (
         f"The {file_name(record.widths)} is right on {percent(right)} of {count:,} "
         f"labelled test images, {compared}."
@@ -102,7 +92,7 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
     same, _ = best.agreement
     subject = file_name(record.widths) if best.measured else "quantized network"
     sentence = (
-        f"The {subject} answers as the {_reference(record)} on {percent(same)} of "
+        f"The {subject} answers as the {record.reference} on {percent(same)} of "
         f"{record.images}"
     )
     if _is_one_class(best):
@@ -112,7 +102,7 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         return Verdict("unknown", sentence, rests)
     if expected is None:
         exact = record.source.agreement if record.source else None
-        whole = exact[0] if record.is_distilled and exact else 1.0
+        whole = exact[0] if exact else 1.0
         return Verdict(_level(whole - same), f"{sentence}.", rests)
     if record.is_distilled:
         sure = f"{percent(expected)} of those of which that is sure"
@@ -150,7 +140,7 @@ def _measured(record: Record, best: Row) -> list[str]:
     else:
         said.append(
             "No labelled images were given: accuracy is not known, and agreement with "
-            f"the {_reference(record)} stands in for it."
+            f"the {record.reference} stands in for it."
         )
     if measured.get("agreement") is not None:
         low, high = interval(measured["agreement"], measured["images"])
@@ -158,7 +148,7 @@ def _measured(record: Record, best: Row) -> list[str]:
         is_real = measured.get("accuracy") is not None
         images = f"those {count} images" if is_real else f"{count} {record.images}"
         said.append(
-            f"File and {_reference(record)} give the same class on "
+            f"File and {record.reference} give the same class on "
             f"{percent(measured['agreement'])} of {images} (95 % interval: "
             f"{percent(low)} to {percent(high)})."
         )
@@ -175,7 +165,7 @@ def _expected(record: Record, best: Row) -> list[str]:
     if expected is not None:
         said.append(
             "On the three quarters of images held out, and of 1/f noise, of which the "
-            f"{_exact(record)} is surest, both agree on {percent(expected)}. Real "
+            f"{record.exact} is surest, both agree on {percent(expected)}. Real "
             "images of the task are mostly of that kind; images near a border between "
             "two classes are where a rounding decides."
         )

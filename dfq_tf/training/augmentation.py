@@ -28,14 +28,13 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
     margins = [max(1, side // 8) for side in (height, width)]
     seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
     padded = tf.pad(inputs, [[0, 0], *([each, each] for each in margins), [0, 0]])
-    offsets = [
-        tf.random.stateless_uniform((2, batch, 1), seeds[0], 0, 2 * each + 1, tf.int32)[
-            axis
-        ]
-        for axis, each in enumerate(margins)
+    # The limit is one number, so that each margin draws for both axes.
+    drawn = [
+        tf.random.stateless_uniform((2, batch, 1), seeds[0], 0, 2 * m + 1, tf.int32)
+        for m in margins
     ]
-    rows = replica_slice(offsets[0]) + tf.range(height)
-    columns = replica_slice(offsets[1]) + tf.range(width)
+    rows = replica_slice(drawn[0][0]) + tf.range(height)
+    columns = replica_slice(drawn[1][1]) + tf.range(width)
     if augmentation == "crop_flip":
         chances = tf.random.stateless_uniform((batch, 1), seeds[1])
         is_flipped = replica_slice(chances) < 0.5
