@@ -916,6 +916,33 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         step.assert_not_called()
         self.assertTrue(helpers.all_equal(weights, again.student.model.weights))
 
+    def test_statistics_of_a_student_follow_its_last_steps(self):
+        """Those of published networks would be the first ones after a short run."""
+        learner = small_student()
+
+        def momenta(student):
+            kind = layers.BatchNormalization
+            found = student.model.layers
+            return [each.momentum for each in found if isinstance(each, kind)]
+
+        slow, *_ = (
+            each
+            for each in learner.model.layers
+            if isinstance(each, layers.BatchNormalization)
+        )
+        slow.momentum = 0.999
+        (student,) = api._students(learner, 1, 0, "float32")
+        self.assertEqual(momenta(student), [0.9, 0.9])
+        self.assertEqual(momenta(learner), [0.999, 0.9])
+        self.assertEqual(momenta(api._best([student], [1.0], learner)), [0.999, 0.9])
+
+    def test_student_that_is_fed_in_another_way_is_another_run(self):
+        folder, student = self.get_temp_dir(), small_student()
+        self.distill(student, directory=folder)
+        fed = dataclasses.replace(student.description, input_scale=(1 / 255,))
+        with self.assertRaisesRegex(TrainingError, "student's feeding: .* -> .*0.0039"):
+            self.distill(Learner(student.model, fed), directory=folder)
+
     def test_curve_has_agreement_and_what_the_caller_measures(self):
         folder = self.get_temp_dir()
         images = digits.split("test").images[:20]

@@ -1,6 +1,7 @@
 """Flagfiles of the paper: their networks are built, and take a step of each kind."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from unittest import mock
@@ -17,6 +18,7 @@ from dfq_tf.distillation import budget, generator, pool
 from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import AUTO, BitWidths, CalibrationConfig, qat_recipe, recipe
 from dfq_tf.training.learner import Learner
 from dfq_tf.with_data import datasets
@@ -117,6 +119,26 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             {"synthesis_loss", "distillation_loss"}, result.measurements
         )
         self.assertGreater(quantize.qat_config().rounds, 0)
+
+    @flagsaver.flagsaver
+    def test_folder_called_as_a_network_does_not_hide_it(self):
+        flags.FLAGS(["run", "--teacher=wrn_10_1", "--dataset=digits"])
+        folder, before = helpers.new_folder(), os.getcwd()
+        (folder / "wrn_10_1").mkdir()
+        os.chdir(folder)
+        self.addCleanup(os.chdir, before)
+        dataset = datasets.open_dataset("digits")
+        self.assertIsNone(run_tool.read_or_check_teacher(dataset))  # to be trained
+
+    def test_memory_of_an_earlier_call_is_kept_where_it_was_more(self):
+        workdir = Workdir(helpers.new_folder(), {})
+        run_tool.add_peak(workdir)
+        now = workdir.metrics()["peak_memory_mib"]
+        self.assertGreater(now, 0)
+        for before, kept in ((10 * now, 10 * now), (1, now)):
+            workdir.add_metrics(peak_memory_mib=before)
+            run_tool.add_peak(workdir)
+            self.assertGreaterEqual(workdir.metrics()["peak_memory_mib"], kept)
 
     @parameterized.parameters(([], AUTO, "auto"), (["--batch_size=64"], 64, "64"))
     @flagsaver.flagsaver

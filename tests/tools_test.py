@@ -24,7 +24,7 @@ from tools import common, compare, quantize
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator, phases
-from dfq_tf.errors import WorkdirError
+from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.reports.workdir import Workdir
 from tests import helpers
@@ -663,6 +663,18 @@ class CompareTest(tf.test.TestCase):
             with (self.workdir / "W4A16" / f"{kind}_curve.csv").open() as file:
                 rows = list(csv.DictReader(file))
             self.assertEqual([int(r["step"]) for r in rows], list(range(steps + 1)))
+
+    def test_multi_label_teacher_teaches_nobody(self):
+        said = ModelDescription((0,), (1,), "sigmoid", tuple("ab"))
+        teacher = types.SimpleNamespace(description=said)
+        given = types.SimpleNamespace(columns=[])
+        with mock.patch.object(compare, "FLAGS", given):
+            left = compare.taught_by(teacher, ["q", "qat", "df_q", "df_qat_kd"])
+            self.assertEqual(left, ["q", "df_q"])
+            given.columns = ["df_q", "df_rec_kd"]
+            with self.assertRaisesRegex(ConfigError, "from which no student can be"):
+                compare.taught_by(teacher, given.columns)
+            self.assertEqual(compare.taught_by(teacher, ["df_rec"]), ["df_rec"])
 
     def test_curve_of_a_training_that_was_interrupted_waits_for_its_end(self):
         workdir = self.folder / "interrupted"
