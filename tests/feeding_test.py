@@ -8,7 +8,14 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ConfigError
-from dfq_tf.importing import FEEDINGS, as_classifier, classifiers, feeding
+from dfq_tf.graph import ModelDescription
+from dfq_tf.importing import (
+    FEEDINGS,
+    as_classifier,
+    classifiers,
+    feeding,
+    load_classifier,
+)
 from dfq_tf.procedural import natural_noise
 from tests.helpers import new_folder
 from tests.tool_runner import run_in_process
@@ -222,6 +229,22 @@ class OwnTest(parameterized.TestCase, tf.test.TestCase):
             classifier = as_classifier(model)
         self.assertEqual(classifier.description.input_mean, (0.0,))
         self.assertEqual(classifiers.read(model).findings, {})
+
+    def test_description_beside_the_file_comes_on_top(self):
+        new = model_of(keras, SHAPE, np.zeros(4), np.ones(4), np.ones((3, 4)))
+        path = new_folder() / "model.keras"
+        behind(new, keras.layers.Rescaling(1 / 255)).save(path)
+        for mean, both in ((127.5, True), (0.0, False)):
+            ModelDescription((mean,), (1.0,), "logits", tuple("abc")).save(
+                path.with_suffix(".json")
+            )
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                description = load_classifier(path).description
+            texts = [str(w.message) for w in caught]
+            said = [text for text in texts if "input_mean (127.5,) and" in text]
+            self.assertLen(said, both)
+            self.assertAllClose(description.input_mean, [mean])
 
     @parameterized.parameters(*LIBRARIES)
     def test_what_cannot_be_taken_off_prepares_too(self, library):

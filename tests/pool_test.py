@@ -67,12 +67,14 @@ class StoreTest(tf.test.TestCase):
 class CapacityTest(parameterized.TestCase):
     @parameterized.parameters(
         (128, (32, 32, 3), 32, 4096),
+        (128, (32, 32, 3), 320, 4096, 10),
         (32, (224, 224, 3), 27, 891),  # a quarter of 512 MiB each
+        (32, (224, 224, 3), 27, 891, 10),
         (128, (512, 512, 3), 2, 170),
         (128, (8192, 8192, 3), 2, 1),
     )
-    def test_what_is_kept_fits_into_memory(self, size, shape, batches, others):
-        self.assertEqual(pool.capacity(size, shape), (batches, others))
+    def test_what_is_kept_fits_into_memory(self, size, shape, batches, others, times=1):
+        self.assertEqual(pool.capacity(size, shape, times), (batches, others))
 
 
 class AnswersTest(parameterized.TestCase, tf.test.TestCase):

@@ -110,6 +110,30 @@ class SynthesizerTest(tf.test.TestCase):
         self.assertEqual(batches[1].shape, batches[0].shape)
         self.assertNotAllEqual(batches[1], batches[0])
 
+    def test_what_the_teacher_said_in_the_later_half_is_given_away(self):
+        synthesizer = self.made(student_augmentation="crop", generator_steps=4)
+        kept, given = (
+            Store(
+                4,
+                images=((8, *SHAPE), tf.uint8),
+                **({"logits": ((8, 4), tf.float32)} if has_logits else {}),
+            )
+            for has_logits in (False, True)
+        )
+        with helpers.eagerly():
+            (make,) = synthesizer.makers([kept], seed=0)
+            make(0)
+            self.assertEqual(given.added, 0)
+            synthesizer.take_answers = given.add
+            make(1)
+        self.assertEqual(given.added, 2)
+        found = given.all()
+        # Of the pixels that are given away with it, before they were rounded.
+        expected = helpers.small_classifier(SHAPE).scores(found["images"])
+        error = np.std(found["logits"] - expected)
+        self.assertLess(error, 0.05 * np.std(expected, axis=0).mean())
+        self.assertNotAllEqual(*np.split(found["images"], 2))
+
     def test_start_moves_down_the_sum_of_all_gradients_of_its_batch(self):
         synthesizer = self.made()
         start = helpers.copies(synthesizer._start)

@@ -49,6 +49,9 @@ _MAKERS = {
     "leaves": dead_leaves,
     "photographs": photographs.crops,
 }
+# Answered batches that are kept, over those that there are before the first student
+# step. Of few, a student learns those that it saw last by heart (docs/results.md).
+_KEPT_ANSWERS = 10
 # Part of the time that the curve and the checkpoints take.
 _SPARE = 0.03
 _TIMED = range(3)
@@ -87,9 +90,9 @@ class Training(tf.Module):
         self.held_out = Store(
             max(2, math.ceil(_HELD_OUT_IMAGES / size)), images=(shape, tf.uint8)
         )
-        num_answered, count = capacity(size, teacher.image_shape)
+        num_kept, count = capacity(size, teacher.image_shape, _KEPT_ANSWERS)
         others = _others(teacher, context, count)
-        answered = answer_store(teacher, size, num_answered)
+        answered = answer_store(teacher, size, num_kept)
         self.answers = Answers(teacher, self.bank, others, config, answered)
         self.total_student_steps = tf.Variable(1)
         # What has gone by, and what of it in rounds with student steps: seconds.
@@ -183,7 +186,8 @@ class Budget:
         with stage("images of formulas", context.progress):
             self._training = Training(teacher, students, context)
         self._num_held_out = self._training.held_out.num_batches
-        self._num_answered = self._training.answers.store.num_batches
+        shape = teacher.image_shape
+        self._num_answered, _ = capacity(self._config.batch_size, shape)
         self._compile()
         self._plan = self._planned()
         self._round_ended = time.monotonic()
@@ -241,6 +245,7 @@ class Budget:
             identity={
                 **phases.identity_of(training.teacher, self._context),
                 "plan": repr(plan),
+                "answered batches": str(training.answers.store.num_batches),
                 **(identity or {}),
             },
             evaluate=evaluate,
@@ -277,6 +282,11 @@ class Budget:
         # Its very first batches are poor. The last ones before the students begin are
         # held out in their place: the generator has learnt, and is against nobody yet.
         is_held_out = -self._num_held_out <= done < 0 and self._has_learnt(plan)
+        if done > 0:
+            # From now on the newest images are learnt from with the answers that the
+            # generator has had for them, which cost nothing.
+            for synthesizer in training.synthesizers:
+                synthesizer.take_answers = training.answers.store.add
         measurements = self._make_batch(number, is_held_out)
         if done < 0:
             return measurements

@@ -70,14 +70,21 @@ class Store(tf.Module):
         return [tf.gather(variable, rows) for variable in self._parts.values()]
 
 
-def capacity(batch_size: int, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+def capacity(
+    batch_size: int, image_shape: tuple[int, int, int], times: int = 1
+) -> tuple[int, int]:
     """How many answered batches are kept, and images of each kind of `Answers.others`.
 
     Fewer where they take more than a quarter of BANK_MEMORY each.
+
+    Args:
+      batch_size: images in a batch.
+      image_shape: (height, width, channels).
+      times: how many times as many batches as usual are wanted.
     """
     images = BANK_MEMORY // 4 // math.prod(image_shape)
     batches = images // batch_size
-    return max(2, min(_ANSWERED, batches)), max(1, min(_OTHERS, images))
+    return max(2, min(times * _ANSWERED, batches)), max(1, min(_OTHERS, images))
 
 
 def answer_store(teacher: ObservedTeacher, size: int, num_batches: int) -> Store:

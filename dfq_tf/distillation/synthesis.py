@@ -39,6 +39,8 @@ class Synthesizer(tf.Module):
     Attributes:
       generator: fits the batch at hand.
       adversarial_weight: scalar variable, 0 at first.
+      take_answers: is given what the teacher saw and said in each step of the later
+        half of a batch, images and logits as of `pool.answer_store`; None at first.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Synthesizer(tf.Module):
         self._teacher, self._students, self._config = teacher, students, config
         self.generator = generator
         self.adversarial_weight = tf.Variable(0.0)
+        self.take_answers: Callable[..., None] | None = None
         size = config.batch_size
         self._start = [tf.Variable(v) for v in generator.trainable_variables]
         self._gradients = [tf.Variable(tf.zeros_like(v)) for v in self._start]
@@ -65,6 +68,8 @@ class Synthesizer(tf.Module):
         self._present = [tf.Variable(m) for m in moments]
         self._best = tf.Variable(tf.zeros((size, *teacher.image_shape), tf.uint8))
         self._best_loss = tf.Variable(0.0)
+        self._seen = tf.Variable(tf.zeros_like(self._best))
+        self._logits = tf.Variable(tf.zeros((size, teacher.num_classes)))
         rate = config.synthesis_learning_rate
         # The start moves once for each batch, as far as the generator in all its steps.
         self._start_optimizer = optimizers.steady_adam(
@@ -128,6 +133,8 @@ class Synthesizer(tf.Module):
             [*weights, self._latents],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        self._seen.assign(tf.cast(tf.round(seen), tf.uint8))
+        self._logits.assign(logits)
         images = tf.cast(tf.round(pixels), tf.uint8)
         self._best.assign(tf.where(loss < self._best_loss, images, self._best))
         self._best_loss.assign(tf.minimum(loss, self._best_loss))
@@ -155,6 +162,13 @@ class Synthesizer(tf.Module):
             past.assign(mixed)
         return tf.identity(self._best)
 
+    def hand_over(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Gives away what the teacher saw in the last step, rounded, and said."""
+        del seed_and_step  # nothing is drawn
+        assert self.take_answers is not None
+        self.take_answers(images=self._seen, logits=self._logits)
+        return {}
+
     def makers(
         self, stores: Sequence[Store], seed: int
     ) -> list[Callable[[int], steps.Measurements]]:
@@ -173,14 +187,18 @@ class Synthesizer(tf.Module):
             return lambda seed_and_step: store.add(images=self.keep(seed_and_step))
 
         begin, improve = phases.compiled(self.begin), phases.compiled(self.improve)
+        hand_over = phases.compiled(self.hand_over)
+        num_steps = self._config.generator_steps
 
         def make(keep: Callable[[tf.Tensor], None], number: int) -> steps.Measurements:
             batch = tf.constant([seed, number])
             begin(batch)
             measurements: steps.Measurements = {}
-            for i in range(self._config.generator_steps):
-                step = number * self._config.generator_steps + i
-                measurements = improve(tf.constant([seed, step]))
+            for i in range(num_steps):
+                step = tf.constant([seed, number * num_steps + i])
+                measurements = improve(step)
+                if self.take_answers is not None and i >= num_steps // 2:
+                    hand_over(step)
             keep(batch)
             return dict(measurements)
 

@@ -137,13 +137,14 @@ def how_to_say(found: feedings.Found | None, own: Preprocessing | None) -> str:
 
 
 def warn(said: Said, found: feedings.Found | None, own: Preprocessing | None) -> None:
-    """Warns of a feeding that was found, or that is not what is said.
+    """Warns of a feeding that was found, is not what is said, or comes on top.
 
     Args:
       said: what was said, before the decision.
       found: what a BatchNormalization says.
       own: what the model's own preprocessing does, or None.
     """
+    _warn_of_both(said, own)
     if found is None or not found.is_clear:
         return
     flags, arguments = f"--feeding={found.name}", f"feeding={found.name!r}"
@@ -170,6 +171,21 @@ def warn(said: Said, found: feedings.Found | None, own: Preprocessing | None) ->
         f"its training. Of the usual ways one, {near}. Compare with {flags} "
         f"({arguments})",
         stacklevel=4,
+    )
+
+
+def _warn_of_both(said: Said, own: Preprocessing | None) -> None:
+    """Warns where the description beside a file comes before the model's own."""
+    given = None if said.is_by_user else said.given
+    if own is None or own.is_nothing or given is None or given.is_nothing:
+        return
+    numbers = described(given, "logits", ())
+    warnings.warn(
+        f"the .json beside the model says input_mean {numbers.input_mean} and "
+        f"input_scale {numbers.input_scale}, and the model has preprocessing of its "
+        "own, such as a Rescaling layer: both apply, one behind the other. If the "
+        "model takes pixels as they are, say input_mean 0 and input_scale 1 there",
+        stacklevel=5,
     )
 
 
