@@ -151,6 +151,7 @@ def main(arguments: list[str]) -> None:
         Learner(model, student.description).save(FLAGS.out)
         return
     (synthesizer,) = made.synthesizers
+    synthesizer.take_answers = made.answers.store.add
 
     def keep(seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
         made.bank.add(images=synthesizer.keep(seed_and_step))
@@ -159,6 +160,7 @@ def main(arguments: list[str]) -> None:
     steps = {
         "begin": synthesizer.begin,
         "improve": synthesizer.improve,
+        "hand_over": synthesizer.hand_over,
         "keep": keep,
         "answer": made.answers.refresh,
         "student": made.student_step,

@@ -143,11 +143,13 @@ class Run:
         at = jax.device_put(np.array([self._seed, number], np.int32))
         return self._steps[kind](at, self._values)
 
-    def _batch(self, number: int) -> dict:
+    def _batch(self, number: int, gives_answers: bool = False) -> dict:
         self._take("begin", number)
         count = self._settings["generator_steps"]
         for i in range(count):
             found = self._take("improve", number * count + i)
+            if gives_answers and i >= count // 2:
+                self._take("hand_over", number * count + i)
         self._take("keep", number)
         return found
 
@@ -168,7 +170,7 @@ class Run:
         for number in range(HELD_OUT):  # which the recipe holds out; here they stay
             self._batch(number)
         while part < 1:
-            found = self._batch(HELD_OUT + index)
+            found = self._batch(HELD_OUT + index, gives_answers=students_rounds > 0)
             if part >= self._first:
                 if not students_rounds:
                     self._begin_students()
