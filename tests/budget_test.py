@@ -76,9 +76,9 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             ((make, _),) = made._makers
             batches = []
 
-            def making(number):
+            def making(number, gives_answers):
                 batches.append(number)
-                return make(number)
+                return make(number, gives_answers)
 
             made._makers = [(making, None)]
             teacher = helpers.copies(tf.nest.flatten(self.observed.weights))
@@ -121,7 +121,8 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             ((_, hold_out),) = made._makers
             (keep, _), *_ = made._makers
 
-            def holding(number):
+            def holding(number, gives_answers):
+                self.assertFalse(gives_answers)
                 found = hold_out(number)
                 self.assertEqual(made._training.synthesizers[0].adversarial_weight, 0)
                 batches.append(number)

@@ -121,11 +121,10 @@ class SynthesizerTest(tf.test.TestCase):
             for has_logits in (False, True)
         )
         with helpers.eagerly():
-            (make,) = synthesizer.makers([kept], seed=0)
+            (make,) = synthesizer.makers([kept], seed=0, answered=given)
             make(0)
             self.assertEqual(given.added, 0)
-            synthesizer.take_answers = given.add
-            make(1)
+            make(1, gives_answers=True)
         self.assertEqual(given.added, 2)
         found = given.all()
         # Of the pixels that are given away with it, before they were rounded.

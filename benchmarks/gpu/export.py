@@ -151,7 +151,6 @@ def main(arguments: list[str]) -> None:
         Learner(model, student.description).save(FLAGS.out)
         return
     (synthesizer,) = made.synthesizers
-    synthesizer.take_answers = made.answers.store.add
 
     def keep(seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
         made.bank.add(images=synthesizer.keep(seed_and_step))
@@ -160,7 +159,7 @@ def main(arguments: list[str]) -> None:
     steps = {
         "begin": synthesizer.begin,
         "improve": synthesizer.improve,
-        "hand_over": synthesizer.hand_over,
+        "hand_over": lambda _: synthesizer.hand_over(made.answers.store),
         "keep": keep,
         "answer": made.answers.refresh,
         "student": made.student_step,

@@ -282,12 +282,9 @@ class Budget:
         # Its very first batches are poor. The last ones before the students begin are
         # held out in their place: the generator has learnt, and is against nobody yet.
         is_held_out = -self._num_held_out <= done < 0 and self._has_learnt(plan)
-        if done > 0:
-            # From now on the newest images are learnt from with the answers that the
-            # generator has had for them, which cost nothing.
-            for synthesizer in training.synthesizers:
-                synthesizer.take_answers = training.answers.store.add
-        measurements = self._make_batch(number, is_held_out)
+        # Where there is a student, the newest images are learnt from with the answers
+        # that the generator has had for them, which cost nothing.
+        measurements = self._make_batch(number, is_held_out, gives_answers=done > 0)
         if done < 0:
             return measurements
         if done == 0:
@@ -326,13 +323,16 @@ class Budget:
         self._student_step = phases.compiled(training.student_step)
         stores = (training.bank, training.held_out)
         self._makers = [
-            each.makers(stores, self._context.seed) for each in training.synthesizers
+            each.makers(stores, self._context.seed, training.answers.store)
+            for each in training.synthesizers
         ]
 
-    def _make_batch(self, number: int, held_out: bool = False) -> steps.Measurements:
+    def _make_batch(
+        self, number: int, held_out: bool = False, gives_answers: bool = False
+    ) -> steps.Measurements:
         """A batch of new images, which go into the bank, or to those held out."""
         makers = self._makers[number % len(self._makers)]
-        return makers[held_out](number)
+        return makers[held_out](number, gives_answers)
 
     def _planned(self) -> KeptPlan:
         """The plan: that of the steps, or one written down before, or a new one.

@@ -39,8 +39,6 @@ class Synthesizer(tf.Module):
     Attributes:
       generator: fits the batch at hand.
       adversarial_weight: scalar variable, 0 at first.
-      take_answers: is given what the teacher saw and said in each step of the later
-        half of a batch, images and logits as of `pool.answer_store`; None at first.
     """
 
     def __init__(
@@ -54,7 +52,6 @@ class Synthesizer(tf.Module):
         self._teacher, self._students, self._config = teacher, students, config
         self.generator = generator
         self.adversarial_weight = tf.Variable(0.0)
-        self.take_answers: Callable[..., None] | None = None
         size = config.batch_size
         self._start = [tf.Variable(v) for v in generator.trainable_variables]
         self._gradients = [tf.Variable(tf.zeros_like(v)) for v in self._start]
@@ -162,42 +159,46 @@ class Synthesizer(tf.Module):
             past.assign(mixed)
         return tf.identity(self._best)
 
-    def hand_over(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Gives away what the teacher saw in the last step, rounded, and said."""
-        del seed_and_step  # nothing is drawn
-        assert self.take_answers is not None
-        self.take_answers(images=self._seen, logits=self._logits)
+    def hand_over(self, answered: Store) -> dict[str, tf.Tensor]:
+        """Adds what the teacher saw in the last step, rounded, and said."""
+        answered.add(images=self._seen, logits=self._logits)
         return {}
 
     def makers(
-        self, stores: Sequence[Store], seed: int
-    ) -> list[Callable[[int], steps.Measurements]]:
+        self, stores: Sequence[Store], seed: int, answered: Store | None = None
+    ) -> list[Callable[..., steps.Measurements]]:
         """Compiles the making of batches.
 
         Args:
           stores: of images.
           seed: of the run.
+          answered: for what the teacher sees and says, of `pool.answer_store`.
 
         Returns:
           For each store a function of a batch's number: it makes the batch, puts it
-          there, and gives the last step's measurements.
+          there, and gives the last step's measurements. If `gives_answers`, which is
+          False by default, `answered` takes those of the later half of the steps.
         """
 
         def keeping(store: Store) -> Callable[[tf.Tensor], None]:
             return lambda seed_and_step: store.add(images=self.keep(seed_and_step))
 
         begin, improve = phases.compiled(self.begin), phases.compiled(self.improve)
-        hand_over = phases.compiled(self.hand_over)
         num_steps = self._config.generator_steps
+        hand_over = None
+        if answered is not None:
+            hand_over = phases.compiled(lambda seed_and_step: self.hand_over(answered))
 
-        def make(keep: Callable[[tf.Tensor], None], number: int) -> steps.Measurements:
+        def make(
+            keep: Callable[[tf.Tensor], None], number: int, gives_answers: bool = False
+        ) -> steps.Measurements:
             batch = tf.constant([seed, number])
             begin(batch)
             measurements: steps.Measurements = {}
             for i in range(num_steps):
                 step = tf.constant([seed, number * num_steps + i])
                 measurements = improve(step)
-                if self.take_answers is not None and i >= num_steps // 2:
+                if hand_over and gives_answers and i >= num_steps // 2:
                     hand_over(step)
             keep(batch)
             return dict(measurements)
