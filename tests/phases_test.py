@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import functools
+import glob
 import warnings
 from unittest import mock
 
@@ -99,8 +100,9 @@ def _weights_of(teacher):
     return tf.nest.flatten(teacher.weights)
 
 
-def _interrupting(interrupted_at):
-    """A loop that saves at every other step, and is interrupted at one."""
+def _interrupting(interrupted_at, **changes):
+    """A loop that saves when it may, at every other step; one step interrupts it."""
+    changes = changes or {"measure_every": 2}
 
     def run_loop(name, step, *args, **kwargs):
         def interrupted(index):
@@ -108,9 +110,8 @@ def _interrupting(interrupted_at):
                 raise KeyboardInterrupt
             return step(index)
 
-        return loop.run_loop(
-            name, interrupted, *args, measure_every=2, save_seconds=0, **kwargs
-        )
+        kwargs |= {"save_seconds": 0, **changes}
+        return loop.run_loop(name, interrupted, *args, **kwargs)
 
     return mock.patch.object(phases, "run_loop", run_loop)
 
@@ -285,6 +286,14 @@ class DistillTest(PhasesTestCase):
         continued = _Runs()
         continued.distill(directory)
         self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    @helpers.eagerly()
+    def test_each_round_may_be_followed_by_a_checkpoint(self):
+        """Of large images one takes minutes."""
+        directory = self.get_temp_dir()
+        with _interrupting(3, save_seconds=0), self.assertRaises(KeyboardInterrupt):
+            _Runs().distill(directory)
+        self.assertLen(glob.glob(f"{directory}/checkpoints/*/ckpt-3.index"), 1)
 
     @helpers.eagerly()
     def test_finished_run_is_not_repeated(self):

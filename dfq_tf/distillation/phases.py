@@ -211,9 +211,8 @@ def distill(
     state = new_state(copies, context, teacher, made, config.rounds, students)
     if bank is None:
         bank = make_bank(students[0], config, context.seed)
-    pool = _make_pool(warmed, images, context)
     known = {**identity_of(teacher, context), **(identity or {})}
-    one_round = _Round(state, context, bank, pool)
+    one_round = _Round(state, context, bank, _make_pool(warmed, images, context))
     rounds = _affordable_rounds(one_round, name, known, context)
     measurements = run_loop(
         name,
@@ -224,6 +223,7 @@ def distill(
         identity=known,
         evaluate=copies.up_to_date(evaluate),
         evaluate_every=max(1, rounds // 10),
+        measure_every=1,  # of large images, one round takes minutes
     )
     copies.write_back()
     return {**measurements, **({"rounds": rounds} if config.max_minutes else {})}
