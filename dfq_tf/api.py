@@ -84,6 +84,7 @@ from dfq_tf.training import (
     check_device,
     check_model,
     check_one_process,
+    is_of_layers,
     randomized,
     resolve_precision,
     run_loop,
@@ -588,15 +589,17 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
         calibrated with, see `Source.kind`. expected_agreement: the same, the mean over
         the kinds, of the three quarters of images on which the largest logit is
         farthest from the next; without kinds of which the float network answers nearly
-        all images with one class, and not there if none is left. sqnr_KIND: of the
-        scores, in dB.
+        all images with one class, and not there if none is left, nor for sigmoid
+        scores, whose classes do not exclude each other. sqnr_KIND: of the scores, in
+        dB.
 
     Warns:
-      UserWarning: there is no expected_agreement.
+      UserWarning: all images have one class, so that there is no expected_agreement.
     """
     with stage("expected agreement", prepared.context.progress):
         found = _expected(prepared, network)
-    if "expected_agreement" not in found:
+    is_told = "expected_agreement" in found
+    if not is_told and _exclude_each_other(prepared.teacher):
         warnings.warn(
             "the float network answers nearly all images that are to be had here with "
             "one class: that the quantized network does so too says little of it. "
@@ -610,11 +613,13 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
 def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     found: dict[str, float] = {}
     sure = []
+    one_class = _exclude_each_other(prepared.teacher)
     for kind, (images, exact) in prepared.exact_by_kind.items():
         scores = network.scores(images)
         found[f"agreement_{kind}"] = agreement(scores, exact)
         found[f"sqnr_{kind}"] = sqnr(exact, scores)
-        if np.bincount(exact.argmax(-1)).max() > _MOST_OF_A_CLASS * len(exact):
+        most = np.bincount(exact.argmax(-1)).max()
+        if not one_class or most > _MOST_OF_A_CLASS * len(exact):
             continue
         top = np.sort(exact, axis=-1)[:, -2:]
         order = np.argsort(top[:, 0] - top[:, 1])  # the surest first
@@ -639,10 +644,14 @@ def needed_method(
       expected_agreement: of it, see `expected`; None where nothing tells.
     """
     has_few = min([*network.bits.values(), *network.kernel_bits.values()]) < 8
-    says_enough = teacher.description.probabilities != "sigmoid"
     share = 1.0 if expected_agreement is None else expected_agreement
-    is_poor = says_enough and share < _ENOUGH_AGREEMENT
+    is_poor = _exclude_each_other(teacher) and share < _ENOUGH_AGREEMENT
     return "df_rec" if has_few or is_poor else "df_q"
+
+
+def _exclude_each_other(teacher: Classifier) -> bool:
+    """Whether an image is of one class: not so of sigmoid scores."""
+    return teacher.description.probabilities != "sigmoid"
 
 
 def reconstructed(
@@ -770,7 +779,8 @@ def better(
 
     Returns:
       One of the two; and the agreement of each on images held out, the mean over their
-      kinds, which decides.
+      kinds, which decides. Of sigmoid scores, whose classes do not exclude each other,
+      it is the share of classes, over all images, to which both say the same.
 
     Warns:
       UserWarning: the second is much worse.
@@ -792,9 +802,16 @@ def better(
 
 def _agreements(prepared: Prepared, network: QuantizedNetwork) -> list[float]:
     """With the teacher, on images held out of each kind."""
+    teacher = prepared.teacher
+    yes = 0.5 if teacher.description.output == "sigmoid" else 0.0
+
+    def same(scores: np.ndarray, answers: np.ndarray) -> float:
+        if _exclude_each_other(teacher):
+            return agreement(scores, answers)
+        return float(np.mean((scores > 0) == (answers > yes)))
+
     return [
-        agreement(network.scores(images), answers)
-        for images, answers in prepared.judging
+        same(network.scores(images), answers) for images, answers in prepared.judging
     ]
 
 
@@ -1022,8 +1039,23 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
             f"{said} last layer gives {gives}; a student learns logits: let it end "
             f"without softmax or sigmoid{advice}"
         )
+    _check_can_be_copied(student.model)
     _check_can_learn(student.model)
     return student
+
+
+def _check_can_be_copied(student: keras.Model) -> None:
+    """Raises ConfigError for a layer that does not tell its settings."""
+    for layer in student._flatten_layers():
+        try:
+            if not is_of_layers(layer):  # else what is in it is asked
+                layer.get_config()
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"the student's layer {layer.name} is a {type(layer).__name__} without "
+                "get_config, so that no copy of it can be made; let its class have a "
+                "get_config that returns all arguments of its __init__"
+            ) from error
 
 
 def _check_can_learn(student: keras.Model) -> None:
@@ -1069,11 +1101,7 @@ def _with_probabilities_of(teacher: Classifier, student: Learner) -> Learner:
 
 
 def _structure(model: keras.Model) -> str:
-    """A digest of a tf_keras model, but for the values of its weights and names.
-
-    Of a model with a layer that cannot tell its settings, the classes of layers and the
-    shapes of weights count.
-    """
+    """A digest of a tf_keras model, but for the values of its weights and names."""
     layers = list(model._flatten_layers())
     numbers: dict[str, int] = {}  # a name -> when it is met first
     for layer in layers:
@@ -1089,10 +1117,7 @@ def _structure(model: keras.Model) -> str:
         known = value is None or isinstance(value, (bool, int, float))
         return value if known else type(value).__name__
 
-    try:
-        config = numbered(model.get_config())
-    except NotImplementedError:
-        config = None
+    config = numbered(model.get_config())
     kinds = [type(layer).__name__ for layer in layers]
     shapes = [tuple(weight.shape) for weight in model.weights]
     return hashlib.sha256(repr((kinds, shapes, config)).encode()).hexdigest()
@@ -1129,7 +1154,8 @@ def _best(
 ) -> Learner:
     """The student that agrees most, in float32; its settings are those asked for."""
     best = _of_precision(students[int(np.argmax(agreements))], "float32")
-    for layer, own in zip(best.model.layers, asked.model.layers):
+    pairs = zip(best.model._flatten_layers(), asked.model._flatten_layers())
+    for layer, own in pairs:
         if isinstance(own, keras.layers.BatchNormalization):
             layer.momentum = own.momentum  # see `_quick`
     return best
@@ -1141,7 +1167,7 @@ def _quick(learner: Learner) -> Learner:
     Those of published networks follow the last thousands (momentum 0.999), which a
     distillation in minutes does not take.
     """
-    for layer in learner.model.layers:
+    for layer in learner.model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, _MOST_MOMENTUM)
     return learner
@@ -1191,7 +1217,7 @@ def check_trains(teacher: Classifier) -> None:
     The losses compare the softmax of logits, which says nothing of how high all of them
     are; but scores of classes that do not exclude each other hang on that.
     """
-    if teacher.description.probabilities == "sigmoid":  # of logits too
+    if not _exclude_each_other(teacher):
         raise ConfigError(
             "the teacher gives sigmoid scores, of classes that do not exclude each "
             "other, from which no student can be trained. To quantize the teacher "

@@ -561,6 +561,25 @@ class StructureTest(parameterized.TestCase):
     def test_settings_without_weights_count(self, **changes):
         self.assertNotEqual(self.structure(**changes), self.structure())
 
+    def test_a_layer_that_cannot_tell_its_settings_is_named(self):
+        class Scaled(keras.layers.Layer):
+            def __init__(self, factor, name=None):
+                super().__init__(name=name)
+                self.factor = factor
+
+            def call(self, inputs):
+                return self.factor * inputs
+
+        learner = small_student()
+        # Of plain numbers alone, Keras would tell them itself.
+        outputs = Scaled(np.float32([2.0]), name="twice")(learner.model.output)
+        model = keras.Model(learner.model.input, outputs)
+        for each in (model, keras.Sequential([layers.Input((8, 8, 1)), model])):
+            with self.assertRaisesRegex(
+                ConfigError, "layer twice is a Scaled without get_config"
+            ):
+                api._learner(each, digits.teacher())
+
 
 class DirectoryTest(tf.test.TestCase, parameterized.TestCase):
     """A directory belongs to the run that filled it."""
@@ -922,7 +941,7 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
 
         def momenta(student):
             kind = layers.BatchNormalization
-            found = student.model.layers
+            found = student.model._flatten_layers()
             return [each.momentum for each in found if isinstance(each, kind)]
 
         slow, *_ = (
@@ -931,10 +950,14 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
             if isinstance(each, layers.BatchNormalization)
         )
         slow.momentum = 0.999
-        (student,) = api._students(learner, 1, 0, "float32")
-        self.assertEqual(momenta(student), [0.9, 0.9])
-        self.assertEqual(momenta(learner), [0.999, 0.9])
-        self.assertEqual(momenta(api._best([student], [1.0], learner)), [0.999, 0.9])
+        # A published one may be inside of a model.
+        whole = keras.Sequential([layers.Input((8, 8, 1)), learner.model])
+        for given in (learner, Learner(whole, learner.description)):
+            (student,) = api._students(given, 1, 0, "float32")
+            self.assertEqual(momenta(student), [0.9, 0.9])
+            self.assertEqual(momenta(given), [0.999, 0.9])
+            best = api._best([student], [1.0], given)
+            self.assertEqual(momenta(best), [0.999, 0.9])
 
     def test_student_that_is_fed_in_another_way_is_another_run(self):
         folder, student = self.get_temp_dir(), small_student()
@@ -1541,6 +1564,43 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertWarnsRegex(UserWarning, "images .* with one class"):
             found = expected(held_out=one, procedural=one)
         self.assertEqual(found.keys(), EXPECTED - {"expected_agreement"})
+
+    def test_one_class_says_nothing_of_sigmoid_scores(self):
+        teacher = digits.teacher()
+        description = dataclasses.replace(teacher.description, probabilities="sigmoid")
+        several = Classifier(teacher.graph, description)
+        prepared = dataclasses.replace(self.prepared, teacher=several)
+        vars(prepared).update(
+            held_out=self.prepared.held_out, procedural=self.prepared.procedural
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = api.expected(prepared, self.network(BitWidths()))
+        self.assertEqual(found.keys(), EXPECTED - {"expected_agreement"})
+
+    @parameterized.parameters(("logits", 0.0), ("sigmoid", 0.5))
+    def test_the_better_of_sigmoid_scores_says_yes_as_often(self, output, yes):
+        """Not the one that has the same largest score."""
+        answers = np.array([[3.0, 2.0, -1.0], [1.0, 2.0, -3.0]])
+        one_largest = np.array([[3.0, -2.0, 1.0], [-1.0, 3.0, 2.0]])
+        same_sides = np.array([[2.0, 3.0, -1.0], [2.0, 1.0, -3.0]])
+        if output == "sigmoid":
+            answers = 1 / (1 + np.exp(-answers))
+        teacher = digits.teacher()
+        description = dataclasses.replace(
+            teacher.description, output=output, probabilities="sigmoid"
+        )
+        several = Classifier(teacher.graph, description)
+        prepared = dataclasses.replace(self.prepared, teacher=several)
+        vars(prepared)["judging"] = [(None, answers)]
+        first, second = (
+            mock.Mock(scores=lambda images, given=given: given)
+            for given in (one_largest, same_sides)
+        )
+        with self.assertWarns(UserWarning):
+            found, *shares = api.better(prepared, second, first, "trained")
+        self.assertIs(found, second)
+        self.assertAllClose(shares, [1.0, 2 / 6])
 
     @parameterized.parameters(
         ("W8A8", None, "df_q"),

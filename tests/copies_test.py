@@ -13,6 +13,14 @@ from tests import helpers, networks
 layers = keras.layers
 
 
+def nested():
+    """A model inside of another one."""
+    image = layers.Input((8, 8, 1))
+    x = layers.Conv2D(16, 3, use_bias=False, name="conv")(image)
+    body = keras.Model(image, layers.BatchNormalization()(x))
+    return keras.Sequential([body, layers.GlobalAveragePooling2D(), layers.Dense(9)])
+
+
 class HasFastBfloat16Test(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters(
         ("amd", "vendor_id : AuthenticAMD\nflags : fpu avx512_bf16 sse2\n", True),
@@ -110,8 +118,27 @@ class WithPrecisionTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(copy(inputs).dtype, tf.float32)
         self.assertAllClose(copy(inputs), model(inputs), atol=0.05)
 
+    def test_models_inside_are_copied_too(self):
+        """Such as a base of keras.applications below layers of one's own."""
+        model = nested()
+        self.assertIsInstance(model.layers[0], keras.Model)
+        inputs = helpers.random_inputs(model)
+        copy = copies.with_precision(model, "float32")
+        self.assertAllEqual(copy(inputs), model(inputs))
+        quick = copies.with_precision(model, "bfloat16")
+        body, _, last = quick.layers
+        self.assertEqual(body.get_layer("conv").compute_dtype, "bfloat16")
+        self.assertEqual(last.compute_dtype, "float32")
+        alone = copies.with_precision(keras.Sequential([nested()]), "bfloat16")
+        (inner,) = alone.layers
+        self.assertEqual(inner.layers[0].get_layer("conv").compute_dtype, "bfloat16")
+        self.assertEqual(inner.layers[-1].compute_dtype, "float32")
+
 
 class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
+    def test_seed_decides_the_kernels_of_models_inside(self):
+        self.check(nested())
+
     def test_seed_decides_every_kernel(self):
         model = networks.NETWORKS["mobilenet_like"]()
         names = {weight.name.split("/")[-1] for weight in model.weights}

@@ -99,10 +99,16 @@ class ReplicasTest(tf.test.TestCase):
 
 
 class BatchNormalizationTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.product(shape=((4, 4, 3), (5,)), precision=("float32", "bfloat16"))
-    def test_is_that_of_one_device(self, shape, precision):
+    @parameterized.product(
+        shape=((4, 4, 3), (5,)),
+        precision=("float32", "bfloat16"),
+        is_inside=(False, True),
+    )
+    def test_is_that_of_one_device(self, shape, precision, is_inside):
+        """Also in a model inside of another one."""
         image = keras.layers.Input(shape)
-        outputs = keras.layers.BatchNormalization(momentum=0.8)(image)
+        layer = keras.layers.BatchNormalization(momentum=0.8)
+        outputs = keras.Sequential([layer])(image) if is_inside else layer(image)
         outputs = keras.layers.ReLU()(outputs)  # so that the BN is not the output
         model = with_precision(
             helpers.randomise(keras.Model(image, outputs)), precision

@@ -6,6 +6,7 @@ elsewhere it is slower than float32. Variables stay float32 in either case.
 
 import itertools
 import pathlib
+from collections.abc import Callable
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.settings import PRECISIONS, check_value
@@ -46,11 +47,37 @@ def resolve_precision(precision: str) -> str:
     return "bfloat16" if has_fast_bfloat16() else "float32"
 
 
+def is_of_layers(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a functional or Sequential model."""
+    return isinstance(layer, keras.Model) and layer._is_graph_network
+
+
+def cloned(
+    model: keras.Model,
+    copy: Callable[[keras.layers.Layer, bool], keras.layers.Layer],
+) -> keras.Model:
+    """A model of copied layers, those of models inside it too; its weights are new.
+
+    Args:
+      model: functional or Sequential, as are those inside it.
+      copy: copies a layer; it is told whether the layer gives the first output.
+    """
+
+    def of(inner: keras.Model, gives_output: bool) -> keras.Model:
+        def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+            is_last = gives_output and layer.name == inner.output_names[0]
+            return (of if is_of_layers(layer) else copy)(layer, is_last)
+
+        return keras.models.clone_model(inner, clone_function=clone)
+
+    return of(model, True)
+
+
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
     """Copies a functional model so that it computes in `precision`.
 
     Args:
-      model: a float32 functional or Sequential model.
+      model: a float32 functional or Sequential model; others may be inside it.
       precision: as in `resolve_precision`.
 
     Returns:
@@ -60,15 +87,14 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[
         resolve_precision(precision)
     ]
-    first_output = model.output_names[0]
 
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def copied(layer: keras.layers.Layer, gives_output: bool) -> keras.layers.Layer:
         config = layer.get_config()
         if not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = "float32" if layer.name == first_output else policy
+            config["dtype"] = "float32" if gives_output else policy
         return layer.__class__.from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=clone)
+    copy = cloned(model, copied)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -79,16 +105,16 @@ def randomized(model: keras.Model, seed: int) -> keras.Model:
     The random state of the program stays as it is.
 
     Args:
-      model: functional or Sequential, not nested.
+      model: functional or Sequential; others may be inside it.
       seed: decides the weights.
     """
     numbers = itertools.count(seed * 10_007)
 
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def copied(layer: keras.layers.Layer, gives_output: bool) -> keras.layers.Layer:
         config = layer.get_config()
         for name, value in config.items():
             if name.endswith("_initializer") and "seed" in value["config"]:
                 value["config"]["seed"] = next(numbers) % 2**31
         return layer.__class__.from_config(config)
 
-    return keras.models.clone_model(model, clone_function=clone)
+    return cloned(model, copied)

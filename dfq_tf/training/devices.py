@@ -18,6 +18,7 @@ import numpy as np
 from dfq_tf.compat import keras, tf, tfmot, traced
 from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.settings import AUTO, STRATEGIES, check_value
+from dfq_tf.training.copies import cloned
 from dfq_tf.training.replicas import num_replicas, replica_concat, replica_mean
 
 _EXAMPLE = (
@@ -251,7 +252,7 @@ class Copies:
         if _num_replicas(self._strategy) == 1:
             return model
         with scope(self._strategy), tfmot.quantization.keras.quantize_scope():
-            copy = keras.models.clone_model(model, clone_function=_clone)
+            copy = cloned(model, _copied)
         copy.set_weights(from_first_worker(self._strategy, model.get_weights()))
         self._pairs.append((model, copy))
         return copy
@@ -273,7 +274,7 @@ class Copies:
         return called
 
 
-def _clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+def _copied(layer: keras.layers.Layer, gives_output: bool) -> keras.layers.Layer:
     kind = layer.__class__
     if isinstance(layer, keras.layers.BatchNormalization):
         kind = _WholeBatchNormalization
