@@ -979,8 +979,8 @@ class FileConfig(Checked):
     favor: str = setting(
         "balanced",
         "How kernels of few bits are stored: as fast as can be; as small as can be; or "
-        "as small as they can be at no more than 1.3 times the time of int8. All give "
-        "the same answers.",
+        "as small as they can be at no more than 1.3 times the time of int8. Answers "
+        "are the same, but for one step of an integer where the size alone counts.",
         choices=FAVORS,
     )
     kernel_costs: str = setting(

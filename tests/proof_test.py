@@ -8,7 +8,7 @@ from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
 from dfq_tf.compat import keras, tf
-from dfq_tf.errors import ExportError
+from dfq_tf.errors import ExportError, ModelError
 from dfq_tf.graph.classifier import Classifier, agreement
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.graph.layers import KINDS
@@ -294,7 +294,14 @@ class ConvertTest(tf.test.TestCase, parameterized.TestCase):
     def test_images_may_be_given(self):
         network = shared(networks.build, "padded_pooling")
         images = networks.images(network.classifier.image_shape, 3, seed=3)
-        self.assertEqual(proof.convert(network, images), proof.convert(network))
+        with mock.patch.object(proof, "_prove", wraps=proof._prove) as proved:
+            content = proof.convert(network, images)
+        self.assertEqual(content, proof.convert(network))
+        _, _, seen, _ = proved.call_args.args
+        self.assertAllEqual(seen[:3], images)
+        self.assertGreater(len(seen), 3)
+        with self.assertRaisesRegex(ModelError, "the images are .* each, but the"):
+            proof.convert(network, images[:, 1:])
 
 
 class ProofTest(tf.test.TestCase, parameterized.TestCase):

@@ -10,7 +10,7 @@ from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.errors import ConfigError, ExportError, UnsupportedLayerError
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import TARGETS, BitWidths, FileConfig
+from dfq_tf.settings import TARGETS, BitWidths, FileConfig, MixedWidths
 from dfq_tf.tflite import check_target, targets
 from dfq_tf.tflite.proof import convert
 from dfq_tf.tflite.running import TFLiteClassifier
@@ -188,6 +188,16 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
                 api.quantize(sketch.classifier(), method="df_q", file=file)
             with self.assertRaisesRegex(ConfigError, "num_bits_weight is 4"):
                 api.quantize(leaky().classifier(), widths=BitWidths(4), file=file)
+            one, ethos_u = MixedWidths(layer_bits=(("dense", 4),)), "ethos_u"
+            sketch = Sketch(pixels=False)
+            sketch.conv("conv")
+            sketch.flatten("flat")
+            sketch.dense("dense")
+            message = r"my dense .*: its weights have 4 bits, and Vela, .* takes 5 to 8"
+            with self.assertRaisesRegex(UnsupportedLayerError, message):
+                file = FileConfig(target=ethos_u)
+                teacher = sketch.classifier()
+                api.quantize(teacher, method="df_q", widths=one, file=file)
         work.assert_not_called()
 
     def test_network_that_has_been_quantized_for_another_target(self):

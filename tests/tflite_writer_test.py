@@ -914,6 +914,7 @@ LAYERS = {
     "pooled pixels beside": concatenated(
         layers.MaxPooling2D(padding="same"), lambda i: conv(i, strides=2)
     ),
+    "many beside": concatenated(*[functools.partial(conv, size=1)] * 11),
     "rows below rows": lambda i: conv(
         layers.Concatenate(axis=1)([conv(i), conv(i, activation="relu")])
     ),
@@ -1067,6 +1068,19 @@ class LookupTest(tf.test.TestCase, parameterized.TestCase):
         # The lowest and highest inputs are read, not only those in the middle.
         inputs = stored["conv"].integers
         self.assertEqual((inputs.min(), inputs.max()), (128 - 2**bits, 127))
+
+    def test_micro_has_no_cast_of_uint8(self):
+        network = self.quantized(BitWidths())
+        usual = proof.convert(network, self.images)
+        content = proof.convert(network, self.images, FileConfig(target="micro"))
+        kinds = [kind for kind, _ in operators_of(content)]
+        start = kinds.index("CAST")
+        self.assertEqual(kinds[start : start + 3], ["CAST", "ADD", "GATHER"])
+        graph = parsed(content).subgraphs[0]
+        (source,) = graph.operators[start].inputs
+        self.assertEqual(graph.tensors[source].type, schema.TensorType.INT8)
+        curves = [read(each, self.images)["curve"] for each in (usual, content)]
+        self.assertAllEqual(curves[0].integers, curves[1].integers)
 
     def test_takes_any_batch(self):
         content = writer.write(self.quantized(BitWidths()))

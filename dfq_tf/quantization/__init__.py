@@ -10,6 +10,7 @@ from dfq_tf.quantization.grids import (
     Grid,
     check_widths,
     is_taken_in,
+    kernel_bits,
     measured,
     slope_integers,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "decibels",
     "float_network",
     "is_taken_in",
+    "kernel_bits",
     "kernel_noise",
     "measured",
     "powers",

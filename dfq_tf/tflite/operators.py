@@ -1,7 +1,8 @@
 """How each TFLite operator is written: its further inputs, options and version.
 
 Operators without options and constants need no entry in the table: LOGISTIC and TANH
-have none. LOOKUP, NORMALIZE and POINTWISE are no operators of TFLite, but several.
+have none. LOOKUP, LOOKUP_OF_INT8, NORMALIZE and POINTWISE are no operators of TFLite,
+but several.
 """
 
 import dataclasses
@@ -357,22 +358,29 @@ def _unfolded(
             begin[axis : axis + 2] = divmod(i * step, stride)
             taken[axis + 1] = 1
         slices.append(_slice(operation, source, begin, taken))
-    shape = (*shape[:axis], count, *shape[axis + 1 : -1], size * shape[-1])
-    return _put_side_by_side(operation, slices), shape
+    channels = size * shape[-1]
+    if size > 1:
+        block = slices[0].shape
+        joined = _between(operation, (*block[:-1], channels))
+        _concatenate(operation, slices, len(block) - 1, joined)
+        slices = [joined]
+    return slices[0], (*shape[:axis], count, *shape[axis + 1 : -1], channels)
 
 
-def _put_side_by_side(operation: Operation, tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenates channels, of as many tensors at a time as XNNPACK takes."""
-    while len(tensors) > 1:
+def _concatenate(
+    operation: Operation, tensors: Sequence[Tensor], axis: int, output: Tensor
+) -> None:
+    """Puts tensors of one grid side by side: as many at a time as XNNPACK takes."""
+    options = schema.ConcatenationOptionsT()
+    options.axis = axis
+    while len(tensors) > _MOST_CONCATENATED:
         some, others = tensors[:_MOST_CONCATENATED], tensors[_MOST_CONCATENATED:]
-        shape = some[0].shape
-        channels = sum(each.shape[-1] for each in some)
-        joined = _between(operation, (*shape[:-1], channels))
-        options = schema.ConcatenationOptionsT()
-        options.axis = len(shape) - 1
+        shape = list(some[0].shape)
+        shape[axis] = sum(each.shape[axis] for each in some)
+        joined = _between(operation, shape)
         operation.add("CONCATENATION", some, options, output=joined)
         tensors = [joined, *others]
-    return tensors[0]
+    operation.add("CONCATENATION", tensors, options, output=output)
 
 
 def _slice(
@@ -412,8 +420,8 @@ def _in_shape(operation: Operation, source: Tensor, shape: Sequence[int]) -> Ten
 
 
 def _between(operation: Operation, shape: Sequence[int]) -> Tensor:
-    """A tensor between the source of a node and its operator, of the source's grid."""
-    (source,), file = operation.sources, operation.file
+    """A tensor between a node's sources and its operator, of the first one's grid."""
+    source, file = operation.sources[0], operation.file
     name = f"between/{file.num_tensors}"  # short: there are many
     return file.tensor(name, shape, source.dtype, source.grid)
 
@@ -491,10 +499,9 @@ def _side_by_side(operation: Operation) -> list[Tensor]:
 
 
 def _concatenation(operation: Operation) -> None:
-    options = schema.ConcatenationOptionsT()
     rank = len(operation.node.shape)
-    options.axis = concatenation_axis(operation.node.settings["axis"], rank) + 1
-    operation.add("CONCATENATION", operation.sources, options)
+    axis = concatenation_axis(operation.node.settings["axis"], rank) + 1
+    _concatenate(operation, operation.sources, axis, operation.output)
 
 
 # Operators that move, pick or average.
@@ -669,18 +676,52 @@ def _lookup(operation: Operation) -> None:
     Raises:
       ExportError: the integers are int16.
     """
-    (source,), node, file = operation.sources, operation.node, operation.file
+    (source,), node = operation.sources, operation.node
     _check_narrow(operation, "is read from a table of 256 values")
-    assert source.grid is not None and operation.output.grid is not None
+    assert source.grid is not None
     grid = Grid(source.grid.scale, source.grid.zero_point + 128, 0, 255)
-    unsigned = file.tensor(f"{node.name}/unsigned", source.shape, np.uint8, grid)
+    name = f"{node.name}/unsigned"
+    unsigned = operation.file.tensor(name, source.shape, np.uint8, grid)
     _add_quantize(operation, source, unsigned)
-    index = file.tensor(f"{node.name}/index", source.shape, np.int32)
+    _look_up(operation, _cast_to_int32(operation, unsigned, "index"))
+
+
+def _lookup_of_int8(operation: Operation) -> None:
+    """The same without uint8, whose CAST TFLite Micro lacks, without an error.
+
+    Raises:
+      ExportError: the integers are int16.
+    """
+    (source,) = operation.sources
+    _check_narrow(operation, "is read from a table of 256 values")
+    signed = _cast_to_int32(operation, source, "signed")
+    shape = (1,) * len(source.shape)
+    half = operation.constant("half", np.full(shape, 128, np.int32))
+    name = f"{operation.node.name}/index"
+    index = operation.file.tensor(name, source.shape, np.int32)
+    options = schema.AddOptionsT()
+    options.potScaleInt16 = False
+    operation.add("ADD", [signed, half], options, output=index)
+    _look_up(operation, index)
+
+
+def _cast_to_int32(operation: Operation, source: Tensor, name: str) -> Tensor:
+    """The integers of a tensor as plain numbers."""
+    wide = operation.file.tensor(
+        f"{operation.node.name}/{name}", source.shape, np.int32
+    )
     options = schema.CastOptionsT()
-    options.inDataType, options.outDataType = TYPES[unsigned.dtype], TYPES[index.dtype]
-    operation.add("CAST", [unsigned], options, output=index)
-    values = _table(node, source.grid, operation.output.grid)
-    table = file.constant(f"{node.name}/table", values, operation.output.grid)
+    options.inDataType, options.outDataType = TYPES[source.dtype], TYPES[wide.dtype]
+    operation.add("CAST", [source], options, output=wide)
+    return wide
+
+
+def _look_up(operation: Operation, index: Tensor) -> None:
+    """The answers to all integers, of which an index, 0 to 255, picks."""
+    (source,), node, output = operation.sources, operation.node, operation.output
+    assert source.grid is not None and output.grid is not None
+    values = _table(node, source.grid, output.grid)
+    table = operation.file.constant(f"{node.name}/table", values, output.grid)
     operation.add("GATHER", [table, index], schema.GatherOptionsT())
 
 
@@ -703,6 +744,7 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "FULLY_CONNECTED": _fully_connected,
     "LEAKY_RELU": _leaky_relu,
     "LOOKUP": _lookup,
+    "LOOKUP_OF_INT8": _lookup_of_int8,
     "MAXIMUM": _maximum,
     "MAX_POOL_2D": _max_pool,
     "MEAN": _mean,

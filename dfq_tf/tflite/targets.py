@@ -153,7 +153,7 @@ TARGETS: dict[str, Target] = {
             }
         ),
         narrow=("RESIZE_BILINEAR",),
-        instead=frozen(_AS_CONVOLUTION),
+        instead=frozen({**_AS_CONVOLUTION, "LOOKUP": "LOOKUP_OF_INT8"}),
     ),
     "ethos_u": Target(
         says="Vela, for the Ethos-U",

@@ -24,7 +24,7 @@ from dfq_tf.graph import (
     frozen,
     title,
 )
-from dfq_tf.quantization import Grid, QuantizedNetwork, is_taken_in
+from dfq_tf.quantization import Grid, QuantizedNetwork, is_taken_in, kernel_bits
 from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite import forms, metadata, operators, targets
 from dfq_tf.tflite.ends import Ends, add_answers, ends_of, image_grid
@@ -151,7 +151,7 @@ def check_target(network: Classifier, widths: BitWidths, config: FileConfig) -> 
     """
     targets.check_target_takes(config, widths)
     bits = dict.fromkeys(network.graph.nodes, widths.num_bits_activation)
-    check_layers(network, config, {}, bits)
+    check_layers(network, config, kernel_bits(network.graph, widths), bits)
 
 
 def check_layers(
