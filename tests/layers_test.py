@@ -331,6 +331,17 @@ CASES: dict[str, Case] = {
     "depthwise_conv/dilated_same": depthwise_case(
         (3, 3, 6, 2), dilation=(2, 1), padding="same"
     ),
+    # The layer of Keras 2 has neither.
+    "depthwise_conv/two_strides": case(
+        depthwise,
+        settings=dict(strides=(2, 1), padding="same", dilation=(1, 1)),
+        weights={"kernel": (3, 2, 6, 2), "bias": (12,)},
+    ),
+    "depthwise_conv/strided_dilated": case(
+        depthwise,
+        settings=dict(strides=(2, 2), padding="valid", dilation=(2, 1)),
+        weights={"kernel": (2, 3, 6, 1), "bias": (6,)},
+    ),
     "conv_transpose": transposed_case((3, 2, 6, 6)),
     "conv_transpose/same": transposed_case((3, 4, 6, 4), padding="same"),
     "conv_transpose/strided": transposed_case((3, 5, 6, 4), (2, 2)),

@@ -261,14 +261,16 @@ def _grouped_conv2d(
 
 
 def _depthwise_conv(node: Node, inputs: Sequence[Any], weights: Weights) -> Any:
-    settings = node.settings
-    values = tf.nn.depthwise_conv2d(
-        inputs[0],
-        weights["kernel"],
-        strides=(1, *settings["strides"], 1),
-        padding=settings["padding"].upper(),
-        dilations=settings["dilation"],
-    )
+    strides, dilation = node.settings["strides"], node.settings["dilation"]
+    padding, kernel = node.settings["padding"].upper(), weights["kernel"]
+    if len(set(strides)) > 1 or max(strides) > 1 and max(dilation) > 1:
+        # TensorFlow's kernels of depthwise convolutions have neither.
+        kernel = tf.reshape(kernel, (*kernel.shape[:2], 1, -1))
+        values = _grouped_conv2d(strides, padding, dilation)(inputs[0], kernel)
+    else:
+        values = tf.nn.depthwise_conv2d(
+            inputs[0], kernel, (1, *strides, 1), padding, dilations=dilation
+        )
     return _with_bias(values, weights)
 
 
