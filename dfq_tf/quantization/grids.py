@@ -355,7 +355,7 @@ def _reason_at_16_bits(graph: Graph, node: Node) -> str | None:
 def _is_exact(node: Node) -> bool:
     """Whether any number of bits holds a kernel: all in it is one number, -it, or 0."""
     kernel = np.abs(node.weights["kernel"])
-    return len(np.unique(kernel[kernel != 0])) <= 1
+    return bool(np.all((kernel == 0) | (kernel == kernel.max(initial=0))))
 
 
 def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:

@@ -219,7 +219,7 @@ class BlockLearner:
         inputs = tf.TensorSpec((None, *block.image.shape), tf.float32)
         outputs = tf.TensorSpec((None, *block.last.shape), tf.float32)
         error, number = (tf.TensorSpec((), kind) for kind in (tf.float32, tf.int32))
-        self._specs = [inputs, inputs, outputs, error, number, number]
+        self._specs = [inputs, inputs, outputs, number, error, number, number]
 
     @property
     def trackables(self) -> dict[str, tf.Variable]:
@@ -239,6 +239,7 @@ class BlockLearner:
         exact: tf.Tensor,
         fed: tf.Tensor,
         wanted: tf.Tensor,
+        first: int,
         error: tf.Tensor,
         num_steps: int,
     ) -> Callable[[int], Mapping[str, tf.Tensor]]:
@@ -248,14 +249,16 @@ class BlockLearner:
           exact: what the float network feeds the block with, (n, ...).
           fed: what the quantized network feeds it with, (n, ...).
           wanted: what the float block gives, (n, ...).
+          first: of the n, it learns from this one and those behind it.
           error: mean squared error with nearest rounding, scalar.
           num_steps: of the whole run.
         """
+        images = exact, fed, wanted, tf.constant(first)
         unit, total = tf.maximum(error, _LEAST_ERROR), tf.constant(num_steps)
 
         def take(index: int) -> Mapping[str, tf.Tensor]:
             now = tf.constant(index)
-            return {"error": self._compiled(exact, fed, wanted, unit, now, total)}
+            return {"error": self._compiled(*images, unit, now, total)}
 
         return take
 
@@ -265,7 +268,7 @@ class BlockLearner:
         exact, fed, wanted = (
             tf.zeros((self._num_images, *s.shape[1:])) for s in self._specs[:3]
         )
-        step = self.step(exact, fed, wanted, tf.constant(1.0), 1)
+        step = self.step(exact, fed, wanted, 0, tf.constant(1.0), 1)
         times = []
         for _ in range(_TIMED_STEPS):
             began = time.monotonic()
@@ -300,13 +303,16 @@ class BlockLearner:
         exact: tf.Tensor,
         fed: tf.Tensor,
         wanted: tf.Tensor,
+        first: tf.Tensor,
         unit: tf.Tensor,
         index: tf.Tensor,
         num_steps: tf.Tensor,
     ) -> tf.Tensor:
         """One step; gives the error."""
         random = _Random(self._seed, index)
-        chosen = random.integers(self._num_images, tf.shape(exact)[0])
+        # Those before the first are here too: a tensor without them would be a copy.
+        count = tf.shape(exact)[0] - first
+        chosen = first + random.integers(self._num_images, count)
         exact, fed, wanted = (tf.gather(each, chosen) for each in (exact, fed, wanted))
         progress = tf.cast(index, tf.float32) / tf.cast(num_steps, tf.float32)
         with tf.GradientTape() as tape:

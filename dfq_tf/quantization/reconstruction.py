@@ -129,11 +129,9 @@ def reconstruct(
         wanted = _outputs(exact_block, inputs)
         # The step of a bias hangs on the range before it, which may have learnt.
         network, before = _judged(network, i, fed)
-        error = tf.reduce_mean(tf.square(before - wanted)[count:])
-        exact_in, fed_in, out = (each[count:] for each in (inputs, fed, wanted))
-        step = learner.step(exact_in, fed_in, out, error, num_steps)
-        place = f"{name}_{i + 1}_of_{len(blocks)}"
-        run(place, step, num_steps, learner.trackables)
+        error = tf.reduce_mean(tf.math.squared_difference(before, wanted)[count:])
+        step = learner.step(inputs, fed, wanted, count, error, num_steps)
+        run(f"{name}_{i + 1}_of_{len(blocks)}", step, num_steps, learner.trackables)
         changed, after = _judged(learner.result(network), i, fed)
         judged = [each[:count].numpy() for each in (wanted, before, after)]
         ratings = sqnr(judged[0], judged[1]), sqnr(judged[0], judged[2])
@@ -141,6 +139,7 @@ def reconstruct(
         is_better = ratings[1] > ratings[0]
         network = changed if is_better else network
         inputs, fed = wanted, after if is_better else before
+        del step, wanted, before, after  # else they stay in memory beside the next ones
     return Reconstructed(network, found, num_steps, len(images))
 
 
@@ -214,8 +213,9 @@ def _outputs(
     kernel = network.rounded_kernel if network else keep
     output = network.rounded_output if network else keep
     count = images_per_pass(FLOAT * num_values(block), _MOST_IMAGES)
-    passes = [inputs[i : i + count] for i in range(0, len(inputs), count)]
     wanted = [block.output]
+    # One pass is cut out after the other: all of them are as large as the inputs.
+    passes = (inputs[i : i + count] for i in range(0, len(inputs), count))
     return tf.concat(
         [compute(block, x, wanted, kernel=kernel, output=output)[0] for x in passes],
         axis=0,
