@@ -52,7 +52,8 @@ _MAKERS = {
 # Answered batches that are kept, over those that there are before the first student
 # step. Of few, a student learns those that it saw last by heart (docs/results.md).
 _KEPT_ANSWERS = 10
-# Part of the time that the curve and the checkpoints take.
+# Part of the time that the curve and the checkpoints take; rounds have it in them, once
+# they are measured.
 _SPARE = 0.03
 _TIMED = range(3)
 _NAME = "distillation"
@@ -271,7 +272,7 @@ class Budget:
         if config.steps or not plan.is_due(index):
             return
         measured = index - plan.at(0).first - 1
-        left = (60 * config.minutes - float(training.seconds)) * (1 - _SPARE)
+        left = 60 * config.minutes - float(training.seconds)
         plan.revise(index, left, float(training.learning_seconds) / measured)
 
     def _take(self, index: int, plan: Plan) -> steps.Measurements:
