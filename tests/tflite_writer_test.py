@@ -952,6 +952,18 @@ class LayersTest(tf.test.TestCase, parameterized.TestCase):
     def test_so_it_is_beside_kernels_of_four_bits(self, layer):
         self.check(quantized(*prepared_layer(layer), ALL_FOUR_BITS))
 
+    def test_at_most_five_tensors_are_put_side_by_side_at_a_time(self):
+        """XNNPACK takes no more, and TFLite Micro ten."""
+        network = quantized(*prepared_layer("many beside"), BitWidths())
+        graph = parsed(writer.write(network)).subgraphs[0]
+        kinds = [kind for kind, _ in operators_of(writer.write(network))]
+        counts = [
+            len(operator.inputs)
+            for kind, operator in zip(kinds, graph.operators)
+            if kind == "CONCATENATION"
+        ]
+        self.assertEqual(counts, [5, 5, 3])  # eleven, and what is joined already
+
     @parameterized.product(
         shape=((6, 6, 1), (5, 9, 4)), widths=(BitWidths(), BitWidths(4, 16))
     )
