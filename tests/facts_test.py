@@ -66,6 +66,14 @@ class LayersTest(tf.test.TestCase):
             self.assertEqual(row["bits"], 8)
             self.assertEqual((row["own_db"], row["total_db"]), (None, 20.12))
 
+    def test_bits_of_kernels_are_not_those_that_store_them(self):
+        widths = BitWidths(num_bits_weight=5)
+        quantized = with_ranges(self.exact, self.quantized.ranges, widths)
+        names = ("first", "second", "pool", "logits")
+        noise = [layer_noise.LayerNoise(name, "", "int8", 1.0, 1.0) for name in names]
+        rows = facts.layers(self.source, quantized, noise)
+        self.assertEqual([row["kernel_bits"] for row in rows], [8, 5, None, 8])
+
     def stored(self, content):
         """Node -> bytes of its weights in a file, by its tensors."""
         model = schema.Model.GetRootAs(content, 0)
@@ -150,6 +158,7 @@ class GeneratedTest(parameterized.TestCase, tf.test.TestCase):
         description = ModelDescription((0.0,), (1.0,), output, ("a", "b"), kind)
         images = np.zeros((2, 4, 4, 1), np.uint8)
         kept = facts.generated(images, scores, description)
+        self.assertEqual(kept["is_exclusive"], kind != "sigmoid")
         self.assertEqual([each["class"] for each in kept["shown"]], [1, 0])
         for each in kept["shown"]:
             self.assertAlmostEqual(each["confidence"], expected[1], places=3)

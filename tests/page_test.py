@@ -508,6 +508,35 @@ class VerdictTest(parameterized.TestCase):
             says_so = "one class in nearly all of them" in found.sentence
             self.assertEqual(says_so, level == "unknown")
 
+    def test_largest_score_alone_is_no_verdict_where_several_classes_may_be(self):
+        training = {"agreement_on_held_out_images": 0.9375, "sqnr_generated": 30.0}
+        expected = {"expected_agreement": 1.0}
+        for kept, more, level in (
+            ({"is_exclusive": False}, {}, "unknown"),
+            # A run of an earlier version, which expected something of that score.
+            ({"is_exclusive": False}, expected, "unknown"),
+            ({"is_exclusive": True}, expected, "good"),
+            ({}, expected, "good"),
+        ):
+            metrics = {"df_q_training": {**training, **more}}
+            folder = pages.write(new_folder(), metrics, page=(), curves=False)
+            facts.add(folder, "df_q", generated={"kind": "generated", **kept})
+            found = verdict.of(record.read(folder))
+            self.assertEqual(found.level, level)
+            says_so = "classes that do not exclude each other" in found.sentence
+            self.assertEqual(says_so, level == "unknown")
+            self.assertIn("93.8", found.sentence)
+            self.assertNotIn("one class", found.sentence)
+
+    def test_run_that_was_interrupted_before_its_file_was_measured_has_a_page(self):
+        metrics = {key: pages.METRICS[key] for key in ("df_q_training", "teacher")}
+        folder, _, parsed = made(metrics=metrics)
+        found = verdict.of(record.read(folder))
+        self.assertEqual(found.level, "fair")
+        self.assertIn("93.8", found.sentence)
+        self.assertIn("ended before its file was measured", parsed.words)
+        self.assertNotIn("No labelled images were given", parsed.words)
+
     def test_what_blocks_gave_is_judged_as_what_they_were_given(self):
         training = {**pages.METRICS["df_q_training"], "unreconstructed_is_kept": False}
         metrics = {"df_rec_training": {**training, "expected_agreement": 0.995}}
@@ -605,6 +634,35 @@ class VerdictTest(parameterized.TestCase):
         self.assertEqual(found, f"Its weights have 4 bits. Try {expected}")
 
     @parameterized.parameters(
+        (("df_q",), "--methods=df_rec, or --widths=W8A8."),
+        (("df_q", "df_rec"), "--widths=W8A8."),
+    )
+    def test_advice_is_no_student_where_none_can_learn(self, made, expected):
+        layers = [dict(each, weights="int8") for each in pages.LAYERS[1:]]
+        layers[1] |= {"weights": "int4", "kind": "conv", "own_db": 5}
+        found = verdict.advice(layers, layers[1], made, is_exclusive=False)
+        self.assertEqual(found, f"Its weights have 4 bits. Try {expected}")
+
+    @parameterized.parameters((5, 16, "W8A16"), (4, 8, "W8A8"), (2, 8, "W8A8"))
+    def test_advice_is_of_the_bits_and_not_of_how_they_are_stored(
+        self, kernel_bits, bits, widths
+    ):
+        layers = [dict(each, weights="int8") for each in pages.LAYERS[1:]]
+        layers[1] |= {"kind": "conv", "bits": bits, "own_db": 5}
+        layers[1]["kernel_bits"] = kernel_bits
+        found = verdict.advice(layers, layers[1], ["df_q", "df_rec_kd"])
+        expected = f"Its weights have {kernel_bits} bits. Try --widths={widths}."
+        self.assertEqual(found, expected)
+
+    def test_table_has_the_bits_where_more_store_them(self):
+        folder = pages.write(new_folder() / "run", page=(), curves=False)
+        bits = (None, 4, 3, 8)
+        layers = [{**la, "kernel_bits": n} for la, n in zip(pages.LAYERS, bits)]
+        facts.add(folder, "df_q", layers=layers)
+        cells = re.findall(r'"text">(int\d.*?)</td>', page.write(folder).read_text())
+        self.assertEqual(cells, ["int4", "int4 (3 bits)", "int8"])
+
+    @parameterized.parameters(
         ("depthwise_conv", {"equalize": "false"}, "--equalize", "A16"),
         ("depthwise_conv", {"equalize": "true"}, "A16", "--equalize"),
         ("conv", {"activation_range": "mse"}, "A16", "--activation_range"),
@@ -636,6 +694,7 @@ class VerdictTest(parameterized.TestCase):
         *_, made, flags = advised.call_args.args
         self.assertContainsSubset(["df_q"], made)
         self.assertEqual(flags, run.flags)
+        self.assertEqual(advised.call_args.kwargs, {"is_exclusive": True})
 
     def test_quiet_layers_need_nothing(self):
         layers = [{**each, "own_db": 40.0} for each in pages.LAYERS]

@@ -45,9 +45,9 @@ def generated(
       kind: of the images, see `Source.kind`.
 
     Returns:
-      kind, and count: n. class_names: of all classes. per_class: how many images have
-      each. shown: the first of them: png (base64), class (an index), confidence (in
-      [0, 1]).
+      kind, and count: n. class_names: of all classes. is_exclusive: whether a class
+      excludes all others. per_class: how many images have each. shown: the first of
+      them: png (base64), class (an index), confidence (in [0, 1]).
     """
     classes = scores.argmax(-1)
     confidences = _probabilities(scores, description)[np.arange(len(scores)), classes]
@@ -65,6 +65,7 @@ def generated(
         "kind": kind,
         "count": len(images),
         "class_names": list(description.class_names),
+        "is_exclusive": description.probabilities != "sigmoid",
         "per_class": np.bincount(classes, minlength=scores.shape[-1]).tolist(),
         "shown": shown,
     }
@@ -106,13 +107,14 @@ def layers(
         so that its BatchNormalization can be compared: not after equalization.
 
     Returns:
-      For each layer: name, kind, weights, own_db, total_db (None for infinite), low and
+      For each layer: name, kind, weights (the type that stores them), kernel_bits (that
+      they have; None without a kernel), own_db, total_db (None for infinite), low and
       high (what its integers can mean), bits (of them), bytes (of its weights), macs
       (multiply-accumulates of one image), and bn_low and bn_high, the mean plus and
       minus 3 deviations that BatchNormalization remembers, over all channels; None
       where none is.
     """
-    bias_bytes = 8 if network.is_wide else 4
+    bias_bytes, bits = 8 if network.is_wide else 4, network.kernel_bits
     rows = []
     for layer in noise:
         low, high = network.ranges[layer.name]
@@ -127,6 +129,9 @@ def layers(
                 "name": layer.name,
                 "kind": layer.kind,
                 "weights": layer.weights,
+                "kernel_bits": next(
+                    (bits[node.name] for node in nodes if node.name in bits), None
+                ),
                 "own_db": _finite(layer.own_db),
                 "total_db": _finite(layer.total_db),
                 "low": round(float(low), 5),

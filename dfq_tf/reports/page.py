@@ -53,6 +53,11 @@ def of_run(run: Record) -> str:
     layers = run.page.get("layers", [])
     worst = verdict.worst_layer(layers)
     made = [row.key for row in run.rows]
+    tries = ""
+    if worst:
+        tries = verdict.advice(
+            layers, worst, made, run.flags, is_exclusive=run.is_exclusive
+        )
     said = verdict.of(run)
     generated = run.page.get("generated", {})
     return _rendered(
@@ -72,7 +77,7 @@ def of_run(run: Record) -> str:
         layers=_layer_rows(layers),
         is_long=len(layers) > _MANY_LAYERS,
         worst=worst,
-        advice=verdict.advice(layers, worst, made, run.flags) if worst else "",
+        advice=tries,
         blocks=run.best.training.get("blocks", []) if run.best else [],
         phases=_phases(run),
         file=_app(run),

@@ -158,6 +158,11 @@ class Record:
         return IMAGES.get(kind, kind)
 
     @property
+    def is_exclusive(self) -> bool:
+        """Whether a class excludes all others: no sigmoid stands behind each score."""
+        return self.page.get("generated", {}).get("is_exclusive", True)
+
+    @property
     def has_labels(self) -> bool:
         """Whether real images with labels have measured the models."""
         return any(row.measured.get("accuracy") is not None for row in self.rows)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import METHODS, SIZE_SETTINGS, FileConfig
+from dfq_tf.settings import METHODS, SIZE_SETTINGS, TRAINING, FileConfig
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
@@ -59,7 +59,7 @@ def of(record: Record) -> Verdict:
     if best is None:
         return _of_distillation(record)
     rests = [*_measured(record, best), *_expected(record, best), *_proved(best)]
-    if record.has_labels and record.source is not None:
+    if best.measured.get("accuracy") is not None and record.source is not None:
         return _by_labels(record, best, record.source, rests)
     return _by_agreement(record, best, rests)
 
@@ -91,6 +91,13 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         return Verdict("unknown", "The file was made, and not measured.", rests)
     same, _ = best.agreement
     subject = file_name(record.widths) if best.measured else "quantized network"
+    if not record.is_exclusive:
+        sentence = (
+            f"The {subject} and the {record.reference} have the same largest score on "
+            f"{percent(same)} of {record.images}, but classes that do not exclude each "
+            "other have a score each, of which that says little."
+        )
+        return Verdict("unknown", sentence, rests)
     sentence = (
         f"The {subject} answers as the {record.reference} on {percent(same)} of "
         f"{record.images}"
@@ -136,6 +143,11 @@ def _measured(record: Record, best: Row) -> list[str]:
             f"{measured['images']:,} labelled images of {_dataset(record)}, which took "
             "no part in making the file. Of other images of the kind, it may be right "
             f"on {percent(low)} to {percent(high)} (95 % interval)."
+        )
+    elif record.has_labels:
+        said.append(
+            "The run ended before its file was measured on the labelled images. The "
+            "same command goes on."
         )
     else:
         said.append(
@@ -238,6 +250,7 @@ def advice(
     worst: Mapping[str, Any],
     made: Collection[str] = (),
     flags: Mapping[str, str] | None = None,
+    is_exclusive: bool = True,
 ) -> str:
     """What to try about the worst layer of a file, of what was not tried yet.
 
@@ -246,13 +259,14 @@ def advice(
       worst: one of them.
       made: the methods whose files the run has.
       flags: of the run, as a flagfile has them.
+      is_exclusive: whether a class excludes all others; else no student learns them.
     """
     flags = {k: v for k, v in (flags or {}).items() if v.lower() not in _OFF}
     if worst["own_db"] >= _QUIET_DB:
         return "All layers are quiet. There is nothing to mend."
-    if worst["weights"] in ("int4", "int2"):
-        says = f"Its weights have {worst['weights'].removeprefix('int')} bits."
-        return f"{says} Try {_of_few_bits(layers, worst, made, flags)}."
+    if (bits := _kernel_bits(worst)) < 8:
+        tries = _of_few_bits(layers, worst, made, flags, is_exclusive)
+        return f"Its weights have {bits} bits. Try {tries}."
     if "depthwise" in worst["kind"] and not flags.get("equalize"):
         return "Channels of a depthwise kernel often differ in size. Try --equalize."
     if worst["bits"] < 8:
@@ -267,11 +281,19 @@ def advice(
     return f"Try {', or '.join(left)}." if left else "Nothing else mends it."
 
 
+def _kernel_bits(layer: Mapping[str, Any]) -> int:
+    """Bits of a layer's weights; they may be stored in more. 8 without weights."""
+    # What an earlier version kept tells how they are stored alone.
+    stored = layer["weights"].removeprefix("int")
+    return int(layer.get("kernel_bits") or stored or 8)
+
+
 def _of_few_bits(
     layers: Sequence[Mapping[str, Any]],
     worst: Mapping[str, Any],
     made: Collection[str],
     flags: Mapping[str, str],
+    is_exclusive: bool,
 ) -> str:
     """What to try about a layer whose weights have few bits."""
     if size := next((name for name in SIZE_SETTINGS if flags.get(name)), None):
@@ -288,7 +310,10 @@ def _of_few_bits(
     left = [] if both in made else [name for name in alone if name not in made]
     if not left and both not in made:
         left = [both]
+    if not is_exclusive:
+        left = [name for name in left if name not in TRAINING]
     flag = "method" if "method" in flags else "methods"  # of tools/quantize.py
+    widths = "W8A16" if worst["bits"] > 8 else "W8A8"
     return ", or ".join(
-        [*([f"--{flag}={' or '.join(left)}"] if left else []), "--widths=W8A8"]
+        [*([f"--{flag}={' or '.join(left)}"] if left else []), f"--widths={widths}"]
     )
