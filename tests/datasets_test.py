@@ -67,7 +67,7 @@ class OpenDatasetTest(tf.test.TestCase):
                 with self.assertRaisesRegex(
                     DataError, rf"{package}, .* not installed: pip .*'dfq_tf\[data\]'"
                 ):
-                    data.open_dataset(name).load("test")
+                    data.open_dataset(name)
 
     def test_absent_folder(self):
         folder = self.get_temp_dir() + "/absent"
@@ -99,6 +99,10 @@ class OpenDatasetTest(tf.test.TestCase):
             (
                 download.download_manager.NonMatchingChecksumError("other bytes"),
                 "cannot be downloaded: other bytes. Elsewhere, .*tfds build cifar10",
+            ),
+            (
+                requests.exceptions.ReadTimeout("Read timed out."),
+                "cannot be downloaded: Read timed out.. Elsewhere, prepare it",
             ),
             (
                 OSError(28, "No space left on device"),

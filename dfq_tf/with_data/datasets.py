@@ -73,6 +73,7 @@ def open_dataset(
             "is read from an archive"
         )
     if name == "digits":
+        _of_sklearn()  # that it is missing is known before any training
         return Dataset("digits", (8, 8, 1), tuple("0123456789"), _load_digits)
     if name not in dataset_names():
         raise DataError(f"dataset is {name!r}; it must be one of {dataset_names()}")
@@ -94,8 +95,12 @@ def _of_extra(module: str, package: str) -> Any:
         ) from error
 
 
+def _of_sklearn() -> Any:
+    return _of_extra("sklearn.datasets", "scikit-learn")
+
+
 def _load_digits(split: str) -> Split:
-    digits = _of_extra("sklearn.datasets", "scikit-learn").load_digits()
+    digits = _of_sklearn().load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     is_test = np.arange(len(images)) % 5 == 4
     chosen = is_test if split == "test" else ~is_test
@@ -130,6 +135,7 @@ def _open_tfds(name: str, data_dir: str | None, archive: str | None) -> Dataset:
 
 def _prepare(builder: Any, archive: str | None) -> None:
     """Downloads a data set, or reads its archive, into the builder's folder."""
+    import requests
     from tensorflow_datasets import download
 
     from dfq_tf.with_data import tiny_imagenet
@@ -154,6 +160,7 @@ def _prepare(builder: Any, archive: str | None) -> None:
     except (
         download.DownloadError,
         download.download_manager.NonMatchingChecksumError,
+        requests.exceptions.RequestException,  # an OSError, and none of the disk
     ) as error:
         raise DataError(f"{absent}: {error}. Elsewhere, {way_out}") from error
     except OSError as error:
