@@ -155,6 +155,17 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         common.open_workdir()  # other flags would be refused
         self.assertEqual(path.read_bytes(), before)
 
+    @flagsaver.flagsaver
+    def test_where_the_data_lies_is_written_and_may_be_elsewhere_later(self):
+        folder, places = helpers.new_folder(), (helpers.new_folder(), "elsewhere")
+        for place in places:
+            given = [f"--data_dir={place}", f"--archive={place}/a.zip"]
+            flags.FLAGS(["run", f"--workdir={folder}", *given])
+            text = (common.open_workdir().path / "flags.cfg").read_text()
+            self.assertContainsSubset(given, text.splitlines())
+            self.assertNotIn("--workdir=", text)
+            self.assertNotIn("--progress=", text)
+
     @parameterized.parameters(
         ([], qat_recipe("pool")),
         (["--qat_recipe=paper"], qat_recipe("paper")),

@@ -58,8 +58,10 @@ S = TypeVar("S", DistillationConfig, TeacherConfig)
 
 # A file that takes so many seconds to read gets a line that says so.
 LONG_READING = 5.0
-# Flags that do not change a run's results: a run may continue with others.
-_FREE_FLAGS = {"workdir", "data_dir", "archive", "progress", "quiet"}
+# Flags that do not change a run's results: a run may continue with others. Where data
+# lies is written down all the same, without which the run could not be repeated.
+_PLACES = {"data_dir", "archive"}
+_UNWRITTEN = {"workdir", "progress", "quiet"}
 # What another tool, or a setting in Python, is called -> what it may be called here.
 _MEANT = {
     "num_bits_activation": "widths",
@@ -456,13 +458,17 @@ def open_workdir(
       ConfigError: the workers have not the same flags, or other files.
       WorkdirError: see `Workdir`; or another run is at work there.
     """
-    names = {name for group in _groups.values() for name in group} - _FREE_FLAGS
+    names = {name for group in _groups.values() for name in group} - _UNWRITTEN
+    free = {*free, *_PLACES}
     values = {name: FLAGS[name].value for name in names}
     settings = _as_texts({**values, **(resolved or {})})
     digests = {
         name: _digest(value)
         for name, value in values.items()
-        if isinstance(value, str) and os.path.exists(value) and _files_of(value)
+        if name not in _PLACES
+        and isinstance(value, str)
+        and os.path.exists(value)
+        and _files_of(value)
     }
     if "distribute" in FLAGS:
         same = {n: text for n, text in settings.items() if n not in free}
@@ -539,7 +545,7 @@ def _check_same_on_all_workers(
         raise ConfigError(
             f"the workers {', '.join(map(str, others))} have other flags than worker "
             "0, or files of other contents. Give all of them the same, but for "
-            + ", ".join(f"--{name}" for name in sorted(_FREE_FLAGS))
+            + ", ".join(f"--{name}" for name in sorted(_PLACES | _UNWRITTEN))
         )
 
 
