@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 from unittest import mock
 
@@ -11,7 +12,7 @@ from absl.testing import absltest, parameterized
 from tools import common
 from dfq_tf.compat import tf
 from tests.helpers import new_folder
-from tests.tool_runner import run_in_process
+from tests.tool_runner import ROOT, run_in_process
 
 
 class EndTest(parameterized.TestCase):
@@ -159,15 +160,36 @@ class DigestTest(parameterized.TestCase):
 
 class CommandTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("inspect_model", "python tools/inspect_model.py", "dfq-tf inspect"),
-        ("convert", "python tools/convert.py", "dfq-tf convert"),
-        # It is no subcommand.
-        ("curves", "python tools/curves.py", "python tools/curves.py"),
+        ("inspect_model", "dfq-tf inspect"),
+        ("convert", "dfq-tf convert"),
+        ("curves", None),  # it is no subcommand
     )
-    def test_it_is_called_as_the_user_can(self, tool, in_tree, installed):
-        self.assertEqual(common.command_of(tool), in_tree)
-        with mock.patch.object(common, "_IS_INSTALLED", True):
-            self.assertEqual(common.command_of(tool), installed)
+    def test_it_is_called_as_the_user_can(self, tool, installed):
+        folder = new_folder() / "it's mine"
+        folder.mkdir()
+        self.addCleanup(os.chdir, os.getcwd())
+        for place in (folder, ROOT, ROOT / "tools"):
+            os.chdir(place)
+            called = common.command_of(tool)
+            for path, named in zip(
+                (sys.executable, ROOT / f"tools/{tool}.py"), shlex.split(called)
+            ):
+                self.assertTrue(os.path.samefile(path, named), called)
+            with mock.patch.object(common, "_IS_INSTALLED", True):
+                self.assertEqual(common.command_of(tool), installed or called)
+
+    def test_paths_are_short_and_such_that_a_shell_takes_them_for_paths(self):
+        home = new_folder() / "a b"
+        (home / "bin").mkdir(parents=True)
+        self.addCleanup(os.chdir, os.getcwd())
+        with mock.patch.object(sys, "executable", f"{home}/bin/python3"):
+            os.chdir(home)
+            self.assertStartsWith(common.command_of("run"), "bin/python3 ")
+            # A bare name would be looked for elsewhere.
+            os.chdir(home / "bin")
+            self.assertStartsWith(common.command_of("run"), f"'{home}/bin/python3' ")
+        os.chdir(ROOT)
+        self.assertEndsWith(common.command_of("convert"), " tools/convert.py")
 
 
 class TextFlagTest(parameterized.TestCase):

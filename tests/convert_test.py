@@ -4,7 +4,7 @@ from unittest import mock
 
 import numpy as np
 
-from tools import quantize
+from tools import common, quantize
 from dfq_tf.compat import tf
 from dfq_tf.files import read_text
 from dfq_tf.graph.description import ModelDescription
@@ -33,7 +33,8 @@ class ReconstructionLineTest(tf.test.TestCase):
 class CommandTest(tf.test.TestCase):
     def test_file_is_made_as_its_size_was_asked_for(self):
         command = quantize.converting("runs/a b.keras", FileConfig())
-        self.assertEqual(command, "python tools/convert.py 'runs/a b.keras'")
+        called = common.command_of("convert")
+        self.assertEqual(command, f"{called} 'runs/a b.keras'")
         file = FileConfig(target_size="0.5x", favor="size", kernel_costs="my costs")
         command = quantize.converting("a.keras", file)
         self.assertEndsWith(command, " a.keras --favor=size '--kernel_costs=my costs'")

@@ -415,6 +415,19 @@ class ComparisonTest(parameterized.TestCase):
         self.assertNotIn("--widths", parsed.words)  # it is the same
         self.assertLen(parsed.all("script"), 1)
 
+    def test_one_tool_that_was_called_in_two_ways_is_one(self):
+        flags = ({**pages.FLAGS}, {**pages.FLAGS, "seed": "1"})
+        calls = ("python tools/run.py", "'/a b/bin/python' '/a b/tools/run.py'")
+        folders = []
+        for given, command in zip(flags, calls):
+            folder = pages.write(new_folder() / "run", flags=given, curves=False)
+            run = {**pages.RUN, "command": command}
+            (folder / "run.json").write_text(json.dumps(run))
+            folders.append(folder)
+        text = page.comparison([record.read(folder) for folder in folders])
+        self.assertIn("--seed", text)
+        self.assertIn("All other flags have the same values", text)
+
     def test_runs_of_one_name_are_told_apart(self):
         folders = [pages.write(new_folder() / "run", curves=False) for _ in range(2)]
         text = page.comparison([record.read(folder) for folder in folders])

@@ -574,15 +574,8 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
       tool: name of one in tools/.
       values: of its flags, by their names; they are flags of this tool too.
     """
-    if _IS_INSTALLED:
-        parts = command_of(tool).split()
-    else:
-        python = sys.executable or "python"
-        if python.startswith(os.getcwd() + os.sep):
-            python = os.path.relpath(python)
-        parts = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{tool}.py")]
-    texts = _as_texts(values)
-    return shlex.join([*parts, *(f"--{name}={texts[name]}" for name in texts)])
+    given = [f"--{name}={text}" for name, text in _as_texts(values).items()]
+    return " ".join([command_of(tool), *map(shlex.quote, given)])
 
 
 def step_memory(
@@ -607,11 +600,24 @@ def step_memory(
 
 
 def command_of(tool: str) -> str:
-    """How a user calls a tool: by dfq-tf where that was installed."""
+    """How a user calls a tool in the current folder, as a shell takes it.
+
+    By dfq-tf where that was installed, else by the Python that runs now.
+
+    Args:
+      tool: name of one in tools/.
+    """
     names = {tool: name for name, tool in SUBCOMMANDS.items()}
     if _IS_INSTALLED and tool in names:
         return f"dfq-tf {names[tool]}"
-    return f"python tools/{tool}.py"
+    path = pathlib.Path(__file__).with_name(f"{tool}.py")
+    return shlex.join(map(_shortest, [sys.executable or "python", str(path)]))
+
+
+def _shortest(path: str) -> str:
+    """A path from the current folder, where that is shorter and is seen to be one."""
+    relative = os.path.relpath(path)
+    return relative if os.sep in relative and len(relative) < len(path) else path
 
 
 def run(

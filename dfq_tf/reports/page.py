@@ -117,7 +117,7 @@ def comparison(runs: Sequence[Record]) -> str:
         names=names,
         rows=rows,
         differing=differing,
-        tools=len({run.run.get("command") for run in runs}),
+        tools=len({run.tool for run in runs}),
         sections=sections,
     )
 
@@ -125,7 +125,7 @@ def comparison(runs: Sequence[Record]) -> str:
 def _comparable_flags(runs: Sequence[Record]) -> list[str]:
     """All flags of runs of one tool; of several tools, those that all of them have."""
     given = [set(run.flags) for run in runs]
-    is_one = len({run.run.get("command") for run in runs}) == 1
+    is_one = len({run.tool for run in runs}) == 1
     return sorted(set.union(*given) if is_one else set.intersection(*given))
 
 

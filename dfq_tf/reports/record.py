@@ -170,9 +170,14 @@ class Record:
     @property
     def command(self) -> str:
         """What repeats the run, in another folder."""
-        tool = self.run.get("command") or "python tools/run.py"
+        called = self.run.get("command") or "python tools/run.py"
         flagfile = shlex.quote(str(self.path / FLAGS))
-        return f"{tool} --flagfile={flagfile} --workdir=runs/again"
+        return f"{called} --flagfile={flagfile} --workdir=runs/again"
+
+    @property
+    def tool(self) -> str:
+        """Name of the tool that ran, however it was called."""
+        return _tool(self.run)
 
 
 def asked_widths(flags: Mapping[str, str]) -> str:
@@ -209,11 +214,10 @@ def read(folder: str | os.PathLike[str]) -> Record:
 
 def _read(path: pathlib.Path) -> Record:
     metrics, run = read_object(path / METRICS), read_object(path / RUN)
-    tool = (run.get("command") or "run").split()[-1]
-    if pathlib.Path(tool).stem not in _TOOLS:
+    if (tool := _tool(run)) not in _TOOLS:
         raise WorkdirError(
-            f"{str(path)!r} holds what {tool} made, which has no page; name the "
-            "workdir of tools/run.py, tools/quantize.py or tools/distill.py"
+            f"{str(path)!r} holds what tools/{tool}.py made, which has no page; name "
+            "the workdir of tools/run.py, tools/quantize.py or tools/distill.py"
         )
     flagfile = path / FLAGS
     flags = parse_flagfile(read_text(flagfile)) if flagfile.is_file() else {}
@@ -239,6 +243,11 @@ def _read(path: pathlib.Path) -> Record:
             for each in sorted(path.glob(pattern))
         },
     )
+
+
+def _tool(run: Mapping[str, Any]) -> str:
+    """Name of the tool that ran: an earlier version kept no command of `run`."""
+    return pathlib.Path(shlex.split(run.get("command") or "run")[-1]).stem
 
 
 def _goodness(row: Row) -> float:
