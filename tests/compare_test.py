@@ -81,6 +81,15 @@ class RoundsTest(parameterized.TestCase):
         found = self.rounds(["df_qat_kd", "qat_kd"], {})
         self.assertEqual(found, {"df_qat_kd": None, "qat_kd": 100})
 
+    def test_quiet_says_nothing_of_what_is_under_way(self):
+        for is_quiet, widths in ((False, W8A8), (True, BitWidths(num_bits_weight=4))):
+            given = mock.MagicMock(quiet=is_quiet)
+            given.__contains__.return_value = True
+            with mock.patch.object(compare.common, "FLAGS", given):
+                with mock.patch("builtins.print") as printed:
+                    self.rounds(["df_qat_kd"], {"rounds": 7.0}, widths)
+            self.assertEqual(printed.called, not is_quiet)
+
     def test_other_columns_stay_in_their_order(self):
         columns = ["q", "qat", "df_q", "df_qat_kd"]
         self.assertEqual(compare.in_order(columns), ["q", "df_q", "df_qat_kd", "qat"])
@@ -153,6 +162,25 @@ class ResultsTest(absltest.TestCase):
                 text = compare.write_results(workdir)
             self.assertEqual((workdir.path / "table.txt").read_text(), text + "\n")
             self.assertEqual((workdir.path / "size.png").exists(), has_pyplot)
+
+    def test_training_of_no_rounds_has_no_curve(self):
+        row = dict(widths="W8A8", accuracy=None, agreement=0.5, bytes=1000, rounds=0)
+        row |= dict(latency_ms=1.0, pieces=1, minutes=0.1, weights="int8")
+        row["worst_layer"] = "conv (30.0 dB)"
+        workdir = Workdir(helpers.new_folder(), {})
+        methods = ("df_qat_kd", "df_rec_kd")
+        rows = {f"W8A8/{name}": {**row, "method": name} for name in methods}
+        workdir.add_metrics(rows=rows)
+        compare.write_results(workdir)
+        self.assertFalse((workdir.path / "curves.png").exists())
+        table = "step,minutes,agreement\n0,0,0.25\n10,1,0.5\n"
+        (workdir.path / "W8A8").mkdir()
+        (workdir.path / "W8A8/df_rec_kd_curve.csv").write_text(table)
+        with mock.patch.object(plots, "save") as save:
+            compare.write_results(workdir)
+        figure, _ = save.call_args.args
+        _, names = figure.axes[0].get_legend_handles_labels()
+        self.assertEqual(names, ["W8A8 DF-REC-KD"])
 
 
 if __name__ == "__main__":

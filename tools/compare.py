@@ -174,7 +174,7 @@ class Comparison:
         warm_up = seconds_in_steps(workdir.path, "warm_up")
         self._prepared = self._shared("images", self._prepare, warm_up)
         source, count = self._prepared.source, len(self._prepared.images)
-        print(f"Images for the ranges, {count}: {source}")
+        common.say(f"Images for the ranges, {count}: {source}")
         self._train = dataset.load("train") if dataset else None
         test = dataset.load("test") if dataset else None
         self._images = test.images if test else self._prepared.held_out
@@ -200,7 +200,7 @@ class Comparison:
         done = rows.get(f"{widths.name}/{method}")
         if common.agreed(bool(done and not done.get("failure"))):
             return
-        print(f"{widths.name} {TITLES[method]}", flush=True)
+        common.say(f"{widths.name} {TITLES[method]}")
         folder = self.workdir.path / widths.name
         folder.mkdir(exist_ok=True)
         self._shared.begin(seconds_in_steps(folder, *_own_runs(method)))
@@ -250,7 +250,7 @@ class Comparison:
         )
         rounds = int(found.get("rounds", self._config.rounds))
         if "rounds" in found:
-            print(f"  {quantize.training_line(rounds, self._config)}", flush=True)
+            common.say(f"  {quantize.training_line(rounds, self._config)}")
         return network, told | _share(found) | {"rounds": rounds}
 
     def _by_noise(self, widths: BitWidths) -> QuantizedNetwork:
@@ -556,20 +556,20 @@ def _plot_curves(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
     """Agreement with the teacher over the student's training steps.
 
     It tells more of a few images than accuracy does. A training that was interrupted,
-    or failed, has no share of its steps to show.
+    or failed, or was of no rounds, has no share of its steps to show.
     """
     styles = {"df_qat_kd": "-", "df_rec_kd": "-.", "qat_kd": "--", "qat": ":"}
-    trained = [
-        (row["widths"], row["method"])
+    curves = {
+        (row["widths"], row["method"]): record.columns(path)
         for row in rows
         if row["method"] in styles and not row.get("failure")
-    ]
-    if not trained:
+        if (path := folder / row["widths"] / f"{row['method']}_curve.csv").exists()
+    }
+    if not curves:
         return
     figure, axes = plots.pyplot().subplots(figsize=(8, 5))
-    colors = {name: f"C{i}" for i, name in enumerate(sorted({w for w, _ in trained}))}
-    for widths, method in trained:
-        curve = record.columns(folder / widths / f"{method}_curve.csv")
+    colors = {name: f"C{i}" for i, name in enumerate(sorted({w for w, _ in curves}))}
+    for (widths, method), curve in curves.items():
         key = "agreement" if "agreement" in curve else "agreement_on_held_out_images"
         axes.plot(
             [step / curve["step"][-1] for step in curve["step"]],
