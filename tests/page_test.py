@@ -604,6 +604,19 @@ class VerdictTest(parameterized.TestCase):
         folder = pages.write(new_folder(), metrics, page=(), curves=False)
         found = verdict.of(record.read(folder))
         self.assertRegex(found.sentence, "75.0.%.*62.5.%")
+        self.assertNotIn("interval", " ".join(found.rests_on))  # of how many?
+
+    def test_shares_of_a_distilled_student_have_their_intervals(self):
+        training = {"agreements_on_generated_images": [0.75], "held_out_images": 256}
+        metrics = {"student_accuracy": 0.6, "student_images": 10}
+        metrics["student_training"] = training
+        folder = pages.write(new_folder(), metrics, page=(), curves=False)
+        agreed, right = verdict.of(record.read(folder)).rests_on
+        # Wilson's, of 192 of 256 and of 6 of 10, by hand.
+        self.assertIn("(95 % interval: 69.4 % to 79.9 %)", agreed.replace("\xa0", " "))
+        self.assertStartsWith(right, "10 labelled images of digits, ")
+        self.assertIn("on 31.3 % to 83.2 % (95 %", right.replace("\xa0", " "))
+        self.assertIn("31.3 % to 83.2 %", Parsed(made_text(folder)).words)
 
     @parameterized.parameters(
         ("int4", "conv", 8, 0, "--num_bits_first=8"),

@@ -484,6 +484,24 @@ class DistillTest(tf.test.TestCase):
         self.assertNotIn("step/s", again.stderr)
 
 
+class StudentsAccuracyTest(tf.test.TestCase):
+    def test_page_says_on_how_many_images_a_student_was_measured(self):
+        learner, folder = helpers.small_learner((8, 8, 1), 10), new_folder() / "run"
+        images = np.zeros((4, 8, 8, 1), np.uint8)
+        made = api.Distilled(learner, [0.75], [], images, {}, 4)
+        with mock.patch.object(api, "distill", return_value=made):
+            process = run_in_process(
+                "distill",
+                "tests/data/digits_teacher.keras",
+                "--student=wrn_10_1",
+                "--dataset=digits",
+                f"--workdir={folder}",
+            )
+        self.assertEqual(process.returncode, 0, process.stderr)
+        text = (folder / "report.html").read_text()
+        self.assertIn("359 labelled images of digits, which took no part", text)
+
+
 class SeveralWorkersTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(
         (

@@ -266,7 +266,7 @@ def main() -> None:
         with common.stage("evaluation of the student"):
             test = dataset.load("test")
             right = accuracy(student.scores(test.images), test.labels)
-        workdir.add_metrics(student_accuracy=right)
+        workdir.add_metrics(student_accuracy=right, student_images=len(test.labels))
         print(f"Student: {100 * right:.2f} % of {len(test.labels)} test images")
     print(f"The page of the run: {page.write(workdir.path)}")
     print(f"Wrote {workdir.path / 'student.keras'}")

@@ -195,10 +195,8 @@ def _distinct(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def _cells(row: Row, run: Record) -> dict[str, Any]:
     """What a line of the table of models shows; None for what was not measured."""
-    right, same = row.measured.get("accuracy"), row.agreement
-    if row.key == "student" and right is None:
-        right = run.metrics.get("student_accuracy")
-    count = row.measured.get("images")
+    right, count = (row.measured.get(name) for name in ("accuracy", "images"))
+    same = row.agreement
     return {
         "title": row.title,
         "is_file": row is run.best and "bytes" in row.measured,

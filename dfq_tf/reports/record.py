@@ -266,6 +266,9 @@ def _row(
     training = metrics.get(f"{key}_training")
     if measured is None and training is None:
         return None
+    if key == "student" and "student_accuracy" in metrics:  # of tools/distill.py
+        right, images = metrics["student_accuracy"], metrics.get("student_images")
+        measured = {"accuracy": right, "images": images}
     title = TITLES[key]
     if key not in ("teacher", "student"):
         # The yardstick has the widths alone.

@@ -138,12 +138,7 @@ def _measured(record: Record, best: Row) -> list[str]:
     said = []
     measured = best.measured
     if measured.get("accuracy") is not None:
-        low, high = interval(measured["accuracy"], measured["images"])
-        said.append(
-            f"{measured['images']:,} labelled images of {_dataset(record)}, which took "
-            "no part in making the file. Of other images of the kind, it may be right "
-            f"on {percent(low)} to {percent(high)} (95 % interval)."
-        )
+        said.append(_of_labels(record, measured, "file"))
     elif record.has_labels:
         said.append(
             "The run ended before its file was measured on the labelled images. The "
@@ -167,8 +162,14 @@ def _measured(record: Record, best: Row) -> list[str]:
     return said
 
 
-def _dataset(record: Record) -> str:
-    return record.flags.get("dataset") or "the data set"
+def _of_labels(record: Record, measured: Mapping[str, Any], what: str) -> str:
+    low, high = interval(measured["accuracy"], measured["images"])
+    dataset = record.flags.get("dataset") or "the data set"
+    return (
+        f"{measured['images']:,} labelled images of {dataset}, which took no part in "
+        f"making the {what}. Of other images of the kind, it may be right on "
+        f"{percent(low)} to {percent(high)} (95 % interval)."
+    )
 
 
 def _expected(record: Record, best: Row) -> list[str]:
@@ -220,21 +221,26 @@ def _proved(best: Row) -> list[str]:
 
 def _of_distillation(record: Record) -> Verdict:
     student = next((row for row in record.rows if row.key == "student"), None)
-    found = student.training.get("agreements_on_generated_images") if student else None
-    right = record.metrics.get("student_accuracy")
-    if not found:
+    if student is None or student.agreement is None:
         return Verdict("unknown", "Nothing was made in this workdir yet.", [])
-    best = max(found)
+    same, count = student.agreement
+    said = "The images were generated and held out from the training"
+    if count:
+        low, high = interval(same, count)
+        said += f" (95 % interval: {percent(low)} to {percent(high)})"
     rests = [
-        "The images were generated and held out from the training. They find the "
-        "student's faults, and tell little of how it does on real ones."
+        f"{said}. They find the student's faults, and tell little of how it does on "
+        "real ones."
     ]
     sentence = (
-        f"The student answers as the teacher on {percent(best)} of generated images"
+        f"The student answers as the teacher on {percent(same)} of generated images"
     )
+    right = student.measured.get("accuracy")
     if right is None:
         rests.append("No labelled images were given: accuracy is not known.")
         return Verdict("unknown", f"{sentence}.", rests)
+    if student.measured["images"]:  # an earlier version kept no count
+        rests.append(_of_labels(record, student.measured, "student"))
     sentence += f", and is right on {percent(right)} of the labelled test images."
     return Verdict("unknown", sentence, rests)
 
