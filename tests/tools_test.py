@@ -280,7 +280,7 @@ class WholeRunTest(RunTest):
         # A file is made anew once it is deleted, with other flags too.
         (folder / "df_q.tflite").unlink()
         process = run_in_process(
-            "convert", f"--student={folder}/df_q.keras", "--seed=9"
+            "convert", f"--student={folder}/df_q.keras", "--model_version=9"
         )
         self.assertEqual(process.returncode, 0, process.stderr)
         # A teacher without a description needs the flags; a file with one, none.
@@ -1209,6 +1209,26 @@ class EvaluateTest(tf.test.TestCase):
         written = json.loads((folder / "figures/metrics.json").read_text())
         self.assertEqual(written["images"], 359)
 
+    def test_flags_are_of_the_teacher_with_a_description_too(self):
+        from dfq_tf.importing.classifiers import load_classifier
+        from dfq_tf.with_data import datasets
+
+        path = ROOT / "tests/data/digits_teacher.keras"
+        test = datasets.open_dataset("digits").load("test")
+        described, told = (
+            load_classifier(path, **said).scores(test.images).argmax(-1)
+            for said in ({}, {"feeding": "0..1"})
+        )
+        flags = (f"--model={path}", "--dataset=digits", "--feeding=0..1")
+        for more, found in (((), told), ((f"--teacher={path}",), described)):
+            process = run_in_process("evaluate", *flags, *more)
+            self.assertEqual(process.returncode, 0, process.stderr)
+            right = f"Accuracy: {100 * np.mean(found == test.labels):.2f} %"
+            self.assertIn(right, process.stdout)
+        same = f"teacher: {100 * np.mean(described == told):.2f} %"
+        self.assertIn(same, process.stdout)
+        self.assertNotIn("100.00", process.stdout)
+
     def test_head_may_be_said_of_a_described_model(self):
         flags = ("--model=tests/data/digits_teacher.keras", "--dataset=digits")
         process = run_in_process("evaluate", *flags, "--head=no_such")
@@ -1396,9 +1416,12 @@ class HelpTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(*TOOLS)
     def test_help_groups_and_explains_every_flag(self, tool):
         first, full = (self.flags(tool, form) for form in ("--help", "--helpfull"))
-        trains_nothing = tool in ("layer_noise", "inspect_model")
-        common = {"teacher"} if trains_nothing else {"seed", "precision"}
-        self.assertContainsSubset(common, first)
+        of_training = {"seed", "precision"}
+        if tool in ("convert", "evaluate", "layer_noise", "inspect_model"):
+            self.assertNoCommonElements(of_training, full)
+            self.assertIn("student" if tool == "convert" else "teacher", first)
+        else:
+            self.assertContainsSubset(of_training, first)
         self.assertContainsSubset(first.items(), full.items())
         for name, text in full.items():
             self.assertGreater(len(text), 10, name)

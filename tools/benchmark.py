@@ -274,7 +274,7 @@ def define_flags() -> None:
         recipe_settings("paper"),
         recipes={"paper": dataclasses.asdict(qat_recipe("paper"))},
     )
-    common.define_config("Run", RunConfig, common.ONE_DEVICE)
+    common.define_config("Run", RunConfig, ("seed", "precision"))
 
 
 if __name__ == "__main__":

@@ -129,9 +129,6 @@ _MARK = "\ufeff"
 # Exit code, as shells give it to a program that SIGPIPE has ended.
 _READER_GONE = 128 + 13
 
-# What RunConfig has for tools that train nothing, or on one device alone.
-ONE_DEVICE = ("seed", "precision")
-
 
 class _CountOrAuto(flags.ArgumentParser):
     """Reads a positive integer, or the word auto, which becomes AUTO."""
@@ -329,10 +326,11 @@ def define_run_flags(workdir: str | None, *, trains: bool = True) -> None:
 
     Args:
       workdir: default of --workdir; None where it follows from another flag.
-      trains: whether there is any training, on devices to choose.
+      trains: whether there is any training, by a seed and on devices to choose.
     """
     define("Run", "workdir", str, workdir, "Folder for all that the run writes.")
-    define_config("Run", RunConfig, None if trains else ONE_DEVICE)
+    if trains:
+        define_config("Run", RunConfig)
     help = "Show a progress bar for each stage."
     define("Run", "progress", bool, True, help, first=False)
 

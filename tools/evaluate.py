@@ -2,14 +2,14 @@
 
     python tools/evaluate.py --model=runs/cifar10/df_q.tflite --dataset=cifar10
 
-With --teacher, its agreement with that model too. Flags such as --input_mean say what a
-Keras file does not that has no description (.json) beside it. Writes nothing, but into
-the folder that --workdir names, if it does.
+With --teacher, its agreement with that model too. Flags such as --input_mean say how a
+Keras file is fed: the teacher, and the model where it has no description (.json) beside
+it or there is no such teacher. Writes nothing, but into the folder that --workdir
+names, if it does.
 """
 
 import pathlib
 import sys
-from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -25,49 +25,48 @@ from dfq_tf.with_data.accuracy import accuracy
 
 FLAGS = common.FLAGS
 
-# Flags that a Keras file may need beside its description.
+# Flags that any Keras file may need: no description says so much.
 _OF_ANY_MODEL = ("head", "allow_code", "image_size")
 # What can be measured.
 Model = Classifier | QuantizedNetwork | TFLiteClassifier
 
 
-def read_model(path: str) -> Model:
+def read_model(path: str, teacher: str | None = None) -> Model:
     """Reads a `.tflite`, `.keras` or `.h5` classifier, or a quantized student.
+
+    Args:
+      path: of the file.
+      teacher: the file that it is compared with, if there is one. If both are float
+        models, the flags are the teacher's, and a model goes by its own description.
 
     Raises:
       ConfigError: a flag that says what the file does not is wrong, or missing.
       ModelError: there is no such file, or it cannot be read.
     """
-    if not path.endswith(".tflite"):
-        if student.is_student_file(path):
-            return api.load_quantized(path)
-        said = teacher_flags.arguments() if _needs_flags(path) else _of_any_model()
+    if _takes_flags(path):
+        said = teacher_flags.arguments()
+        if teacher and _takes_flags(teacher) and description_beside(path) is not None:
+            said = {name: said[name] for name in _OF_ANY_MODEL}
         return load_classifier(path, **said)
+    if not path.endswith(".tflite"):
+        return api.load_quantized(path)
     if not pathlib.Path(path).is_file():
         raise ModelError(f"there is no model file {path}")
     return TFLiteClassifier(pathlib.Path(path).read_bytes())
 
 
-def _of_any_model() -> dict[str, Any]:
-    """What flags say that no description does."""
-    said = teacher_flags.arguments()
-    return {name: said[name] for name in _OF_ANY_MODEL}
-
-
-def _needs_flags(path: str) -> bool:
-    return not path.endswith(".tflite") and description_beside(path) is None
+def _takes_flags(path: str) -> bool:
+    return not (path.endswith(".tflite") or student.is_student_file(path))
 
 
 def _check_flags(paths: list[str]) -> None:
     """Raises ConfigError if flags are given that no file has a use for."""
     given = teacher_flags.given()
-    if not all(path.endswith(".tflite") for path in paths):
-        given = {k: value for k, value in given.items() if k not in _OF_ANY_MODEL}
-    if given and not any(map(_needs_flags, paths)):
+    if given and not any(map(_takes_flags, paths)):
         each = ", ".join(f"{name} is {value!r}" for name, value in given.items())
         raise ConfigError(
-            f"{each}, but {' and '.join(paths)} need no such flag: a .tflite file "
-            "says all itself, and a .json beside a Keras file does. Leave it out"
+            f"{each}, but {' and '.join(paths)} need no such flag: a .tflite file and "
+            "a quantized student say all themselves. Leave it out"
         )
 
 
@@ -82,7 +81,7 @@ def main() -> None:
         )
     _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
     with common.stage("reading", common.LONG_READING):
-        model = read_model(FLAGS.model)
+        model = read_model(FLAGS.model, FLAGS.teacher)
         teacher = read_model(FLAGS.teacher) if FLAGS.teacher else None
     dataset = common.dataset_from_flags()
     for each in (model, teacher):
