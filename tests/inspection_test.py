@@ -4,6 +4,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.distillation import Source
 from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.importing import classifiers
 from dfq_tf.quantization import student
@@ -343,25 +344,20 @@ class CostsTest(tf.test.TestCase):
         self.assertGreaterEqual(cost.cores, 1)
         self.assertTrue(helpers.all_equal(weights, weights_of(teacher)))
 
-    def test_steps_are_multiplied(self):
-        model = sequential(layers.Flatten(), layers.Dense(3))
+    def measured(self, before, recipe, timed, shape=(8, 8, 3), **settings):
+        """What is found of a network by steps that took so long."""
+        model = sequential(*before, layers.Flatten(), layers.Dense(3), shape=shape)
         teacher = classifiers.as_classifier(model, **FED)
         config = qat_recipe(
-            "paper",
+            recipe,
             noise_dim=8,
             batch_size=64,
             warm_up_steps=10,
             warm_up_batch_size=48,
             rounds=7,
-            generator_steps=2,
             student_steps=3,
+            **settings,
         )
-        # Warm-up, generator, student: seconds to compile, of a step, bytes.
-        timed = [
-            costs._Timed(1.0, 0.5, 100),
-            costs._Timed(2.0, 0.25, 200),
-            costs._Timed(4.0, 0.125, 300),
-        ]
         with (
             mock.patch.object(costs, "_timed", side_effect=timed) as timing,
             mock.patch.object(costs, "peak_bytes", return_value=1000),
@@ -369,13 +365,52 @@ class CostsTest(tf.test.TestCase):
             cost = costs.measure(
                 teacher, config, CalibrationConfig(calibration_images=96)
             )
+        self.assertEqual(timing.call_count, len(timed))
         small = timing.call_args_list[0].args[2].settings.batch_size
         self.assertEqual(small, 32)
-        df_q = 1 + 0.5 * (10 * 48 + 96) / 32
-        self.assertAlmostEqual(cost.df_q_seconds, df_q)
+        return cost
+
+    # Student, generator, warm-up: seconds to compile, of a step, bytes.
+    TIMED = (
+        costs._Timed(4.0, 0.125, 300),
+        costs._Timed(2.0, 0.25, 200),
+        costs._Timed(1.0, 0.5, 100),
+    )
+
+    def test_steps_are_multiplied(self):
         rounds = 2 * 7 * (2 * 0.25 + 3 * 0.125)
-        self.assertAlmostEqual(cost.df_qat_kd_seconds, df_q + 2 + 4 + rounds)
-        self.assertEqual(cost.memory_bytes, 1000 + 2 * 600)
+        warm_up, calibration = 1 + 0.5 * 10 * 48 / 32, 0.5 * 96 / 32
+        for before, df_q in (
+            (
+                [layers.Conv2D(4, 3), layers.BatchNormalization()],
+                warm_up + calibration,
+            ),
+            ([], calibration),  # it is 1/f noise that calibrates
+        ):
+            cost = self.measured(before, "paper", self.TIMED, generator_steps=2)
+            self.assertAlmostEqual(cost.df_q_seconds, df_q)
+            df_qat_kd = warm_up + calibration + 2 + 4 + rounds
+            self.assertAlmostEqual(cost.df_qat_kd_seconds, df_qat_kd)
+            self.assertEqual(cost.memory_bytes, 1000 + 2 * 600)
+
+    def test_where_other_images_calibrate_no_warm_up_counts(self):
+        students, _, warm_up = self.TIMED
+        normalized = [layers.Conv2D(4, 3, 4), layers.BatchNormalization()]
+        for before, side, timed in (
+            ([], 8, [students]),
+            (normalized, 72, [students, warm_up]),  # unless photographs are near
+        ):
+            near = mock.Mock(return_value=Source("photographs", 0.1))
+            with mock.patch.object(costs, "choose_source", near):
+                cost = self.measured(
+                    before, "pool", timed, (side, side, 3), pool_batch_size=64
+                )
+            self.assertEqual(near.call_count, len(timed) - 1)
+            calibration = 0.125 * 96 / 32
+            self.assertAlmostEqual(cost.df_q_seconds, calibration)
+            rounds = 2 * 7 * 3 * 0.125
+            self.assertAlmostEqual(cost.df_qat_kd_seconds, calibration + 4 + rounds)
+            self.assertEqual(cost.memory_bytes, 1000 + 2 * 300)
 
     def test_memory_of_a_batch(self):
         self.assertEqual(costs.memory_bytes(100.0, 16.0, 8, 128), 100 + 256)

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from tools import common, compare, quantize
+from tools import common, compare, inspect_model, quantize
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator, phases
 from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
+from dfq_tf.reports import costs
 from dfq_tf.reports.workdir import Workdir
 from tests import helpers
 from tests.helpers import new_folder
@@ -1296,11 +1297,24 @@ class InspectModelTest(tf.test.TestCase):
             r"^MACs +22,736 for one image$",
             r"^int8 file +about \d kB$",
             r"^DF-Q +about \d+ (seconds|minutes)$",
+            r"^DF-REC +about 20 minutes more ",
             r"^DF-QAT-KD +about \d+ (seconds|minutes), ",
             r"^memory +about [\d.]+ GiB at batch_size 128$",
+            r"^made +DF-Q by the command below, and DF-REC if ",
             r"^All layers can be quantized.$",
         ):
             self.assertRegex(process.stdout, re.compile(pattern, re.M))
+
+    def test_methods_that_the_next_command_makes_are_named(self):
+        cost = costs.Costs(60.0, 1500.0, 2**30, 128, 2)
+        lines = inspect_model.expectation(cost, is_exclusive=True)
+        self.assertIn("DF-QAT-KD     about 25 minutes, those of DF-Q in it", lines)
+        made = " ".join(lines[-1].split())
+        self.assertIn("DF-QAT-KD with --methods=df_qat_kd alone", made)
+        # From scores each by itself no student learns.
+        lines = inspect_model.expectation(cost, is_exclusive=False)
+        self.assertStartsWith(lines[2], "DF-QAT-KD     not possible: ")
+        self.assertNotIn("df_qat_kd", "".join(lines))
 
     def test_bad_model(self):
         from dfq_tf.compat import keras

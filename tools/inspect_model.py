@@ -19,6 +19,7 @@ from tools import common, teacher_flags
 from dfq_tf.compat import modules_absent
 from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.reports import costs, inspection
+from dfq_tf.settings import ReconstructionConfig
 
 FLAGS = common.FLAGS
 
@@ -165,11 +166,26 @@ def duration(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
-def expectation(cost: costs.Costs) -> list[str]:
-    """Time and memory."""
+def expectation(cost: costs.Costs, is_exclusive: bool) -> list[str]:
+    """Time and memory, and which methods the command makes that is printed below.
+
+    Args:
+      cost: was measured.
+      is_exclusive: whether a class excludes all others; else no student learns them.
+    """
+    most = duration(60 * ReconstructionConfig().rec_minutes)
+    trained = f"{duration(cost.df_qat_kd_seconds)}, those of DF-Q in it"
+    made = (
+        "DF-Q by the command below, and DF-REC if less than 98 % agreement is expected "
+        "of DF-Q; DF-QAT-KD with --methods=df_qat_kd alone"
+    )
+    if not is_exclusive:
+        trained = "not possible: classes do not exclude each other"
+        made = "DF-Q by the command below; DF-REC with --methods=df_rec alone"
     return [
         line("DF-Q", duration(cost.df_q_seconds)),
-        line("DF-QAT-KD", f"{duration(cost.df_qat_kd_seconds)}, those of DF-Q in it"),
+        line("DF-REC", f"{most} more for the steps of its blocks, at the most"),
+        line("DF-QAT-KD", trained),
         line(
             "memory",
             f"about {cost.memory_bytes / 2**30:.1f} GiB at batch_size "
@@ -177,9 +193,10 @@ def expectation(cost: costs.Costs) -> list[str]:
         ),
         line(
             "",
-            "measured in a few small steps, cores at hand: "
-            f"{cost.cores}; with the default settings",
+            "measured in a few small steps, of which those of DF-QAT-KD need the most "
+            f"memory, cores at hand: {cost.cores}; with the default settings",
         ),
+        line("made", made),
     ]
 
 
@@ -225,7 +242,8 @@ def main() -> None:
     if FLAGS.costs:
         with common.stage("steps to measure"):
             measured = costs.measure(found.classifier)
-        print("\n".join(expectation(measured)))
+        is_exclusive = found.classifier.description.probabilities != "sigmoid"
+        print("\n".join(expectation(measured, is_exclusive)))
     print("\n".join(following(found)))
 
 

@@ -2,20 +2,35 @@
 
 import dataclasses
 import functools
+import math
 import os
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfq_tf.compat import tf
 from dfq_tf.context import Context
-from dfq_tf.distillation import make_generators, observe, phases, steps, with_batch_size
+from dfq_tf.distillation import (
+    ObservedTeacher,
+    choose_source,
+    known_source,
+    make_generators,
+    observe,
+    phases,
+    steps,
+    with_batch_size,
+)
 from dfq_tf.graph import Classifier
 from dfq_tf.quantization import float_network, student, with_any_ranges
-from dfq_tf.settings import CalibrationConfig, DistillationConfig, RunConfig
+from dfq_tf.settings import (
+    GENERATED,
+    CalibrationConfig,
+    DistillationConfig,
+    RunConfig,
+)
 from dfq_tf.training import Copies, Learner, resolve_precision
 
 # Images of the steps that are timed, fewer of large ones: what a step takes besides its
@@ -30,7 +45,8 @@ class Costs:
     """What to expect, roughly.
 
     Attributes:
-      df_q_seconds: of generator warm-up and calibration.
+      df_q_seconds: of the calibration, and of the generators' warm-up where their
+        images calibrate.
       df_qat_kd_seconds: of those, and of the training behind them.
       memory_bytes: of the whole process at its peak.
       batch_size: images of a step.
@@ -76,44 +92,73 @@ def measure(
       calibration: says how many images it takes.
       run: seed and precision.
     """
-    config = with_batch_size(config, teacher)
-    height, width, _ = teacher.image_shape
-    batch = min(_MOST, max(_FEWEST, _PIXELS // (height * width)))
+    config, shape = with_batch_size(config, teacher), teacher.image_shape
+    batch = min(_MOST, max(_FEWEST, _PIXELS // (shape[0] * shape[1])))
     batch = max(batch, config.num_generators)
     small = dataclasses.replace(config, batch_size=batch)
     precision = resolve_precision(run.precision)
     context = Context(small, run.seed, precision, None, None, False)
     full = dataclasses.replace(context, settings=config)
-    state = _state(teacher, context)
+    observed = _observed(teacher, context)
+    known = known_source(calibration.images, shape, bool(observed.bn_inputs))
+    trains = config.generator_steps > 0 or not config.pool_images
+    has_generators = trains or known in (GENERATED, None)
+    state = _state(teacher, observed, context, has_generators)
     base = peak_bytes()
-    kinds: list[Any] = [steps.warm_up_step]
-    kinds += [steps.generator_step] if config.generator_steps else []
-    is_pool = config.pool_images > 0
-    kinds += [_learnt_from_pool(state, small) if is_pool else steps.student_step]
-    warm_up, *generator, students = (_timed(step, state, context) for step in kinds)
-    size = phases.student_batch(full)
-    per_round = config.student_steps * students.seconds * size / batch
-    if generator:
-        seconds = generator[0].seconds * config.batch_size / batch
-        per_round += config.generator_steps * seconds
-    training_seconds = config.rounds * per_round
-    if config.max_minutes:
-        training_seconds = min(training_seconds, 60 * config.max_minutes)
-    # A calibration image passes networks about as often as one of the warm-up.
-    warm_up_images = config.warm_up_steps * phases.warm_up_batch(full)
-    df_q = warm_up.compile_seconds + warm_up.seconds * (
-        (warm_up_images + calibration.image_count(teacher.image_shape)) / batch
-    )
-    compile_seconds = sum(t.compile_seconds for t in (*generator, students))
+    timed = {
+        name: _timed(step, state, context)
+        for name, step in _kinds(state, small, has_generators).items()
+    }
+    # Photographs are looked at behind the steps, of whose memory that would hide some.
+    source = known or choose_source(observed, calibration.images, run.seed).name
+    is_generated = source == GENERATED
+    if not (is_generated or trains):
+        timed.pop("warm_up", None)
+    warm_up, warm_up_seconds = timed.get("warm_up"), 0.0
+    if warm_up:
+        images = config.warm_up_steps * phases.warm_up_batch(full)
+        warm_up_seconds = warm_up.compile_seconds + warm_up.seconds * images / batch
+    # A calibration image passes networks about as often as one of such a step.
+    seconds = (warm_up or timed["students"]).seconds / batch
+    calibration_seconds = seconds * calibration.image_count(shape)
     # The peak stays where the hungriest step has left it.
-    grown = sum(t.grown_bytes for t in (warm_up, *generator, students))
+    grown = sum(each.grown_bytes for each in timed.values())
     return Costs(
-        df_q,
-        df_q + compile_seconds + training_seconds,
+        calibration_seconds + (warm_up_seconds if is_generated else 0.0),
+        calibration_seconds + warm_up_seconds + _training_seconds(timed, full, batch),
         memory_bytes(base, grown, batch, config.batch_size),
         config.batch_size,
         _cores(),
     )
+
+
+def _kinds(
+    state: steps.State, config: DistillationConfig, has_generators: bool
+) -> dict[str, Any]:
+    """The steps that there are, by name; last the warm-up, which may not count."""
+    is_pool = config.pool_images > 0
+    students = _learnt_from_pool(state, config) if is_pool else steps.student_step
+    kinds: dict[str, Any] = {"students": students}
+    if config.generator_steps:
+        kinds["generator"] = steps.generator_step
+    if has_generators:
+        kinds["warm_up"] = steps.warm_up_step
+    return kinds
+
+
+def _training_seconds(
+    timed: Mapping[str, _Timed], context: Context[DistillationConfig], batch: int
+) -> float:
+    """Of all behind the warm-up, by steps on `batch` images."""
+    config, students = context.settings, timed["students"]
+    size, compile_seconds = phases.student_batch(context), students.compile_seconds
+    per_round = config.student_steps * students.seconds * size / batch
+    if generator := timed.get("generator"):
+        seconds = generator.seconds * config.batch_size / batch
+        per_round += config.generator_steps * seconds
+        compile_seconds += generator.compile_seconds
+    most = 60 * config.max_minutes or math.inf
+    return compile_seconds + min(config.rounds * per_round, most)
 
 
 def _learnt_from_pool(state: steps.State, config: DistillationConfig) -> Any:
@@ -144,13 +189,24 @@ def memory_bytes(base: float, grown: float, measured: int, batch_size: int) -> f
     return base + grown * batch_size / measured
 
 
-def _state(teacher: Classifier, context: Context[DistillationConfig]) -> steps.State:
-    """Networks and optimizers of a training; the student's ranges mean nothing."""
+def _observed(
+    teacher: Classifier, context: Context[DistillationConfig]
+) -> ObservedTeacher:
     with warnings.catch_warnings():
         # Of a teacher without BN: whoever asks for costs says so better.
         warnings.simplefilter("ignore", UserWarning)
-        observed = observe(teacher, context.precision)
-    generators = make_generators(teacher.image_shape, context)
+        return observe(teacher, context.precision)
+
+
+def _state(
+    teacher: Classifier,
+    observed: ObservedTeacher,
+    context: Context[DistillationConfig],
+    has_generators: bool,
+) -> steps.State:
+    """Networks and optimizers of a training; the student's ranges mean nothing."""
+    shape = teacher.image_shape
+    generators = make_generators(shape, context) if has_generators else []
     quantized = with_any_ranges(float_network(teacher))
     learner = Learner(student.build(quantized), quantized.description)
     rounds = context.settings.rounds
