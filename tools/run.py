@@ -452,9 +452,9 @@ def define_flags() -> None:
         "methods",
         list,
         [AUTO_METHOD],
-        "What to make: df_q sets ranges only; df_rec also reconstructs one block after "
-        "the other; df_qat_kd trains the student, df_rec_kd that of reconstructed "
-        "blocks; auto makes df_q, and another where that is not enough.",
+        "What to make: df_q finds ranges and trains nothing; df_rec also reconstructs "
+        "one block after the other; df_qat_kd trains the student, df_rec_kd that of "
+        "reconstructed blocks; auto makes df_q, and another where that is not enough.",
     )
     quantize.define_generator_flags()
     distill.define_distillation_flags()
