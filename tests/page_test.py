@@ -543,7 +543,7 @@ class VerdictTest(parameterized.TestCase):
 
     def test_run_that_was_interrupted_before_its_file_was_measured_has_a_page(self):
         metrics = {key: pages.METRICS[key] for key in ("df_q_training", "teacher")}
-        folder, _, parsed = made(metrics=metrics)
+        folder, _, parsed = made(metrics=metrics, curves=False)
         found = verdict.of(record.read(folder))
         self.assertEqual(found.level, "fair")
         self.assertIn("93.8", found.sentence)
@@ -783,6 +783,18 @@ class ScalarsTest(tf.test.TestCase):
         expected = [(i, i + 0.06 * (i >= 6)) for i in range(16)]
         self.assertEqual([*found], ["loss"])
         self.assertAllClose(found["loss"], expected)
+
+    def test_tenth_file_of_a_second_is_read_behind_the_ninth(self):
+        folder = pathlib.Path(self.get_temp_dir()) / "ten"
+        for number in (9, 10):
+            one = folder / str(number)
+            writer = tf.summary.create_file_writer(str(one))
+            with writer.as_default():
+                tf.summary.scalar("loss", number, step=0)
+            writer.close()
+            (path,) = one.iterdir()
+            path.rename(folder / f"events.out.tfevents.1000000000.host.7.{number}.v2")
+        self.assertEqual(scalars.read(folder)["loss"], [(0, 10)])
 
     def test_file_that_was_cut_off_is_read_as_far_as_it_goes(self):
         folder = pathlib.Path(self.get_temp_dir()) / "cut"

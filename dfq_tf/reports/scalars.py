@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import struct
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Curve]:
       that was taken twice, as after an interruption, the later value.
     """
     found: dict[str, dict[float, float]] = {}
-    for path in sorted(pathlib.Path(folder).glob("events.out.tfevents.*")):
+    for path in sorted(pathlib.Path(folder).glob("events.out.tfevents.*"), key=_age):
         for record in _records(path.read_bytes()):
             event = tf.compat.v1.Event.FromString(record)
             for value in event.summary.value:
@@ -32,6 +33,11 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Curve]:
                     number = float(tf.make_ndarray(value.tensor))
                     found.setdefault(value.tag, {})[event.step] = number
     return {name: _thinned(sorted(curve.items())) for name, curve in found.items()}
+
+
+def _age(path: pathlib.Path) -> str:
+    """Sorts files by the numbers in their names: the tenth stands behind the ninth."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), path.name)
 
 
 def _records(content: bytes) -> Iterator[bytes]:
