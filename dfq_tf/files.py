@@ -10,6 +10,9 @@ from typing import Any
 
 from dfq_tf.errors import ConfigError
 
+# Endings of model files. Their content says which format it is.
+MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:

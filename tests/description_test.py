@@ -12,6 +12,7 @@ from dfq_tf.graph.description import (
     ModelDescription,
     description_beside,
     description_path,
+    model_name,
 )
 
 _DESCRIPTION = ModelDescription(
@@ -40,6 +41,22 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(
             description_path("runs/a.b/teacher.keras"),
             pathlib.Path("runs/a.b/teacher.json"),
+        )
+
+    @parameterized.parameters(
+        ("net_0.25", "net_0.25"),  # the folder of a SavedModel
+        ("net_0.25/", "net_0.25"),
+        ("net_0.25.keras", "net_0.25"),
+        ("net_0.25.h5", "net_0.25"),
+        ("net.hdf5", "net"),
+        ("net.model", "net"),
+        ("net.json", "net"),
+        ("net", "net"),
+    )
+    def test_only_endings_of_models_are_no_part_of_their_names(self, model, name):
+        self.assertEqual(model_name(f"runs/{model}"), name)
+        self.assertEqual(
+            description_path(f"runs/{model}"), pathlib.Path(f"runs/{name}.json")
         )
 
     def test_what_lies_beside_a_model_may_be_something_else(self):
@@ -92,6 +109,18 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             "not iterable",
         ),
         (
+            "text_for_names",
+            '{"input_mean": [0], "input_scale": [1], "output": "logits", '
+            '"class_names": "cats"}',
+            "class_names is 'cats'; give a name for each class",
+        ),
+        (
+            "names_that_are_empty",
+            '{"input_mean": [0], "input_scale": [1], "output": "logits", '
+            '"class_names": ["", ""]}',
+            "in which a name is empty",
+        ),
+        (
             "bad_value",
             '{"input_mean": [0], "input_scale": [0], "output": "logits", '
             '"class_names": ["a"]}',
@@ -117,8 +146,13 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         ),
         (dict(input_scale=1), r"^input_scale is 1; give one .* \(127\.5,\): .*iterabl"),
         (dict(input_mean=("a",)), r"^input_mean is \('a',\); give one number, or one"),
+        (dict(input_mean="127"), "^input_mean is '127'; give one number, .*is a text"),
         (dict(class_names=5), "^class_names is 5; give a name for each class, in the"),
         (dict(class_names=None), "^class_names is None; give a name for each class"),
+        (dict(class_names="cats"), "^class_names is 'cats'; give a name for each cl"),
+        (dict(class_names=("a", "")), "^class_names is .*, in which a name is empty"),
+        (dict(class_names=("a", "a")), "^class_names has 2 times 'a' and no other na"),
+        (dict(class_names=("a", None)), "^class_names has None, a NoneType; give tex"),
         (dict(input_mean=()), "input_mean is .*; give one finite value or more"),
         (dict(input_mean=(math.nan,)), "input_mean is .*; give one finite value"),
         (dict(input_scale=(math.inf,)), "input_scale is .*; give one finite value"),
@@ -174,6 +208,11 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             ConfigError, "probabilities is 'score' for a model with 3 outputs"
         ):
             said.check_fits((8, 8, 3), 3)
+
+    def test_names_that_nobody_has_given_are_no_classifiers(self):
+        unnamed = ModelDescription((0.0,), (1.0,), "logits", ("", ""))
+        with self.assertRaisesRegex(ConfigError, "in which a name is empty"):
+            unnamed.check_fits((8, 8, 3), 2)
 
     def test_wrong_number_of_class_names_is_refused(self):
         with self.assertRaisesRegex(

@@ -16,7 +16,7 @@ from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import metadata, writer
 from tests import ends_test
 
-NAMES = ("žába", "two words", "", "4")
+NAMES = ("žába", "two words", "a", "4")
 CONFIG = FileConfig(
     model_name="Frogs",
     model_description="Says what a frog is.",
@@ -110,7 +110,7 @@ class MetadataTest(parameterized.TestCase):
             text = archive.read(entry).decode()
         self.assertEqual(entry.filename, "labels.txt")
         self.assertEqual(entry.compress_type, zipfile.ZIP_STORED)
-        self.assertEqual(text, "žába\ntwo words\n\n4\n")
+        self.assertEqual(text, "žába\ntwo words\na\n4\n")
         self.assertEqual(content_of(), content)  # no date is in it
 
     @parameterized.parameters(

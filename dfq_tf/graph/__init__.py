@@ -15,6 +15,8 @@ from dfq_tf.graph.description import (
     described_at,
     description_beside,
     description_path,
+    model_name,
+    names_of_classes,
 )
 from dfq_tf.graph.equalization import equalize
 from dfq_tf.graph.layers import (
@@ -88,6 +90,8 @@ __all__ = [
     "leading_to",
     "logits_graph",
     "macs_of",
+    "model_name",
+    "names_of_classes",
     "problem",
     "softmax",
     "title",

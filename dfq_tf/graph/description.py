@@ -10,13 +10,20 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from dfq_tf.errors import ConfigError, ModelError
-from dfq_tf.files import check_text, is_of_keras, read_text, replacing, write_text
+from dfq_tf.files import (
+    MODEL_SUFFIXES,
+    check_text,
+    is_of_keras,
+    read_text,
+    replacing,
+    write_text,
+)
 
 OUTPUTS = ("logits", "softmax", "sigmoid")
 PROBABILITIES = ("softmax", "sigmoid", "score")
@@ -51,6 +58,8 @@ class ModelDescription:
         for name in ("input_mean", "input_scale"):
             values = getattr(self, name)
             try:
+                if isinstance(values, (str, bytes)):
+                    raise TypeError("it is a text, of which each digit would be one")
                 object.__setattr__(self, name, tuple(float(v) for v in values))
             except (TypeError, ValueError) as error:
                 raise ConfigError(
@@ -67,20 +76,10 @@ class ModelDescription:
             raise ConfigError(
                 f"output is {self.output!r}; it must be one of {list(OUTPUTS)}"
             )
-        if not isinstance(self.class_names, Iterable):
-            raise ConfigError(
-                f"class_names is {self.class_names!r}; give a name for each class, in "
-                "their order, such as ('cat', 'dog')"
-            )
-        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
-        for name in self.class_names:
-            check_text("class_names", name)
-            if "".join(name.splitlines()) != name:
-                raise ConfigError(
-                    f"class_names has {name!r}, which is more than one line, or ends "
-                    "one; a file of labels has a line for each class. Take the names "
-                    "without line breaks, as text.splitlines() gives them"
-                )
+        names: Any = self.class_names
+        # Of a network that no classifier has yet, all are empty.
+        if not isinstance(names, tuple) or any(name != "" for name in names):
+            object.__setattr__(self, "class_names", names_of_classes(names))
         self._add_probabilities()
 
     def _add_probabilities(self) -> None:
@@ -104,6 +103,7 @@ class ModelDescription:
         channels = input_shape[-1]
         for name in ("input_mean", "input_scale"):
             check_count(name, len(getattr(self, name)), channels)
+        names_of_classes(self.class_names)
         if len(self.class_names) != num_classes:
             raise ConfigError(
                 f"class_names has {len(self.class_names)} names for a model with "
@@ -148,6 +148,51 @@ class ModelDescription:
             ) from error
 
 
+def names_of_classes(given: Any) -> tuple[str, ...]:
+    """The names of classes as somebody gives them, in their order.
+
+    Two classes may have the same name, as in ImageNet; but not all of them.
+
+    Raises:
+      ConfigError: they are no names, or have no order, or say nothing.
+    """
+    try:
+        given = tuple(given) if isinstance(given, Iterator) else given
+        names = tuple(map(str, given))
+    except TypeError:
+        names = None
+    if names is None or isinstance(given, (Mapping, set, frozenset, bytes, str)):
+        raise ConfigError(
+            f"class_names is {given!r}; give a name for each class, in their order, "
+            "such as ['cat', 'dog']"
+        )
+    for name in given:
+        if name is None or isinstance(name, (bytes, float)):
+            raise ConfigError(
+                f"class_names has {name!r}, a {type(name).__name__}; give texts (str), "
+                "such as b'cat'.decode() makes of bytes"
+            )
+    if not all(name.strip() for name in names):
+        raise ConfigError(
+            f"class_names is {given!r}, in which a name is empty; give one for each "
+            "class"
+        )
+    if len(names) > 1 and len(set(names)) == 1:
+        raise ConfigError(
+            f"class_names has {len(names)} times {names[0]!r} and no other name; give "
+            "each class its own, or leave class_names out for numbers"
+        )
+    for name in names:
+        check_text("class_names", name)
+        if "".join(name.splitlines()) != name:
+            raise ConfigError(
+                f"class_names has {name!r}, which is more than one line, or ends "
+                "one; a file of labels has a line for each class. Take the names "
+                "without line breaks, as text.splitlines() gives them"
+            )
+    return names
+
+
 def check_count(name: str, count: int, channels: int) -> None:
     """Raises ConfigError unless there is one value, or one for each channel.
 
@@ -182,9 +227,18 @@ def description_beside(
     return ModelDescription.load(path)
 
 
+def model_name(model_path: str | os.PathLike[str]) -> str:
+    """The name of a model's file or folder, without an ending that models have.
+
+    What follows the last dot of another name, such as `net_0.25`, is part of it.
+    """
+    path = pathlib.Path(model_path)
+    return path.stem if path.suffix in (*MODEL_SUFFIXES, ".json") else path.name
+
+
 def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:
     """Where the description of the model in `model_path` is kept."""
-    return pathlib.Path(model_path).with_suffix(".json")
+    return pathlib.Path(model_path).with_name(f"{model_name(model_path)}.json")
 
 
 @contextlib.contextmanager

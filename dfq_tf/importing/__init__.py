@@ -1,8 +1,9 @@
 """From what a user has, a file or a model, to a classifier."""
 
+from dfq_tf.files import MODEL_SUFFIXES
 from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.importing.feeding import FEEDINGS
-from dfq_tf.importing.files import MODEL_SUFFIXES, read_model
+from dfq_tf.importing.files import read_model
 from dfq_tf.importing.parts import files_of
 
 __all__ = [

@@ -11,7 +11,7 @@ import numbers
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from dfq_tf.graph import (
     description_beside,
     head_activation,
     logits_graph,
+    names_of_classes,
     softmax,
     two_class_logits,
 )
@@ -270,7 +271,7 @@ def read(
       ModelError: the file cannot be read, or the model is no image classifier.
       ConfigError: an argument does not fit the model.
     """
-    class_names = _names(class_names)
+    class_names = None if class_names is None else names_of_classes(class_names)
     description = None
     if isinstance(model, (str, os.PathLike)):
         _check_file(model, allow_code)
@@ -317,45 +318,6 @@ def _check_file(model: str | os.PathLike[str], allow_code: Any) -> None:
         raise ConfigError("the path of the model is empty; name a file")
     if not isinstance(allow_code, (bool, np.bool_)):
         raise ConfigError(f"allow_code is {allow_code!r}; it must be True or False")
-
-
-def _names(given: Any) -> tuple[str, ...] | None:
-    """The names of classes as a user gives them, in their order; None for None.
-
-    Two classes may have the same name, as in ImageNet; but not all of them.
-
-    Raises:
-      ConfigError: they are no names, or have no order, or say nothing.
-    """
-    if given is None:
-        return None
-    try:
-        given = tuple(given) if isinstance(given, Iterator) else given
-        names = tuple(map(str, given))
-    except TypeError:
-        names = None
-    if names is None or isinstance(given, (Mapping, set, frozenset, bytes, str)):
-        raise ConfigError(
-            f"class_names is {given!r}; give a name for each class, in their order, "
-            "such as ['cat', 'dog']"
-        )
-    for name in given:
-        if name is None or isinstance(name, (bytes, float)):
-            raise ConfigError(
-                f"class_names has {name!r}, a {type(name).__name__}; give texts (str), "
-                "such as b'cat'.decode() makes of bytes"
-            )
-    if not all(name.strip() for name in names):
-        raise ConfigError(
-            f"class_names is {given!r}, in which a name is empty; give one for each "
-            "class"
-        )
-    if len(names) > 1 and len(set(names)) == 1:
-        raise ConfigError(
-            f"class_names has {len(names)} times {names[0]!r} and no other name; give "
-            "each class its own, or leave class_names out for numbers"
-        )
-    return names
 
 
 def _is_plain(told: Told, found: Sequence[LayerRead]) -> bool:

@@ -25,6 +25,7 @@ from dfq_tf.compat import (
     no_garbage_collection,
 )
 from dfq_tf.errors import ModelError
+from dfq_tf.files import MODEL_SUFFIXES
 from dfq_tf.importing import parts, wrappers
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 from dfq_tf.importing.repairs import (
@@ -35,9 +36,6 @@ from dfq_tf.importing.repairs import (
     repaired,
     serialized,
 )
-
-# Names that models have. Their content says which format it is.
-MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 
 # A file that unpacks to more is no model for a phone.
 _MOST_BYTES = 4 * 2**30
