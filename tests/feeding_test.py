@@ -285,6 +285,117 @@ class OwnTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(classifier.scores(images), expected, atol=2e-3, rtol=1e-3)
 
 
+class FrozenTest(parameterized.TestCase, tf.test.TestCase):
+    """A pretrained base was fed -1..1; the layers on top of it were trained later."""
+
+    def tuned(self, how, library=keras):
+        base = trained_on(pictures(), "-1..1", library)
+        image = library.layers.Input(SHAPE)
+        if how == "trainable":
+            base.trainable = False
+            features = base(image)
+        else:
+            features = base(image, training=False)
+        return library.Model(image, library.layers.Dense(4)(features))
+
+    @parameterized.product(
+        how=("trainable", "called"),
+        library=list(LIBRARIES),
+        suffix=("object", ".keras", ".h5"),
+    )
+    def test_what_it_remembers_is_not_taken(self, how, library, suffix):
+        model = source = self.tuned(how, LIBRARIES[library])
+        if suffix != "object":
+            source = new_folder() / f"model{suffix}"
+            model.save(source)
+        with self.assertRaisesRegex(
+            ConfigError,
+            "are not given, .*BatchNormalization first was frozen, .*distances .* are "
+            "-1..1 0.*Say --feeding=-1..1 if all training fed it so.*1/255",
+        ):
+            as_classifier(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            found = as_classifier(source, feeding="0..1")
+        self.assertAllClose(found.description.input_scale, [1 / 255])
+        images = pictures()[:20].astype(np.float32)
+        expected = np.asarray(model(images / 255, training=False))
+        self.assertAllClose(found.scores(images), expected, atol=1e-3, rtol=1e-3)
+
+    def test_it_does_not_contradict_the_layers_of_the_model(self):
+        model = behind(self.tuned("trainable"), keras.layers.Rescaling(1 / 255))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            description = as_classifier(model).description
+        self.assertAllClose(description.input_scale, [1 / 255])
+
+    def test_what_is_trained_before_it_is_asked(self):
+        base = trained_on(pictures(), "-1..1")
+        base.trainable = False
+        first = keras.layers.BatchNormalization(name="own")
+        model = keras.Sequential([keras.layers.Input(SHAPE), first, base])
+        values = fed(pictures(), "0..1")
+        moments = values.mean((0, 1, 2)), values.var((0, 1, 2))
+        first.set_weights([np.ones(3), np.zeros(3), *moments])
+        with self.assertWarnsRegex(UserWarning, "0..1, comes .*own .*is taken"):
+            as_classifier(model)
+
+    @parameterized.parameters(False, True)
+    def test_command_to_type_next_offers_it(self, is_on_top):
+        model = self.tuned("trainable")
+        if is_on_top:
+            model = behind(model, keras.layers.Rescaling(2.0, -1.0))
+        way = "0..1" if is_on_top else "-1..1"
+        path = new_folder() / "model.keras"
+        model.save(path)
+        process = run_in_process("inspect_model", str(path))
+        self.assertEqual(process.returncode, 0, process.stderr)
+        text = " ".join(process.stdout.split())
+        on_top = " --input_on_top" * is_on_top
+        self.assertIn(f"before that: {way}. Pass --feeding={way}{on_top} if all", text)
+        self.assertIn(f"Next, if all training fed it {way} (see 'input'", text)
+        _, _, *flags = shlex.split(process.stdout.splitlines()[-1])
+        expected = [f"--teacher={path}", f"--feeding={way}"]
+        expected += ["--input_on_top=true"] * is_on_top
+        self.assertCountEqual(flags, expected)
+
+
+class IntegersTest(parameterized.TestCase, tf.test.TestCase):
+    """Models whose Input takes integers."""
+
+    def model(self, library, dtype="uint8"):
+        layers = library.layers
+        image = layers.Input(SHAPE, dtype=dtype)
+        to_float = tf.cast if library is keras else keras3().ops.cast
+        x = layers.Conv2D(4, 3)(to_float(image, "float32"))
+        return library.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+
+    @parameterized.product(library=list(LIBRARIES), dtype=("uint8", "int32"))
+    def test_they_are_pixels(self, library, dtype):
+        model = self.model(LIBRARIES[library], dtype)
+        images = pictures()[:20].astype(np.uint8)
+        expected = np.asarray(model(images.astype(dtype), training=False))
+        for said in ({}, dict(feeding="raw")):
+            found = as_classifier(model, **said)
+            self.assertAllClose(found.scores(images), expected, atol=0.01, rtol=1e-4)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_another_feeding_is_refused(self, library):
+        path = new_folder() / "model.keras"
+        self.model(LIBRARIES[library]).save(path)
+        message = r"given, but the model's Input takes integers \(uint8\)"
+        with self.assertRaisesRegex(ConfigError, message):
+            as_classifier(path, feeding="0..1")
+        description = ModelDescription((0,), (1 / 255,), "logits", tuple("abc"))
+        description.save(path.with_suffix(".json"))
+        with self.assertRaisesRegex(ConfigError, message):
+            as_classifier(path)
+
+    def test_those_that_hold_no_pixels_are_asked_about(self):
+        with self.assertRaisesRegex(ConfigError, "are not given"):
+            as_classifier(self.model(keras, "int8"))
+
+
 class SaidTest(parameterized.TestCase, tf.test.TestCase):
     def test_what_is_said_goes_before_what_is_found(self):
         model = trained_on(pictures(), "-1..1")

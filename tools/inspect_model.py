@@ -61,6 +61,13 @@ def feeding(found: inspection.Inspection) -> str:
         if found.is_on_top:
             why = "its own preprocessing was not made for pixels"
             on_top = " --input_on_top"
+        way = found.findings.get("feeding")
+        if way is not None:
+            why += (
+                ". Its BatchNormalization was frozen, and tells only how it was fed "
+                f"before that: {way}. Pass --feeding={way}{on_top} if all training fed "
+                "it so"
+            )
         return (
             f"NOT KNOWN: {why}. Pass the flags: --input_mean=0 --input_scale=1/255"
             f"{on_top} if it was trained on pixels / 255, or --input_mean=0 "
@@ -204,7 +211,12 @@ def following(found: inspection.Inspection) -> list[str]:
     """What to type next."""
     said = {"teacher": FLAGS.teacher, **teacher_flags.given(), **found.findings}
     text = "Next:"
-    if found.description is None:
+    if found.description is None and "feeding" in found.findings:
+        text = (
+            f"Next, if all training fed it {found.findings['feeding']} (see 'input' "
+            "above; put in what it was trained on):"
+        )
+    elif found.description is None:
         text = (
             "Next, if the model was trained on pixels / 255 (see 'input' above; put in "
             "what it was trained on):"

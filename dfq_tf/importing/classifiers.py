@@ -63,6 +63,7 @@ _TOLERANCE, _TOLERANCE_16 = 1e-4, 5e-2
 _SMALLEST_SIDE, _LARGEST_SIDE = 8, 640
 _CHANNELS = (1, 3, 4)
 _COMPARED_IMAGES = 2
+_LARGEST_PIXEL = 255
 # Functions that a model of Keras 2 may call.
 _FUNCTIONS = {"TFOpLambda", "SlicingOpLambda"}
 
@@ -201,10 +202,13 @@ class ModelReading:
 
     @property
     def findings(self) -> dict[str, Any]:
-        """What nobody said and was found: arguments of `as_classifier` that say it."""
+        """What nobody said and was found: arguments of `as_classifier` that say it.
+
+        A feeding that is suggested, and not taken, is for the user to confirm.
+        """
         result: dict[str, Any] = {}
         found = self.network.found
-        if found is not None and found.is_taken:
+        if found is not None and found.is_suggested:
             result["feeding"] = found.name
             if self.network.own is not None:
                 result["input_on_top"] = True
@@ -339,7 +343,9 @@ def _network(reading: ModelReading) -> Network:
     graph, own = take_preprocessing(reading.graph)
     graph = activation_last(graph)
     told, outputs = reading.told, _num_outputs(graph)
-    said, found = decide(reading.graph, own, told.said)
+    frozen = {layer.name for layer in reading.layers if layer.is_frozen}
+    integers = _integers(told.model)
+    said, found = decide(reading.graph, own, told.said, frozen, integers)
     told = told._replace(said=said)
     gives, is_binary = _output(reading, graph), outputs == 1
     probabilities = told.probabilities
@@ -354,6 +360,12 @@ def _network(reading: ModelReading) -> Network:
     return Network(
         graph, own, told, found, feeding, gives, is_binary, is_unclear, probabilities
     )
+
+
+def _integers(model: Any) -> str:
+    """The type of a model's input, if it is of integers that hold pixels; else ''."""
+    kind = tf.as_dtype(model.inputs[0].dtype)
+    return kind.name if kind.is_integer and kind.max >= _LARGEST_PIXEL else ""
 
 
 def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier:

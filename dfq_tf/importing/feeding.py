@@ -4,10 +4,13 @@ A BatchNormalization stores mean and variance of what it was given while the net
 trained, on real pictures. Of the ways in which pixels are usually fed, only the right
 one brings images that look like pictures near those. No picture is used: 1/f noise will
 do.
+
+One that was frozen remembers an earlier training, as that of a pretrained base: how its
+base was fed then.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +83,14 @@ class Found:
         first. Of two ways that cannot be told apart there is one.
       said: the same distance, of what is said, which is far; None if nobody says.
       is_grey: whether the images have one channel.
+      is_frozen: whether it kept what it knew of a training before the model's own.
     """
 
     layer: str
     distances: Mapping[str, float]
     said: float | None
     is_grey: bool
+    is_frozen: bool = False
 
     @property
     def name(self) -> str:
@@ -111,27 +116,38 @@ class Found:
         return nearest <= _NEAR and following >= _TIMES_FARTHER * nearest
 
     @property
-    def is_taken(self) -> bool:
+    def is_suggested(self) -> bool:
         """Whether nobody says, and one way is clear."""
         return self.is_clear and self.said is None
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it is suggested by what the training itself left."""
+        return self.is_suggested and not self.is_frozen
 
-def find(graph: Graph, said: Feeding | None = None) -> Found | None:
+
+def find(
+    graph: Graph, said: Feeding | None = None, frozen: Collection[str] = ()
+) -> Found | None:
     """Compares the usual ways of feeding by the first BatchNormalization.
 
     Args:
       graph: a network, with the preprocessing that it does itself; layers that cannot
         be read are fine behind the first BatchNormalization.
       said: what the user, or the model, says.
+      frozen: names of nodes that the training left as they were.
 
     Returns:
       None if there is nothing to compare with: no BatchNormalization, or one that has
       never seen an image, or that is called more than once. None also if what is said
-      is not far.
+      is not far, or if the BatchNormalization was frozen: it contradicts nobody.
     """
     remembering = [n for n in graph.nodes.values() if _has_statistics(n)]
     node = next((n for n in remembering if not _is_shared(n, remembering)), None)
     if node is None or not _can_compute(graph, node):
+        return None
+    is_frozen = node.name in frozen
+    if is_frozen and said is not None:
         return None
     height, width, channels = graph.image.shape
     assert height and width and channels
@@ -152,6 +168,7 @@ def find(graph: Graph, said: Feeding | None = None) -> Found | None:
         {name: distances[name] for name in ordered},
         told,
         is_grey=channels == 1,
+        is_frozen=is_frozen,
     )
 
 

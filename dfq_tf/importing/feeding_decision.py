@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,11 @@ def said_by(
 
 
 def decide(
-    graph: Graph, own: Preprocessing | None, said: Said
+    graph: Graph,
+    own: Preprocessing | None,
+    said: Said,
+    frozen: Collection[str] = (),
+    integers: str = "",
 ) -> tuple[Said, feedings.Found | None]:
     """What a network is fed, if anybody or anything says so.
 
@@ -75,6 +80,9 @@ def decide(
       graph: the network, with the preprocessing at its head.
       own: what that preprocessing does, or None.
       said: what is said.
+      frozen: names of nodes that the training left as they were.
+      integers: the type of the network's input, such as 'uint8', if it takes integers;
+        pixels as they are then.
 
     Returns:
       `said`, with the way that was found if nobody says any, or pixels as they are if
@@ -89,12 +97,15 @@ def decide(
         check_count("input_scale", said.given.scale.size, channels)
         check_count("input_mean", said.given.offset.size, channels)
     _check_given_once(said, own)
+    if integers:
+        _check_as_they_are(said, integers)
+        return dataclasses.replace(said, given=Preprocessing()), None
     if said.given is not None and not said.is_by_user:
         return said, None
     is_own = own is not None and (own.is_nothing or own.is_of_pixels)
     if said.given is None and is_own:
         said = dataclasses.replace(said, given=Preprocessing())
-    found = feedings.find(graph, said.feeding)
+    found = feedings.find(graph, said.feeding, frozen)
     if found is not None and found.is_taken:
         given, is_bgr = _given(None, None, found.name)
         said = dataclasses.replace(said, given=given, is_bgr=is_bgr)
@@ -125,10 +136,18 @@ def how_to_say(found: feedings.Found | None, own: Preprocessing | None) -> str:
         on_top = " --input_on_top"
     if found is not None:
         distances = ", ".join(f"{n} {d:.2f}" for n, d in found.distances.items())
+        what = "leaves it open"
+        if found.is_frozen:
+            what = (
+                "was frozen, by trainable=False or a call with training=False, and "
+                "tells only how it was fed before that"
+            )
         text += (
-            f"Its BatchNormalization {found.layer} leaves it open: the distances "
+            f"Its BatchNormalization {found.layer} {what}: the distances "
             f"between what it remembers and what pictures cause are {distances}. "
         )
+        if found.is_suggested:
+            text += f"Say --feeding={found.name}{on_top} if all training fed it so. "
     return text + (
         f"Give both: --input_mean=0 --input_scale=1/255{on_top} for a model that was "
         "trained on pixels / 255, or --input_mean=0 --input_scale=1 for raw pixels; or "
@@ -186,6 +205,19 @@ def _warn_of_both(said: Said, own: Preprocessing | None) -> None:
         "own, such as a Rescaling layer: both apply, one behind the other. If the "
         "model takes pixels as they are, say input_mean 0 and input_scale 1 there",
         stacklevel=5,
+    )
+
+
+def _check_as_they_are(said: Said, integers: str) -> None:
+    """Raises ConfigError if other than pixels as they are is said of such an input."""
+    if said.given is None or said.given.is_nothing:
+        return
+    numbers = described(said.given, "logits", ())
+    raise ConfigError(
+        f"input_mean {numbers.input_mean} and input_scale {numbers.input_scale} are "
+        f"given, but the model's Input takes integers ({integers}), which are pixels "
+        "as they are. Leave input_mean and input_scale, or feeding, out; in a .json "
+        "beside the model write [0] and [1]"
     )
 
 

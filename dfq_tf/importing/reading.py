@@ -32,6 +32,8 @@ class LayerRead:
       shape: of its output without the batch; None is a size that may be any.
       parameters: numbers in its weights.
       problem: why it cannot be read, or None.
+      is_frozen: whether the training left it as it was: it is not trainable, or is
+        called with training=False.
     """
 
     name: str
@@ -39,6 +41,7 @@ class LayerRead:
     shape: Shape
     parameters: int
     problem: str | None
+    is_frozen: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,7 @@ class _Call(NamedTuple):
       kwargs: arguments by name.
       sources: names of the calls that gave its inputs.
       before: of one output of a split, the outputs before it.
+      is_inference: whether it is made with training=False, or a model around it is.
     """
 
     layer: Any
@@ -83,6 +87,7 @@ class _Call(NamedTuple):
     kwargs: Mapping[str, Any]
     sources: tuple[str, ...] = ()
     before: Sequence[Any] = ()
+    is_inference: bool = False
 
     @property
     def kind(self) -> str:
@@ -117,7 +122,12 @@ class _Keras2:
         node = layer._inbound_nodes[index]
         outputs = tf.nest.flatten(node.outputs)
         return _Call(
-            layer, node.keras_inputs, outputs, node.call_args, node.call_kwargs
+            layer,
+            node.keras_inputs,
+            outputs,
+            node.call_args,
+            node.call_kwargs,
+            is_inference=node.call_kwargs.get("training") is False,
         )
 
     def is_network(self, layer: Any) -> bool:
@@ -146,11 +156,19 @@ class _Keras3:
         node = layer._inbound_nodes[index]
         # How the whole model is called decides on training, whatever is written here:
         # of augmentation, Keras writes training=True where nothing was said.
-        kwargs = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
+        kwargs = dict(node.arguments.kwargs)
+        is_inference = kwargs.pop("training", None) is False
         args = node.arguments.args
         if not args and len(kwargs) == 1 and self.function(layer) is None:
             args, kwargs = tuple(kwargs.values()), {}  # layer(inputs=x)
-        return _Call(layer, node.input_tensors, node.output_tensors, args, kwargs)
+        return _Call(
+            layer,
+            node.input_tensors,
+            node.output_tensors,
+            args,
+            kwargs,
+            is_inference=is_inference,
+        )
 
     def is_network(self, layer: Any) -> bool:
         is_functional = hasattr(getattr(layer, "_functional", layer), "operations")
@@ -284,6 +302,7 @@ def read_layers(model: Any, image_shape: Shape | None = None) -> Reading:
             # A function has no weights.
             sum(math.prod(w.shape) for w in getattr(call.layer, "weights", ())),
             problems.get(name),
+            call.is_inference or not getattr(call.layer, "trainable", True),
         )
         for name, call in calls.items()
     ]
@@ -304,6 +323,7 @@ def _add_calls(
     model: Any,
     feeds: Sequence[str] | None,
     dialect: _Keras2 | _Keras3,
+    is_inference: bool = False,
 ) -> list[str]:
     """Adds the calls of a model; returns the names of those that give its outputs.
 
@@ -312,6 +332,7 @@ def _add_calls(
       model: a functional or Sequential model.
       feeds: for a model inside another, the calls that feed its inputs.
       dialect: of the model.
+      is_inference: whether it is inside another, which calls it with training=False.
     """
     # A call -> what gives each of its outputs.
     names: dict[tuple[int, int], Sequence[str]] = {}
@@ -334,6 +355,7 @@ def _add_calls(
             stack.pop()
             continue
         call = dialect.call(layer, index)
+        call = call._replace(is_inference=is_inference or call.is_inference)
         inputs = [] if _is_input(layer) else call.inputs
         missing = [each for each in inputs if key(each) not in names]
         if missing:
@@ -342,7 +364,9 @@ def _add_calls(
         stack.pop()
         sources = tuple(map(name_of, inputs))
         if dialect.is_network(layer) and _argument_problem(call) is None:
-            names[id(layer), index] = _add_calls(calls, layer, sources, dialect)
+            names[id(layer), index] = _add_calls(
+                calls, layer, sources, dialect, call.is_inference
+            )
         else:
             parts = [call]
             if _operation_of(layer, dialect) == "split":
