@@ -187,6 +187,9 @@ class OwnTest(parameterized.TestCase, tf.test.TestCase):
         (255.0, 0.0, "0 to 6.502e[+]04"),
         (1.0, -0.5, "-0.5 to 254.5"),
         (1.0, 0.0, "has no preprocessing layer"),
+        (0.5, 0.5, "0.5 to 128"),
+        # From the mean and deviation of ImageNet back to 0..1.
+        ([0.229, 0.224, 0.225], [0.485, 0.456, 0.406], "0.406 to 58.88"),
     )
     def test_what_is_made_for_other_numbers_is_asked_about(self, scale, offset, text):
         new = model_of(keras, SHAPE, np.zeros(4), np.ones(4), np.ones((3, 4)))
@@ -198,6 +201,12 @@ class OwnTest(parameterized.TestCase, tf.test.TestCase):
             self.assert_answers(classifier, model, lambda pixels: pixels / 255)
         classifier = as_classifier(model, feeding="raw")
         self.assert_answers(classifier, model, lambda pixels: pixels)
+
+    @parameterized.parameters(1 / 255, 1 / 16, 1 / 8)
+    def test_what_makes_a_few_units_is_made_for_pixels(self, scale):
+        new = model_of(keras, SHAPE, np.zeros(4), np.ones(4), np.ones((3, 4)))
+        found = as_classifier(behind(new, keras.layers.Rescaling(scale)))
+        self.assertAllClose(found.description.input_scale, [scale])
 
     def test_memory_says_what_comes_before_it(self):
         trained = trained_on(pictures(), "-1..1")

@@ -21,6 +21,8 @@ _MOST = 255  # of a pixel
 _MOST_APART = 100
 # Pictures whose mean is lower are hardly any.
 _LEAST_MEAN = 16
+# What is made of pixels is no larger: dark pictures too have a deviation of 8 or more.
+_MOST_UNITS = 32
 # How far a Lambda layer may be from a function, as a share of its values.
 _FUNCTION_TOLERANCE = 1e-5
 
@@ -44,14 +46,15 @@ class Preprocessing:
 
     @property
     def is_of_pixels(self) -> bool:
-        """Whether it was made for pixels, 0 to 255, by its numbers.
+        """Whether it was made for pixels, 0 to 255, by what it makes of them.
 
-        What scales by 1 or more was made for smaller ones, such as pixels / 255; unless
-        it takes the mean of pixels away, and scales nothing.
+        That is a few units. What makes more was made for smaller numbers, such as
+        pixels / 255; unless it takes the mean of pixels away, and scales nothing.
         """
-        scale = np.abs(self.scale)
-        takes_mean = (scale == 1) & (np.abs(self.offset) >= _LEAST_MEAN)
-        return bool(((scale < 1) | takes_mean).all())
+        of_black = np.abs(self.offset)
+        most = np.maximum(of_black, np.abs(_MOST * self.scale + self.offset))
+        takes_mean = (np.abs(self.scale) == 1) & (of_black >= _LEAST_MEAN)
+        return bool(((most <= _MOST_UNITS) | takes_mean).all())
 
     def then(self, other: "Preprocessing") -> "Preprocessing":
         """This one, and another behind it."""
