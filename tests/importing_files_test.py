@@ -178,6 +178,17 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         found = as_classifier(path)
         self.assertAllClose(found.scores(images), expected, atol=1e-4)
 
+    def test_pipeline_is_looked_through(self):
+        path = self.folder / "model.keras"
+        network(K, K.layers.Pipeline([K.layers.RandomFlip()])).save(path)
+        found = as_classifier(path, input_mean=0, input_scale=1)
+        kinds = [node.kind for node in found.graph.nodes.values()]
+        self.assertEqual(kinds, ["image", "reshape", "dense"])
+        half = K.layers.Lambda(lambda x: 0.5 * x, name="inside")
+        network(K, K.layers.Pipeline([half])).save(path)
+        with self.assertRaisesRegex(ModelError, r"Python code \(inside"):
+            files.read_model(path)
+
     def test_model_of_models_is_looked_through(self):
         inner = network(K, K.layers.Lambda(lambda x: 2 * x, name="inside"))
         image = K.layers.Input((8, 8, 3))

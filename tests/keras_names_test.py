@@ -21,6 +21,13 @@ def by_extremes(x):
     return (x - values.min()) / (values.max() - values.min())
 
 
+def fails(x):
+    """Of a model's symbols, the same; of images, an error."""
+    if x.shape[0] is not None:
+        raise KeyError("mine")
+    return x
+
+
 def chain(*links, library=K, shape=SHAPE):
     """A functional model of layers and functions, one behind the other."""
     image = x = library.layers.Input(shape)
@@ -357,6 +364,29 @@ class NodesTest(parameterized.TestCase, tf.test.TestCase):
         owners = [node.layers for node in graph.nodes.values()][1:]
         self.assertEqual(owners, [("conv",)] * 3 + [("flat",)] + [("last",)] * 2)
 
+    @parameterized.product(
+        library=list(LIBRARIES),
+        kind=("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply"),
+    )
+    def test_what_merges_one_input_passes_it_on(self, library, kind):
+        library = LIBRARIES[library]
+        layer = getattr(library.layers, kind)()
+        flat = library.layers.Flatten()
+        graph = read(chain(lambda x: layer([x]), flat, library=library))
+        self.assertEqual(kinds(graph), ["image", "reshape"])
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_so_does_a_function(self, library):
+        library = LIBRARIES[library]
+        concatenate = tf.concat if library is keras else ops.concatenate
+        flat = library.layers.Flatten()
+        graph = read(chain(lambda x: concatenate([x], -1), flat, library=library))
+        self.assertEqual(kinds(graph), ["image", "reshape"])
+
+    def test_pipeline_of_layers_that_only_train_is_no_node(self):
+        pipeline = L.Pipeline([L.RandomFlip(), L.RandomRotation(0.1)])
+        self.assertEqual(kinds(read(chain(pipeline))), ["image"])
+
     @parameterized.parameters(*LIBRARIES)
     def test_groups_of_one_channel_are_a_depthwise_convolution(self, library):
         library = LIBRARIES[library]
@@ -517,6 +547,14 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             "Python function is not one scale",
         ),
         (lambda x: L.AutoContrast()(x), "it stretches the values of each image"),
+        (
+            lambda x: L.Lambda(lambda both: both[0] + both[1])([x, x]),
+            "it has 2 inputs in place of 1",
+        ),
+        (
+            lambda x: L.Pipeline([L.RandomFlip(), L.Rescaling(1 / 255)])(x),
+            "it has keras.layers.Rescaling in it, .*; put its layers into the model",
+        ),
     )
     def test_reason_says_what_is_wrong(self, function, reason):
         with self.assertRaisesRegex(UnsupportedLayerError, reason):
@@ -569,6 +607,10 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             (
                 lambda L: L.Lambda(lambda x: x * x, output_shape=SHAPE),
                 "its Python function is not one scale and one offset",
+            ),
+            (
+                lambda L: L.Lambda(fails, output_shape=SHAPE),
+                r"its Python function fails on images of \(9, 8, 3\): KeyError. Write",
             ),
             (  # x / 255 of any batch that holds black and white
                 lambda L: L.Lambda(by_extremes, output_shape=SHAPE),
@@ -636,6 +678,14 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(kinds(graph)[2:], expected)
         images = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
         self.assertAllClose(computed(graph, images)[0], outputs_of(model, images))
+
+    def test_lambda_behind_a_layer_that_cannot_be(self):
+        odd = L.UpSampling2D(interpolation="bicubic", name="odd")
+        mean = L.Lambda(lambda x: ops.mean(x, (1, 2)))
+        reading = read_layers(chain(odd, mean, shape=(None, None, 3)), SHAPE)
+        self.assertEqual([problem.name for problem in reading.problems], ["odd"])
+        expected = ["image", "unknown", "global_average_pool"]
+        self.assertEqual(kinds(reading.graph), expected)
 
     def test_reshaping_lambda_is_a_reshape(self):
         model = chain(L.Conv2D(4, 2), L.Lambda(lambda x: ops.reshape(x, (-1, 7, 32))))

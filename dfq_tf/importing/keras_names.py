@@ -177,7 +177,7 @@ TRAINING_ONLY = frozenset(
     RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHeight RandomHue
     RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
     RandomSharpness RandomShear RandomTranslation RandomWidth RandomZoom Solarization
-    SpatialDropout2D
+    SpatialDropout2D StochasticDepth
     """.split()
 )
 
@@ -214,6 +214,11 @@ def add_layer(maker: Maker, found: Found) -> None:
     Raises:
       Unknown: it has none.
     """
+    count = len(found.sources)
+    if found.kind in _MERGING and count == 1:
+        return
+    if found.kind in KNOWN_LAYERS and found.kind not in _OF_SEVERAL and count != 1:
+        raise Unknown(f"it has {count} inputs in place of 1")
     if found.kind in TRAINING_ONLY:
         return
     if found.config.get("data_format") == "channels_first":
@@ -520,10 +525,16 @@ def _add_unit_normalization(maker: Maker, found: Found) -> None:
     _normalize_and_rescale(maker, found, scale, is_centered=False)
 
 
-def _add_stochastic_depth(maker: Maker, found: Found) -> None:
-    """Passes its input on, except while it is trained."""
-    if len(found.sources) != 1:
-        raise Unknown(f"it has {len(found.sources)} inputs in place of 1")
+def _add_pipeline(maker: Maker, found: Found) -> None:
+    """Layers one behind the other, which are augmentation as a rule."""
+    layers = found.config["layers"]
+    inside = {f"{layer['module']}.{layer['class_name']}" for layer in layers}
+    others = inside - {f"keras.layers.{kind}" for kind in TRAINING_ONLY}
+    if others:
+        raise Unknown(
+            f"it has {', '.join(sorted(others))} in it, which do not only train; put "
+            "its layers into the model one by one"
+        )
 
 
 def _refuse_contrast(maker: Maker, found: Found) -> None:
@@ -535,6 +546,11 @@ def _refuse_contrast(maker: Maker, found: Found) -> None:
 
 # What Keras takes for the square of a length at least, where it divides by one.
 _LEAST_SQUARE = 1e-12
+# Layers that make one of several inputs; of one, that.
+_MERGING = frozenset(
+    "Add Average Concatenate Maximum Minimum Multiply Subtract".split()
+)
+_OF_SEVERAL = _MERGING | {"CustomScaleLayer"}
 # Layers that may be an activation too, as objects.
 _ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
 # Layers that the table does not tell whole.
@@ -549,11 +565,11 @@ _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "LayerScale": _add_layer_scale,
     "PReLU": _add_prelu,
     "Permute": _add_permute,
+    "Pipeline": _add_pipeline,
     "RMSNormalization": _add_rms_normalization,
     "ReLU": _add_relu,
     "SeparableConv2D": _add_separable,
     "Softmax": _add_softmax,
-    "StochasticDepth": _add_stochastic_depth,
     "UnitNormalization": _add_unit_normalization,
     "UpSampling2D": _add_upsampling,
     **preprocessing.LAYERS,

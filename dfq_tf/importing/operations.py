@@ -243,7 +243,8 @@ def operate(
     elif operation in _REDUCTIONS:
         _reduce(maker, operation, first, axis, settings.get("keepdims"))
     elif operation == "concatenate":
-        maker.add("concatenate", name, operands, {"axis": axis})
+        if len(operands) > 1:  # of one, that
+            maker.add("concatenate", name, operands, {"axis": axis})
     elif operation == "channels":
         _index(maker, first, settings["key"], shape)
     elif operation == "axes":

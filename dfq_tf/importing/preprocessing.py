@@ -252,7 +252,7 @@ def _add_lambda(maker: Maker, found: Found) -> None:
     """What a Python function computes, found from what it gives.
 
     Raises:
-      Unknown: nothing that is known here.
+      Unknown: nothing that is known here, or the function fails.
     """
     (source,) = found.sources
     rng = np.random.default_rng(0)
@@ -263,7 +263,14 @@ def _add_lambda(maker: Maker, found: Found) -> None:
     pale = 20 + images[2:3] / 8
     probes = []
     for given in (images.astype(np.float32), pale.astype(np.float32)):
-        given_back = np.asarray(found.function(given), np.float64)
+        try:
+            given_back = np.asarray(found.function(given), np.float64)
+        # It is the user's, and may raise anything.
+        except Exception as error:
+            raise Unknown(
+                f"its Python function fails on images of {source.shape}: "
+                f"{type(error).__name__}. Write it as Keras layers"
+            ) from error
         probes.append((given.astype(np.float64), given_back))
     line = _affine_of(probes)
     if line is not None:
@@ -302,7 +309,9 @@ def _affine_of(probes: Sequence[_Probe]) -> tuple[np.ndarray, np.ndarray] | None
 
 def _functions(source: Node, shape: Sequence[int | None]) -> Iterator[Any]:
     """Functions that a Lambda layer may be: operation, its settings, its NumPy twin."""
-    if None not in shape and math.prod(shape) == math.prod(source.shape):  # type: ignore
+    sizes: tuple[Any, ...] = (*shape, *source.shape)
+    rank = len(shape)
+    if None not in sizes and math.prod(sizes[:rank]) == math.prod(sizes[rank:]):
         yield "reshape", {}, lambda x: x.reshape(len(x), *shape)
     if len(source.shape) == 3:
         choices = itertools.product(("mean", "max"), ((1, 2), (3,)), (True, False))
