@@ -83,6 +83,17 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
             as_classifier(model, **FED, head="mask_conv")
 
     @parameterized.parameters(*LIBRARIES)
+    def test_row_of_scores_in_more_axes(self, library):
+        layers = LIBRARIES[library].layers
+        model = LIBRARIES[library].Sequential(
+            [layers.Input((8, 8, 3)), layers.Conv2D(4, 8)]
+        )
+        with self.assertRaisesRegex(
+            ModelError, r"\(None, 1, 1, 4\); .*Add a layer behind it, .*Flatten\(\)"
+        ):
+            as_classifier(model, **FED)
+
+    @parameterized.parameters(*LIBRARIES)
     def test_layers_of_other_outputs_are_not_read(self, library):
         layers = LIBRARIES[library].layers
         model, alone = heads(

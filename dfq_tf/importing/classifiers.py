@@ -467,8 +467,11 @@ def _check_has_layers(model: Any) -> None:
             "(None, height, width, channels) with fixed sizes, or (None, height, width)"
         )
     if len(scores) != 2 or not scores[-1]:
+        is_flat = scores[-1] and set(scores[1:-1]) == {1}
+        way_out = ". Add a layer behind it, keras.layers.Flatten()" if is_flat else ""
         raise ModelError(
             f"the model's output shape is {scores}; it must be (None, num_classes)"
+            f"{way_out}"
         )
 
 
