@@ -38,6 +38,17 @@ def pixels():
     return networks.images((8, 8, 3), 8)
 
 
+def normalized(library):
+    """A model with one inside that is adapted to mean 100 and deviation 50."""
+    layers = library.layers
+    head = layers.Normalization()
+    head.adapt(np.float32([3 * [50.0], 3 * [150.0]]))
+    image = layers.Input((8, 8, 3))
+    x = layers.Conv2D(4, 8)(head(image))
+    inner = library.Model(image, layers.Flatten()(x))
+    return library.Sequential([layers.Input((8, 8, 3)), inner, layers.Dense(4)])
+
+
 class PartsTest(parameterized.TestCase, tf.test.TestCase):
     def setUp(self):
         super().setUp()
@@ -51,6 +62,9 @@ class PartsTest(parameterized.TestCase, tf.test.TestCase):
     def check_is(self, path, model):
         loaded = files.read_model(path)
         self.assertTrue(helpers.all_equal(loaded.get_weights(), model.get_weights()))
+        self.check_scores(path, model)
+
+    def check_scores(self, path, model):
         expected = model(pixels().astype(np.float32), training=False)
         scores = as_classifier(path).scores(pixels())
         self.assertAllClose(scores, np.asarray(expected), rtol=1e-4, atol=1e-4)
@@ -85,6 +99,18 @@ class ArchitectureTest(PartsTest):
         model.save(self.folder / "model.h5")
         self.check_is(self.folder / "model.json", model)
         self.check_is(self.folder / "model.h5", model)
+
+    @parameterized.product(library=list(LIBRARIES), beside=(False, True))
+    def test_normalization_inside_of_an_old_file(self, library, beside):
+        model = normalized(LIBRARIES[library])
+        model.save(self.folder / "model.h5")
+        path = self.folder / "model.h5"
+        if beside:
+            path = self.folder / "model.json"
+            path.write_text(model.to_json())
+        self.check_scores(path, model)
+        mean = as_classifier(path).description.input_mean
+        self.assertAllClose(mean, [100.0], rtol=1e-5)
 
     def test_what_the_weights_are_is_in_them_and_not_in_their_name(self):
         model = network(keras)
@@ -187,6 +213,14 @@ class SavedModelTest(PartsTest):
         model.compile("adam", "mse")
         model.fit(pixels()[:2], np.zeros((2, 4)), verbose=0)
         self.check_is(self.saved(model), model)
+
+    def test_normalization_has_the_moments_that_it_was_adapted_to(self):
+        model = normalized(keras)
+        path = self.saved(model)
+        self.check_scores(path, model)
+        found = as_classifier(path)
+        self.assertAllClose(found.description.input_mean, [100.0], rtol=1e-5)
+        self.assertAllClose(found.description.input_scale, [1 / 50], rtol=1e-5)
 
     def test_no_function_of_it_is_read(self):
         model = network(keras)

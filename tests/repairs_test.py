@@ -1,6 +1,7 @@
 import io
 import json
 import pathlib
+import re
 import shutil
 import zipfile
 
@@ -64,6 +65,27 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
             for name, content in members.items():
                 archive.writestr(name, content)
 
+    def change_layer(self, path, kind, settings, version=""):
+        """Adds settings to the layers of a kind, in place."""
+
+        def changed(config):
+            for layer in config["config"]["layers"]:
+                if layer["class_name"] == kind:
+                    layer["config"] |= settings
+            return json.dumps(config)
+
+        def change(members):
+            members[CONFIG] = changed(json.loads(members[CONFIG])).encode()
+            if version:
+                members[METADATA] = json.dumps({"keras_version": version}).encode()
+
+        if path.suffix == ".keras":
+            self.rewritten(path, change)
+            return
+        with h5py.File(path, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            file.attrs["model_config"] = changed(config)
+
     @parameterized.product(is_from_windows=(False, True), gap=(1, 2))
     def test_groups_of_weights_with_the_names_of_old_releases(
         self, is_from_windows, gap
@@ -102,22 +124,7 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         model = small(library, [library.layers.RandomRotation(0.1)])
         path = self.folder() / name
         model.save(path)
-
-        def changed(config):
-            for layer in config["config"]["layers"]:
-                if layer["class_name"] == "RandomRotation":
-                    layer["config"]["of_another_release"] = [0, 255]
-            return json.dumps(config)
-
-        def change(members):
-            members[CONFIG] = changed(json.loads(members[CONFIG])).encode()
-
-        if path.suffix == ".keras":
-            self.rewritten(path, change)
-        else:
-            with h5py.File(path, "r+") as file:
-                config = json.loads(file.attrs["model_config"])
-                file.attrs["model_config"] = changed(config)
+        self.change_layer(path, "RandomRotation", {"of_another_release": [0, 255]})
         found = self.assertReads(path, model)
         kinds = [type(layer).__name__ for layer in found.layers]
         self.assertIn("RandomRotation", kinds)
@@ -209,6 +216,64 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
 
         self.rewritten(path, change)
         with self.assertRaisesRegex(ModelError, "said: .*of_another_release"):
+            read_model(path)
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_unknown_arguments_that_say_nothing_are_left_out(self, library, suffix):
+        model = small(LIBRARIES[library])
+        path = self.folder() / f"idle_{library}{suffix}"
+        model.save(path)
+        renorm = dict(renorm=False, renorm_clipping=None, renorm_momentum=0.99)
+        self.change_layer(path, "Dense", {"of_another_release": None, **renorm})
+        self.assertReads(path, model)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_unknown_renormalization_is_refused(self, library):
+        path = self.folder() / f"renorm_{library}.keras"
+        small(LIBRARIES[library]).save(path)
+        self.change_layer(path, "Dense", dict(renorm=True, renorm_momentum=0.99))
+        with self.assertRaisesRegex(ModelError, "truncated or damaged. .*renorm"):
+            read_model(path)
+
+    @parameterized.parameters(
+        ("keras2", "2.99.0", "tf_keras"), ("keras3", "3.99.1", "keras")
+    )
+    def test_files_of_newer_releases_name_both(self, library, version, package):
+        library = LIBRARIES[library]
+        path = self.folder() / f"{package}.keras"
+        small(library).save(path)
+        self.change_layer(path, "Dense", {"of_another_release": 1}, version)
+        installed = re.escape(library.__version__)
+        with self.assertRaisesRegex(
+            ModelError,
+            f"Keras {version} wrote it, and Keras {installed} is installed, .*: pip "
+            f"install --upgrade {package}. The reader said: .*of_another_release",
+        ):
+            read_model(path)
+
+    @parameterized.parameters("1.2.2", None)
+    def test_files_of_keras_1(self, version):
+        path = self.folder() / "keras_1.h5"
+        small().save(path)
+        with h5py.File(path, "r+") as file:
+            config = file.attrs["model_config"].replace("Conv2D", "Convolution2D")
+            config = config.replace('"module": "keras.layers", ', "")
+            file.attrs["model_config"] = config
+            if version:
+                file.attrs["keras_version"] = version
+            else:
+                del file.attrs["keras_version"]
+        with self.assertRaisesRegex(
+            ModelError, f"by Keras {version or 1}, whose layers, such as .*tf_keras"
+        ):
+            read_model(path)
+
+    def test_architectures_of_keras_1(self):
+        small().save_weights(self.folder() / "architecture_1.h5")
+        path = self.folder() / "architecture_1.json"
+        config = json.loads(small().to_json()) | {"keras_version": "1.2.2"}
+        path.write_text(json.dumps(config))
+        with self.assertRaisesRegex(ModelError, "was written by Keras 1.2.2, whose"):
             read_model(path)
 
     @parameterized.parameters(

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,14 @@ _OF_APPLICATIONS = {
     "LayerScale": "ConvNeXtTiny",
     "StochasticDepth": "ConvNeXtTiny",
 }
+# Layers that no later Keras has.
+_OF_KERAS_1 = frozenset(
+    """
+    AtrousConvolution1D AtrousConvolution2D Convolution1D Convolution2D Convolution3D
+    Deconvolution2D Deconvolution3D Highway MaxoutDense Merge ParametricSoftplus SReLU
+    SeparableConvolution2D
+    """.split()
+)
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
 # JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
@@ -185,15 +194,16 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
             no_garbage_collection(),
             repaired(path, is_archive, version) as readable,
         ):
-            return load(readable, allow_code)
+            return _finalized(load(readable, allow_code))
     # Keras raises many kinds for a damaged file: from zipfile, h5py, json, itself.
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, version) from error
 
 
 def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
     """Reads a model of several files, when all of them have been looked through."""
     try:
+        _check_version(found.path, str(found.config.get("keras_version")))
         _check_config(found.path, found.config, allow_code)
         if found.is_hdf5:
             with h5py.File(found.weights, "r") as file:
@@ -202,7 +212,7 @@ def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
         raise _unreadable(found.weights, error) from error
     try:
         with native_output_hidden():
-            return parts.built(found, allow_code)
+            return _finalized(parts.built(found, allow_code))
     except ModelError:
         raise
     # Keras raises many kinds for a damaged configuration.
@@ -322,8 +332,19 @@ def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
         config = json.loads(_text(file.attrs["model_config"]))
         version = _text(file.attrs.get("keras_version", "2"))
         _check_links(path, file)
+    _check_version(path, version)
     _check_config(path, config, allow_code)
     return version
+
+
+def _check_version(path: pathlib.Path, version: str) -> None:
+    """Refuses what Keras 1 wrote: it gave layers other names and settings."""
+    if version.split(".")[0] == "1":
+        raise ModelError(
+            f"{path} was written by Keras {version}, whose layers, such as "
+            "Convolution2D, no later Keras reads. Build the model again with tf_keras, "
+            "load_weights of this file, and model.save('model.keras')"
+        )
 
 
 def _text(value: Any) -> str:
@@ -370,6 +391,8 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
                 f"would run. {way_out}"
             )
         if not _is_known(part, kind, module):
+            if not module and kind in _OF_KERAS_1:  # its files may not say the version
+                _check_version(path, "1")
             where = f"{module}.{kind}" if module else kind
             where += f" (layer {name})" if name else ""
             way_out = "Write it as Keras layers"
@@ -434,8 +457,41 @@ def _applications_known_to(library: Any) -> Any:
     return library.utils.custom_object_scope(known)
 
 
-def _unreadable(path: pathlib.Path, error: BaseException) -> ModelError:
+def _finalized(model: Any) -> Any:
+    """A model whose layers compute with the weights that were read.
+
+    Some, as Normalization, compute with constants that they make of their weights. Not
+    all ways of reading make them anew.
+    """
+    for layer in model._flatten_layers():
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+    return model
+
+
+def _unreadable(
+    path: pathlib.Path, error: BaseException, version: str = ""
+) -> ModelError:
+    """That a file cannot be read, and why.
+
+    Args:
+      path: of the file.
+      error: what a reader of it raised.
+      version: of the Keras that wrote it, if that is known.
+    """
+    why = "it may be truncated or damaged"
+    library = keras3() if version.startswith("3") else keras
+    installed = library.__version__
+    if _numbers(version) > _numbers(installed):
+        why = (
+            f"Keras {version} wrote it, and Keras {installed} is installed, which may "
+            f"be too old for it. Upgrade it: pip install --upgrade {library.__name__}"
+        )
     return ModelError(
-        f"{path} cannot be read as a Keras model; it may be truncated or damaged. "
-        f"{parts.said_by_reader(error)}"
+        f"{path} cannot be read as a Keras model; {why}. {parts.said_by_reader(error)}"
     )
+
+
+def _numbers(version: str) -> list[int]:
+    """The numbers of a version, of which '3.10' has higher ones than '3.9'."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]

@@ -1,9 +1,9 @@
 """Files that Keras would refuse though all is there: repaired in a copy, then read.
 
 Which format a file has is in its content. Keras goes by its name; releases 2.12 to 2.15
-gave the groups of weights other names, those from Windows with backslashes; layers that
-only train have had arguments that other releases do not know; and Keras builds tfmot's
-layers of quantization twice.
+gave the groups of weights other names, those from Windows with backslashes; layers have
+had arguments that other releases do not know; and Keras builds tfmot's layers of
+quantization twice.
 """
 
 import contextlib
@@ -23,12 +23,16 @@ import h5py
 
 from dfq_tf.compat import keras, keras3
 from dfq_tf.importing import wrappers
-from dfq_tf.importing.keras_names import TRAINING_ONLY
+from dfq_tf.importing.keras_names import KNOWN_LAYERS, TRAINING_ONLY
 
 # Members of a `.keras` archive.
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
 _COMPILATION = "compile_config"
+# Lambda reads more of its configuration than its constructor takes.
+_READ_LAYERS = KNOWN_LAYERS - {"Lambda"}
+# With False, this and all arguments of whose names it is the beginning say nothing.
+_RENORM = "renorm"
 # What Keras 2 takes for any layer, though no constructor names it.
 _OF_ANY_LAYER = frozenset(
     """
@@ -114,7 +118,9 @@ def repair(config: Any, is_keras3: bool, of_models_inside: bool = False) -> bool
 
 
 def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:
-    """Drops what this release does not know of layers that only train, in place.
+    """Drops what this release does not know of layers, and what changes nothing.
+
+    Of layers that only train, that is all; of others, what says nothing.
 
     Args:
       config: of a model.
@@ -127,12 +133,16 @@ def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:
     is_changed = False
     for part in serialized(config):
         kind, arguments = part["class_name"], part.get("config")
-        if kind not in TRAINING_ONLY or not isinstance(arguments, dict):
+        if kind not in _READ_LAYERS or not isinstance(arguments, dict):
             continue
         known = _arguments(getattr(library.layers, kind, None))
-        for name in arguments.keys() - known - _OF_ANY_LAYER if known else ():
-            is_changed = True
-            del arguments[name]
+        unknown = arguments.keys() - known - _OF_ANY_LAYER if known else set()
+        renorm = arguments.get(_RENORM)
+        for name in unknown:
+            is_idle = not renorm and name.startswith(_RENORM)
+            if kind in TRAINING_ONLY or arguments[name] is None or is_idle:
+                is_changed = True
+                del arguments[name]
     return is_changed
 
 
