@@ -332,7 +332,14 @@ class FrozenTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(found.scores(images), expected, atol=1e-3, rtol=1e-3)
 
     def test_it_does_not_contradict_the_layers_of_the_model(self):
-        model = behind(self.tuned("trainable"), keras.layers.Rescaling(1 / 255))
+        # As in OwnTest.test_memory_contradicts_it.
+        kernel = np.random.default_rng(0).normal(size=(3, 8))
+        outputs = fed(pictures(), "caffe") / 255 @ kernel
+        axes = (0, 1, 2)
+        moments = outputs.mean(axes), outputs.var(axes)
+        base = model_of(keras, SHAPE, *moments, kernel)
+        base.trainable = False
+        model = behind(base, keras.layers.Rescaling(1 / 255))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             description = as_classifier(model).description
