@@ -138,6 +138,7 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.parameters(
         ("bilinear_upsampling", dict(size=(2, 2)), "RESIZE_BILINEAR", "micro"),
+        ("global_max_pool", dict(keepdims=True), "REDUCE_MAX", "micro"),
         ("prelu", dict(slopes=(0.1, 0.2, 0.3)), "PRELU", "ethos_u"),
     )
     def test_operator_for_eight_bits_alone(self, kind, settings, operator, target):
@@ -284,6 +285,31 @@ class WrittenTest(tf.test.TestCase, parameterized.TestCase):
         difference = np.abs(scores["edge_tpu"] - scores["android"]).max()
         step = TFLiteClassifier(content).output_scale
         self.assertLessEqual(difference, 2.01 * step)
+
+    @parameterized.parameters(6.0, None)
+    def test_relu_of_micro_that_nothing_takes_in_is_a_product(self, top):
+        """Its RELU6 takes the grid of what comes in for that of what goes out."""
+        sketch = Sketch(pixels=False)
+        sketch.conv("conv")
+        sketch("relu", "relu", "conv", top=top)
+        sketch("add", "both", "conv", "relu")
+        sketch.flatten("flat")
+        sketch.dense("dense")
+        images = networks.images((8, 8, 3), 40, seed=3)
+        network = post_training(float_network(sketch.classifier()), images)
+        self.assertNotEqual(network.grid("relu").scale, network.grid("conv").scale)
+        usual, content = (
+            convert(network, config=LOGITS[t]) for t in ("android", "micro")
+        )
+        found = targets.operator_versions(content)
+        self.assertIn("MUL", found)
+        self.assertNoCommonElements({"RELU", "RELU6"}, found)
+        self.assertContainsSubset(
+            {"RELU6" if top else "RELU"}, targets.operator_versions(usual)
+        )
+        scores = [TFLiteClassifier(each).scores(images) for each in (usual, content)]
+        step = TFLiteClassifier(content).output_scale
+        self.assertAllClose(*scores, rtol=0, atol=1.01 * step)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How each TFLite operator is written: its further inputs, options and version.
 
 Operators without options and constants need no entry in the table: LOGISTIC and TANH
-have none. LOOKUP, LOOKUP_OF_INT8, NORMALIZE and POINTWISE are no operators of TFLite,
-but several.
+have none. LOOKUP, LOOKUP_OF_INT8, NORMALIZE, POINTWISE and RELU_IN_MUL are no operators
+of TFLite, but others or several.
 """
 
 import dataclasses
@@ -448,8 +448,8 @@ def _mul(operation: Operation) -> None:
         _merge(operation, "MUL", schema.MulOptionsT())
 
 
-def _times_one(operation: Operation) -> None:
-    """The same values in another grid.
+def _times_one(operation: Operation, activation: str = "NONE") -> None:
+    """The same values in another grid, or a ReLU of them.
 
     QUANTIZE would say that, but is less exact: XNNPACK has its factor in 256ths, and
     LiteRT's own kernel rounds twice.
@@ -458,7 +458,9 @@ def _times_one(operation: Operation) -> None:
     grid = Grid(np.array([1 / 127], np.float32), 0, -127, 127)
     values = np.full((1,) * len(source.shape), 127, source.dtype)
     one = operation.file.constant(f"{operation.node.name}/one", values, grid)
-    operation.add("MUL", [source, one], schema.MulOptionsT())
+    options = schema.MulOptionsT()
+    options.fusedActivationFunction = _activation(activation)
+    operation.add("MUL", [source, one], options)
 
 
 def _merge(operation: Operation, name: str, options: Any) -> None:
@@ -635,6 +637,11 @@ def _relu(operation: Operation) -> None:
     operation.add(fused_activation(operation.node), operation.sources)
 
 
+def _relu_in_mul(operation: Operation) -> None:
+    """The same where RELU6 is wrong: TFLite Micro takes both grids for one."""
+    _times_one(operation, fused_activation(operation.node))
+
+
 def _leaky_relu(operation: Operation) -> None:
     options = schema.LeakyReluOptionsT()
     options.alpha = float(operation.node.settings["slope"])
@@ -757,6 +764,7 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "QUANTIZE": _quantize,
     "REDUCE_MAX": _reduce_max,
     "RELU": _relu,
+    "RELU_IN_MUL": _relu_in_mul,
     "RESHAPE": _reshape,
     "RESIZE_BILINEAR": _resize_bilinear,
     "RESIZE_NEAREST_NEIGHBOR": _resize_nearest_neighbor,

@@ -141,7 +141,6 @@ TARGETS: dict[str, Target] = {
                 "QUANTIZE": 2,
                 "REDUCE_MAX": 3,
                 "RELU": 3,
-                "RELU6": 3,
                 "RESHAPE": 1,
                 "RESIZE_BILINEAR": 3,
                 "RESIZE_NEAREST_NEIGHBOR": 4,
@@ -152,8 +151,14 @@ TARGETS: dict[str, Target] = {
                 "TRANSPOSE": 5,
             }
         ),
-        narrow=("RESIZE_BILINEAR",),
-        instead=frozen({**_AS_CONVOLUTION, "LOOKUP": "LOOKUP_OF_INT8"}),
+        narrow=("REDUCE_MAX", "RESIZE_BILINEAR"),
+        instead=frozen(
+            {
+                **_AS_CONVOLUTION,
+                "LOOKUP": "LOOKUP_OF_INT8",
+                "RELU": "RELU_IN_MUL",
+            }
+        ),
     ),
     "ethos_u": Target(
         says="Vela, for the Ethos-U",
