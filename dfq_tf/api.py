@@ -39,7 +39,13 @@ from dfq_tf.distillation import (
 )
 from dfq_tf.errors import ConfigError, ModelError, class_of
 from dfq_tf.files import may_write_in, nearest_there
-from dfq_tf.graph import Classifier, agreement, description_beside, description_path
+from dfq_tf.graph import (
+    Classifier,
+    agreement,
+    description_beside,
+    description_path,
+    model_name,
+)
 from dfq_tf.importing import as_classifier, read_model
 from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import (
@@ -336,7 +342,7 @@ def _named(file: FileConfig, model: Any) -> FileConfig:
     """What is asked of a file, with the name of the model's own where none is given."""
     if file.model_name or not isinstance(model, (str, os.PathLike)):
         return file
-    return dataclasses.replace(file, model_name=pathlib.Path(model).stem)
+    return dataclasses.replace(file, model_name=model_name(model))
 
 
 def check_quantizes(

@@ -30,7 +30,7 @@ from dfq_tf.context import Context
 from dfq_tf.distillation import with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import write_bytes, write_text
-from dfq_tf.graph import Classifier, agreement
+from dfq_tf.graph import Classifier, agreement, model_name
 from dfq_tf.quantization import Calibrated, QuantizedNetwork, run_names
 from dfq_tf.quantization.post_training import post_training
 from dfq_tf.reports import layer_noise, plots, record
@@ -587,7 +587,7 @@ def _plot_curves(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
 
 def file_config() -> FileConfig:
     """What the flags say of the files, whose model has the name of the teacher's."""
-    return common.file_config(pathlib.Path(FLAGS.teacher).stem)
+    return common.file_config(model_name(FLAGS.teacher))
 
 
 def checked_columns(has_data: bool) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from tools import common, convert, distill, quantize, teacher_flags, train_teacher
 from dfq_tf import api, models
 from dfq_tf.errors import ConfigError
-from dfq_tf.graph import Classifier, agreement
+from dfq_tf.graph import Classifier, agreement, model_name
 from dfq_tf.importing import MODEL_SUFFIXES, as_classifier, files_of
 from dfq_tf.quantization import QuantizedNetwork, float_network
 from dfq_tf.reports import costs, facts, page
@@ -308,7 +308,7 @@ def further_method(
 
 def file_config() -> FileConfig:
     """What the flags say of the files, whose model has the name of its network."""
-    return common.file_config(pathlib.Path(FLAGS.student or FLAGS.teacher or "").stem)
+    return common.file_config(model_name(FLAGS.student or FLAGS.teacher or ""))
 
 
 def make_file(
