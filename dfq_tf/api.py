@@ -605,7 +605,7 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     with stage("expected agreement", prepared.context.progress):
         found = _expected(prepared, network)
     is_told = "expected_agreement" in found
-    if not is_told and _exclude_each_other(prepared.teacher):
+    if not is_told and prepared.teacher.description.is_exclusive:
         warnings.warn(
             "the float network answers nearly all images that are to be had here with "
             "one class: that the quantized network does so too says little of it. "
@@ -619,7 +619,7 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
 def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     found: dict[str, float] = {}
     sure = []
-    one_class = _exclude_each_other(prepared.teacher)
+    one_class = prepared.teacher.description.is_exclusive
     for kind, (images, exact) in prepared.exact_by_kind.items():
         scores = network.scores(images)
         found[f"agreement_{kind}"] = agreement(scores, exact)
@@ -651,13 +651,8 @@ def needed_method(
     """
     has_few = min([*network.bits.values(), *network.kernel_bits.values()]) < 8
     share = 1.0 if expected_agreement is None else expected_agreement
-    is_poor = _exclude_each_other(teacher) and share < _ENOUGH_AGREEMENT
+    is_poor = teacher.description.is_exclusive and share < _ENOUGH_AGREEMENT
     return "df_rec" if has_few or is_poor else "df_q"
-
-
-def _exclude_each_other(teacher: Classifier) -> bool:
-    """Whether an image is of one class: not so of sigmoid scores."""
-    return teacher.description.probabilities != "sigmoid"
 
 
 def reconstructed(
@@ -812,7 +807,7 @@ def _agreements(prepared: Prepared, network: QuantizedNetwork) -> list[float]:
     yes = 0.5 if teacher.description.output == "sigmoid" else 0.0
 
     def same(scores: np.ndarray, answers: np.ndarray) -> float:
-        if _exclude_each_other(teacher):
+        if teacher.description.is_exclusive:
             return agreement(scores, answers)
         return float(np.mean((scores > 0) == (answers > yes)))
 
@@ -1223,7 +1218,7 @@ def check_trains(teacher: Classifier) -> None:
     The losses compare the softmax of logits, which says nothing of how high all of them
     are; but scores of classes that do not exclude each other hang on that.
     """
-    if not _exclude_each_other(teacher):
+    if not teacher.description.is_exclusive:
         raise ConfigError(
             "the teacher gives sigmoid scores, of classes that do not exclude each "
             "other, from which no student can be trained. To quantize the teacher "

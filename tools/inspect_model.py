@@ -254,7 +254,7 @@ def main() -> None:
     if FLAGS.costs:
         with common.stage("steps to measure"):
             measured = costs.measure(found.classifier)
-        is_exclusive = found.classifier.description.probabilities != "sigmoid"
+        is_exclusive = found.classifier.description.is_exclusive
         print("\n".join(expectation(measured, is_exclusive)))
     print("\n".join(following(found)))
 

@@ -93,6 +93,11 @@ class ModelDescription:
                 f"{self.output!r}; it must be one of {list(allowed)}"
             )
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether an image is of one class: not so of sigmoid scores, of logits too."""
+        return self.probabilities != "sigmoid"
+
     def check_fits(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Raises ConfigError if a model of this shape cannot have this description.
 

@@ -65,7 +65,7 @@ def generated(
         "kind": kind,
         "count": len(images),
         "class_names": list(description.class_names),
-        "is_exclusive": description.probabilities != "sigmoid",
+        "is_exclusive": description.is_exclusive,
         "per_class": np.bincount(classes, minlength=scores.shape[-1]).tolist(),
         "shown": shown,
     }
@@ -74,7 +74,7 @@ def generated(
 def _probabilities(scores: np.ndarray, description: ModelDescription) -> np.ndarray:
     if description.output != "logits":
         return scores
-    if description.probabilities == "sigmoid":
+    if not description.is_exclusive:
         return 1 / (1 + np.exp(-scores.astype(np.float64)))
     return softmax(scores)
 

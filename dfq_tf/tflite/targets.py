@@ -116,6 +116,7 @@ TARGETS: dict[str, Target] = {
     ),
     "micro": Target(
         says="TFLite Micro",
+        # RELU6 is left out: its kernel takes the grid of its input for its output's.
         source="tflite-micro, python/tflite_micro/python_ops_resolver.cc; it looks at "
         "no version: these are of the types that its kernels have",
         versions=frozen(
