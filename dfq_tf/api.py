@@ -907,11 +907,7 @@ def distill(
     config = with_batch_size(config, teacher, learner, strategy)
     precision = resolve_precision(precision)
     context = Context(config, seed, precision, strategy, directory, show_progress)
-    with stage("preparation", show_progress):
-        observed = observe(teacher, precision, strategy)
-        students = _students(learner, config.num_students, seed, precision)
-    kind: Any = Budget if isinstance(config, BudgetConfig) else Rounds
-    run = kind(observed, students, context)
+    students, run = _begun(teacher, learner, context)
     same = _held_out_agreement(teacher, run)
 
     def measured() -> dict[str, float]:
@@ -924,6 +920,34 @@ def distill(
     best = _best(students, agreements, learner)
     images, count = run.sample(_SHOWN), len(run.held_out)
     return Distilled(best, agreements, run.generators, images, found, count)
+
+
+def check_minutes(
+    teacher: Classifier, student: Learner, context: Context[BudgetConfig]
+) -> None:
+    """Raises ConfigError if a distillation has no time for one round on this machine.
+
+    Some steps are taken, and forgotten: for where a long training of the teacher would
+    come before the same steps.
+
+    Args:
+      teacher: its weights are of no matter.
+      student: what is to learn from it; it is not changed.
+      context: of the distillation, without a directory.
+    """
+    _begun(teacher, student, context)
+
+
+def _begun(
+    teacher: Classifier, student: Learner, context: Context[Any]
+) -> tuple[list[Learner], Any]:
+    """Students, and the run that will train them, before its first round."""
+    config, seed, precision = context.settings, context.seed, context.precision
+    with stage("preparation", context.progress):
+        observed = observe(teacher, precision, context.strategy)
+        students = _students(student, config.num_students, seed, precision)
+    kind: Any = Budget if isinstance(config, BudgetConfig) else Rounds
+    return students, kind(observed, students, context)
 
 
 def _learns_as(learner: Learner) -> dict[str, str]:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from tools import common, compare, inspect_model, quantize
+from tools import common, compare, inspect_model, quantize, train_teacher
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator, phases
@@ -315,11 +315,8 @@ class WholeRunTest(RunTest):
         self.assertEqual(process.returncode, 0, process.stderr)
         written = json.loads((folder / "figures/metrics.json").read_text())
         self.assertEqual(written["accuracy"], metrics["accuracy"])
+        # Told before the model is read, whose flags are not given.
         process = run_in_process("evaluate", f"--model={folder}/bare.keras", *named)
-        self.assertEqual(process.returncode, 2)  # it asks for the flags first
-        process = run_in_process(
-            "evaluate", f"--model={folder}/bare.keras", *flags, *named
-        )
         self.assertEqual(process.returncode, 1)
         self.assertIn("holds a run with other flags", process.stderr)
 
@@ -503,6 +500,27 @@ class StudentsAccuracyTest(tf.test.TestCase):
         self.assertEqual(process.returncode, 0, process.stderr)
         text = (folder / "report.html").read_text()
         self.assertIn("359 labelled images of digits, which took no part", text)
+
+
+class MinutesTest(tf.test.TestCase):
+    def test_too_few_are_refused_before_the_teacher_is_trained(self):
+        flags = ("--teacher=wrn_10_1", "--student=wrn_10_1", "--dataset=digits")
+        few = ("--minutes=1e-3", "--batch_size=4", "--student_steps=1")
+        few += ("--generator_steps=1",)
+        workdir, error = new_folder() / "run", WorkdirError("it is trained")
+        training = mock.patch.object(
+            train_teacher, "trained_teacher", side_effect=error
+        )
+        # The second finds the folder free.
+        for more, message in (
+            (few, r"minutes is 0\.001; this machine needs at least [\d.]+ for one ba"),
+            ((), "it is trained"),
+        ):
+            with helpers.eagerly(), training:
+                process = run_in_process(
+                    "run", *flags, *more, f"--workdir={workdir}"
+                )
+            self.assertRegex(process.stderr, f"(?m)^error: {message}")
 
 
 class SeveralWorkersTest(tf.test.TestCase, parameterized.TestCase):
@@ -1132,6 +1150,27 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         for _ in range(2):  # a run of before is no other
             process = run_in_process("train_teacher", *flags)
             self.assertRegex(process.stderr, "^error: teacher_batch_size is 5000")
+
+    @parameterized.parameters(
+        ("run", "--teacher=absent.keras"),
+        ("run", "--teacher=wrn_10_1", "--dataset=absent"),
+        ("train_teacher", "--dataset=absent"),
+        ("distill", "--teacher=absent.keras", "--student=wrn_10_1"),
+        ("quantize", "--teacher=absent.keras"),
+        ("compare", "--teacher=absent.keras"),
+        ("convert", "--student=absent.keras"),
+        ("evaluate", "--model=absent.keras", "--dataset=digits"),
+    )
+    def test_workdir_of_another_run_is_refused_before_all_else(self, tool, *flags):
+        folder = new_folder()
+        (folder / "flags.cfg").write_text("--of=another run\n")
+        process = run_in_process(tool, *flags, f"--workdir={folder}")
+        self.assertEqual(process.returncode, 1, process.stderr)
+        self.assertStartsWith(
+            process.stderr,
+            f"error: workdir is '{folder}', which holds a run with other flags",
+        )
+        self.assertEqual([path.name for path in folder.iterdir()], ["flags.cfg"])
 
     def test_workdir_that_cannot_be_written_is_one_message(self):
         in_the_way = new_folder() / "file"

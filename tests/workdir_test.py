@@ -88,6 +88,18 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         workdir.release()
         self.assertTrue((self.folder / "elsewhere/flags.cfg").exists())
 
+    def test_folder_that_is_looked_at_stays_as_it_is(self):
+        Workdir(self.path, _SETTINGS, writes=False)
+        self.assertFalse(self.path.exists())
+        Workdir(self.path, _SETTINGS).add_metrics(accuracy=0.5)
+        before = {path: path.read_bytes() for path in self.path.iterdir()}
+        Workdir(self.path, _SETTINGS, writes=False)
+        with self.assertRaisesRegex(WorkdirError, "holds a run with other flags"):
+            Workdir(self.path, {}, writes=False)
+        Workdir(self.path, {}, replaces=True, writes=False)
+        now = {path: path.read_bytes() for path in self.path.iterdir()}
+        self.assertEqual(now, before)
+
     def test_free_flags_may_change_and_are_written(self):
         Workdir(self.path, _SETTINGS, free=("model",))
         Workdir(self.path, {**_SETTINGS, "model": "c"}, free=("model",))
@@ -195,9 +207,10 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         (self.path / name).write_bytes(content)
         with self.assertRaisesRegex(
             WorkdirError,
-            "flags.cfg, run.json or metrics.json is not what a run",
-        ):
+            f"^workdir is .*: .*/{name} is not as a run has written it .*Delete the",
+        ) as caught:
             Workdir(self.path, _SETTINGS)
+        self.assertEqual(str(caught.exception).count("--workdir"), 1)
         self.assertEqual((self.path / name).read_bytes(), content)
 
     def test_flags_without_a_value_are_true_or_false(self):

@@ -19,7 +19,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from absl import app, flags, logging
@@ -54,7 +54,7 @@ gc.freeze()
 
 FLAGS = flags.FLAGS
 T = TypeVar("T")
-S = TypeVar("S", DistillationConfig, TeacherConfig)
+S = TypeVar("S", DistillationConfig, BudgetConfig, TeacherConfig)
 
 # A file that takes so many seconds to read gets a line that says so.
 LONG_READING = 5.0
@@ -298,13 +298,13 @@ def file_config(model_name: str) -> FileConfig:
 
 
 def context(
-    settings: S, directory: pathlib.Path, *, on_one_device: bool = False
+    settings: S, directory: pathlib.Path | None, *, on_one_device: bool = False
 ) -> Context[S]:
     """How the run runs, as the flags say.
 
     Args:
       settings: of the training, with a number for the batch size.
-      directory: for checkpoints and scalars.
+      directory: for checkpoints and scalars; None keeps nothing.
       on_one_device: whether --distribute is left out of account.
 
     Raises:
@@ -432,6 +432,26 @@ def _number(value: str) -> float:
     return float(numerator) / (float(denominator[0]) if denominator else 1.0)
 
 
+def check_workdir(
+    free: Collection[str] = (), resolved: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses, before any work, a folder that holds a run with other flags or files.
+
+    `open_workdir` does so too, when all is read; nothing is written here.
+
+    Args:
+      free: as of `open_workdir`.
+      resolved: as of `open_workdir`.
+
+    Raises:
+      WorkdirError: see `Workdir`; or another run is at work there.
+    """
+    path = _workdir_path(None)
+    if path.is_dir():
+        _hold(path)
+        Workdir(path, *_claim(free, resolved), writes=False)
+
+
 def open_workdir(
     default: pathlib.Path | None = None,
     free: Collection[str] = (),
@@ -456,10 +476,33 @@ def open_workdir(
       ConfigError: the workers have not the same flags, or other files.
       WorkdirError: see `Workdir`; or another run is at work there.
     """
+    claim = _claim(free, resolved)
+    if "distribute" in FLAGS:
+        same = {n: text for n, text in claim.settings.items() if n not in claim.free}
+        _check_same_on_all_workers(same, claim.digests)
+    path = _workdir_path(default)
+    command = command_of(pathlib.Path(sys.argv[0]).stem)
+    with contextlib.suppress(OSError):  # `Workdir` says what hinders it
+        path.mkdir(parents=True, exist_ok=True)
+    _hold(path)
+    workdir = Workdir(path, *claim, replaces, command, makes)
+    _claimed.append(workdir)
+    return workdir
+
+
+class _Claim(NamedTuple):
+    """Arguments of `Workdir`, in its order."""
+
+    settings: dict[str, str]
+    free: set[str]
+    defaults: dict[str, str]
+    digests: dict[str, str]
+
+
+def _claim(free: Collection[str], resolved: Mapping[str, Any] | None) -> _Claim:
+    """What this run is known by; see `open_workdir`."""
     names = {name for group in _groups.values() for name in group} - _UNWRITTEN
-    free = {*free, *_PLACES}
     values = {name: FLAGS[name].value for name in names}
-    settings = _as_texts({**values, **(resolved or {})})
     digests = {
         name: _digest(value)
         for name, value in values.items()
@@ -468,23 +511,22 @@ def open_workdir(
         and os.path.exists(value)
         and _files_of(value)
     }
-    if "distribute" in FLAGS:
-        same = {n: text for n, text in settings.items() if n not in free}
-        _check_same_on_all_workers(same, digests)
     # Where a recipe decides, what it gives is the default.
     left_out = {n: v for n, v in (resolved or {}).items() if FLAGS[n].value is None}
     defaults = {name: FLAGS[name].default for name in names}
-    defaults = _as_texts({**defaults, **left_out})
+    return _Claim(
+        _as_texts({**values, **(resolved or {})}),
+        {*free, *_PLACES},
+        _as_texts({**defaults, **left_out}),
+        digests,
+    )
+
+
+def _workdir_path(default: pathlib.Path | None) -> pathlib.Path:
+    """The folder of this worker."""
     path = pathlib.Path(FLAGS.workdir or default or ".")
     index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
-    path = path / f"worker_{index}" if index else path
-    command = command_of(pathlib.Path(sys.argv[0]).stem)
-    with contextlib.suppress(OSError):  # `Workdir` says what hinders it
-        path.mkdir(parents=True, exist_ok=True)
-    _hold(path)
-    workdir = Workdir(path, settings, free, defaults, digests, replaces, command, makes)
-    _claimed.append(workdir)
-    return workdir
+    return path / f"worker_{index}" if index else path
 
 
 def _hold(folder: pathlib.Path) -> None:

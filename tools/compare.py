@@ -656,15 +656,15 @@ def main() -> None:
     check_value("augmentation", FLAGS.augmentation, {"choices": AUGMENTATIONS})
     reconstructing = [each for each in columns if each in RECONSTRUCTING]
     quantize.check_settings(None, reconstructing, *widths)
+    # More rows may be asked for later: those that are there stay as they are.
+    free, resolved = ("compare_widths", "columns"), quantize.resolved_flags()
+    common.check_workdir(free, resolved)
     teacher, dataset = teacher_flags.teacher_and_dataset()
     quantize.check_settings(teacher, [])
     columns = taught_by(teacher, columns)
-    # More rows may be asked for later: those that are there stay as they are.
     files = [f"{each.name}/{method}.tflite" for each in widths for method in columns]
     workdir = common.open_workdir(
-        free=("compare_widths", "columns"),
-        resolved=quantize.resolved_flags(),
-        makes=[*_WRITTEN, *files],
+        free=free, resolved=resolved, makes=[*_WRITTEN, *files]
     )
     comparison = Comparison(teacher, dataset, workdir)
     comparison.add_float_row()

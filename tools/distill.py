@@ -132,6 +132,29 @@ def check_flags(recipe_alone: bool = False) -> None:
             )
 
 
+def check_minutes(teacher: Classifier) -> None:
+    """Refuses --minutes that are too few for one round, before the teacher is trained.
+
+    Steps on this machine tell, for which random weights will do. That takes a minute,
+    and is left out where --minutes are as many as the default, or more.
+
+    Args:
+      teacher: the network that is to be trained.
+
+    Raises:
+      ConfigError: they are too few.
+    """
+    config = distillation_config()
+    if not isinstance(config, BudgetConfig) or config.steps:
+        return
+    if config.minutes >= BudgetConfig.minutes:
+        return
+    common.say(f"Are {config.minutes:g} minutes enough for a round? Some steps tell")
+    student = new_learner(teacher)
+    config = with_batch_size(config, teacher, student, common.strategy())
+    api.check_minutes(teacher, student, common.context(config, None))
+
+
 def resolved_flags() -> dict[str, Any]:
     """Name -> value of the flags whose default is the recipe's."""
     config = dataclasses.asdict(distillation_config())
@@ -253,6 +276,7 @@ def main() -> None:
     config, strategy = distillation_config(), common.strategy()
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
+    common.check_workdir(resolved=resolved_flags())
     teacher, dataset = teacher_flags.teacher_and_dataset()
     api.check_trains(teacher)
     new_learner(teacher)  # refuses a wrong name before anything is written

@@ -80,6 +80,8 @@ def main() -> None:
             f"{', '.join(datasets.dataset_names())}"
         )
     _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
+    if FLAGS.workdir:
+        common.check_workdir()
     with common.stage("reading", common.LONG_READING):
         model = read_model(FLAGS.model, FLAGS.teacher)
         teacher = read_model(FLAGS.teacher) if FLAGS.teacher else None

@@ -480,6 +480,7 @@ def main() -> None:
         raise ConfigError("teacher is empty; name a model file with --teacher")
     widths = widths_from_flags()
     check_settings(None, [FLAGS.method], widths)
+    common.check_workdir(resolved=resolved_flags())
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
     check_settings(teacher, [FLAGS.method], widths)
     workdir = common.open_workdir(

@@ -14,6 +14,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -30,6 +31,7 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
     METHODS,
+    BitWidths,
     CalibrationConfig,
     FileConfig,
     TeacherConfig,
@@ -57,10 +59,6 @@ def read_or_check_teacher(dataset: datasets.Dataset | None) -> Classifier | None
       The teacher, or None if it is to be trained.
     """
     name = FLAGS.teacher
-    if not name:
-        raise ConfigError(
-            "teacher is empty; name a model file, or a network to train, with --teacher"
-        )
     is_there = bool(files_of(pathlib.Path(name))) or (
         # A folder of its name, such as a run's, does not hide a network.
         pathlib.Path(name).exists() and not models.is_model_name(name)
@@ -176,21 +174,12 @@ def table(metrics: dict) -> str:
 
 def main() -> None:
     """Runs every stage that has not been run in this workdir yet."""
-    methods = methods_from_flags()
-    widths = quantize.widths_from_flags()
-    file_config()
+    methods, widths = methods_from_flags(), quantize.widths_from_flags()
     teacher_config = common.config_from_flags(TeacherConfig)
-    dataset = None
-    if FLAGS.dataset:
-        dataset = common.dataset_from_flags()
-    elif FLAGS.yardstick:
-        raise ConfigError("yardstick needs real images; name them with --dataset")
-    quantize.check_settings(None, methods, widths)
-    if FLAGS.methods == [AUTO_METHOD]:
-        calibration = common.config_from_flags(CalibrationConfig)
-        api.check_reconstructs(AUTO_METHOD, calibration, common.strategy())
+    check_flags(methods, widths)
+    common.check_workdir(resolved=resolved_flags())
+    dataset = common.dataset_from_flags() if FLAGS.dataset else None
     teacher = read_or_check_teacher(dataset)
-    check_student()
     if FLAGS.student and teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
@@ -199,11 +188,7 @@ def main() -> None:
 
     if teacher is None:
         assert dataset is not None
-        common.say(f"Training the teacher {FLAGS.teacher} on {dataset.name}")
-        teacher = train_teacher.trained_teacher(
-            FLAGS.teacher, dataset, teacher_config, workdir
-        )
-        common.say("The data is put away. From here on, no image of it is used.")
+        teacher = trained(dataset, teacher_config, workdir)
     network = None
     if FLAGS.student:
         network = distill.distilled_student(teacher, dataset, workdir)
@@ -218,6 +203,58 @@ def main() -> None:
     print("Wrote:")
     for name in sorted(p.name for p in workdir.path.iterdir() if p.is_file()):
         print(f"  {workdir.path / name}")
+
+
+def check_flags(methods: list[str], widths: BitWidths) -> None:
+    """Refuses, before anything is read, what flags alone tell.
+
+    Args:
+      methods: that are made in any case.
+      widths: of all of them.
+
+    Raises:
+      ConfigError: a flag is wrong, or contradicts another one.
+    """
+    file_config()
+    if FLAGS.yardstick and not FLAGS.dataset:
+        raise ConfigError("yardstick needs real images; name them with --dataset")
+    quantize.check_settings(None, methods, widths)
+    if FLAGS.methods == [AUTO_METHOD]:
+        calibration = common.config_from_flags(CalibrationConfig)
+        api.check_reconstructs(AUTO_METHOD, calibration, common.strategy())
+    if not FLAGS.teacher:
+        raise ConfigError(
+            "teacher is empty; name a model file, or a network to train, with --teacher"
+        )
+    check_student()
+
+
+def resolved_flags() -> dict[str, Any]:
+    """Name -> value of the flags whose default is a recipe's."""
+    of_student = distill.resolved_flags() if FLAGS.student else {}
+    return quantize.resolved_flags() | of_student
+
+
+def trained(
+    dataset: datasets.Dataset, config: TeacherConfig, workdir: Workdir
+) -> Classifier:
+    """The teacher that --teacher names, trained; or read if an earlier call trained it.
+
+    Args:
+      dataset: what to train on.
+      config: how to train.
+      workdir: keeps it.
+
+    Raises:
+      ConfigError: --minutes are too few for what comes behind it.
+    """
+    if FLAGS.student and not (workdir.path / "teacher.keras").exists():
+        new = train_teacher.new_teacher(FLAGS.teacher, dataset)
+        distill.check_minutes(as_classifier(new))
+    common.say(f"Training the teacher {FLAGS.teacher} on {dataset.name}")
+    teacher = train_teacher.trained_teacher(FLAGS.teacher, dataset, config, workdir)
+    common.say("The data is put away. From here on, no image of it is used.")
+    return teacher
 
 
 def open_workdir(
@@ -239,15 +276,14 @@ def open_workdir(
         assert dataset is not None
         class_names = dataset.class_names
     convert.check_labels(class_names, pathlib.Path(FLAGS.workdir))
-    resolved, makes = quantize.resolved_flags(), [page.NAME]
+    makes = [page.NAME]
     if FLAGS.student:
-        resolved |= distill.resolved_flags()
         makes.append("student.keras")
     if teacher is None:
         makes.append("teacher.keras")
     for method in METHODS:
         makes += [f"{method}.keras", f"{method}.tflite"]
-    return common.open_workdir(resolved=resolved, makes=makes)
+    return common.open_workdir(resolved=resolved_flags(), makes=makes)
 
 
 def methods_from_flags() -> list[str]:

@@ -84,6 +84,7 @@ def main() -> None:
     """Trains, measures and reports."""
     config = common.config_from_flags(TeacherConfig)
     check_batch(common.strategy(), config.teacher_batch_size, name="teacher_batch_size")
+    common.check_workdir()
     dataset = common.dataset_from_flags()
     new_teacher(FLAGS.model, dataset)  # refuses a wrong name before anything is written
     workdir = common.open_workdir(makes=["teacher.keras"])

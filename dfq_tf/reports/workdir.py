@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from dfq_tf.errors import WorkdirError
-from dfq_tf.files import may_write_in, read_object, read_text, write_text
+from dfq_tf.files import damaged, may_write_in, read_object, read_text, write_text
 
 _PACKAGES = (
     "tensorflow",
@@ -46,6 +46,7 @@ class Workdir:
       command: how the tool that runs is called, without its flags.
       makes: names of files that this run makes; those of a run that was interrupted are
         taken as they are.
+      writes: whether the run takes the folder; else it is only looked at.
 
     Raises:
       WorkdirError: the folder cannot be written, or was made with other settings, or
@@ -62,78 +63,93 @@ class Workdir:
         replaces: bool = False,
         command: str = "",
         makes: Collection[str] = (),
+        writes: bool = True,
     ) -> None:
         self._command, self._makes = command, makes
         self.path = pathlib.Path(path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not may_write_in(self.path):
-                raise PermissionError("no permission to write there")
-            self._claim(settings, free, defaults or {}, digests or {}, replaces)
-        except OSError as error:
-            raise WorkdirError(
-                f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
-                "another folder with --workdir"
-            ) from error
-        except ValueError as error:
-            raise WorkdirError(
-                f"workdir is {str(path)!r}, whose {FLAGS}, {RUN} or {METRICS} is "
-                f"not what a run writes: {error}. Name another folder with --workdir"
-            ) from error
-
-    def _claim(
-        self,
-        settings: Mapping[str, str],
-        free: Collection[str],
-        defaults: Mapping[str, str],
-        digests: Mapping[str, str],
-        replaces: bool,
-    ) -> None:
-        path, run_path = (self.path / name for name in (FLAGS, RUN))
-        # That metrics can be read is known before the work.
-        found = {name: read_object(self.path / name) for name in (RUN, METRICS)}
-        for name in (*found, *self._makes):
-            if not path.exists() and (self.path / name).exists():
-                raise WorkdirError(
-                    f"workdir is {str(self.path)!r}, which has {name} of something "
-                    f"else: there is no {FLAGS} beside it. Name another folder with "
-                    "--workdir"
-                )
-        if path.exists():
-            before = parse_flagfile(read_text(path))
-            added = settings.keys() - before.keys()
-            before |= {name: defaults[name] for name in added & defaults.keys()}
-            changes = [
-                f"  --{name}: {before.get(name, '(absent)')} -> "
-                f"{settings.get(name, '(absent)')}"
-                for name in sorted((before.keys() | settings.keys()) - set(free))
-                if before.get(name) != settings.get(name)
-            ]
-            known = found[RUN].get("digests", {})
-            changes += [
-                f"  --{name}: {settings[name]}, whose content has changed since"
-                for name in sorted(digests)
-                if before.get(name) == settings[name]
-                and known.get(name, digests[name]) != digests[name]
-            ]
-            if changes and replaces:
-                (self.path / METRICS).unlink(missing_ok=True)
-                found[RUN] = {}
-            elif changes:
+            if writes:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if not may_write_in(self.path):
+                    raise PermissionError("no permission to write there")
+            changes = self._changes(settings, free, defaults or {}, digests or {})
+            if changes and not replaces:
                 raise WorkdirError(
                     f"workdir is {str(self.path)!r}, which holds a run with other "
                     "flags or files. Name another folder with --workdir, or delete "
                     "this one. What differs:\n" + "\n".join(changes)
                 )
+            if writes:
+                self._claim(settings, digests or {}, is_other=bool(changes))
+        except OSError as error:
+            raise WorkdirError(
+                f"workdir is {str(path)!r}, which cannot be written: {error}. Name "
+                "another folder with --workdir"
+            ) from error
+        except ValueError as error:  # of a damaged file: it says the way out
+            raise WorkdirError(f"workdir is {str(path)!r}: {error}") from error
+
+    def _changes(
+        self,
+        settings: Mapping[str, str],
+        free: Collection[str],
+        defaults: Mapping[str, str],
+        digests: Mapping[str, str],
+    ) -> list[str]:
+        """What differs from the run that the folder holds, a line each.
+
+        Raises:
+          WorkdirError: the folder has files of something else.
+          ConfigError: a file of the run is damaged.
+        """
+        path = self.path / FLAGS
+        # That metrics can be read is known before the work.
+        found = {name: read_object(self.path / name) for name in (RUN, METRICS)}
+        if not path.exists():
+            for name in (*found, *self._makes):
+                if (self.path / name).exists():
+                    raise WorkdirError(
+                        f"workdir is {str(self.path)!r}, which has {name} of something "
+                        f"else: there is no {FLAGS} beside it. Name another folder "
+                        "with --workdir"
+                    )
+            return []
+        try:
+            before = parse_flagfile(read_text(path))
+        except UnicodeDecodeError as error:
+            raise damaged(path, error) from error
+        added = settings.keys() - before.keys()
+        before |= {name: defaults[name] for name in added & defaults.keys()}
+        changes = [
+            f"  --{name}: {before.get(name, '(absent)')} -> "
+            f"{settings.get(name, '(absent)')}"
+            for name in sorted((before.keys() | settings.keys()) - set(free))
+            if before.get(name) != settings.get(name)
+        ]
+        known = found[RUN].get("digests", {})
+        return changes + [
+            f"  --{name}: {settings[name]}, whose content has changed since"
+            for name in sorted(digests)
+            if before.get(name) == settings[name]
+            and known.get(name, digests[name]) != digests[name]
+        ]
+
+    def _claim(
+        self, settings: Mapping[str, str], digests: Mapping[str, str], is_other: bool
+    ) -> None:
+        """Writes down whose folder it is, in place of another run if there is one."""
+        if is_other:
+            (self.path / METRICS).unlink(missing_ok=True)
+        before = {} if is_other else read_object(self.path / RUN)
         lines = [f"--{name}={value}\n" for name, value in sorted(settings.items())]
-        write_text(path, "".join(lines))
+        write_text(self.path / FLAGS, "".join(lines))
         kept = {
             "command": self._command,
             "seed": settings.get("seed"),
-            **_places(found[RUN]),
+            **_places(before),
             "digests": dict(digests),
         }
-        write_text(run_path, json.dumps(kept, indent=2) + "\n")
+        write_text(self.path / RUN, json.dumps(kept, indent=2) + "\n")
 
     def release(self) -> None:
         """Gives the folder up if nothing was made there: other flags may take it.
