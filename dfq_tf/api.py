@@ -1008,6 +1008,8 @@ def _check_arguments(given: Mapping[str, Any], kinds: _Kinds) -> None:
             is_config = isinstance(value, Checked)
             shown = f"a {type(value).__name__}" if is_config else repr(value)
             raise ConfigError(f"{name} is {shown}; it must be {wanted}")
+        if isinstance(value, Checked):
+            value.check_effects()
     if "method" in given:
         choices = (AUTO_METHOD, *METHODS)
         check_value("method", given["method"], {"choices": choices})

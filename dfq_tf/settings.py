@@ -82,6 +82,23 @@ class Checked:
             shown = given if isinstance(given, int) else value  # 5, and not 5.0
             check_value(field.name, shown, field.metadata)
 
+    def check_effects(self) -> None:
+        """Raises ConfigError for a setting that another one leaves without effect.
+
+        One that has its default, or is 0, need not have been given.
+        """
+        for name, (other, way_out) in self._idle().items():
+            value = getattr(self, name)
+            if value not in (0, getattr(type(self), name)):
+                raise ConfigError(
+                    f"{name} is {value}, which has no effect where {other} is "
+                    f"{getattr(self, other)!r}. Leave {name} out, or give {way_out}"
+                )
+
+    def _idle(self) -> dict[str, tuple[str, str]]:
+        """Settings without effect: name -> which one decides, what gives an effect."""
+        return {}
+
 
 def _of_type(name: str, value: Any, kind: type, is_auto: bool = False) -> Any:
     """The value of a setting as Python's own type; an integer may stand for a float.
@@ -419,6 +436,23 @@ class CalibrationConfig(Checked):
                 f"images is empty; it takes one of {list(SOURCES)}, or a folder"
             )
 
+    def _idle(self) -> dict[str, tuple[str, str]]:
+        """What 'auto' takes is not known here."""
+        images, found = self.images, dict[str, tuple[str, str]]()
+        if self.activation_range != "percentile":
+            way_out = "activation_range='percentile'"
+            found["activation_percentile"] = "activation_range", way_out
+        if images not in ("auto", GENERATED):
+            way_out = f"images={GENERATED!r}"
+            found["synthesized_in_lessons"] = "images", way_out
+        if images != "auto":
+            found["photographs_in_lessons"] = "images", "images='auto'"
+        if images == PHOTOGRAPHS:
+            found["logits_margin"] = "images", "photographs_logits_margin"
+        elif images != "auto":
+            found["photographs_logits_margin"] = "images", "logits_margin"
+        return found
+
     def image_count(self, image_shape: tuple[int, int, int]) -> int:
         """How many images calibrate: as many as are asked for, or what auto takes."""
         if self.calibration_images != AUTO:
@@ -626,6 +660,11 @@ class DistillationConfig(MixedImages):
                 "the images are those of generator steps"
             )
 
+    def _idle(self) -> dict[str, tuple[str, str]]:
+        if self.student_optimizer == "sgd":
+            return {}
+        return {"student_momentum": ("student_optimizer", "student_optimizer='sgd'")}
+
     @property
     def trains_ranges(self) -> bool:
         """Whether ranges of a quantized student learn, see `learn_ranges`."""
@@ -762,6 +801,12 @@ class BudgetConfig(MixedImages):
     temperature: float = setting(
         20.0, "Divides the logits in the students' loss (Hinton et al. 2015).", above=0
     )
+
+    def _idle(self) -> dict[str, tuple[str, str]]:
+        if self.student_optimizer == "muon":
+            return {}
+        way_out = "student_optimizer='muon'"
+        return {"muon_learning_rate": ("student_optimizer", way_out)}
 
 
 # Those that say what students learn from a pool.

@@ -436,6 +436,10 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             r"^calibration is {}; it must be a CalibrationConfig, such as dfq_tf\.Cali",
         ),
         (
+            dict(calibration=CalibrationConfig(activation_percentile=99.0)),
+            r"^activation_percentile is 99\.0, which has no effect where activation_ra",
+        ),
+        (
             dict(reconstruction=None),
             "^reconstruction is None; it must be a ReconstructionConfig, such as d",
         ),
@@ -1007,6 +1011,10 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
                 (None, "None"),
                 (BitWidths(), "a BitWidths"),
             )
+        ),
+        (
+            dict(config=recipe("bank", student_optimizer="adam", student_momentum=0.5)),
+            "student_momentum is 0.5, which has no effect where student_optimizer is",
         ),
         (dict(seed=1.5), "seed is 1.5; it must be an integer"),
         (dict(precision="half"), "precision is 'half'; it must be one of"),

@@ -2,6 +2,7 @@ import dataclasses
 import fractions
 import math
 import pathlib
+import re
 
 import numpy as np
 from absl.testing import parameterized
@@ -285,6 +286,87 @@ class MixedWidthsTest(parameterized.TestCase, tf.test.TestCase):
             ConfigError, f"^layer_bits of stem is {bits!r}; it must be an integer$"
         ):
             settings.MixedWidths(layer_bits={"stem": bits})
+
+
+class EffectsTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        (
+            settings.CalibrationConfig(activation_percentile=99.0),
+            "activation_percentile is 99.0, which has no effect where activation_range "
+            "is 'auto'. Leave activation_percentile out, or give "
+            "activation_range='percentile'",
+        ),
+        (
+            settings.CalibrationConfig(images="photographs", logits_margin=3.0),
+            "logits_margin is 3.0, which has no effect where images is 'photographs'. "
+            "Leave logits_margin out, or give photographs_logits_margin",
+        ),
+        *(
+            (
+                settings.CalibrationConfig(images=images, **{name: 1.25}),
+                f"{name} is 1.25, which has no effect where images is {images!r}. "
+                f"Leave {name} out, or give logits_margin",
+            )
+            for images, name in (
+                ("generated", "photographs_logits_margin"),
+                ("my/pictures", "photographs_logits_margin"),
+            )
+        ),
+        *(
+            (
+                settings.CalibrationConfig(images=images, **{name: 0.25}),
+                f"{name} is 0.25, which has no effect where images is {images!r}. "
+                f"Leave {name} out, or give images={wanted!r}",
+            )
+            for images, name, wanted in (
+                ("photographs", "synthesized_in_lessons", "generated"),
+                ("my/pictures", "synthesized_in_lessons", "generated"),
+                ("generated", "photographs_in_lessons", "auto"),
+            )
+        ),
+        (
+            settings.DistillationConfig(student_momentum=0.5),
+            "student_momentum is 0.5, which has no effect where student_optimizer is "
+            "'adam'. Leave student_momentum out, or give student_optimizer='sgd'",
+        ),
+        (
+            settings.BudgetConfig(student_optimizer="sgd", muon_learning_rate=0.125),
+            "muon_learning_rate is 0.125, which has no effect where student_optimizer "
+            "is 'sgd'. Leave muon_learning_rate out, or give student_optimizer='muon'",
+        ),
+    )
+    def test_what_another_setting_leaves_without_effect_is_refused(self, kept, message):
+        with self.assertRaisesRegex(ConfigError, f"^{re.escape(message)}$"):
+            kept.check_effects()
+
+    @parameterized.parameters(
+        settings.CalibrationConfig(
+            activation_range="percentile", activation_percentile=99.0
+        ),
+        # What auto takes decides.
+        settings.CalibrationConfig(
+            logits_margin=3.0,
+            photographs_logits_margin=1.25,
+            photographs_in_lessons=0.25,
+            synthesized_in_lessons=0.25,
+        ),
+        settings.CalibrationConfig(
+            images="photographs",
+            photographs_logits_margin=1.25,
+            photographs_in_lessons=0.0,
+            synthesized_in_lessons=0.0,
+        ),
+        settings.CalibrationConfig(images="generated", synthesized_in_lessons=0.25),
+        settings.CalibrationConfig(images="my/pictures", logits_margin=3.0),
+        settings.DistillationConfig(student_optimizer="sgd", student_momentum=0.5),
+        settings.BudgetConfig(student_optimizer="sgd", student_momentum=0.5),
+        settings.BudgetConfig(muon_learning_rate=0.125, student_momentum=0.5),
+        *map(settings.recipe, settings.RECIPES),
+        *map(settings.qat_recipe, settings.QAT_RECIPES),
+        *(cls() for cls in _CLASSES),
+    )
+    def test_what_has_an_effect_is_taken(self, kept):
+        self.assertIsNone(kept.check_effects())
 
 
 class RangesLearnTest(parameterized.TestCase, tf.test.TestCase):

@@ -899,6 +899,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("run", 2, ["--qat_temperature=4"], "Unknown command line flag"),
         ("run", 2, ["--widths=W4A1"], "num_bits_activation is 1; .*at least 2"),
         ("run", 2, ["--activation_range=best"], "activation_range is 'best'.*mse"),
+        (
+            "run",
+            2,
+            ["--images=photographs", "--logits_margin=3"],
+            "logits_margin is 3.0, which has no effect where images is 'photographs'",
+        ),
         ("compare", 2, [], "teacher is empty"),
         (
             "compare",
@@ -1113,6 +1119,11 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             (1, [teacher, tflite], "there are no images in .*a_images.npy; name"),
             (1, [teacher, tflite, f"--images={folder}/images.npy"], "is no .npy file"),
             (1, [teacher, tflite, f"--images={folder}"], "is a folder; name a .npy"),
+            (
+                2,
+                [teacher, tflite, f"--images={folder}", "--dataset=digits"],
+                f"images is '{folder}' and dataset is 'digits'; give one of them",
+            ),
         ):
             process = run_in_process("layer_noise", *flags)
             self.assertEqual(process.returncode, exit_code, process.stderr)

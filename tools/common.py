@@ -38,6 +38,7 @@ from dfq_tf.settings import (
     AUTO,
     SIZE_SETTINGS,
     BudgetConfig,
+    Checked,
     DistillationConfig,
     FileConfig,
     RunConfig,
@@ -53,7 +54,7 @@ from dfq_tf_command import SUBCOMMANDS
 gc.freeze()
 
 FLAGS = flags.FLAGS
-T = TypeVar("T")
+T = TypeVar("T", bound=Checked)
 S = TypeVar("S", DistillationConfig, BudgetConfig, TeacherConfig)
 
 # A file that takes so many seconds to read gets a line that says so.
@@ -253,7 +254,7 @@ def config_from_flags(
       make: makes the settings of those that have a value; by default the class does.
 
     Raises:
-      ConfigError: a value is outside its limits.
+      ConfigError: a value is outside its limits, or without effect.
     """
     values = {}
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
@@ -263,7 +264,9 @@ def config_from_flags(
         values[field.name] = FLAGS[flag].value
         check_value(flag, values[field.name], field.metadata)
     try:
-        return (make or config_class)(**values)
+        config = (make or config_class)(**values)
+        config.check_effects()
+        return config
     except ConfigError as error:
         if not own:
             raise

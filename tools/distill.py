@@ -92,7 +92,7 @@ def distillation_config() -> DistillationConfig | BudgetConfig:
 
     Raises:
       ConfigError: there is no such recipe, it has no such setting, or a value is
-        outside its limits.
+        outside its limits or without effect.
     """
     for field in dataclasses.fields(DistillationConfig):
         if field.name in FLAGS and FLAGS[field.name].value is not None:
@@ -101,7 +101,11 @@ def distillation_config() -> DistillationConfig | BudgetConfig:
     # What says how long `budget` takes is for it alone: others have --rounds.
     names = ({*own, *DISTILLATION_SETTINGS} & set(FLAGS)) - (_LENGTH - own)
     given = {name: FLAGS[name].value for name in sorted(names)}
-    return recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
+    config = recipe(
+        FLAGS.recipe, **{k: v for k, v in given.items() if v is not None}
+    )
+    config.check_effects()
+    return config
 
 
 def check_flags(recipe_alone: bool = False) -> None:

@@ -74,6 +74,11 @@ def main() -> None:
             raise ConfigError(f"{name} is empty; name a file with --{name}")
     if FLAGS.num_images < 1:
         raise ConfigError(f"num_images is {FLAGS.num_images}; it must be at least 1")
+    if FLAGS.images and FLAGS.dataset:
+        raise ConfigError(
+            f"images is {FLAGS.images!r} and dataset is {FLAGS.dataset!r}; give one of "
+            "them"
+        )
     path = pathlib.Path(FLAGS.tflite)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
