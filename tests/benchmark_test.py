@@ -14,6 +14,15 @@ class FlagsTest(tf.test.TestCase):
         self.assertEqual(result.returncode, 2)
         self.assertEqual(result.stderr, "error: steps is 0; it must be at least 1\n")
 
+    def test_wrong_network_is_told_by_its_flag(self):
+        for flag in ("model", "student"):
+            flags = ("--model=wrn_10_1", f"--{flag}=wrn_11_1")
+            result = run_in_process("benchmark", *flags)
+            self.assertEqual(result.returncode, 2)
+            self.assertStartsWith(
+                result.stderr, f"error: {flag} is 'wrn_11_1': depth is 11; a WRN needs"
+            )
+
 
 class CountOperationsTest(tf.test.TestCase):
     def test_counts_each_network_in_each_direction(self):

@@ -875,7 +875,12 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         ("run", 2, ["--dataset=digits"], "teacher is empty"),
         ("run", 2, ["--teacher=lenet_5"], "teacher is 'lenet_5'.*wrn_DEPTH_WIDTH"),
-        ("run", 2, ["--teacher=vgg_99", "--dataset=digits"], "depth is 99; a VGG"),
+        (
+            "run",
+            2,
+            ["--teacher=vgg_99", "--dataset=digits"],
+            "teacher is 'vgg_99': depth is 99; a VGG",
+        ),
         ("run", 2, ["--teacher=wrn_10_1"], "name the training data with --dataset"),
         ("run", 2, ["--teacher=wrn_11_1", "--dataset=digits"], "depth is 11"),
         (
@@ -979,7 +984,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             "run",
             2,
             ["--teacher=wrn_10_1", "--dataset=digits", "--student=wrn_11_1"],
-            "model is 'wrn_11_1': depth is 11; a WRN needs",
+            "student is 'wrn_11_1': depth is 11; a WRN needs",
         ),
         (
             "run",

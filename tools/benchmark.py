@@ -117,10 +117,11 @@ def _live_operations(graph: Any) -> set[Any]:
     return live
 
 
-def random_network(name: str, classes: int, side: int) -> Learner:
-    """A network with random weights, for images of side x side x 3."""
+def random_network(flag: str, classes: int, side: int) -> Learner:
+    """The network that a flag names, its weights random, for side x side x 3 pixels."""
+    shape = (side, side, 3)
     return Learner(
-        models.build_model(name, (side, side, 3), classes),
+        models.build_model(FLAGS[flag].value, shape, classes, flag),
         ModelDescription((120,), (1 / 64,), "logits", tuple(map(str, range(classes)))),
     )
 
@@ -229,9 +230,9 @@ def main() -> None:
     run = common.config_from_flags(RunConfig)
     check_value("steps", FLAGS.steps, {"minimum": 1})
     keras.utils.set_random_seed(run.seed)
-    teacher = as_classifier(random_network(FLAGS.model, 10, 32))
-    name = FLAGS.student or FLAGS.model
-    networks = [random_network(name, 10, 32) for _ in range(config.num_students)]
+    teacher = as_classifier(random_network("model", 10, 32))
+    flag = "student" if FLAGS.student else "model"
+    networks = [random_network(flag, 10, 32) for _ in range(config.num_students)]
     config = with_batch_size(config, teacher, networks[0])
     precision = resolve_precision(run.precision)
     context = Context(config, run.seed, precision, None, None, False)
@@ -243,7 +244,7 @@ def main() -> None:
     peak = matrix_peak(precision)
     report = {
         "teacher": FLAGS.model,
-        "student": name,
+        "student": FLAGS[flag].value,
         "batch_size": config.batch_size,
         "num_generators": config.num_generators,
         "num_students": config.num_students,

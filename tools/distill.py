@@ -175,7 +175,7 @@ def new_learner(teacher: Classifier) -> Learner:
     keras.utils.set_random_seed(FLAGS.seed)
     shape, classes = teacher.image_shape, teacher.num_classes
     return Learner(
-        models.build_model(FLAGS.student, shape, classes),
+        models.build_model(FLAGS.student, shape, classes, "student"),
         dataclasses.replace(teacher.description, output="logits"),
     )
 

@@ -106,7 +106,8 @@ def untrained(
     """
     if teacher is None:
         assert dataset is not None
-        teacher = as_classifier(train_teacher.new_teacher(FLAGS.teacher, dataset))
+        new = train_teacher.new_teacher(FLAGS.teacher, dataset, "teacher")
+        teacher = as_classifier(new)
     if not FLAGS.student:
         return teacher
     return as_classifier(distill.new_learner(teacher))

@@ -44,15 +44,22 @@ def define_flags() -> None:
     common.define_run_flags("runs/teacher")
 
 
-def new_teacher(name: str, dataset: datasets.Dataset) -> Learner:
-    """The network `name` for the images and classes of `dataset`, weights random.
+def new_teacher(
+    name: str, dataset: datasets.Dataset, argument: str = "model"
+) -> Learner:
+    """A network for the images and classes of a data set, weights random.
+
+    Args:
+      name: of the network, see `models.MODEL_NAMES`.
+      dataset: what it is to be trained on.
+      argument: what a message calls the name.
 
     Raises:
       ConfigError: there is no such network.
     """
     names = dataset.class_names
     return Learner(
-        models.build_model(name, dataset.image_shape, len(names)),
+        models.build_model(name, dataset.image_shape, len(names), argument),
         ModelDescription((INPUT_MEAN,), (INPUT_SCALE,), "logits", names),
     )
 

@@ -30,7 +30,10 @@ MODEL_NAMES = (
 
 
 def build_model(
-    name: str, input_shape: tuple[int, int, int], num_classes: int
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    argument: str = "model",
 ) -> keras.Model:
     """Builds a classifier with random weights.
 
@@ -38,6 +41,7 @@ def build_model(
       name: see MODEL_NAMES.
       input_shape: (height, width, channels).
       num_classes: number of outputs.
+      argument: what a message calls the name.
 
     Returns:
       A functional model from normalised images to logits.
@@ -53,9 +57,9 @@ def build_model(
             try:
                 return builder(*numbers, **shapes)
             except ConfigError as error:
-                raise ConfigError(f"model is {name!r}: {error}") from error
+                raise ConfigError(f"{argument} is {name!r}: {error}") from error
     raise ConfigError(
-        f"model is {name!r}; the project builds: {'; '.join(MODEL_NAMES)}"
+        f"{argument} is {name!r}; the project builds: {'; '.join(MODEL_NAMES)}"
     )
 
 
