@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.compat import keras, own_defaults, tf, uses_onednn
+from dfq_tf.compat import is_of_layers, keras, own_defaults, tf, uses_onednn
 from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
     Budget,
@@ -90,7 +90,6 @@ from dfq_tf.training import (
     check_device,
     check_model,
     check_one_process,
-    is_of_layers,
     randomized,
     resolve_precision,
     run_loop,

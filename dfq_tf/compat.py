@@ -78,6 +78,13 @@ def keras3() -> Any:
     return keras_3
 
 
+def is_of_layers(model: Any) -> bool:
+    """Whether it is a functional or Sequential model of Keras 2: one made of layers."""
+    is_functional = getattr(model, "_is_graph_network", False)
+    is_model = isinstance(model, keras.Model) and is_functional
+    return is_model or isinstance(model, keras.Sequential)
+
+
 # TensorFlow reads these once, when it is imported.
 _KERAS, _ONEDNN = "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS"
 
@@ -163,6 +170,7 @@ with native_output_hidden(), _chosen_for_import(), no_garbage_collection():
         ]
 
 __all__ = [
+    "is_of_layers",
     "keras",
     "keras3",
     "modules_absent",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_tf.compat import keras, keras3, tf
+from dfq_tf.compat import is_of_layers, keras3, tf
 from dfq_tf.errors import LayerProblem
 from dfq_tf.graph import Graph, Node, Shape, layers, unique_name
 from dfq_tf.importing import keras_names, operations
@@ -132,9 +132,7 @@ class _Keras2:
 
     def is_network(self, layer: Any) -> bool:
         """Whether it is a model whose layers can be read."""
-        is_functional = getattr(layer, "_is_graph_network", False)
-        is_model = isinstance(layer, keras.Model) and is_functional
-        return is_model or isinstance(layer, keras.Sequential)
+        return is_of_layers(layer)
 
     def function(self, layer: Any) -> str | None:
         """The name of a function that was called; None of a layer."""

@@ -1,12 +1,7 @@
 """What any training needs: loop, optimizers, devices, timing."""
 
 from dfq_tf.training.augmentation import augment, augment_pixels, flip
-from dfq_tf.training.copies import (
-    is_of_layers,
-    randomized,
-    resolve_precision,
-    with_precision,
-)
+from dfq_tf.training.copies import randomized, resolve_precision, with_precision
 from dfq_tf.training.devices import (
     Copies,
     check_batch,
@@ -34,7 +29,6 @@ __all__ = [
     "descend",
     "everywhere",
     "flip",
-    "is_of_layers",
     "mean_seconds",
     "num_model_values",
     "randomized",

@@ -8,7 +8,7 @@ import itertools
 import pathlib
 from collections.abc import Callable
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import is_of_layers, keras, tf
 from dfq_tf.settings import PRECISIONS, check_value
 
 # AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors are
@@ -45,11 +45,6 @@ def resolve_precision(precision: str) -> str:
     if precision != "auto":
         return precision
     return "bfloat16" if has_fast_bfloat16() else "float32"
-
-
-def is_of_layers(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a functional or Sequential model."""
-    return isinstance(layer, keras.Model) and layer._is_graph_network
 
 
 def cloned(

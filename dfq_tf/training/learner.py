@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.compat import keras, tf, traced
+from dfq_tf.compat import is_of_layers, keras, tf, traced
 from dfq_tf.errors import ModelError, class_of
 from dfq_tf.graph import (
     ALIVE,
@@ -135,10 +135,7 @@ def check_model(model: Any) -> None:
 
     Of Keras 3, `importing.classifiers` makes a Classifier, which does not learn.
     """
-    is_graph = isinstance(model, keras.Sequential) or getattr(
-        model, "_is_graph_network", False
-    )
-    if not isinstance(model, keras.Model) or not is_graph:
+    if not is_of_layers(model):
         raise ModelError(
             f"the model is a {class_of(model)}; a "
             "network that learns must be a functional or Sequential model of tf_keras "
