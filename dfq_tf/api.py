@@ -367,7 +367,8 @@ def check_quantizes(
     if method in TRAINING:
         check_trains(teacher)
     check_reconstructs(method, calibration, context.strategy)
-    check_source(calibration.images, teacher.image_shape[-1])
+    with stage("pictures", context.progress):
+        check_source(calibration.images, teacher.image_shape[-1])
     if context.settings.num_students != 1:
         raise ConfigError(
             f"num_students is {context.settings.num_students}, but one network is "

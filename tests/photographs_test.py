@@ -112,11 +112,38 @@ class CropsTest(tf.test.TestCase, parameterized.TestCase):
         (folder / "torn.JPG").write_bytes(b"\xff\xd8\xff torn")
         with self.assertRaisesRegex(ConfigError, "torn.JPG' cannot be read; take"):
             photographs.crops(0, 1, (4, 4, 3), folder)
-        photographs.check_pictures(folder)  # it begins as a picture does
+        with self.assertRaisesRegex(ConfigError, "torn.JPG' cannot be read; take it"):
+            photographs.check_pictures(folder)
+        (folder / "torn.JPG").unlink()
         (folder / "notes.png").write_text("no picture")
         with self.assertRaisesRegex(ConfigError, "notes.png' cannot be read; take it"):
             photographs.check_pictures(folder)
         photographs.check_pictures(photographs.FOLDER)
+
+
+class CheckTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(("JPG", tf.io.encode_jpeg), ("png", tf.io.encode_png))
+    def test_picture_that_ends_too_soon_is_told_before_any_crop(self, suffix, encode):
+        path = helpers.new_folder() / f"a.{suffix}"
+        content = encode(picture(20, 30)).numpy()
+        for _ in range(2):
+            path.write_bytes(content)
+            photographs.check_pictures(path.parent)
+            path.write_bytes(content[: len(content) // 2])
+            with self.assertRaisesRegex(ConfigError, f"a.{suffix}' cannot be read"):
+                photographs.check_pictures(path.parent)
+
+    def test_pictures_are_read_once_and_of_many_the_first(self):
+        folder = folder_of(picture(4, 4), picture(4, 4, seed=1), picture(4, 4, seed=2))
+        sizes = [path.stat().st_size for path in photographs.pictures_in(folder)]
+        with (
+            mock.patch.object(photographs, "_READ_FIRST", sum(sizes) - 1),
+            mock.patch.object(photographs, "_read") as read,
+        ):
+            for _ in range(2):
+                photographs.check_pictures(folder)
+        names = [call.args[0].name for call in read.call_args_list]
+        self.assertEqual(names, ["0.png", "1.png"])
 
 
 class ShippedTest(tf.test.TestCase):

@@ -466,7 +466,8 @@ def check_settings(
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:
-        check_source(calibration.images, teacher.image_shape[-1])
+        with common.stage("pictures"):
+            check_source(calibration.images, teacher.image_shape[-1])
         if not set(methods).isdisjoint(TRAINING):
             api.check_trains(teacher)
         network = float_network(teacher)

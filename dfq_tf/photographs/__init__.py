@@ -4,6 +4,7 @@ Real pictures reach as far as images of a task that is photographs too, whatever
 show (Asano and Saeed, ICLR 2023, "The Augmented Image Prior").
 """
 
+import functools
 import os
 import pathlib
 
@@ -17,6 +18,8 @@ from dfq_tf.errors import ConfigError
 FOLDER = pathlib.Path(__file__).parent
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"BM", b"GIF8")
+# Pictures of so many bytes, together, are read before any work, which takes seconds.
+_READ_FIRST = 256 * 2**20
 
 # Drawn for each crop. Its share of the picture's area, as an exponential of even draws:
 _LEAST_SHARE = 0.04
@@ -82,15 +85,22 @@ def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def check_pictures(folder: str | os.PathLike[str]) -> None:
-    """Looks at how each picture of a folder begins, in moments.
+    """Reads the pictures of a folder, in seconds: of very many the first ones.
+
+    Of the others it looks at how they begin.
 
     Raises:
       ConfigError: see `pictures_in`; or a file is no picture, whatever its name.
     """
-    for path in pictures_in(folder):
+    size = 0
+    for path in counted(pictures_in(folder), "pictures"):
         with path.open("rb") as file:
             if not file.read(8).startswith(_BEGINNINGS):
                 raise _unreadable(path)
+        status = path.stat()
+        size += status.st_size
+        if size <= _READ_FIRST:
+            _read_once(path, status.st_size, status.st_mtime_ns)
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -105,6 +115,12 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
         and path.is_file()
         and not path.name.startswith(".")
     )
+
+
+@functools.cache
+def _read_once(path: pathlib.Path, *state: int) -> None:
+    """Raises ConfigError for what cannot be read; knows a file by its state."""
+    _read(path)
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
