@@ -43,6 +43,7 @@ class Case:
       title: for the table.
       path: of the file.
       target: what it was written for.
+      for_micro: whether TFLite Micro can run it.
       images: uint8 (n, height, width, channels).
       labels: the names of the classes.
       versions: operator -> the highest version that the target has; None for any.
@@ -52,6 +53,7 @@ class Case:
     title: str
     path: pathlib.Path
     target: str
+    for_micro: bool
     images: np.ndarray
     labels: Sequence[str]
     versions: Mapping[str, int] | None
@@ -217,8 +219,8 @@ def check_micro(case: Case) -> Iterator[Row]:
     """TFLite Micro: it runs, as LiteRT does, and says how much memory it takes."""
     from tflite_micro import runtime
 
-    if case.target == "android" and not case.title.endswith("W8A8"):
-        return  # FULLY_CONNECTED with int4 kernels, which it lacks
+    if not case.for_micro:
+        return
     few = dataclasses.replace(case, images=case.images[:MICRO_IMAGES])
     with _native_output() as output:
         interpreter = runtime.Interpreter.from_file(

@@ -2,8 +2,9 @@
 
     python clients/make_files.py runs/quickstart runs/clients
 
-Two networks: the quickstart's, and a MobileNet V1 of 96x96 pixels. Each at W8A8 and
-W4A8, for each target that takes these widths. No data is used.
+Four networks: the quickstart's, a MobileNet V1 of 96x96 pixels, and two small ones with
+what these have not. Each at W8A8 and W4A8, for each target that takes it. No data is
+used.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ sys.path.insert(0, str(_ROOT))
 import numpy as np
 
 from dfq_tf import api
-from dfq_tf.errors import ConfigError
+from dfq_tf.compat import keras
+from dfq_tf.errors import ConfigError, UnsupportedLayerError
 from dfq_tf.files import write_text
 from dfq_tf.graph import Classifier, layers
 from dfq_tf.importing import as_classifier
@@ -31,6 +33,7 @@ from dfq_tf.tflite import check_target_takes, convert, targets
 WIDTHS = (BitWidths(), BitWidths(4))
 IMAGES = 100
 _CALIBRATED = 128
+_SMALL = (16, 16, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Network:
       quantized: at each of WIDTHS.
       images: uint8 (IMAGES, height, width, channels), which the clients are given.
       default: content of the default file at the first width, where there is one.
+      in_micro: whether TFLite Micro takes the file for android at the first width, too.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Network:
     quantized: dict[str, QuantizedNetwork]
     images: np.ndarray
     default: bytes | None = None
+    in_micro: bool = True
 
 
 def quickstart(folder: pathlib.Path) -> Network:
@@ -89,6 +94,37 @@ def mobilenet() -> Network:
     return Network("mobilenet", "MobileNet V1 25 % 96x96", quantized, images)
 
 
+def with_tables() -> Network:
+    """Functions of single values, which a file has as tables; two targets lack them."""
+    keras.utils.set_random_seed(0)
+    image = keras.layers.Input(_SMALL)
+    x = keras.layers.Conv2D(8, 3, 2, "same", activation="elu")(image)
+    x = keras.layers.Conv2D(8, 3, 2, "same", activation="gelu")(x)
+    return _small("tables", "tables 16x16", image, x)
+
+
+def with_branches() -> Network:
+    """A RELU6 that no operator takes in, and twelve tensors side by side."""
+    keras.utils.set_random_seed(1)
+    image = keras.layers.Input(_SMALL)
+    x = keras.layers.Conv2D(8, 3, 2, "same")(image)
+    x = keras.layers.Add()([x, keras.layers.ReLU(6.0)(x)])
+    branches = [keras.layers.Conv2D(2, 1, activation="relu")(x) for _ in range(12)]
+    x = keras.layers.Concatenate()(branches)
+    return _small("branches", "branches 16x16", image, x)
+
+
+def _small(name: str, title: str, image: Any, x: Any) -> Network:
+    """A network of random weights, with five classes behind its layers."""
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(5, "softmax")(x))
+    classifier = as_classifier(model, feeding="0..1")
+    calibrated = _noise(_SMALL, _CALIBRATED, seed=5)
+    quantized = {w.name: _post_training(classifier, calibrated, w) for w in WIDTHS}
+    images = _noise(_SMALL, IMAGES, seed=6)
+    return Network(name, title, quantized, images, in_micro=False)
+
+
 def _post_training(
     classifier: Classifier, images: np.ndarray, widths: BitWidths
 ) -> QuantizedNetwork:
@@ -117,6 +153,7 @@ def file(
 
     Raises:
       ConfigError: the target does not take these widths.
+      UnsupportedLayerError: it lacks an operator.
     """
     config, entry = FileConfig(target=target), targets.TARGETS[target]
     check_target_takes(config, widths)
@@ -129,6 +166,8 @@ def file(
         "title": f"{network.title} {widths.name}",
         "path": path.name,
         "target": target,
+        # At 4 bits, the file for android has operators that TFLite Micro lacks.
+        "for_micro": target == "micro" or (is_default and network.in_micro),
         "images": f"{network.name}.npy",
         "labels": quantized.description.class_names,
         "versions": None if entry.versions is None else dict(entry.versions),
@@ -140,12 +179,12 @@ def main(source: pathlib.Path, folder: pathlib.Path) -> None:
     """Writes the files and cases.json."""
     folder.mkdir(parents=True, exist_ok=True)
     files, refused = [], []
-    for network in (quickstart(source), mobilenet()):
+    for network in (quickstart(source), mobilenet(), with_tables(), with_branches()):
         np.save(folder / f"{network.name}.npy", network.images)
         for widths, target in itertools.product(WIDTHS, targets.TARGETS):
             try:
                 files.append(file(network, widths, target, folder))
-            except ConfigError as error:
+            except (ConfigError, UnsupportedLayerError) as error:
                 title = f"{network.title} {widths.name}"
                 says = f"refused: {error}"
                 refused.append({"file": title, "client": target, "says": says})
