@@ -196,6 +196,21 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllEqual(again.held_out, held_out)
             self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
+    def test_layers_that_draw_numbers_go_on_bit_by_bit(self):
+        def made(folder):
+            self.student = helpers.noisy_learner(SHAPE)
+            context = helpers.context(CONFIG, directory=folder)
+            return budget.Budget(self.observed, [self.student], context)
+
+        with small():
+            made(helpers.new_folder()).run()
+            expected = helpers.copies(self.student.model.weights)
+            folder = helpers.new_folder()
+            self.interrupt(made(folder), 2, save_seconds=0)
+            self.assertFalse(helpers.all_equal(self.student.model.weights, expected))
+            made(folder).run()
+        self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
+
     @pytest.mark.long
     def test_pace_is_measured_once_and_leaves_everything_as_it_was(self):
         config = dataclasses.replace(CONFIG, steps=0, minutes=1.0)

@@ -8,6 +8,7 @@ from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.errors import ConfigError
 from dfq_tf.training import copies
+from dfq_tf.training.learner import random_states
 from tests import helpers, networks
 
 layers = keras.layers
@@ -108,6 +109,14 @@ class WithPrecisionTest(parameterized.TestCase, tf.test.TestCase):
         copies.with_precision(self.model, "bfloat16")
         for layer in self.model.layers:
             self.assertEqual(layer.compute_dtype, "float32")
+
+    def test_copy_draws_numbers_as_the_user_had_it(self):
+        model = helpers.noisy_learner().model
+        before = [layer.get_config() for layer in model.layers]
+        random_states([model])
+        copy = copies.with_precision(model, "float32")
+        for layer, config in zip(copy.layers, before):
+            self.assertEqual(layer.get_config(), config)
 
     def test_sequential_models_are_copied_too(self):
         model = keras.Sequential(

@@ -138,6 +138,16 @@ def small_learner(
     return Learner(model, description(num_classes))
 
 
+def noisy_learner(image_shape: Sequence[int] = (8, 8, 3)) -> Learner:
+    """A network with layers that draw numbers, its weights the same each time."""
+    image = x = layers.Input(tuple(image_shape))
+    x = layers.GaussianNoise(0.5)(x)
+    x = layers.SpatialDropout2D(0.25)(layers.Conv2D(4, 3)(x))
+    x = layers.Dropout(0.5)(layers.Flatten()(x))
+    model = keras.Model(image, layers.Dense(4)(x))
+    return Learner(randomise(model), description(4))
+
+
 def classifier(model: keras.Model, output: str = "logits") -> Classifier:
     """A tf_keras model as a teacher, with the mean and scale of `description`."""
     return as_classifier(Learner(model, description(model.output_shape[-1], output)))

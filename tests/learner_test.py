@@ -11,7 +11,12 @@ from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.graph import running
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.files import read_model
-from dfq_tf.training.learner import Learner, largest_tensor
+from dfq_tf.training.learner import (
+    Learner,
+    drawn_by,
+    largest_tensor,
+    random_states,
+)
 from tests import helpers, networks
 
 layers = keras.layers
@@ -117,6 +122,35 @@ class LearnerTest(tf.test.TestCase, parameterized.TestCase):
     def test_other_models_are_refused(self, model, message):
         with self.assertRaisesRegex(ModelError, message):
             Learner(model, helpers.description(2))
+
+
+class DrawnTest(tf.test.TestCase, parameterized.TestCase):
+    def test_seed_and_step_decide_what_layers_draw(self):
+        learner, pixels = helpers.noisy_learner(), tf.constant(_pixels(2), tf.float32)
+        states = random_states([learner.model])
+        self.assertLen(states, 3)
+
+        @tf.function
+        def scores(pixels, seed_and_step):
+            return learner.logits(pixels, training=True)
+
+        step = drawn_by(scores, states)
+        pairs = ((3, 0), (3, 1), (4, 0), (2**31 - 1, 2**31 - 1))
+        drawn = [step(pixels, tf.constant(pair)).numpy() for pair in pairs]
+        self.assertLen({each.tobytes() for each in drawn}, len(pairs))
+        for pair, expected in zip(pairs, drawn):
+            self.assertAllEqual(step(pixels, tf.constant(pair)), expected)
+
+    def test_layers_draw_other_numbers_than_each_other(self):
+        image = layers.Input((8, 8, 3))
+        first = layers.GaussianNoise(1.0)(image)
+        model = keras.Model(image, [first, layers.GaussianNoise(1.0)(first)])
+
+        def noise(seed_and_step):
+            return model(tf.zeros((1, 8, 8, 3)), training=True)
+
+        one, both = drawn_by(noise, random_states([model]))(tf.constant((3, 0)))
+        self.assertNotAllClose(both - one, one)
 
 
 class SaveTest(tf.test.TestCase, parameterized.TestCase):

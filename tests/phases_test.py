@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -286,6 +287,23 @@ class DistillTest(PhasesTestCase):
         continued = _Runs()
         continued.distill(directory)
         self.assertTrue(helpers.all_equal(continued.weights, whole.weights))
+
+    @helpers.eagerly()
+    def test_layers_that_draw_numbers_continue_to_the_same_weights(self):
+        directory, weights = self.get_temp_dir(), []
+        # Another one, and an interrupted one that goes on.
+        for each in (None, None, directory, directory):
+            runs = _Runs()
+            runs.student = helpers.noisy_learner((4, 4, 1))
+            is_interrupted = each and not glob.glob(f"{directory}/*")
+            with _interrupting(3) if is_interrupted else contextlib.nullcontext():
+                with contextlib.suppress(KeyboardInterrupt):
+                    runs.distill(each)
+            weights.append(helpers.copies(runs.weights))
+        whole, same, interrupted, continued = weights
+        self.assertTrue(helpers.all_equal(same, whole))
+        self.assertFalse(helpers.all_equal(interrupted, whole))
+        self.assertTrue(helpers.all_equal(continued, whole))
 
     @helpers.eagerly()
     def test_each_round_may_be_followed_by_a_checkpoint(self):

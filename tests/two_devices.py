@@ -451,6 +451,39 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
         whole, continued = warmed(None), warmed(folder)
         self.assertTrue(helpers.all_equal(whole.weights, continued.weights))
 
+    def test_layers_that_draw_numbers_continue_to_the_same_weights(self):
+        config = dataclasses.replace(_CONFIG, warm_up_steps=1)
+        folder, loop_run = self.get_temp_dir(), phases.run_loop
+
+        def distilled(directory, interrupted_at=None):
+            def run_loop(name, step, *args, **kwargs):
+                def watched(index):
+                    if name == "distillation" and index == interrupted_at:
+                        raise KeyboardInterrupt
+                    return step(index)
+
+                return loop_run(name, watched, *args, save_seconds=0, **kwargs)
+
+            with (
+                self._small_generators(),
+                mock.patch.object(phases, "run_loop", run_loop),
+            ):
+                result = api.distill(
+                    helpers.small_classifier(seed=1),
+                    helpers.noisy_learner(),
+                    config=config,
+                    precision="float32",
+                    strategy=_mirrored(),
+                    directory=directory,
+                    show_progress=False,
+                )
+            return result.student.model.weights
+
+        with self.assertRaises(KeyboardInterrupt):
+            distilled(folder, 2)
+        whole, continued = distilled(None), distilled(folder)
+        self.assertTrue(helpers.all_equal(whole, continued))
+
     @parameterized.parameters(
         (dict(batch_size=7), "batch_size is 7.* for 2 replicas; .*of 2, such as 8"),
         (

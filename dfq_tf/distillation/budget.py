@@ -35,9 +35,11 @@ from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import (
     Evaluate,
     Learner,
+    drawn_by,
     flip,
     mean_seconds,
     optimizers,
+    random_states,
     run_loop,
     unchanged,
 )
@@ -321,7 +323,8 @@ class Budget:
     def _compile(self) -> None:
         training = self._training
         self._answer = phases.compiled(training.answers.refresh)
-        self._student_step = phases.compiled(training.student_step)
+        states = random_states(student.model for student in training.students)
+        self._student_step = drawn_by(phases.compiled(training.student_step), states)
         stores = (training.bank, training.held_out)
         self._makers = [
             each.makers(stores, self._context.seed, training.answers.store)

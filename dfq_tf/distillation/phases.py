@@ -23,9 +23,11 @@ from dfq_tf.training import (
     Learner,
     check_batch,
     devices,
+    drawn_by,
     everywhere,
     mean_seconds,
     optimizers,
+    random_states,
     replica_slice,
     round_batch,
     run_loop,
@@ -338,6 +340,11 @@ class _Round:
         self._generator_step, self._student_step, self._answered_step = (
             compiled(step, context.strategy)
             for step in (generator_step, student_step, answered_step)
+        )
+        with devices.scope(context.strategy):
+            states = random_states(student.model for student in state.students)
+        self._student_step, self._answered_step = (
+            drawn_by(step, states) for step in (self._student_step, self._answered_step)
         )
 
     def __call__(self, index: int) -> steps.Measurements:

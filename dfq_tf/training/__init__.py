@@ -10,7 +10,13 @@ from dfq_tf.training.devices import (
     everywhere,
     round_batch,
 )
-from dfq_tf.training.learner import Learner, check_model, num_model_values
+from dfq_tf.training.learner import (
+    Learner,
+    check_model,
+    drawn_by,
+    num_model_values,
+    random_states,
+)
 from dfq_tf.training.loop import Evaluate, run_loop, seconds_in_steps
 from dfq_tf.training.optimizers import descend
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
@@ -27,10 +33,12 @@ __all__ = [
     "check_model",
     "check_one_process",
     "descend",
+    "drawn_by",
     "everywhere",
     "flip",
     "mean_seconds",
     "num_model_values",
+    "random_states",
     "randomized",
     "replica_concat",
     "replica_mean",

@@ -85,6 +85,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
 
     def copied(layer: keras.layers.Layer, gives_output: bool) -> keras.layers.Layer:
         config = layer.get_config()
+        config.pop("rng_type", None)  # of `learner.random_states`
         if not isinstance(layer, keras.layers.InputLayer):
             config["dtype"] = "float32" if gives_output else policy
         return layer.__class__.from_config(config)

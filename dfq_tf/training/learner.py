@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,50 @@ class Learner:
         """Writes the model to `path` (.keras) and the description beside it."""
         with described_at(path, self.description) as temporary:
             self.model.save(temporary)
+
+
+def random_states(models: Iterable[keras.Model]) -> list[tf.random.Generator]:
+    """Has the layers that draw numbers, such as Dropout, draw them by states.
+
+    Keras' own way hangs on all that the program has drawn before, and no checkpoint
+    has it.
+
+    Args:
+      models: are changed. None of their steps is traced yet, and the call is in the
+        scope of the devices that hold them.
+
+    Returns:
+      The state of each such layer, for `drawn_by`.
+    """
+    found = []
+    for layer in (layer for model in models for layer in model._flatten_layers()):
+        drawing = getattr(layer, "_random_generator", None)
+        if drawing is not None:
+            drawing._rng_type, drawing._built = drawing.RNG_STATEFUL, True
+            drawing._generator = tf.random.Generator.from_seed(0, "philox")
+            found.append(drawing._generator)
+    return found
+
+
+def drawn_by(
+    step: Callable[..., Any], states: Sequence[tf.random.Generator]
+) -> Callable[..., Any]:
+    """A step in which all that layers draw follows from its last argument.
+
+    Args:
+      step: its last argument is a (seed, step) pair.
+      states: from `random_states`.
+    """
+
+    def called(*arguments: Any) -> Any:
+        if states:
+            seed, number = map(int, arguments[-1])
+            key = tf.constant(seed << 32 | number, tf.int64)
+            for i, state in enumerate(states):
+                state.reset_from_key_counter(key, tf.constant((0, i), tf.int64))
+        return step(*arguments)
+
+    return called
 
 
 def num_model_values(model: keras.Model) -> int:
