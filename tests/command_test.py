@@ -66,7 +66,8 @@ class CommandTest(parameterized.TestCase):
     def test_subcommand_is_the_tool(self):
         """With the model's name alone."""
         path = ROOT / "dfq_tf_command/__main__.py"
-        process = run_in_process(path, "run", "absent.keras")
+        flags = ("absent.keras", "--workdir=absent/run")
+        process = run_in_process(path, "run", *flags)
         self.assertEqual(process.returncode, 1)
         self.assertEqual(process.stderr, "error: there is no model file absent.keras\n")
 

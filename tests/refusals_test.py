@@ -620,7 +620,8 @@ class RefusalsTest(parameterized.TestCase, tf.test.TestCase):
     def test_teacher_of_another_student_need_not_be_fit_for_quantization(self):
         folder = new_folder()
         path = saved(lambda: L2.Softmax(name="attention"), library=keras)(folder)
-        result = run_in_process("run", f"--teacher={path}", *FED)
+        flags = (*FED, f"--workdir={folder}/run")
+        result = run_in_process("run", f"--teacher={path}", *flags)
         self.assertRegex(result.stderr, r"\Aerror: .*attention.* cannot be quantized")
         # Refused for what is checked next, when all checks of the networks are past.
         flags = (*FED, "--student=wrn_10_1", f"--workdir={path}/run")
