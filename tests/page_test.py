@@ -286,6 +286,16 @@ class RunPageTest(parameterized.TestCase):
         np.testing.assert_array_equal(fed[0], expected.astype(kind))
         self.assertEqual(said, f"two {200 * 0.00390625}")
 
+    def test_pixels_below_a_whole_mean_are_fed_below_0(self):
+        """Of bytes that are subtracted from bytes, 100 - 120 is 236."""
+        file = {**pages.FILE, "input": {**pages.FILE["input"], "type": "float32"}}
+        file["input"] |= {"mean": [120.0], "std": [64.0]}
+        image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+        fed, _ = _run(_python(file=file), image)
+        self.assertEqual(fed.dtype, np.float32)
+        np.testing.assert_array_equal(fed[0], (image.astype(float) - 120) / 64)
+        self.assertEqual(fed[0, 1, 2, 2], (100 - 120) / 64)  # of image[1, 2, 2] == 100
+
     @parameterized.parameters((127, "one"), (128, "two"))
     def test_one_score_is_that_of_the_second_class(self, score, name):
         file = {**pages.FILE, "output": {**pages.FILE["output"], "shape": [1, 1]}}

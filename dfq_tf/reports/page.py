@@ -33,7 +33,7 @@ _SHARES = ("agreement", "accuracy")
 _PIXELS = {
     "uint8": "pixels",
     "int8": "(pixels.astype(np.int16) - 128).astype(np.int8)",
-    "float32": "((pixels - {mean}) / {std}).astype(np.float32)",
+    "float32": "(pixels.astype(np.float32) - {mean}) / {std}",
 }
 
 
@@ -356,4 +356,6 @@ def _app(run: Record) -> dict[str, Any] | None:
 
 def _floats(values: Sequence[float]) -> str:
     numbers = [f"{value:.8g}" for value in values]
-    return numbers[0] if len(numbers) == 1 else f"np.array([{', '.join(numbers)}])"
+    if len(numbers) == 1:
+        return numbers[0]
+    return f"np.array([{', '.join(numbers)}], np.float32)"
