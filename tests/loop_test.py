@@ -260,6 +260,27 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
             _run(task, 15, self.directory)
         self.assertEqual(task.seen, [])
 
+    @parameterized.product(
+        part=("data-00000-of-00001", "index"), content=(None, b"", b"half of it")
+    )
+    def test_checkpoint_that_is_damaged_is_one_message(self, part, content):
+        _run(_Task(), 12, self.directory)
+        folder = pathlib.Path(self.directory) / "checkpoints/task"
+        path = folder / f"ckpt-12.{part}"
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        task = _Task()
+        message = r"^task: the checkpoint .*ckpt-12 is damaged, or .*gone \(.+--workdir"
+        with self.assertRaisesRegex(TrainingError, message):
+            _run(task, 15, self.directory)
+        self.assertEqual(task.seen, [])
+        if part == "index" and content is None:  # it is as if there were none
+            self.assertEqual(loop.seconds_in_steps(self.directory, "task"), 0)
+            return
+        with self.assertRaisesRegex(TrainingError, message):
+            loop.seconds_in_steps(self.directory, "t*")
+
     def test_checkpoint_of_another_run_is_refused(self):
         _run(_Task(), 12, self.directory, identity={"teacher": "a", "seed": "1"})
         for identity, difference in (

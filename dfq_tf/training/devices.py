@@ -27,7 +27,7 @@ _EXAMPLE = (
 )
 
 # How TensorFlow says, depending on when it notices, that a worker is gone.
-_LOST_WORKER = (
+LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
@@ -332,7 +332,7 @@ def names_lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None
     """
     try:
         yield
-    except _LOST_WORKER as error:
+    except LOST_WORKER as error:
         if _num_workers(strategy) == 1:
             raise
         raise TrainingError(

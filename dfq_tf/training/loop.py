@@ -20,7 +20,7 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context, TrainingShown
 from dfq_tf.errors import TrainingError
 from dfq_tf.files import damaged, read_object, read_text, write_text
-from dfq_tf.training.devices import names_lost_workers, of_all_workers
+from dfq_tf.training.devices import LOST_WORKER, names_lost_workers, of_all_workers
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
 Evaluate = Callable[[], Mapping[str, float]]
@@ -82,8 +82,8 @@ def run_loop(
 
     Raises:
       TrainingError: a measurement or a weight is not finite; the last good checkpoint
-        is kept. Or the workers have no checkpoint in common, or it is of other models,
-        optimizers or settings; a worker was lost; nothing can be written (a full disk).
+        is kept. Or the workers have no checkpoint in common, or it is damaged or of
+        other models or settings; a worker was lost; nothing can be written.
     """
     measurements: dict[str, float] = {}
     with (
@@ -115,12 +115,18 @@ def seconds_in_steps(directory: str | os.PathLike[str], *names: str) -> float:
 
     Returns:
       Seconds in steps of all of them together; 0 without checkpoints.
+
+    Raises:
+      TrainingError: a checkpoint is damaged.
     """
     folder, seconds = pathlib.Path(directory) / "checkpoints", 0.0
     for path in {path for name in names for path in folder.glob(name)}:
         if newest := tf.train.latest_checkpoint(str(path)):
-            reader = tf.train.load_checkpoint(newest)
-            seconds += float(reader.get_tensor(_SECONDS))
+            try:
+                reader = tf.train.load_checkpoint(newest)
+                seconds += float(reader.get_tensor(_SECONDS))
+            except tf.errors.OpError as error:
+                raise _damaged(path.name, newest, error) from error
     return seconds
 
 
@@ -248,12 +254,10 @@ class _Progress:
         try:
             yield
         except _UNWRITABLE as error:
-            # TensorFlow puts its operations around the reason.
-            reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).splitlines()[0])
             raise TrainingError(
                 f"{self._name}: {self._context.directory} cannot be written at step "
-                f"{self._steps}: {reason}; {self._kept}. Make room there, and give the "
-                "same command again to continue; or name another folder"
+                f"{self._steps}: {_reason(error)}; {self._kept}. Make room there, and "
+                "give the same command again to continue; or name another folder"
             ) from error
 
     @property
@@ -341,12 +345,27 @@ def _restore(name: str, checkpoint: tf.train.Checkpoint, path: str) -> None:
         status.assert_existing_objects_matched()
     except (AssertionError, ValueError) as error:
         # Without this, what it lacks would silently start anew.
-        reason = str(error).splitlines()[0]
         raise TrainingError(
             f"{name}: the checkpoint {path} is of another version or other networks "
-            f"({reason}). Name another --workdir, or delete its folder"
+            f"({_reason(error)}). Name another --workdir, or delete its folder"
         ) from error
+    except tf.errors.OpError as error:
+        if isinstance(error, LOST_WORKER):
+            raise
+        raise _damaged(name, path, error) from error
     status.expect_partial()
+
+
+def _damaged(name: str, path: str, error: BaseException) -> TrainingError:
+    return TrainingError(
+        f"{name}: the checkpoint {path} is damaged, or a file of it is gone "
+        f"({_reason(error)}). Name another --workdir, or delete its folder"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What it says, without the operation that TensorFlow puts around it."""
+    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).splitlines()[0])
 
 
 class _Curve:
