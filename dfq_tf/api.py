@@ -38,7 +38,7 @@ from dfq_tf.distillation import (
     with_photographs,
 )
 from dfq_tf.errors import ConfigError, ModelError, class_of
-from dfq_tf.files import may_write_in, nearest_there
+from dfq_tf.files import check_no_pattern, may_write_in, nearest_there
 from dfq_tf.graph import (
     Classifier,
     agreement,
@@ -1029,6 +1029,7 @@ def _check_directory(directory: str) -> None:
     """Raises ConfigError if nothing can be written there; it need not be there yet."""
     if not directory:
         raise ConfigError("directory is empty; name a folder, such as '.', or None")
+    check_no_pattern("directory", directory)
     place = nearest_there(directory)
     what = "" if os.path.lexists(directory) else f", below {place}"
     if not place.is_dir():

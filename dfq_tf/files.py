@@ -10,6 +10,9 @@ from typing import Any
 
 from dfq_tf.errors import ConfigError
 
+# What TensorFlow takes for patterns in the names of checkpoints.
+_OF_PATTERNS = "*?[\\"
+
 # Endings of model files. Their content says which format it is.
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 
@@ -47,6 +50,21 @@ def nearest_there(path: str | os.PathLike[str]) -> pathlib.Path:
 def may_write_in(folder: str | os.PathLike[str]) -> bool:
     """Whether files may be made in a folder that is there."""
     return os.access(os.fspath(folder), os.W_OK | os.X_OK)
+
+
+def check_no_pattern(name: str, folder: str) -> None:
+    """Raises ConfigError, naming the setting, if checkpoints cannot be kept there.
+
+    Where TensorFlow takes a name for a pattern, it finds no checkpoint, never deletes
+    old ones, or takes those of another folder.
+    """
+    found = [each for each in _OF_PATTERNS if each in folder]
+    if found:
+        raise ConfigError(
+            f"{name} is {folder!r}, with {found[0]} in it, which TensorFlow takes for "
+            "a pattern: it would not find its checkpoints there, and keep all of them. "
+            f"Name a folder without any of {' '.join(_OF_PATTERNS)}"
+        )
 
 
 def check_text(name: str, value: str) -> None:

@@ -166,6 +166,16 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             self.assertNotIn("--workdir=", text)
             self.assertNotIn("--progress=", text)
 
+    @flagsaver.flagsaver
+    def test_folder_that_tensorflow_takes_for_a_pattern_is_refused(self):
+        folder = helpers.new_folder()
+        flags.FLAGS(["run", f"--workdir={folder}/[1]"])
+        with self.assertRaisesRegex(
+            ConfigError, r"^workdir is '.*/\[1\]', with \[ in it, .*Name a folder with"
+        ):
+            common.open_workdir()
+        self.assertEmpty([*folder.iterdir()])
+
     @parameterized.parameters(
         ([], qat_recipe("pool")),
         (["--qat_recipe=paper"], qat_recipe("paper")),

@@ -231,6 +231,11 @@ class SavedModelTest(PartsTest):
         self.assertContainsSubset({"keras_metadata.pb", "variables.index"}, names)
         self.assertNotIn("saved_model.pb", names)
 
+    def test_folder_whose_name_tensorflow_takes_for_a_pattern(self):
+        model = network(keras)
+        path = self.saved(model).rename(self.folder / r"v[2] a?b*c\d")
+        self.check_is(path, model)
+
     def test_sequential_model(self):
         layers = keras.layers
         model = keras.Sequential(

@@ -30,7 +30,7 @@ from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError, DfqError, WorkdirError
-from dfq_tf.files import digest
+from dfq_tf.files import check_no_pattern, digest
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
@@ -476,7 +476,8 @@ def open_workdir(
       makes: names of files that this run makes, see `Workdir`.
 
     Raises:
-      ConfigError: the workers have not the same flags, or other files.
+      ConfigError: the workers have not the same flags, or other files; or the folder's
+        name is one that TensorFlow takes for a pattern.
       WorkdirError: see `Workdir`; or another run is at work there.
     """
     claim = _claim(free, resolved)
@@ -528,7 +529,10 @@ def _claim(free: Collection[str], resolved: Mapping[str, Any] | None) -> _Claim:
 def _workdir_path(default: pathlib.Path | None) -> pathlib.Path:
     """The folder of this worker."""
     path = pathlib.Path(FLAGS.workdir or default or ".")
-    index = devices.worker_index(strategy()) if "distribute" in FLAGS else 0
+    if "distribute" not in FLAGS:
+        return path
+    check_no_pattern("workdir", str(path))  # it trains, and keeps checkpoints
+    index = devices.worker_index(strategy())
     return path / f"worker_{index}" if index else path
 
 
