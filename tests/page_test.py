@@ -425,6 +425,22 @@ class ComparisonTest(parameterized.TestCase):
         self.assertNotIn("--widths", parsed.words)  # it is the same
         self.assertLen(parsed.all("script"), 1)
 
+    def test_folder_that_cannot_be_written_needs_another_file(self):
+        folder = pages.write(new_folder() / "run", curves=False)
+        out = new_folder() / "page.html"
+        # No permission holds root back.
+        with mock.patch("os.access", lambda path, mode: path != str(folder)):
+            process = run_in_process("report", str(folder))
+            self.assertEqual(process.returncode, 2, process.stderr)
+            self.assertRegex(
+                process.stderr,
+                f"^error: out is .*report.html', but {folder} cannot be writ.*--out",
+            )
+            process = run_in_process("report", str(folder), f"--out={out}")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertTrue(out.exists())
+        self.assertFalse((folder / "report.html").exists())
+
     def test_one_tool_that_was_called_in_two_ways_is_one(self):
         flags = ({**pages.FLAGS}, {**pages.FLAGS, "seed": "1"})
         calls = ("python tools/run.py", "'/a b/bin/python' '/a b/tools/run.py'")

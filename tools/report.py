@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tools import common
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import write_text
+from dfq_tf.files import may_write_in, nearest_there, write_text
 from dfq_tf.reports import page, record
 
 FLAGS = common.FLAGS
@@ -37,6 +37,12 @@ def main() -> None:
     else:
         text, path = page.comparison(runs), pathlib.Path("comparison.html")
     path = pathlib.Path(FLAGS.out or path)
+    folder = nearest_there(path.parent)
+    if not folder.is_dir() or not may_write_in(folder):
+        raise ConfigError(
+            f"out is {str(path)!r}, but {folder} cannot be written; name a file in "
+            "another folder with --out"
+        )
     write_text(path, text)
     print(f"Wrote {path}")
 
