@@ -127,8 +127,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         (folder / "wrn_10_1").mkdir()
         os.chdir(folder)
         self.addCleanup(os.chdir, before)
-        dataset = datasets.open_dataset("digits")
-        self.assertIsNone(run_tool.read_or_check_teacher(dataset))  # to be trained
+        self.assertIsNone(run_tool.read_or_check_teacher())  # to be trained
 
     def test_memory_of_an_earlier_call_is_kept_where_it_was_more(self):
         workdir = Workdir(helpers.new_folder(), {})

@@ -33,6 +33,7 @@ from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
 
 SMOKE = ROOT / "tools/flagfiles/smoke.cfg"
+DIGITS = "--teacher=tests/data/digits_teacher.keras"
 TOOLS = (
     "run",
     "train_teacher",
@@ -1135,6 +1136,48 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             self.assertRegex(process.stderr, f"(?m)^error: .*{message}")
             self.assertNotIn("Traceback", process.stderr)
             self.assertLen(list(folder.iterdir()), 2)
+
+    def test_layer_noise_that_cannot_be_written_is_told_before_the_work(self):
+        folder = new_folder()
+        (folder / "a.tflite").touch()
+        # No permission holds root back.
+        with mock.patch("os.access", return_value=False):
+            process = run_in_process(
+                "layer_noise",
+                "--teacher=tests/data/digits_teacher.keras",
+                f"--tflite={folder}/a.tflite",
+            )
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertRegex(
+            process.stderr,
+            f"^error: tflite is '.*', but {folder}, which is to have a_noise.csv, "
+            "cannot be written; copy the file, .* to another folder\n$",
+        )
+
+    @parameterized.parameters(
+        ("run", 1, ["--teacher=absent.keras"], "there is no model file absent.keras"),
+        ("run", 2, [DIGITS, "--student=small.keras"], "student is 'small.keras', no"),
+        ("run", 2, [DIGITS, "--images=/absent"], "images is '/absent': the folder"),
+        ("run", 2, ["--teacher=wrn_10_1", "--student=a"], "student is 'a', no"),
+        ("run", 2, ["--teacher=wrn_10_1", "--pooled_margin=0"], "pooled_margin is 0"),
+        ("distill", 1, ["--teacher=absent.keras", "--student=wrn_10_1"], "there is no"),
+        ("distill", 2, [DIGITS, "--student=wrn_11_1"], "model is 'wrn_11_1': depth"),
+        ("compare", 1, ["--teacher=absent.keras"], "there is no model file absent"),
+        ("train_teacher", 2, ["--model=lenet"], "model is 'lenet'; the project builds"),
+    )
+    def test_what_is_wrong_is_told_before_data_is_opened(
+        self, tool, exit_code, flags, message
+    ):
+        """Which may be downloaded for minutes."""
+        from dfq_tf.with_data import datasets
+
+        workdir = new_folder() / "run"
+        flags = (*flags, "--dataset=cifar10", f"--workdir={workdir}")
+        with mock.patch.object(datasets, "open_dataset") as opened:
+            process = run_in_process(tool, *flags)
+        self.assertEqual(process.returncode, exit_code, process.stderr)
+        self.assertStartsWith(process.stderr, f"error: {message}")
+        opened.assert_not_called()
 
     def test_flag_that_was_wrong_may_be_mended_in_the_same_workdir(self):
         flags = ("--dataset=digits", "--model=wrn_10_1", f"--workdir={new_folder()}/a")

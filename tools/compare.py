@@ -659,9 +659,10 @@ def main() -> None:
     # More rows may be asked for later: those that are there stay as they are.
     free, resolved = ("compare_widths", "columns"), quantize.resolved_flags()
     common.check_workdir(free, resolved)
-    teacher, dataset = teacher_flags.teacher_and_dataset()
+    teacher = teacher_flags.read_teacher(FLAGS.teacher)
     quantize.check_settings(teacher, [])
     columns = taught_by(teacher, columns)
+    teacher, dataset = teacher_flags.with_dataset(teacher)
     files = [f"{each.name}/{method}.tflite" for each in widths for method in columns]
     workdir = common.open_workdir(
         free=free, resolved=resolved, makes=[*_WRITTEN, *files]

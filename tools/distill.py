@@ -281,9 +281,10 @@ def main() -> None:
     if config.batch_size != AUTO:
         check_batch(strategy, config.batch_size, config.num_generators)
     common.check_workdir(resolved=resolved_flags())
-    teacher, dataset = teacher_flags.teacher_and_dataset()
+    teacher = teacher_flags.read_teacher(FLAGS.teacher)
     api.check_trains(teacher)
     new_learner(teacher)  # refuses a wrong name before anything is written
+    teacher, dataset = teacher_flags.with_dataset(teacher)
     workdir = common.open_workdir(
         resolved=resolved_flags(), makes=[page.NAME, "student.keras"]
     )

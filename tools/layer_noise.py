@@ -16,6 +16,7 @@ import numpy as np
 
 from tools import common, teacher_flags
 from dfq_tf.errors import ConfigError, ModelError
+from dfq_tf.files import may_write_in
 from dfq_tf.quantization import float_network
 from dfq_tf.reports import layer_noise
 from dfq_tf.settings import CalibrationConfig
@@ -82,8 +83,15 @@ def main() -> None:
     path = pathlib.Path(FLAGS.tflite)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
-    images = read_images(FLAGS.images, path, FLAGS.num_images)
+    folder = path.parent.absolute()
+    if not may_write_in(folder):
+        raise ConfigError(
+            f"tflite is {str(path)!r}, but {folder}, which is to have "
+            f"{path.stem}_noise.csv, cannot be written; copy the file, and its images "
+            "if --images does not name them, to another folder"
+        )
     teacher = teacher_flags.read_teacher(FLAGS.teacher)
+    images = read_images(FLAGS.images, path, FLAGS.num_images)
     network = float_network(teacher, CalibrationConfig(equalize=FLAGS.equalize))
     report = path.with_name(f"{path.stem}_noise")
     with common.stage("noise of the layers"):

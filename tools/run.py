@@ -52,7 +52,7 @@ _KEPT = {
 _COMPARED_IMAGES = 1000
 
 
-def read_or_check_teacher(dataset: datasets.Dataset | None) -> Classifier | None:
+def read_or_check_teacher() -> Classifier | None:
     """Reads the teacher if --teacher names a file; checks the name if it is one.
 
     Returns:
@@ -64,17 +64,13 @@ def read_or_check_teacher(dataset: datasets.Dataset | None) -> Classifier | None
         pathlib.Path(name).exists() and not models.is_model_name(name)
     )
     if name.endswith(MODEL_SUFFIXES) or is_there:
-        names = dataset.class_names if dataset else None
-        teacher = teacher_flags.read_teacher(name, names)
-        if dataset:
-            teacher_flags.check_fits(teacher, dataset)
-        return teacher
+        return teacher_flags.read_teacher(name)
     if not models.is_model_name(name):
         raise ConfigError(
             f"teacher is {name!r}, neither a {' or '.join(MODEL_SUFFIXES)} file nor a "
             f"network that the project builds: {'; '.join(models.MODEL_NAMES)}"
         )
-    if dataset is None:
+    if not FLAGS.dataset:
         raise ConfigError(
             f"teacher is {name!r}, a network to be trained; name the training data "
             "with --dataset, or a trained model's file with --teacher"
@@ -179,12 +175,14 @@ def main() -> None:
     teacher_config = common.config_from_flags(TeacherConfig)
     check_flags(methods, widths)
     common.check_workdir(resolved=resolved_flags())
-    dataset = common.dataset_from_flags() if FLAGS.dataset else None
-    teacher = read_or_check_teacher(dataset)
+    teacher = read_or_check_teacher()
     if FLAGS.student and teacher is not None:
         # It need not be fit for quantization: its student, one of ours, is.
         api.check_trains(teacher)
+    dataset = common.dataset_from_flags() if teacher is None else None
     quantize.check_settings(untrained(teacher, dataset), methods, widths)
+    if teacher is not None:  # a data set may have to be downloaded
+        teacher, dataset = teacher_flags.with_dataset(teacher)
     workdir = open_workdir(teacher, dataset)
 
     if teacher is None:

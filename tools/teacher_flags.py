@@ -125,13 +125,8 @@ def arguments() -> dict[str, Any]:
     )
 
 
-def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Classifier:
+def read_teacher(path: str) -> Classifier:
     """Reads a teacher, as the flags say.
-
-    Args:
-      path: the model's file.
-      class_names: where neither --labels nor a description has them; by default 0, 1,
-        2, ...
 
     Raises:
       ConfigError: a flag is wrong, or one is missing.
@@ -139,17 +134,7 @@ def read_teacher(path: str, class_names: tuple[str, ...] | None = None) -> Class
     """
     said = arguments()
     with common.stage(f"reading of {path}", common.LONG_READING):
-        teacher = load_classifier(path, **said)
-    names = said["class_names"]
-    has_numbers = teacher.description.class_names == tuple(
-        map(str, range(teacher.num_classes))
-    )
-    if names is None and has_numbers and len(class_names or ()) == teacher.num_classes:
-        description = dataclasses.replace(
-            teacher.description, class_names=tuple(class_names or ())
-        )
-        teacher = Classifier(teacher.graph, description)
-    return teacher
+        return load_classifier(path, **said)
 
 
 def read_labels(path: str) -> tuple[str, ...]:
@@ -186,16 +171,30 @@ def read_labels(path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def teacher_and_dataset() -> tuple[Classifier, datasets.Dataset | None]:
-    """The teacher's file, and the labelled images if --dataset names some.
+def with_dataset(teacher: Classifier) -> tuple[Classifier, datasets.Dataset | None]:
+    """The labelled images, if --dataset names some, for a teacher that has been read.
+
+    They come last: they may have to be downloaded, which takes minutes.
+
+    Args:
+      teacher: from `read_teacher`.
+
+    Returns:
+      The teacher, its classes named as the data set's where nobody else has named them;
+      and the data set, None without.
 
     Raises:
       DataError: they do not fit each other.
     """
-    dataset = common.dataset_from_flags() if FLAGS.dataset else None
-    teacher = read_teacher(FLAGS.teacher, dataset.class_names if dataset else None)
-    if dataset:
-        check_fits(teacher, dataset)
+    if not FLAGS.dataset:
+        return teacher, None
+    dataset = common.dataset_from_flags()
+    check_fits(teacher, dataset)
+    numbers = tuple(map(str, range(teacher.num_classes)))
+    said = teacher.description
+    if not FLAGS.labels and said.class_names == numbers:
+        said = dataclasses.replace(said, class_names=dataset.class_names)
+        teacher = Classifier(teacher.graph, said)
     return teacher, dataset
 
 

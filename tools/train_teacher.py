@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tools import common
 from dfq_tf import models
 from dfq_tf.compat import keras
+from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, ModelDescription
 from dfq_tf.importing import as_classifier, load_classifier
 from dfq_tf.reports.workdir import Workdir
@@ -90,6 +91,11 @@ def trained_teacher(
 def main() -> None:
     """Trains, measures and reports."""
     config = common.config_from_flags(TeacherConfig)
+    if not models.is_model_name(FLAGS.model):  # before a data set is downloaded
+        raise ConfigError(
+            f"model is {FLAGS.model!r}; the project builds: "
+            f"{'; '.join(models.MODEL_NAMES)}"
+        )
     check_batch(common.strategy(), config.teacher_batch_size, name="teacher_batch_size")
     common.check_workdir()
     dataset = common.dataset_from_flags()
