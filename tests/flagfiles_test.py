@@ -139,6 +139,23 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             run_tool.add_peak(workdir)
             self.assertGreaterEqual(workdir.metrics()["peak_memory_mib"], kept)
 
+    @parameterized.parameters(("bank", 1000), ("paper", 80000))
+    @flagsaver.flagsaver
+    def test_length_that_a_recipe_has_not_is_told_and_not_written(self, name, rounds):
+        flags.FLAGS(["run", f"--workdir={self.get_temp_dir()}", "--student=wrn_10_1"])
+        flags.FLAGS(["run", f"--recipe={name}", "--minutes=10", "--steps=0"])
+        with self.assertWarnsRegex(
+            UserWarning,
+            f"^minutes is 10, of which the recipe {name} .*--rounds={rounds}, .*max_mi",
+        ) as warned:
+            distill.check_flags()
+        self.assertLen(warned.warnings, 1)
+        resolved = distill.resolved_flags()
+        text = (common.open_workdir(resolved=resolved).path / "flags.cfg").read_text()
+        self.assertIn(f"--rounds={rounds}\n", text)
+        self.assertNotIn("--minutes=", text)
+        self.assertNotIn("--steps=", text)
+
     @parameterized.parameters(([], AUTO, "auto"), (["--batch_size=64"], 64, "64"))
     @flagsaver.flagsaver
     def test_batch_size_is_read_back_from_the_flags_of_a_run(self, given, size, text):

@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,6 +118,9 @@ def check_flags(recipe_alone: bool = False) -> None:
     Raises:
       ConfigError: see `distillation_config`; or --student is no network, several
         devices are to train, or flags are given that the recipe does not have.
+
+    Warns:
+      UserWarning: a length is given that another recipe has.
     """
     if not models.is_model_name(FLAGS.student):
         raise ConfigError(
@@ -125,6 +129,15 @@ def check_flags(recipe_alone: bool = False) -> None:
         )
     config = distillation_config()
     if not isinstance(config, BudgetConfig):
+        # No error: a flagfile may have them, behind which another recipe is named.
+        for name in sorted(_LENGTH):
+            if FLAGS[name].value:
+                warnings.warn(
+                    f"{name} is {FLAGS[name].value:g}, of which the recipe "
+                    f"{FLAGS.recipe} takes no notice: it has "
+                    f"--rounds={config.rounds}, or fewer if --max_minutes says so",
+                    stacklevel=2,
+                )
         return
     check_devices(common.strategy())
     shared = ({*_SHARED} & {*FLAGS}) - {*DISTILLATION_SETTINGS}
@@ -160,10 +173,11 @@ def check_minutes(teacher: Classifier) -> None:
 
 
 def resolved_flags() -> dict[str, Any]:
-    """Name -> value of the flags whose default is the recipe's."""
+    """Name -> value of the flags whose default is the recipe's; None if it has none."""
     config = dataclasses.asdict(distillation_config())
     own = recipe_settings(FLAGS.recipe)
-    return {name: config[name] for name in distillation_flags() if name in own}
+    found = {name: config[name] for name in distillation_flags() if name in own}
+    return {**dict.fromkeys(_LENGTH), **found}
 
 
 def new_learner(teacher: Classifier) -> Learner:
