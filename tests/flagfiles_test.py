@@ -1,6 +1,10 @@
 """Flagfiles of the paper: their networks are built, and take a step of each kind."""
 
+import contextlib
 import dataclasses
+import hashlib
+import io
+import json
 import os
 import pathlib
 import re
@@ -170,6 +174,33 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(config.batch_size, size)
         common.open_workdir()  # other flags would be refused
         self.assertEqual(path.read_bytes(), before)
+
+    @flagsaver.flagsaver
+    def test_digests_are_of_what_flags_name_and_not_of_what_is_called_alike(self):
+        folder, before = helpers.new_folder(), os.getcwd()
+        for name in ("raw", "generated", "digits", "wrn_10_1", "wrn_16_1", "mine"):
+            (folder / name).mkdir()
+            (folder / name / "a.png").write_bytes(b"1")
+        (folder / "labels.txt").write_text("cat\n")
+        (folder / "softmax").write_text("no class")
+        os.chdir(folder)
+        self.addCleanup(os.chdir, before)
+        networks = ["--teacher=wrn_10_1", "--student=wrn_16_1", "--labels=labels.txt"]
+        others = ["--dataset=digits", "--feeding=raw", "--output=softmax"]
+        labels = {"labels": hashlib.sha256(b"cat\n").hexdigest()}
+        both = {"images": hashlib.sha256(b"1").hexdigest(), **labels}
+        for images, expected in (("generated", labels), ("mine", both)):
+            flags.FLAGS(["run", *networks, *others])
+            flags.FLAGS(["run", f"--images={images}", f"--workdir=run_{images}"])
+            said = io.StringIO()
+            with (
+                mock.patch.object(common, "LONG_READING", 0.0),
+                contextlib.redirect_stderr(said),
+            ):
+                path = common.open_workdir().path / "run.json"
+            self.assertEqual(json.loads(path.read_text())["digests"], expected)
+            is_said = "digest of mine: done in" in said.getvalue()
+            self.assertEqual(is_said, images == "mine")
 
     @flagsaver.flagsaver
     def test_where_the_data_lies_is_written_and_may_be_elsewhere_later(self):

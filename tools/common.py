@@ -37,6 +37,7 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
     SIZE_SETTINGS,
+    SOURCES,
     BudgetConfig,
     Checked,
     DistillationConfig,
@@ -91,6 +92,8 @@ _FIRST = {
     "input_type",
     "output_type",
 }
+# Of the flags that are made of settings, those that name a file or folder.
+_PATHS = {"images", "kernel_costs"}
 # Settings without flags: nobody varies them, or another flag says the same (--widths).
 # They are arguments in Python.
 _AWAY = {
@@ -166,9 +169,18 @@ class _TextParser(flags.ArgumentParser):
         return "string"
 
 
+class _PathParser(_TextParser):
+    """Reads the name of a file or folder, whose content counts."""
+
+
 def _define_text(name: str, default: Any, help: str) -> None:
     serializer = flags.ArgumentSerializer()
     flags.DEFINE(_TextParser(), name, default, help, serializer=serializer)
+
+
+def _define_path(name: str, default: Any, help: str) -> None:
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE(_PathParser(), name, default, help, serializer=serializer)
 
 
 def _define_count_or_auto(name: str, default: Any, help: str) -> None:
@@ -180,6 +192,7 @@ _DEFINE_BY_TYPE: dict[type, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: _define_text,
+    pathlib.Path: _define_path,
     list: flags.DEFINE_list,
     _CountOrAuto: _define_count_or_auto,
 }
@@ -193,7 +206,7 @@ def define(
     Args:
       group: heading in the help.
       name: of the flag.
-      kind: of its value.
+      kind: of its value; a path for a text that names a file or folder to be read.
       default: its value where it is not given.
       help: what it is.
       first: whether --help shows it, and not --helpfull alone.
@@ -234,7 +247,8 @@ def define_config(
             values = {k: v[field.name] for k, v in recipes.items() if field.name in v}
             help += f" Default: {', '.join(f'{v} ({k})' for k, v in values.items())}."
             default = None
-        kind = _CountOrAuto if field.metadata["auto"] else type(field.default)
+        kind: type = _CountOrAuto if field.metadata["auto"] else type(field.default)
+        kind = pathlib.Path if name in _PATHS else kind
         define(group, name, kind, default, help, first=first or name in _FIRST)
 
 
@@ -507,14 +521,6 @@ def _claim(free: Collection[str], resolved: Mapping[str, Any] | None) -> _Claim:
     """What this run is known by; see `open_workdir`."""
     names = {name for group in _groups.values() for name in group} - _UNWRITTEN
     values = {name: FLAGS[name].value for name in names}
-    digests = {
-        name: _digest(value)
-        for name, value in values.items()
-        if name not in _PLACES
-        and isinstance(value, str)
-        and os.path.exists(value)
-        and _files_of(value)
-    }
     # Where a recipe decides, what it gives is the default.
     left_out = {n: v for n, v in (resolved or {}).items() if FLAGS[n].value is None}
     defaults = {name: FLAGS[name].default for name in names}
@@ -522,7 +528,7 @@ def _claim(free: Collection[str], resolved: Mapping[str, Any] | None) -> _Claim:
         _as_texts({**values, **(resolved or {})}),
         {*free, *_PLACES},
         _as_texts({**defaults, **left_out}),
-        digests,
+        _digests(values),
     )
 
 
@@ -563,6 +569,21 @@ def _hold(folder: pathlib.Path) -> None:
         os.close(descriptor)
         return
     _held[key] = descriptor
+
+
+def _digests(values: Mapping[str, Any]) -> dict[str, str]:
+    """Flag -> digest of the files that its value names; other values have none."""
+    found = {}
+    for name, value in values.items():
+        is_path = value and isinstance(FLAGS[name].parser, _PathParser)
+        if not is_path or value in SOURCES:
+            continue
+        # A network's name is none either, where a folder of pictures is called so.
+        is_read = name == "images" or files_of(pathlib.Path(value))
+        if is_read and _files_of(value):
+            with stage(f"digest of {value}", LONG_READING):
+                found[name] = _digest(value)
+    return found
 
 
 def _digest(path: str) -> str:

@@ -682,7 +682,9 @@ def main() -> None:
 
 def define_flags() -> None:
     """Defines the flags of this tool."""
-    common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
+    common.define(
+        "Teacher", "teacher", pathlib.Path, None, "Model file (.keras or .h5)."
+    )
     teacher_flags.define()
     common.define_dataset_flags(None)
     common.define(

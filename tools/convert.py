@@ -141,7 +141,11 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define(
-        "Conversion", "student", str, None, "Quantized student, from tools/quantize.py."
+        "Conversion",
+        "student",
+        pathlib.Path,
+        None,
+        "Quantized student, from tools/quantize.py.",
     )
     common.define(
         "Conversion",

@@ -109,9 +109,9 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags of this tool."""
     common.define(
-        "Models", "model", str, None, "File to measure (.tflite, .keras, .h5)."
+        "Models", "model", pathlib.Path, None, "File to measure (.tflite, .keras, .h5)."
     )
-    common.define("Models", "teacher", str, None, "File to compare it with.")
+    common.define("Models", "teacher", pathlib.Path, None, "File to compare it with.")
     teacher_flags.define()
     common.define_dataset_flags(None)
     common.define_run_flags(None, trains=False)

@@ -519,7 +519,9 @@ def converting(student: str, file: FileConfig) -> str:
 
 def define_flags() -> None:
     """Defines the flags of this tool."""
-    common.define("Teacher", "teacher", str, None, "Model file (.keras or .h5).")
+    common.define(
+        "Teacher", "teacher", pathlib.Path, None, "Model file (.keras or .h5)."
+    )
     teacher_flags.define()
     common.define(
         "Data-free training",

@@ -473,7 +473,7 @@ def define_flags() -> None:
     common.define(
         "Teacher",
         "teacher",
-        str,
+        pathlib.Path,
         None,
         "Model file (.keras or .h5), or a network to train on --dataset first: "
         f"{'; '.join(models.MODEL_NAMES)}.",

@@ -1,6 +1,7 @@
 """Flags that describe a teacher file, and reading it as they say."""
 
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -44,7 +45,7 @@ _DESCRIBING: tuple[tuple[str, type, Any, str], ...] = (
     ),
     (
         "labels",
-        str,
+        pathlib.Path,
         None,
         "Text file with the names of the classes, a line each, in the order of the "
         "model's outputs.",
