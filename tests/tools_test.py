@@ -1502,11 +1502,16 @@ class InspectModelTest(tf.test.TestCase):
             self.assertRegex(process.stderr, r"\Aerror: workdir is .*cannot be written")
 
     def test_wrong_arguments_are_one_message(self):
+        file = new_folder() / "flags.cfg"
+        file.write_text("--teacher=c.keras\n")
         for exit_code, flags, message in (
             (2, [], "teacher is empty; name a model file"),
             (2, ["a.keras", "b.keras"], "unexpected argument 'b.keras'"),
             (2, ["a.keras", "--teacher=b.keras"], "teacher is given twice: 'a.keras'"),
             (1, ["absent.keras"], "there is no model file absent.keras"),
+            (1, [f"--flagfile={file}", "absent.keras"], ".* no model file absent"),
+            (1, ["absent.keras", f"--flagfile={file}"], ".* no model file absent"),
+            (2, ["a.keras", "--teacher", "b.keras"], "teacher is given twice"),
             (2, ["a.keras", "--image_size=3"], "image_size is '3'; give height and"),
         ):
             process = run_in_process("inspect_model", *flags)

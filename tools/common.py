@@ -718,7 +718,9 @@ def run(
             sys.exit(0)
         rest = _parsed(argv)
         if positional and len(rest) > 1:
-            if FLAGS[positional].present:
+            # What a flagfile says gives way, as to a flag behind it.
+            name = re.compile(f"--?{positional}(=|$)")
+            if any(map(name.match, argv[1:])):
                 _fail(f"{positional} is given twice: {rest[1]!r} is another one", 2)
             if several:
                 FLAGS[positional].value, rest = rest[1:], rest[:1]
