@@ -301,6 +301,16 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             self.assertRegex(said, expected)
 
     @flagsaver.flagsaver
+    def test_plan_tells_how_many_pictures_there_are(self):
+        folder = helpers.new_folder()
+        for name in ("a.png", "b.jpg", "c.webp"):
+            (folder / name).touch()
+        flags.FLAGS(["run", f"--images={folder}"])
+        teacher = helpers.small_classifier((8, 8, 3))
+        said = quantize.plan(teacher, None, "df_q", quantize.qat_config())
+        self.assertIn("calibration on crops of 2 pictures (left out: 1 .webp);", said)
+
+    @flagsaver.flagsaver
     def test_mobilenet_is_to_be_quantized_itself(self):
         path = FOLDER / "tiny_imagenet_mobilenet_v1.cfg"
         flags.FLAGS(["run", f"--flagfile={path}"])

@@ -102,9 +102,37 @@ class CropsTest(tf.test.TestCase, parameterized.TestCase):
         (folder / "b.png").mkdir()
         self.assertEqual(photographs.pictures_in(folder), [folder / "a.png"])
 
+    def test_folder_without_any_has_those_of_the_folders_in_it(self):
+        folder = helpers.new_folder()
+        names = ("cat/a.png", "cat/.b.png", "cat/c.webp", ".d/e.png", "dog/f.jpg")
+        for name in (*names, "g.TIF"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        both = [folder / "cat/a.png", folder / "dog/f.jpg"]
+        self.assertEqual(photographs.pictures_in(folder), both)
+        said = photographs.described(folder)
+        self.assertEqual(said, "2 pictures (left out: 1 .tif, 1 .webp)")
+        (folder / "own.bmp").touch()
+        self.assertEqual(photographs.pictures_in(folder), [folder / "own.bmp"])
+        said = photographs.described(folder)
+        self.assertEqual(said, "1 picture (left out: 1 .tif)")
+
+    def test_crops_of_classes_are_those_of_one_folder(self):
+        two = [picture(20, 30), picture(30, 20, seed=1)]
+        folder = helpers.new_folder()
+        for name, each in zip("ab", two):
+            folder_of(each).rename(folder / name)
+        shape = (8, 6, 3)
+        images = photographs.crops(3, 12, shape, folder)
+        self.assertAllEqual(images, photographs.crops(3, 12, shape, folder_of(*two)))
+
     def test_folders_that_will_not_do_are_refused(self):
         folder = helpers.new_folder()
         with self.assertRaisesRegex(ConfigError, "has no picture; .*jpg"):
+            photographs.crops(0, 1, (4, 4, 3), folder)
+        (folder / "a.webp").touch()
+        message = r"has no picture \(left out: 1 \.webp\); it, or the folders in it, m"
+        with self.assertRaisesRegex(ConfigError, message):
             photographs.crops(0, 1, (4, 4, 3), folder)
         missing = folder / "missing"
         with self.assertRaisesRegex(ConfigError, f"{missing}' is not there"):

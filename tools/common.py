@@ -461,6 +461,7 @@ def check_workdir(
       resolved: as of `open_workdir`.
 
     Raises:
+      ConfigError: as of `open_workdir`.
       WorkdirError: see `Workdir`; or another run is at work there.
     """
     path = _workdir_path(None)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from tools import common, convert, teacher_flags
-from dfq_tf import api
+from dfq_tf import api, photographs
 from dfq_tf.context import Context
 from dfq_tf.distillation import (
     check_source,
@@ -52,6 +52,7 @@ from dfq_tf.settings import (
     QAT_RECIPES,
     RECONSTRUCTING,
     SIZE_SETTINGS,
+    SOURCES,
     TRAINING,
     BitWidths,
     CalibrationConfig,
@@ -311,6 +312,8 @@ def plan(
     has_memory = "batch_normalization" in kinds
     source = known_source(images, teacher.image_shape, has_memory)
     trains, work = method in TRAINING, ["calibration"]
+    if source is not None and source not in SOURCES:
+        work = [f"calibration on crops of {photographs.described(source)}"]
     memory = "the program takes 1 to 2 GiB"
     needs = trains and (config.generator_steps or not config.pool_images)
     if needs or source in (GENERATED, None):

@@ -4,6 +4,7 @@ Real pictures reach as far as images of a task that is photographs too, whatever
 show (Asano and Saeed, ICLR 2023, "The Augmented Image Prior").
 """
 
+import collections
 import functools
 import os
 import pathlib
@@ -18,6 +19,8 @@ from dfq_tf.errors import ConfigError
 FOLDER = pathlib.Path(__file__).parent
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"BM", b"GIF8")
+# Pictures too, which TensorFlow does not read.
+_UNREAD = (".webp", ".tif", ".tiff", ".heic", ".avif")
 # Pictures of so many bytes, together, are read before any work, which takes seconds.
 _READ_FIRST = 256 * 2**20
 
@@ -46,7 +49,7 @@ def crops(
       seed: of the draws; the same seed gives the same images.
       count: number of images.
       shape: (height, width, channels), of 1, 3 or 4 channels; the fourth is 255.
-      folder: has the pictures; what is in its subfolders is left out.
+      folder: has the pictures, see `files_in`.
 
     Returns:
       uint8 (count, *shape).
@@ -78,8 +81,8 @@ def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     paths = files_in(folder)
     if not paths:
         raise ConfigError(
-            f"the folder {str(folder)!r} has no picture; it must have files that end "
-            f"in {', '.join(SUFFIXES)}"
+            f"the folder {str(folder)!r} has no picture{_left_out(folder)}; it, or the "
+            f"folders in it, must have files that end in {', '.join(SUFFIXES)}"
         )
     return paths
 
@@ -103,18 +106,53 @@ def check_pictures(folder: str | os.PathLike[str]) -> None:
             _read_once(path, status.st_size, status.st_mtime_ns)
 
 
+def described(folder: str | os.PathLike[str]) -> str:
+    """How many pictures a folder has, and how many of other kinds, for the user.
+
+    Raises:
+      ConfigError: see `pictures_in`.
+    """
+    count = len(pictures_in(folder))
+    left_out = _left_out(pathlib.Path(folder).expanduser())
+    return f"{count:,} picture{'' if count == 1 else 's'}{left_out}"
+
+
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder that are pictures by name, sorted; perhaps none.
 
-    Hidden ones are none: macOS writes such beside each picture.
+    If it has none itself, those of the folders in it, as of one for each class. Hidden
+    ones are none: macOS writes such beside each picture.
     """
-    return sorted(
+    places = _places(folder)
+    return [path for place in places for path in _ending_in(place, SUFFIXES)]
+
+
+def _places(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders whose pictures count."""
+    if _ending_in(folder, SUFFIXES):
+        return [folder]
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _ending_in(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
+    return [
         path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not path.name.startswith(".")
-    )
+        for path in _visible(folder)
+        if path.suffix.lower() in suffixes and path.is_file()
+    ]
+
+
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
+
+
+def _left_out(folder: pathlib.Path) -> str:
+    """Such as ' (left out: 3 .tif, 40 .webp)'; empty where nothing is."""
+    places = dict.fromkeys([folder, *_places(folder)])
+    paths = [path for place in places for path in _ending_in(place, _UNREAD)]
+    counts = collections.Counter(path.suffix.lower() for path in paths)
+    each = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f" (left out: {each})" if each else ""
 
 
 @functools.cache
