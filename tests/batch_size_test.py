@@ -73,6 +73,23 @@ class StepTest(tf.test.TestCase, parameterized.TestCase):
         expected = generators * (4 * GENERATOR + 3 * (SMALL + students * student))
         self.assertEqual(each, expected)
 
+    @parameterized.parameters(
+        # Of the default, in which no generator learns behind the warm-up;
+        (32, True, {}, 32, 4 * GENERATOR + 3 * SMALL),
+        (32, False, {}, 32, 4 * GENERATOR + 3 * SMALL),
+        (1, True, {}, 16, 3 * 2 * SMALL),
+        (0, True, {}, 16, 3 * 2 * SMALL),
+        # and where one does.
+        (32, True, {"generator_steps": 1}, 64, EACH),
+        (32, False, {"generator_steps": 1}, 32, 4 * GENERATOR + 3 * SMALL),
+    )
+    def test_largest_step_has_its_own_batch(self, warm_up, trains, steps, size, each):
+        teacher = helpers.small_classifier()
+        config = DistillationConfig(batch_size=64, **steps)
+        network = teacher if trains else None
+        found = batch_size.largest_step(teacher, network, config, warm_up, 16)
+        self.assertEqual(found, (size, size * each))
+
     def test_a_network_counts_only_in_place_of_the_teacher(self):
         teacher = helpers.small_classifier()
         large = network_of("wrn_10_2", (8, 8, 3), 4)

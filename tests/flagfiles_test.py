@@ -300,6 +300,18 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         else:
             self.assertRegex(said, expected)
 
+    @parameterized.parameters(
+        ("df_q", ["--images=generated"], 32),
+        ("df_qat_kd", ["--images=photographs"], 32),
+        ("df_qat_kd", ["--qat_recipe=paper", "--images=photographs"], 64),
+    )
+    @flagsaver.flagsaver
+    def test_plan_tells_of_a_step_that_is_taken(self, method, given, images):
+        flags.FLAGS(["run", "--batch_size=64", *given])
+        teacher = helpers.small_classifier((8, 8, 3))
+        said = quantize.plan(teacher, None, method, quantize.qat_config())
+        self.assertRegex(said, rf"; a step of {images} images takes about \d+ MiB, ")
+
     @flagsaver.flagsaver
     def test_plan_tells_how_many_pictures_there_are(self):
         folder = helpers.new_folder()

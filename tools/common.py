@@ -28,17 +28,15 @@ from dfq_tf import photographs
 from dfq_tf.compat import native_output_hidden, own_defaults, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
-from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError, DfqError, WorkdirError
 from dfq_tf.files import check_no_pattern, digest
-from dfq_tf.graph import Classifier, description_path
+from dfq_tf.graph import description_path
 from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO,
     SIZE_SETTINGS,
     SOURCES,
-    BudgetConfig,
     Checked,
     DistillationConfig,
     FileConfig,
@@ -47,7 +45,7 @@ from dfq_tf.settings import (
     check_value,
     own_first,
 )
-from dfq_tf.training import Learner, devices, resolve_precision
+from dfq_tf.training import devices, resolve_precision
 from dfq_tf.with_data import datasets
 from dfq_tf_command import SUBCOMMANDS
 
@@ -647,23 +645,15 @@ def as_command(tool: str, values: Mapping[str, Any]) -> str:
     return " ".join([command_of(tool), *map(shlex.quote, given)])
 
 
-def step_memory(
-    teacher: Classifier,
-    network: Learner | Classifier,
-    config: DistillationConfig | BudgetConfig,
-) -> str:
+def step_memory(num_images: int, num_bytes: int) -> str:
     """How much memory a training takes, for its plan.
 
     Args:
-      teacher: the trained classifier.
-      network: what learns.
-      config: of the training; its batch size is a number.
+      num_images: of its largest step.
+      num_bytes: that the step takes.
     """
-    mebibytes = (
-        config.batch_size * step_bytes_per_image(teacher, network, config) / 2**20
-    )
     return (
-        f"a step of {config.batch_size} images takes about {mebibytes:,.0f} MiB, and "
+        f"a step of {num_images} images takes about {num_bytes / 2**20:,.0f} MiB, and "
         "the program 1 to 2 GiB"
     )
 

@@ -22,6 +22,7 @@ from tools import common, quantize, teacher_flags
 from dfq_tf import api, models
 from dfq_tf.compat import keras
 from dfq_tf.distillation import check_devices, plan_of_steps, with_batch_size
+from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
 from dfq_tf.importing import as_classifier, load_classifier
@@ -270,9 +271,13 @@ def plan(
             work += f" (--steps={config.steps}, in whole rounds)"
     else:
         work = f"as many steps as fit into {config.minutes:g} minutes"
+    size = config.batch_size
+    memory = common.step_memory(
+        size, size * step_bytes_per_image(teacher, student, config)
+    )
     return (
         f"Distilling into {FLAGS.student}, with generated images, recipe "
-        f"{FLAGS.recipe}: {work}; {common.step_memory(teacher, student, config)}"
+        f"{FLAGS.recipe}: {work}; {memory}"
     )
 
 

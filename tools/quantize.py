@@ -32,6 +32,7 @@ from dfq_tf.distillation import (
     phases,
     with_batch_size,
 )
+from dfq_tf.distillation.batch_size import largest_step
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
@@ -312,14 +313,21 @@ def plan(
     has_memory = "batch_normalization" in kinds
     source = known_source(images, teacher.image_shape, has_memory)
     trains, work = method in TRAINING, ["calibration"]
+    context, warm_up = common.context(config, pathlib.Path()), 0
     if source is not None and source not in SOURCES:
         work = [f"calibration on crops of {photographs.described(source)}"]
-    memory = "the program takes 1 to 2 GiB"
     needs = trains and (config.generator_steps or not config.pool_images)
     if needs or source in (GENERATED, None):
         unless = "" if needs or source else ", unless photographs are near"
         work.insert(0, f"up to {config.warm_up_steps:,} steps of warm-up{unless}")
-        memory = common.step_memory(teacher, network or teacher, config)
+        warm_up = phases.warm_up_batch(context)
+    memory = "the program takes 1 to 2 GiB"
+    if warm_up or trains:
+        learns, students = network or teacher, phases.student_batch(context)
+        largest = largest_step(
+            teacher, learns if trains else None, config, warm_up, students
+        )
+        memory = common.step_memory(*largest)
     if method in RECONSTRUCTING:
         work.append("reconstruction of blocks")
     if trains:

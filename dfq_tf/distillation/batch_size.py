@@ -56,6 +56,34 @@ def step_bytes_per_image(
     return math.ceil(FLOAT * values)
 
 
+def largest_step(
+    teacher: Classifier,
+    network: Classifier | Learner | None,
+    config: DistillationConfig,
+    warm_up: int,
+    students: int,
+) -> tuple[int, int]:
+    """Images of the largest step of a training, and about its bytes.
+
+    Args:
+      teacher: what the students learn from.
+      network: a student, or what it is the quantized twin of; None for a warm-up alone.
+      config: gives the number of generators and students, and of their steps.
+      warm_up: images of a step of the warm-up, which has no student; 0 for none.
+      students: images of a step of the students; the teacher has answered them before.
+    """
+    shown = _generator_values(teacher.image_shape) + _KEPT * _num_values(teacher)
+    steps = [(warm_up, math.ceil(FLOAT * config.num_generators * shown))]
+    if network is not None:
+        learnt = _KEPT * config.num_students * 2 * _num_values(network)
+        steps.append((students, math.ceil(FLOAT * learnt)))
+        if config.generator_steps:
+            each = step_bytes_per_image(teacher, network, config)
+            steps.append((config.batch_size, each))
+    size, each = max(steps, key=math.prod)
+    return size, size * each
+
+
 @functools.cache
 def _generator_values(image_shape: tuple[int, int, int]) -> int:
     return num_model_values(build_generator(1, image_shape))

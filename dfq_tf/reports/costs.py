@@ -121,12 +121,10 @@ def measure(
     # A calibration image passes networks about as often as one of such a step.
     seconds = (warm_up or timed["students"]).seconds / batch
     calibration_seconds = seconds * calibration.image_count(shape)
-    # The peak stays where the hungriest step has left it.
-    grown = sum(each.grown_bytes for each in timed.values())
     return Costs(
         calibration_seconds + (warm_up_seconds if is_generated else 0.0),
         calibration_seconds + warm_up_seconds + _training_seconds(timed, full, batch),
-        memory_bytes(base, grown, batch, config.batch_size),
+        _peak(base, timed, full, batch),
         config.batch_size,
         _cores(),
     )
@@ -175,6 +173,26 @@ def _learnt_from_pool(state: steps.State, config: DistillationConfig) -> Any:
         return steps.answered_step(state, config, images, logits, seed_and_step)
 
     return step
+
+
+def _peak(
+    base: float,
+    timed: Mapping[str, _Timed],
+    context: Context[DistillationConfig],
+    batch: int,
+) -> float:
+    """The peak of a process that takes steps of their real sizes."""
+    sizes = {
+        "students": phases.student_batch(context),
+        "generator": context.settings.batch_size,
+        "warm_up": phases.warm_up_batch(context),
+    }
+    peak, grown = base, 0
+    for name, each in timed.items():
+        # The peak stays where the hungriest step so far has left it.
+        grown += each.grown_bytes
+        peak = max(peak, memory_bytes(base, grown, batch, sizes[name]))
+    return peak
 
 
 def memory_bytes(base: float, grown: float, measured: int, batch_size: int) -> float:
