@@ -13,7 +13,7 @@ from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.settings import TARGETS, BitWidths, FileConfig, MixedWidths
 from dfq_tf.tflite import check_target, targets
 from dfq_tf.tflite.proof import convert
-from dfq_tf.tflite.running import TFLiteClassifier
+from dfq_tf.tflite.running import TFLiteClassifier, kernel_types
 from tests import networks
 from tests.graphs import Sketch
 from tests.tool_runner import run_in_process
@@ -107,6 +107,18 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         getattr(sketch, kind)("layer", **settings)
         with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
             check(sketch, target)
+
+    def test_groups_beside_sixteen_bits(self):
+        """CMSIS-NN takes them for one group, and drops its own error."""
+        sketch = Sketch()
+        sketch.conv("conv", outputs=8)
+        sketch.conv("layer", groups=2)
+        message = r"my layer .*has 2 groups, which CMSIS-NN .*; take 8 or fewer\. Take"
+        with self.assertRaisesRegex(UnsupportedLayerError, message):
+            check(sketch, "micro", BitWidths(8, 16))
+        check(sketch, "micro", BitWidths(4, 8))
+        for other in ("android", "ethos_u"):
+            check(sketch, other, BitWidths(8, 16))
 
     @parameterized.parameters(
         ("ethos_u", "nearest_upsampling", dict(size=(2, 4)), r"\(8, 8\) there, not"),
@@ -238,6 +250,9 @@ def quantized(name, widths=BitWidths()):
     return post_training(float_network(classifier), images, widths)
 
 
+ALL_FOUR = BitWidths(4, num_bits_first=4, num_bits_last=4, num_bits_depthwise=4)
+
+
 class WrittenTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(
         name=("vgg_like", "mobilenet_v3_like"), widths=(BitWidths(), BitWidths(4))
@@ -263,6 +278,21 @@ class WrittenTest(tf.test.TestCase, parameterized.TestCase):
         self.assertNotIn("FULLY_CONNECTED", found)
         for operator, version in found.items():
             self.assertLessEqual(version, targets.TARGETS[target].versions[operator])
+
+    def test_kernels_that_micro_takes_for_others_are_int8(self):
+        """CMSIS-NN knows no groups in int4, nor a multiplier of an odd number."""
+        sketch = Sketch(pixels=False)
+        sketch.depthwise("odd", multiplier=2)
+        sketch.conv("plain", outputs=8)
+        sketch.conv("grouped", outputs=8, groups=2)
+        sketch.depthwise("even", multiplier=2)
+        sketch.flatten("flat")
+        sketch.dense("dense")
+        images = networks.images((8, 8, 3), 40, seed=3)
+        network = post_training(float_network(sketch.classifier()), images, ALL_FOUR)
+        found = kernel_types(convert(network, config=LOGITS["micro"]))
+        int4 = dict.fromkeys(("plain", "even", "dense"), "int4")
+        self.assertEqual(found, {"odd": "int8", "grouped": "int8", **int4})
 
     @parameterized.parameters(0.2, 0.0, 1.5)
     def test_leaky_relu_of_the_edge_tpu_is_a_prelu(self, slope):

@@ -19,6 +19,7 @@ from dfq_tf.quantization import Grid
 from dfq_tf.settings import FileConfig
 from dfq_tf.tflite import kernel_costs, targets
 from dfq_tf.tflite.kernel_costs import KernelCosts
+from dfq_tf.tflite.targets import Target
 
 DENSE = "FULLY_CONNECTED"
 # Bits in which a file may have a weight.
@@ -88,11 +89,12 @@ def chosen(network: Integers, config: FileConfig) -> dict[str, Form]:
       ConfigError: the table of kernel costs cannot be read.
     """
     costs = kernel_costs.read(config.kernel_costs)
+    target = targets.TARGETS[config.target]
     is_open = targets.has_forms(config.target) and not network.is_wide
     return {
         name: _best(network, node, config.favor, costs)
         if is_open
-        else _fewest_bits(network, node)
+        else _fewest_bits(network, node, target)
         for name, node in network.graph.nodes.items()
         if has_kernel(node)
     }
@@ -145,10 +147,11 @@ def _best(network: Integers, node: Node, favor: str, costs: KernelCosts) -> Form
     return min(forms, key=lambda form: (size[form], time[form]))
 
 
-def _fewest_bits(network: Integers, node: Node) -> Form:
+def _fewest_bits(network: Integers, node: Node, target: Target) -> Form:
     """The operator of the node's kind, with int4 where the kernel has so few bits."""
     # LiteRT misreads an int4 kernel of a depthwise convolution behind int16.
     is_misread = network.is_wide and node.kind == "depthwise_conv"
+    is_misread |= target.misreads_int4(node)
     bits = 8 if is_misread else max(4, _stored_bits(network.kernel_bits[node.name]))
     return Form(KINDS[node.kind].operator, bits)
 

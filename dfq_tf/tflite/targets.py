@@ -47,7 +47,10 @@ class Target:
       narrow: operators that it has for activations of 8 bits and fewer alone.
       instead: operator of a kind of node -> what is written in its place, for the same
         integers; see `operators`.
-      refuses: (node) -> what else it does not take, or None.
+      refuses: (node, bits of the widest activations) -> what else it does not take, or
+        None.
+      misreads_int4: (node) -> whether it takes a kernel of int4 for another, without a
+        word. Such a kernel is stored as int8.
       takes_floats: whether a file may take or give float32.
     """
 
@@ -59,7 +62,8 @@ class Target:
     activation_bits: tuple[int, ...] = _ALL_ACTIVATIONS
     narrow: tuple[str, ...] = ()
     instead: Mapping[str, str] = dataclasses.field(default_factory=frozen)
-    refuses: Callable[[Node], str | None] = lambda node: None
+    refuses: Callable[[Node, int], str | None] = lambda node, bits: None
+    misreads_int4: Callable[[Node], bool] = lambda node: False
     takes_floats: bool = True
 
     def kernel_bits_beside(self, activation_bits: int) -> tuple[int, ...]:
@@ -72,7 +76,35 @@ class Target:
 _AS_CONVOLUTION = {"FULLY_CONNECTED": "POINTWISE"}
 
 
-def _ethos_u_refuses(node: Node) -> str | None:
+def _micro_refuses(node: Node, bits: int) -> str | None:
+    """What CMSIS-NN, which boards with a Cortex-M run, gets wrong without a word.
+
+    arm_convolve_s16 knows no groups.
+    """
+    groups = node.settings.get("groups", 1)
+    if groups > 1 and bits > 8:
+        return (
+            f"it has {groups} groups, which CMSIS-NN takes for one beside activations "
+            "of 16 bits; take 8 or fewer"
+        )
+    return None
+
+
+def _micro_misreads_int4(node: Node) -> bool:
+    """Whether CMSIS-NN takes a kernel of int4 for another.
+
+    arm_convolve_s4 knows no groups. arm_depthwise_conv_s4 loses its place among the
+    halves of bytes where channels are odd; it is asked where there is a multiplier or
+    a dilation.
+    """
+    if node.kind == "depthwise_conv":
+        channels, multiplier = node.weights["kernel"].shape[2:]
+        is_plain = multiplier == 1 and set(node.settings["dilation"]) == {1}
+        return channels % 2 == 1 and not is_plain
+    return node.settings.get("groups", 1) > 1
+
+
+def _ethos_u_refuses(node: Node, bits: int) -> str | None:
     """Vela's constraints on single layers, for the Ethos-U55 and U65."""
     settings = node.settings
     strides, padding = settings.get("strides", (1, 1)), settings.get("padding")
@@ -94,7 +126,7 @@ def _listed(sizes: Sequence[tuple[int, int]]) -> str:
     return ", ".join(map(str, sizes))
 
 
-def _edge_tpu_refuses(node: Node) -> str | None:
+def _edge_tpu_refuses(node: Node, bits: int) -> str | None:
     """The Edge TPU's constraints on convolutions."""
     if node.settings.get("groups", 1) > 1:
         return (
@@ -160,6 +192,8 @@ TARGETS: dict[str, Target] = {
                 "RELU": "RELU_IN_MUL",
             }
         ),
+        refuses=_micro_refuses,
+        misreads_int4=_micro_misreads_int4,
     ),
     "ethos_u": Target(
         says="Vela, for the Ethos-U",
@@ -345,7 +379,7 @@ def check_layers(
             _lacks(target, operators[each], widest)
             or _misfit(target, "weights", kernel_bits.get(each), kernels)
             or _misfit(target, "outputs", bits.get(each), target.activation_bits)
-            or target.refuses(node)
+            or target.refuses(node, widest)
         )
         if reason:
             problems.append(problem(node, reason))
