@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
+from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf import api
 from dfq_tf.compat import tf
@@ -108,6 +109,24 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
             check(sketch, target)
 
+    @parameterized.parameters(
+        ("conv", dict(size=3)),
+        ("max_pool", dict(size=(2, 2))),
+        ("average_pool", dict(size=(2, 2))),
+    )
+    def test_long_strides_of_ethos_u(self, kind, settings):
+        """Vela takes them where nothing lies around the image."""
+        for padding in ("valid", "same"):
+            sketch = Sketch()
+            make = getattr(sketch, kind, functools.partial(sketch, kind))
+            make("layer", strides=(4, 5), padding=padding, **settings)
+            if padding == "valid":
+                check(sketch, "ethos_u")
+                continue
+            message = r"my layer .*strides up to 3 there, not \(4, 5\)"
+            with self.assertRaisesRegex(UnsupportedLayerError, message):
+                check(sketch, "ethos_u")
+
     def test_groups_beside_sixteen_bits(self):
         """CMSIS-NN takes them for one group, and drops its own error."""
         sketch = Sketch()
@@ -119,6 +138,22 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         check(sketch, "micro", BitWidths(4, 8))
         for other in ("android", "ethos_u"):
             check(sketch, other, BitWidths(8, 16))
+
+    @parameterized.parameters(
+        ("micro", (8, 8, 3), (4, 3, 2, 1), "CMSIS-NN moves 4 axes at most, the batch"),
+        ("ethos_u", (320, 320, 3), (1, 2, 4, 3), "moves 65,536 .* most, not 102,400"),
+    )
+    def test_moved_axes(self, target, shape, order, message):
+        sketch = Sketch(shape)
+        sketch.conv("conv", outputs=6)
+        sketch("reshape", "split", shape=(*shape[:2], 2, 3))
+        sketch("transpose", "layer", order=order)
+        sketch("reshape", "joined", shape=(*shape[:2], 6))
+        sketch("global_max_pool", "pool", keepdims=False)
+        with self.assertRaisesRegex(UnsupportedLayerError, f"my layer .*{message}"):
+            check(sketch, target)
+        for other in {"android", "micro", "ethos_u", "edge_tpu"} - {target}:
+            check(sketch, other)
 
     @parameterized.parameters(
         ("ethos_u", "nearest_upsampling", dict(size=(2, 4)), r"\(8, 8\) there, not"),
@@ -137,7 +172,6 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
             dict(block=2),
             "needs DEPTH_TO_SPACE, which the",
         ),
-        ("edge_tpu", "transpose", dict(order=(2, 1, 3)), "needs TRANSPOSE, which the"),
     )
     def test_moved_pixels(self, target, kind, settings, message):
         sketch = Sketch()
@@ -253,6 +287,17 @@ def quantized(name, widths=BitWidths()):
 ALL_FOUR = BitWidths(4, num_bits_first=4, num_bits_last=4, num_bits_depthwise=4)
 
 
+def shapes_moved(content):
+    """The shapes of what each TRANSPOSE of a file reads."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    (graph,), codes = model.subgraphs, model.operatorCodes
+    return [
+        tuple(graph.tensors[operator.inputs[0]].shape)
+        for operator in graph.operators
+        if codes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.TRANSPOSE
+    ]
+
+
 class WrittenTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.product(
         name=("vgg_like", "mobilenet_v3_like"), widths=(BitWidths(), BitWidths(4))
@@ -278,6 +323,28 @@ class WrittenTest(tf.test.TestCase, parameterized.TestCase):
         self.assertNotIn("FULLY_CONNECTED", found)
         for operator, version in found.items():
             self.assertLessEqual(version, targets.TARGETS[target].versions[operator])
+
+    @parameterized.parameters(*OTHERS)
+    def test_shuffled_channels(self, target):
+        """Those of two groups in turn; kernels of TRANSPOSE take four axes there."""
+        sketch = Sketch(pixels=False)
+        sketch.conv("conv", outputs=6)
+        sketch("reshape", "split", shape=(8, 8, 2, 3))
+        sketch("transpose", "turned", order=(1, 2, 4, 3))
+        sketch("reshape", "joined", shape=(8, 8, 6))
+        sketch.conv("last")
+        sketch.flatten("flat")
+        sketch.dense("dense")
+        images = networks.images((8, 8, 3), 40, seed=3)
+        network = post_training(float_network(sketch.classifier()), images)
+        scores, shapes = {}, {}
+        for each in ("android", target):
+            content = convert(network, config=LOGITS[each])
+            scores[each] = TFLiteClassifier(content).scores(images)
+            shapes[each] = shapes_moved(content)
+        self.assertEqual(shapes["android"], [(1, 8, 8, 2, 3)])
+        self.assertEqual(shapes[target], [(64, 2, 3)])
+        self.assertAllEqual(scores[target], scores["android"])
 
     def test_kernels_that_micro_takes_for_others_are_int8(self):
         """CMSIS-NN knows no groups in int4, nor a multiplier of an odd number."""

@@ -1,11 +1,12 @@
 """How each TFLite operator is written: its further inputs, options and version.
 
 Operators without options and constants need no entry in the table: LOGISTIC and TANH
-have none. LOOKUP, LOOKUP_OF_INT8, NORMALIZE, POINTWISE and RELU_IN_MUL are no operators
-of TFLite, but others or several.
+have none. LOOKUP, LOOKUP_OF_INT8, NORMALIZE, POINTWISE, RELU_IN_MUL and
+TRANSPOSE_OF_FOUR are no operators of TFLite, but others or several.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from dfq_tf.graph import (
     title,
 )
 from dfq_tf.quantization import Grid, slope_integers
-from dfq_tf.tflite import normalization
+from dfq_tf.tflite import normalization, targets
 from dfq_tf.tflite.flatbuffer import TYPES, File, Tensor
 from dfq_tf.tflite.forms import DENSE, Form, Integers, unfolding_margins
 
@@ -618,9 +619,33 @@ def _normalize(operation: Operation) -> None:
 
 
 def _transpose(operation: Operation) -> None:
-    order = np.array((0, *operation.node.settings["order"]), np.int32)
-    inputs = [*operation.sources, operation.constant("order", order)]
-    operation.add("TRANSPOSE", inputs, schema.TransposeOptionsT())
+    order = (0, *operation.node.settings["order"])
+    _add_transpose(operation, operation.sources[0], order, operation.output)
+
+
+def _add_transpose(
+    operation: Operation, source: Tensor, order: Sequence[int], output: Tensor
+) -> None:
+    inputs = [source, operation.constant("order", np.array(order, np.int32))]
+    operation.add("TRANSPOSE", inputs, schema.TransposeOptionsT(), output=output)
+
+
+def _transpose_of_four(operation: Operation) -> None:
+    """The same where kernels take few axes: of many, those side by side are one.
+
+    Of a shuffle of channels, (batch, rows, columns, groups, channels), three are left.
+    """
+    (source,), order = operation.sources, (0, *operation.node.settings["order"])
+    if len(order) <= targets.MOST_AXES:
+        _transpose(operation)
+        return
+    groups = targets.axes_together(order)
+    before = sorted(groups)
+    sides = [math.prod(source.shape[axis] for axis in group) for group in before]
+    places = [before.index(group) for group in groups]
+    moved = _between(operation, [sides[place] for place in places])
+    _add_transpose(operation, _in_shape(operation, source, sides), places, moved)
+    _add_reshape(operation, moved, operation.output)
 
 
 def _depth_to_space(operation: Operation) -> None:
@@ -771,4 +796,5 @@ _OPERATORS: dict[str, Callable[[Operation], None]] = {
     "STRIDED_SLICE": _strided_slice,
     "SUB": _sub,
     "TRANSPOSE": _transpose,
+    "TRANSPOSE_OF_FOUR": _transpose_of_four,
 }

@@ -5,6 +5,7 @@ each target in its client, where there is one to run.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ai_edge_litert import schema_py_generated as schema
@@ -72,14 +73,45 @@ class Target:
 
 
 # Of FULLY_CONNECTED, older kernels take the scales of all outputs for one. Where they
-# look at no version, or know none so new, a convolution does the same.
-_AS_CONVOLUTION = {"FULLY_CONNECTED": "POINTWISE"}
+# look at no version, or know none so new, a convolution does the same. Of TRANSPOSE,
+# they take few axes.
+_FOR_OLDER_KERNELS = {
+    "FULLY_CONNECTED": "POINTWISE",
+    "TRANSPOSE": "TRANSPOSE_OF_FOUR",
+}
+# Axes that TRANSPOSE takes of CMSIS-NN, and of compilers for NPUs with few limits.
+MOST_AXES = 4
+# Vela takes no more values along all axes of TRANSPOSE but two.
+_MOST_MOVED = 2**16
+
+
+def axes_together(order: Sequence[int]) -> list[list[int]]:
+    """Axes in their new order; those that stay side by side are one.
+
+    Args:
+      order: of all axes, as TRANSPOSE has it.
+    """
+    groups: list[list[int]] = []
+    for axis in order:
+        if groups and axis == groups[-1][-1] + 1:
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+    return groups
+
+
+def _sides_moved(node: Node) -> list[int]:
+    """The sizes of the axes that a transpose node moves, those side by side as one."""
+    order = (0, *node.settings["order"])
+    sizes = dict(zip(order, (1, *(size or 1 for size in node.shape))))
+    groups = axes_together(order)
+    return [math.prod(sizes[axis] for axis in group) for group in groups]
 
 
 def _micro_refuses(node: Node, bits: int) -> str | None:
     """What CMSIS-NN, which boards with a Cortex-M run, gets wrong without a word.
 
-    arm_convolve_s16 knows no groups.
+    arm_convolve_s16 knows no groups, and TRANSPOSE writes nothing of more axes.
     """
     groups = node.settings.get("groups", 1)
     if groups > 1 and bits > 8:
@@ -87,7 +119,9 @@ def _micro_refuses(node: Node, bits: int) -> str | None:
             f"it has {groups} groups, which CMSIS-NN takes for one beside activations "
             "of 16 bits; take 8 or fewer"
         )
-    return None
+    if node.kind != "transpose" or len(_sides_moved(node)) <= MOST_AXES:
+        return None
+    return f"CMSIS-NN moves {MOST_AXES} axes at most, the batch among them"
 
 
 def _micro_misreads_int4(node: Node) -> bool:
@@ -119,6 +153,10 @@ def _ethos_u_refuses(node: Node, bits: int) -> str | None:
             )
     if max(strides) > 3 and (node.kind == "depthwise_conv" or not is_plain):
         return f"Vela takes strides up to 3 there, not {tuple(strides)}"
+    if node.kind == "transpose":
+        moved = math.prod(sorted(s for s in _sides_moved(node) if s > 1)[2:])
+        if moved > _MOST_MOVED:
+            return f"Vela moves {_MOST_MOVED:,} values there at most, not {moved:,}"
     return None
 
 
@@ -187,7 +225,7 @@ TARGETS: dict[str, Target] = {
         narrow=("REDUCE_MAX", "RESIZE_BILINEAR"),
         instead=frozen(
             {
-                **_AS_CONVOLUTION,
+                **_FOR_OLDER_KERNELS,
                 "LOOKUP": "LOOKUP_OF_INT8",
                 "RELU": "RELU_IN_MUL",
             }
@@ -231,7 +269,7 @@ TARGETS: dict[str, Target] = {
         ),
         kernel_bits=_INT8_KERNELS,
         narrow=("PRELU",),
-        instead=frozen(_AS_CONVOLUTION),
+        instead=frozen(_FOR_OLDER_KERNELS),
         refuses=_ethos_u_refuses,
         takes_floats=False,
     ),
@@ -265,11 +303,12 @@ TARGETS: dict[str, Target] = {
                 "STRIDED_SLICE": 2,
                 "SUB": 3,
                 "TANH": 2,
+                "TRANSPOSE": 2,
             }
         ),
         kernel_bits=_INT8_KERNELS,
         activation_bits=_INT8_ACTIVATIONS,
-        instead=frozen({**_AS_CONVOLUTION, "LEAKY_RELU": "PRELU"}),
+        instead=frozen({**_FOR_OLDER_KERNELS, "LEAKY_RELU": "PRELU"}),
         refuses=_edge_tpu_refuses,
         takes_floats=False,
     ),
