@@ -47,6 +47,18 @@ def sketch():
     return drawn
 
 
+def many_grids():
+    """Sums of convolutions, each of which has a grid of its own, as each sum has."""
+    drawn = Sketch(SHAPE)
+    first = total = drawn.conv("first", outputs=16, size=1)
+    for i in range(24):
+        branch = drawn.conv(f"conv_{i}", first, outputs=16, size=1)
+        total = drawn("add", f"sum_{i}", total, branch)
+    drawn("global_average_pool", "pool", keepdims=False)
+    drawn.dense("dense", outputs=8)
+    return drawn
+
+
 class ChosenBitsTest(tf.test.TestCase, parameterized.TestCase):
     SIZES = {"a": 100, "b": 40, "c": 300}
     BYTES = {
@@ -213,6 +225,19 @@ class SizedTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAlmostEqual(float(found), float(share), delta=0.01)
         file = FileConfig(favor="size", target_size=f"{share}x")
         check_size(self.float, BitWidths(), file)
+
+    def test_what_it_says_before_there_are_ranges_is_enough(self):
+        """A grid takes some 36 bytes of a file, where no other tensor has the same."""
+        network = float_network(many_grids().classifier())
+        small = FileConfig(favor="size", target_kib=1)
+        with self.assertRaisesRegex(ConfigError, "KiB at the least") as early:
+            check_size(network, BitWidths(), small)
+        kib = int(str(early.exception).split(" KiB at")[0].split()[-1])
+        images, file = self.images[:8], FileConfig(favor="size", target_kib=kib)
+        ranged = post_training(network, images, BitWidths(), CALIBRATION)
+        mixed, _ = sized_widths(ranged, images, BitWidths(), file, "min_max")
+        sized = post_training(network, images, mixed, CALIBRATION)
+        self.assertLessEqual(len(writer.write(sized, file)), 1024 * kib)
 
 
 class RefusedTest(tf.test.TestCase, parameterized.TestCase):
