@@ -320,8 +320,11 @@ def check_versions(case: Case) -> Iterator[Row]:
         return
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if k.isupper()}
     model = schema.Model.GetRootAs(case.path.read_bytes(), 0)
-    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-    found = {names[code.BuiltinCode()]: code.Version() for code in codes}
+    found: dict[str, int] = {}
+    for i in range(model.OperatorCodesLength()):
+        code = model.OperatorCodes(i)
+        name = names[code.BuiltinCode()]
+        found[name] = max(code.Version(), found.get(name, 0))
     new = [
         f"{name} {version}"
         for name, version in found.items()

@@ -1,6 +1,8 @@
 """Targets: what they refuse before any work, and what is written for them."""
 
 import functools
+import importlib
+import pathlib
 from unittest import mock
 
 import numpy as np
@@ -360,6 +362,18 @@ class WrittenTest(tf.test.TestCase, parameterized.TestCase):
         found = kernel_types(convert(network, config=LOGITS["micro"]))
         int4 = dict.fromkeys(("plain", "even", "dense"), "int4")
         self.assertEqual(found, {"odd": "int8", "grouped": "int8", **int4})
+
+    def test_clients_are_shown_the_newest_version_of_an_operator(self):
+        """A file has CONV_2D of int4, and behind it an older one, of int8."""
+        clients = importlib.import_module("clients.check")
+        network = quantized("bn_first", BitWidths(4, num_bits_first=4))
+        path = pathlib.Path(self.get_temp_dir()) / "file.tflite"
+        path.write_bytes(convert(network, config=LOGITS["micro"]))
+        versions = targets.TARGETS["ethos_u"].versions
+        case = clients.Case("file", path, "ethos_u", np.zeros(0), (), versions, "")
+        (row,) = clients.check_versions(case)
+        self.assertFalse(row.holds)
+        self.assertIn("CONV_2D 7", row.says)
 
     @parameterized.parameters(0.2, 0.0, 1.5)
     def test_leaky_relu_of_the_edge_tpu_is_a_prelu(self, slope):
