@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import re
 
 from absl.testing import absltest, parameterized
 
@@ -380,6 +381,21 @@ class ImportDirectionsTest(parameterized.TestCase):
 
         for module in MODULES:
             visit(module, ())
+
+
+class DesignPageTest(absltest.TestCase):
+    def test_what_it_names_is_where_it_says(self):
+        page = (ROOT / "docs/design.md").read_text()
+        said = re.findall(r"([a-z_/]+\.py): ((?:`[\w.]+`(?:, )?)+)", page)
+        said += re.findall(r"`([a-z_/]+\.py): ([\w, ]+)`", page)
+        self.assertGreater(len(said), 80)
+        files = [*(ROOT / "dfq_tf").rglob("*.py")]
+        for file, names in said:
+            found = [path for path in files if str(path).endswith(f"/{file}")]
+            text = "\n".join(path.read_text() for path in found)
+            for name in re.findall(r"\w+", names):
+                defined = rf"(?m)^ *(?:def|class) {name}\b|^{name}\b"
+                self.assertRegex(text, defined, f"{file}: {name}")
 
 
 if __name__ == "__main__":
