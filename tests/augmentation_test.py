@@ -42,7 +42,7 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllEqual(self._augmented(_images(), "none"), _images())
 
     @parameterized.parameters(
-        (16, 12, (2, 1)), (32, 32, (4, 4)), (6, 12, (1, 1)), (9, 64, (1, 8))
+        (16, 12, (2, 1)), (32, 32, (4, 4)), (8, 15, (1, 1)), (9, 64, (1, 8))
     )
     def test_crop_is_a_window_of_the_padded_image(self, height, width, margins):
         """Padded by an eighth of each side, whatever the other one is."""
@@ -56,6 +56,24 @@ class AugmentTest(parameterized.TestCase, tf.test.TestCase):
         self.assertGreater(len({row for row, _ in offsets}), 1)
         self.assertGreater(len({column for _, column in offsets}), 1)
         self.assertGreater(len({row - column for row, column in offsets}), 1)
+
+    @parameterized.parameters(1, 2, 7)
+    def test_a_side_below_8_is_not_padded(self, side):
+        """A pixel more would be half of it, or all."""
+        for shape, margins in (((side, 9), (0, 1)), ((9, side), (1, 0))):
+            images = _images(20, *shape)
+            offsets = [
+                _offset(result, image, margins)
+                for result, image in zip(self._augmented(images, "crop"), images)
+            ]
+            self.assertNotIn(None, offsets)
+            self.assertLen(set(offsets), 3)  # the longer side moves
+        images = _images(40, side, 7)
+        self.assertAllEqual(self._augmented(images, "crop"), images)
+        flipped = self._augmented(images, "crop_flip")
+        is_same = (flipped == images).all((1, 2, 3))
+        self.assertAllEqual(flipped[~is_same], images[~is_same][:, :, ::-1])
+        self.assertBetween(is_same.sum(), 8, 32)
 
     def test_crop_reaches_every_offset(self):
         images = _images(200, height=8, width=8, channels=1)

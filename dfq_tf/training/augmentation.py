@@ -14,7 +14,8 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
       inputs: (batch, height, width, channels), normalised, so that 0 is the mean; of
         several replicas, each has its share, and random numbers of its own.
       augmentation: 'none', 'crop' or 'crop_flip'. The padding is an eighth of the
-        height above and below, and of the width left and right: 4 pixels of 32.
+        height above and below, and of the width left and right, rounded down: 4 pixels
+        of 32, and none of 7.
       seed_and_step: two integers or an int32 (2,); the random numbers depend on them
         and on nothing else.
 
@@ -25,7 +26,7 @@ def augment(inputs: tf.Tensor, augmentation: str, seed_and_step: Any) -> tf.Tens
         return inputs
     _, height, width, _ = inputs.shape
     batch = tf.shape(inputs)[0] * num_replicas()
-    margins = [max(1, side // 8) for side in (height, width)]
+    margins = [side // 8 for side in (height, width)]
     seeds = tf.random.split(tf.cast(tf.stack(seed_and_step), tf.int32), 2)
     padded = tf.pad(inputs, [[0, 0], *([each, each] for each in margins), [0, 0]])
     # The limit is one number, so that each margin draws for both axes.
