@@ -136,6 +136,17 @@ class AugmentPixelsTest(parameterized.TestCase, tf.test.TestCase):
         self.assertNotIn(None, offsets)
         self.assertLen(set(offsets), 9)
 
+    @parameterized.parameters(
+        ((-40.0,), 0.0), ((300.0,), 255.0), ((-1.0, 120.0, 256.0), (0.0, 120.0, 255.0))
+    )
+    def test_a_mean_that_no_pixel_has_pads_with_the_nearest(self, mean, padding):
+        offsets = [
+            helpers.offset_in_padded(result, image, padding)
+            for result, image in zip(self._augmented("crop", mean), self.images)
+        ]
+        self.assertNotIn(None, offsets)
+        self.assertLen(set(offsets), 9)
+
     def test_none_leaves_the_pixels(self):
         self.assertAllClose(self._augmented("none", (120.0,)), self.images)
 

@@ -105,6 +105,14 @@ class AnswersTest(parameterized.TestCase, tf.test.TestCase):
         kept = [image.tobytes() in known for image in images]
         self.assertEqual(all(kept), augmentation == "none")
 
+    @parameterized.parameters(-40.0, 300.0)
+    def test_so_they_are_where_no_pixel_has_the_mean(self, mean):
+        description = self.teacher.description
+        description = dataclasses.replace(description, input_mean=(mean,))
+        self.teacher = dataclasses.replace(self.teacher, description=description)
+        images, logits = self.answered(student_augmentation="crop")
+        self.assertAllClose(logits, self.teacher.scores(images), atol=1e-4)
+
     def test_mixup_is_a_mean_of_two_images(self):
         images = np.zeros((64, *SHAPE), np.uint8)
         images[::2] = 200

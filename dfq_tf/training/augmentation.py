@@ -69,7 +69,8 @@ def augment_pixels(
 
     Args:
       pixels: uint8 or float32 (batch, height, width, channels) in [0, 255].
-      input_mean: see `ModelDescription`.
+      input_mean: see `ModelDescription`. Where no pixel can have it, the nearest one
+        pads: the students' images are kept in uint8.
       augmentation: see `augment`.
       seed_and_step: see `augment`.
 
@@ -79,5 +80,5 @@ def augment_pixels(
     pixels = tf.cast(pixels, tf.float32)
     if augmentation == "none":
         return pixels
-    mean = tf.constant(input_mean, tf.float32)
+    mean = tf.clip_by_value(tf.constant(input_mean, tf.float32), 0.0, 255.0)
     return augment(pixels - mean, augmentation, seed_and_step) + mean
