@@ -366,6 +366,7 @@ def check_quantizes(
     """
     if method in TRAINING:
         check_trains(teacher)
+        phases.check_shares(context)
     check_reconstructs(method, calibration, context.strategy)
     with stage("pictures", context.progress):
         check_source(calibration.images, teacher.image_shape[-1])

@@ -467,6 +467,23 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
             quantize(self.teacher, **settings)
 
     @parameterized.parameters(
+        ("df_qat_kd", TINY, "batch_size is 7, which does not divide into equal shares"),
+        ("df_qat_kd", TINY_POOL, None),
+        ("df_q", TINY, None),
+    )
+    def test_batch_is_shared_out_where_it_is_taken(self, method, config, message):
+        """Of two devices: asked before any work, where a step takes all of it."""
+        devices = mock.Mock(spec=tf.distribute.Strategy, num_replicas_in_sync=2)
+        config = dataclasses.replace(config, batch_size=7)
+        reached = RuntimeError("work begins")
+        error, said = (ConfigError, message) if message else (RuntimeError, "begins")
+        with (
+            mock.patch.object(api, "prepare", side_effect=reached),
+            self.assertRaisesRegex(error, said),
+        ):
+            quantize(self.teacher, method=method, config=config, strategy=devices)
+
+    @parameterized.parameters(
         lambda: tf.Graph().as_default(),
         lambda: tf.distribute.OneDeviceStrategy("CPU:0").scope(),
     )

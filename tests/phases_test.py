@@ -21,8 +21,9 @@ from dfq_tf.distillation.generator import (
     sample_noise,
 )
 from dfq_tf.distillation.phases import WarmedUp
+from dfq_tf.distillation.rounds import Rounds
 from dfq_tf.distillation.teacher import observe
-from dfq_tf.errors import TrainingError
+from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
 from dfq_tf.procedural import natural_noise
@@ -515,6 +516,36 @@ class PoolTest(PhasesTestCase):
         self.assertBetween(phases.pool_bytes(config, large), 0.9 * most, most)
         paper = qat_recipe("paper", batch_size=128)
         self.assertEqual(phases.pool_bytes(paper, large), 0)
+
+
+class SharesTest(PhasesTestCase):
+    """A batch of seven does not divide between two devices."""
+
+    def shares(self, name, **changes):
+        config = qat_recipe(name, batch_size=7, **changes)
+        devices = mock.Mock(num_replicas_in_sync=2)
+        return helpers.context(config, strategy=devices)
+
+    @parameterized.parameters(("paper", {}), ("pool", dict(generator_steps=1)))
+    def test_batches_of_generator_steps_must_divide(self, name, changes):
+        context = self.shares(name, **changes)
+        with self.assertRaisesRegex(
+            ConfigError, "^batch_size is 7, which does not div"
+        ):
+            phases.check_shares(context)
+
+    def test_those_of_a_pool_and_of_the_warm_up_are_rounded(self):
+        context = self.shares("pool")
+        phases.check_shares(context)
+        sizes = phases.student_batch(context), phases.warm_up_batch(context)
+        self.assertEqual(sizes, (6, 6))
+
+    def test_they_are_looked_at_before_the_warm_up(self):
+        with (
+            mock.patch.object(phases, "warm_up", side_effect=AssertionError("work")),
+            self.assertRaisesRegex(ConfigError, "^batch_size is 7, which does not div"),
+        ):
+            Rounds(_observed(), [_student(5)], self.shares("paper"))
 
 
 class IdentityTest(parameterized.TestCase, tf.test.TestCase):

@@ -398,6 +398,25 @@ class WholeTest(parameterized.TestCase, tf.test.TestCase):
             # Ten times what may differ: what was trained came back.
             self.assertGreater(np.abs(two - first).max(), 1e-3)
 
+    def test_batches_of_a_pool_are_rounded(self):
+        """Seven images do not divide. Student steps take four of five, and no more."""
+        settings = dict(batch_size=7, generator_steps=0, rounds=1)
+        pool = dict(pool_images=16, pool_batch_size=5)
+        with _watched(steps, "answered_step") as step:
+            api.quantize(
+                helpers.small_classifier(seed=1),
+                method="df_qat_kd",
+                config=dataclasses.replace(_CONFIG, **settings, **pool),
+                calibration=CalibrationConfig(
+                    calibration_images=16, images="procedural"
+                ),
+                precision="float32",
+                strategy=_mirrored(),
+                show_progress=False,
+            )
+        shares = {call.args[2].shape[0] for call in step.call_args_list}
+        self.assertEqual(shares, {2})
+
     @parameterized.parameters("none", "crop_flip")
     def test_teacher(self, augmentation):
         config = TeacherConfig(

@@ -71,7 +71,7 @@ def warmed_up(
       bank: takes the images of the warm-up.
 
     Raises:
-      ConfigError: the batch does not divide between the devices.
+      ConfigError: the batch has no size.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
 
     Warns:
@@ -112,11 +112,11 @@ def warm_up(
       The last measurements; empty if an earlier run had finished.
 
     Raises:
-      ConfigError: the batch does not divide between the devices.
+      ConfigError: the batch has no size.
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     config = context.settings
-    check_batch(context.strategy, config.batch_size, config.num_generators)
+    check_batch(None, config.batch_size)  # of several devices it is rounded
     config = dataclasses.replace(config, batch_size=warm_up_batch(context))
     copies = Copies(context.strategy)
     state = new_state(copies, context, teacher, generators, config.warm_up_steps)
@@ -145,6 +145,19 @@ def warm_up(
     )
     copies.write_back()
     return measurements
+
+
+def check_shares(context: Context[DistillationConfig]) -> None:
+    """Raises ConfigError if a batch of `distill` does not divide between the devices.
+
+    What is learnt from a pool alone comes in batches that are rounded, as those of the
+    warm-up are: see `student_batch`.
+    """
+    config, strategy = context.settings, context.strategy
+    is_rounded = config.pool_images and not config.generator_steps
+    check_batch(
+        None if is_rounded else strategy, config.batch_size, config.num_generators
+    )
 
 
 def warm_up_identity(
@@ -208,7 +221,7 @@ def distill(
       TrainingError: a loss or a weight became infinite or NaN, or a worker was lost.
     """
     config, teacher, made = context.settings, warmed.teacher, warmed.generators
-    check_batch(context.strategy, config.batch_size, config.num_generators)
+    check_shares(context)
     copies = Copies(context.strategy)
     state = new_state(copies, context, teacher, made, config.rounds, students)
     if bank is None:

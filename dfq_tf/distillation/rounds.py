@@ -23,6 +23,9 @@ class Rounds:
 
     Attributes:
       held_out: images that train nothing, uint8 (n, height, width, channels).
+
+    Raises:
+      ConfigError: the batch does not divide between the devices.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Rounds:
         students: Sequence[Learner],
         context: Context[DistillationConfig],
     ) -> None:
+        phases.check_shares(context)  # before the warm-up, which takes any batch
         self._students, self._context = students, context
         config, seed = context.settings, context.seed
         self._bank = phases.make_bank(students[0], config, seed)
