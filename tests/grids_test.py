@@ -660,6 +660,39 @@ class KernelBitsTest(tf.test.TestCase, parameterized.TestCase):
             {"grey": 4, "first": 7, "middle": 4, "last": 6, "two": 4},
         )
 
+    def test_each_stem_is_a_first_one_and_each_head_a_last_one(self):
+        """Stems of different depth; heads of 5 and 7 classes, one a layer deeper."""
+        sketch = Sketch()
+        deep = sketch.conv("further", sketch.conv("stem1", "pixels"))
+        sketch("add", "sum", deep, sketch.conv("stem2", "pixels"))
+        x = sketch("global_average_pool", "pool", sketch.conv("middle"))
+        five = sketch.dense("five", x, outputs=5)
+        seven = sketch.dense("seven", sketch.dense("hidden", x), outputs=7)
+        sketch("concatenate", "logits", five, seven)
+        stems, heads = dict.fromkeys(("stem1", "stem2"), 7), dict(five=6, seven=6)
+        inner = dict.fromkeys(("further", "middle", "hidden"), 4)
+        found = grids.kernel_bits(sketch.graph(), WIDTHS)
+        self.assertEqual(found, {**stems, **inner, **heads})
+        bits = grids.kernel_bits(sketch.graph(), BitWidths(num_bits_weight=4))
+        self.assertEqual({name for name in bits if bits[name] == 8}, {*stems, *heads})
+
+    def test_both_of_two_networks_have_a_first_and_a_last_one(self):
+        """Classifiers are added up; the only kernel of the last one is its first."""
+        sketch = Sketch()
+        for name in ("a", "b"):
+            sketch.conv(f"{name}1", "pixels")
+            sketch.conv(f"{name}2")
+            sketch("global_average_pool", f"{name}3")
+            sketch.dense(name)
+        sketch("global_average_pool", "mean", "pixels")
+        sketch("add", "two", "a", "b")
+        sketch("add", "three", "two", sketch.dense("c", "mean"))
+        expected = {f"{name}{i}": bits for name in "ab" for i, bits in ((1, 7), (2, 4))}
+        self.assertEqual(
+            grids.kernel_bits(sketch.graph(), WIDTHS),
+            {**expected, "a": 6, "b": 6, "c": 7},
+        )
+
     def test_there_may_be_none(self):
         sketch = Sketch()
         sketch("global_average_pool", "mean")

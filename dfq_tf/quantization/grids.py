@@ -358,8 +358,22 @@ def _is_exact(node: Node) -> bool:
     return bool(np.all((kernel == 0) | (kernel == kernel.max(initial=0))))
 
 
+def _ends(graph: Graph, names: set[str]) -> tuple[set[str], set[str]]:
+    """Of some nodes, those that none of them precedes, and those that none follows."""
+    nodes, after, before = list(graph.nodes.values()), set[str](), set[str]()
+    for node in nodes:
+        if any(source in names or source in after for source in node.inputs):
+            after.add(node.name)
+    for node in reversed(nodes):
+        if node.name in names or node.name in before:
+            before.update(node.inputs)
+    return names - after, names - before
+
+
 def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     """Bits of the kernel of each node that has one.
+
+    Several stems have a first kernel each, and several heads a last one.
 
     Raises:
       ConfigError: the bits of a kernel are given that is not there.
@@ -367,16 +381,16 @@ def kernel_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     with_kernels = [n for n in graph.nodes.values() if layers.has_kernel(n)]
     whole = [node for node in with_kernels if node.kind != "depthwise_conv"]
     # A mean of channels, say, needs no bits: it is not what is meant by a first layer.
-    others = [n.name for n in whole if not _is_exact(n)] or [n.name for n in whole]
+    others = {n.name for n in whole if not _is_exact(n)} or {n.name for n in whole}
+    first, last = _ends(graph, others)
     bits = {
         node.name: widths.num_bits_depthwise
         if node.kind == "depthwise_conv"
         else widths.num_bits_weight
         for node in with_kernels
     }
-    if others:
-        bits[others[-1]] = widths.num_bits_last
-        bits[others[0]] = widths.num_bits_first
+    bits |= dict.fromkeys(last, widths.num_bits_last)
+    bits |= dict.fromkeys(first, widths.num_bits_first)
     given = dict(widths.layer_bits) if isinstance(widths, MixedWidths) else {}
     for name in given:
         if name not in bits:
