@@ -288,6 +288,22 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             optimizer._learning_rate(optimizer.iterations), 0, atol=1e-7
         )
 
+    def test_the_least_minutes_that_are_named_suffice(self):
+        """4 s for the images held out, 7.95 for a round, and 3 % of spare."""
+        pace = dataclasses.replace(PACE, start=5.0)
+
+        def planned(minutes):
+            config = dataclasses.replace(CONFIG, steps=0, minutes=minutes)
+            return self.made(config=config)._plan.first
+
+        with self.paced(2.0), mock.patch.object(budget.Budget, "_pace", lambda _: pace):
+            for minutes in (0.1, 0.2):
+                with self.assertRaisesRegex(
+                    ConfigError, r"needs at least 0\.3 for one"
+                ):
+                    planned(minutes)
+            self.assertGreater(planned(0.3).total_student_steps, 0)
+
     def test_revised_run_goes_on_bit_by_bit(self):
         config = dataclasses.replace(CONFIG, steps=0, minutes=0.5)
         with self.paced(3.0):

@@ -57,6 +57,11 @@ class PlanTest(parameterized.TestCase):
         plan = plans.plan_for(config, PACE, 27.3, spent=4.0)
         self.assertEqual(plan.rounds, 1)
 
+    def test_the_least_has_the_spare_time_in_it(self):
+        """Of 36 s, 8.5 are gone and 3 % of the others stay: 26.675 for rounds."""
+        with self.assertRaisesRegex(ConfigError, r"at least 0\.7 for one"):
+            plans.plan_for(BudgetConfig(minutes=0.6), PACE, 26.675, spent=8.5)
+
 
 class KeptPlanTest(parameterized.TestCase, tf.test.TestCase):
     def kept(self, directory=None):

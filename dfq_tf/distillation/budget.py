@@ -19,7 +19,14 @@ from dfq_tf.context import Context, stage
 from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
 from dfq_tf.distillation.generator import AUGMENTATION, STUDENT, make_generators
-from dfq_tf.distillation.plan import KeptPlan, Pace, Plan, plan_for, plan_of_steps
+from dfq_tf.distillation.plan import (
+    SPARE,
+    KeptPlan,
+    Pace,
+    Plan,
+    plan_for,
+    plan_of_steps,
+)
 from dfq_tf.distillation.pool import (
     OTHERS_SEED,
     Answers,
@@ -54,9 +61,6 @@ _MAKERS = {
 # Answered batches that are kept, over those that there are before the first student
 # step. Of few, a student learns those that it saw last by heart (docs/results.md).
 _KEPT_ANSWERS = 10
-# Part of the time that the curve and the checkpoints take; rounds have it in them, once
-# they are measured.
-_SPARE = 0.03
 _TIMED = range(3)
 _NAME = "distillation"
 
@@ -358,7 +362,7 @@ class Budget:
         with stage("pace of this machine", context.progress):
             pace = self._pace()
         spent = time.monotonic() - self._began + self._num_held_out * pace.batch
-        left = (60 * config.minutes - spent) * (1 - _SPARE)
+        left = (60 * config.minutes - spent) * (1 - SPARE)
         plan.begin(plan_for(config, pace, left, spent), pace, identity)
         return plan
 

@@ -20,6 +20,9 @@ from dfq_tf.settings import BudgetConfig
 _PLAN = "distillation_plan.json"
 # The number of rounds is looked at again so often.
 _REVISIONS = 10
+# Part of the time that the curve and the checkpoints take; rounds have it in them, once
+# they are measured.
+SPARE = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> 
     Args:
       config: its minutes are named where they do not suffice.
       pace: of this machine.
-      seconds: what is left for rounds.
+      seconds: what is left for rounds, without SPARE.
       spent: what has gone by, in seconds.
 
     Raises:
@@ -104,9 +107,10 @@ def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> 
     """
     least = plan_of_rounds(config, 1).seconds(pace)
     if least > seconds:
+        needed = spent + least / (1 - SPARE)
         raise ConfigError(
             f"minutes is {config.minutes:g}; this machine needs at least "
-            f"{math.ceil((least + spent) / 6) / 10:g} for one batch of images and "
+            f"{math.ceil(needed / 6) / 10:g} for one batch of images and "
             f"{config.student_steps} student steps on it. Give more minutes, or lower "
             "batch_size, generator_steps or student_steps"
         )
