@@ -212,6 +212,16 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             made(folder).run()
         self.assertTrue(helpers.all_equal(self.student.model.weights, expected))
 
+    def test_a_save_that_was_cut_off_is_no_checkpoint(self):
+        """Its files are there, and no list that names them: the loop begins anew."""
+        folder = helpers.new_folder()
+        (folder / "checkpoints/distillation").mkdir(parents=True)
+        (folder / "checkpoints/distillation/ckpt-1.index").touch()
+        with small():
+            made = self.made(folder)
+            self.assertLen(made.held_out, 2 * 4)
+            self.assertEqual(self.taken(made), [0, 1, 2])
+
     @pytest.mark.long
     def test_pace_is_measured_once_and_leaves_everything_as_it_was(self):
         config = dataclasses.replace(CONFIG, steps=0, minutes=1.0)
@@ -234,8 +244,10 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
                 other = self.made(helpers.new_folder(), longer)._plan.first
                 self.assertGreater(other.rounds, made[0].rounds)
                 # Checkpoints keep their plan, and another run is refused.
-                (folder / "checkpoints/distillation").mkdir(parents=True)
-                (folder / "checkpoints/distillation/ckpt-1.index").touch()
+                kept = folder / "checkpoints/distillation"
+                kept.mkdir(parents=True)
+                (kept / "ckpt-1.index").touch()
+                (kept / "checkpoint").write_text('model_checkpoint_path: "ckpt-1"')
                 self.assertEqual(self.made(folder, longer)._plan.first, made[0])
                 plan = folder / "distillation_plan.json"
                 said = plan.read_text()

@@ -327,12 +327,15 @@ class Budget:
 
     @property
     def _is_begun(self) -> bool:
-        """Whether a run left checkpoints here."""
+        """Whether a run left checkpoints here, as the loop's manager finds them.
+
+        A file that no list names is what was left of a save that was cut off.
+        """
         folder = self._context.directory
         if folder is None:
             return False
         kept = pathlib.Path(folder) / "checkpoints" / _NAME
-        return any(kept.glob("*.index"))
+        return tf.train.get_checkpoint_state(str(kept)) is not None
 
     def _step(self, number: int) -> tf.Tensor:
         return tf.constant([self._context.seed, number])
