@@ -193,7 +193,8 @@ class RunConfig(Checked):
         "none",
         "Devices that share each training step: one, all GPUs of the machine, or those "
         "of several machines, each of which runs the same command with a TF_CONFIG of "
-        "its own. The results are the same but for rounding.",
+        "its own. The results are the same but for rounding, where the number of "
+        "devices divides all batches; else these are smaller.",
         choices=STRATEGIES,
     )
 

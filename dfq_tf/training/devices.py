@@ -3,7 +3,8 @@
 What a step computes is what one device would compute on the whole batch: terms of the
 whole batch take their means over all replicas, noise is drawn for the whole batch and
 cut (`replicas`), and gradients are averaged (`optimizers`). Several processes, each a
-worker with devices of its own, do the same over a network.
+worker with devices of its own, do the same over a network. But a batch that does not
+divide between the replicas is another one than on one device: see `round_batch`.
 """
 
 import contextlib
