@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,6 @@ from absl.testing import parameterized
 from dfq_tf.compat import tf
 from dfq_tf.errors import TrainingError
 from dfq_tf.graph import Classifier, blocks_of, compute
-from dfq_tf.graph import running as graph_running
 from dfq_tf.quantization import (
     learnt,
     post_training,
@@ -273,13 +273,39 @@ class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
     def test_images_without_room_are_named(self):
         self.assertEqual(self.made.num_images, 160)
         config = ReconstructionConfig(rec_steps=1, rec_minutes=0)
-        with mock.patch.object(graph_running, "PASS_MEMORY", 40 * 16 * 6 * 6 * 8):
+        with mock.patch.object(reconstruction, "_MEMORY", 40 * 24 * 6 * 6 * 8):
             with (
                 untraced(),
                 self.assertWarnsRegex(UserWarning, "takes 40 of the 160 images"),
             ):
                 made = self.reconstructed(config=config)
         self.assertEqual(made.num_images, 40)
+
+    def test_images_that_had_room_before_have_room_now(self):
+        """All lessons of 64 channels of 32x32, as of VGG, and 3 GiB of tensors."""
+        sketch = Sketch((32, 32, 64), pixels=False)
+        sketch("relu", "relu", sketch.conv("conv", outputs=64))
+        sketch.dense("logits", sketch("global_average_pool", "pool"))
+        images = np.zeros((2049, 1, 1, 1), np.uint8)
+        with self.assertWarnsRegex(UserWarning, "takes 2,048 of the 2,049 images"):
+            reconstruction._fitting(images, blocks_of(sketch.graph()))
+
+    def test_all_tensors_that_are_alive_are_counted(self):
+        results, alive = [], []
+        concat = tf.concat
+
+        def watched(passes, axis):
+            # Those of before, these passes, and what they become.
+            alive.append(sum(each() is not None for each in results) + 2)
+            result = concat(passes, axis)
+            results.append(weakref.ref(result))
+            return result
+
+        config = ReconstructionConfig(rec_steps=1, rec_minutes=0)
+        with untraced(), mock.patch.object(tf, "concat", watched):
+            self.reconstructed(config=config)
+        self.assertLen(alive, 3 * 3)  # wanted, before and after of each block
+        self.assertEqual(max(alive), reconstruction._ALIVE)
 
     def test_an_error_that_is_not_finite_is_told(self):
         weights = {"out": {"bias": np.full(8, np.nan)}}
