@@ -518,9 +518,7 @@ class MinutesTest(tf.test.TestCase):
             ((), "it is trained"),
         ):
             with helpers.eagerly(), training:
-                process = run_in_process(
-                    "run", *flags, *more, f"--workdir={workdir}"
-                )
+                process = run_in_process("run", *flags, *more, f"--workdir={workdir}")
             self.assertRegex(process.stderr, f"(?m)^error: {message}")
 
 

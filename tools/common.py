@@ -37,6 +37,7 @@ from dfq_tf.settings import (
     AUTO,
     SIZE_SETTINGS,
     SOURCES,
+    BudgetConfig,
     Checked,
     DistillationConfig,
     FileConfig,

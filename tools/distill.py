@@ -103,9 +103,7 @@ def distillation_config() -> DistillationConfig | BudgetConfig:
     # What says how long `budget` takes is for it alone: others have --rounds.
     names = ({*own, *DISTILLATION_SETTINGS} & set(FLAGS)) - (_LENGTH - own)
     given = {name: FLAGS[name].value for name in sorted(names)}
-    config = recipe(
-        FLAGS.recipe, **{k: v for k, v in given.items() if v is not None}
-    )
+    config = recipe(FLAGS.recipe, **{k: v for k, v in given.items() if v is not None})
     config.check_effects()
     return config
 
