@@ -466,6 +466,24 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(as_classifier(path).num_classes, 2)
         as_classifier(model_of(LIBRARIES[library], units=2), **fed)
 
+    @parameterized.product(library=list(LIBRARIES), is_merge=(False, True))
+    def test_one_score_of_a_merge_or_a_maximum(self, library, is_merge):
+        library = LIBRARIES[library]
+        layers = library.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.GlobalMaxPooling2D()(layers.Conv2D(1, 3)(image))
+        if is_merge:
+            flat = layers.Flatten()(image)
+            x = layers.Add()([layers.Dense(1)(flat), layers.Dense(1)(flat)])
+        model = library.Model(image, layers.Activation("sigmoid")(x))
+        model = randomised(library, model)
+        classifier = as_classifier(model, input_mean=0, input_scale=1 / 255)
+        expected = answers(model, pixels() / 255)[:, 0]
+        self.assertGreater(np.ptp(expected), 1e-3)
+        probabilities = softmax(classifier.scores(pixels()))
+        self.assertAllClose(probabilities[:, 1], expected, atol=1e-5)
+        rewriting.check_supported(rewriting.fold(classifier.graph))
+
     @parameterized.parameters(*LIBRARIES)
     def test_several_sigmoids_stay(self, library):
         model = model_of(LIBRARIES[library], head="sigmoid")

@@ -273,6 +273,13 @@ class ProblemsTest(tf.test.TestCase):
         self.assertEqual(row.name, "f")
         self.assertRegex(row.problem, "only a Dense layer can be made to give two")
 
+    def test_lone_score_of_a_maximum_before_a_sigmoid(self):
+        links = [layers.GlobalMaxPooling2D(), layers.Activation("sigmoid")]
+        model = sequential(layers.Conv2D(1, 3), *links)
+        found = inspection.inspect(model, **FED)
+        self.assertEmpty(found.problems)
+        self.assertEqual(found.classifier.num_classes, 2)
+
     def test_lone_score_that_may_be_anything(self):
         model = sequential(layers.Flatten(), layers.Dense(1))
         found = inspection.inspect(model, **FED)

@@ -123,11 +123,12 @@ def activation_last(graph: Graph) -> Graph:
     return Graph([*rest.nodes.values(), last], last.name)
 
 
-def two_class_logits(graph: Graph) -> Graph:
+def two_class_logits(graph: Graph, is_logit: bool = False) -> Graph:
     """Two logits in place of one: -z / 2 and z / 2, whose softmax is sigmoid(z).
 
     Args:
       graph: gives one logit z, of the second of two classes.
+      is_logit: whether a sigmoid stood behind it, so that it is one whatever gives it.
 
     Raises:
       UnsupportedLayerError: the last node gives no such logit, but a function of one.
@@ -141,7 +142,7 @@ def two_class_logits(graph: Graph) -> Graph:
             source = _of_two(node, source)
             made[node.name] = [source]
         return graph.replaced(made)
-    if last.kind in _AFTER_A_LOGIT:
+    if is_logit or last.kind in _AFTER_A_LOGIT:
         weights = {"kernel": np.array([[-0.5, 0.5]])}
         name = unique_name(graph.nodes, f"{last.name}_of_two_classes")
         two = layers.node("dense", name, [last], weights=weights)

@@ -390,7 +390,7 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
         graph = logits_graph(graph, described(feeding, gives, unnamed))
         gives = "logits"
     if found.is_binary:
-        graph = two_class_logits(graph)
+        graph = two_class_logits(graph, found.gives == "sigmoid")
     names: Sequence[str] = [*map(str, range(_num_outputs(graph)))]
     if reading.told.class_names is not None:
         names = reading.told.class_names

@@ -152,7 +152,8 @@ def _follow(network: classifiers.Network, description: ModelDescription) -> "_Fo
     problems = {}
     if network.is_binary:
         try:
-            graph = rewriting.two_class_logits(graph)
+            is_logit = network.gives == "sigmoid"
+            graph = rewriting.two_class_logits(graph, is_logit)
         except UnsupportedLayerError as error:
             problems = {each.name: each.reason for each in error.problems}
     graph = rewriting.fold(graph)
