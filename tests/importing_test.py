@@ -289,6 +289,26 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
             ):
                 as_classifier(model, input_mean=0, input_scale=1)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_channels_that_were_always_the_same_are_refused_if_they_are_most(
+        self, library
+    ):
+        library = LIBRARIES[library]
+        layers = library.layers
+        mean, variance = [99.0, 7.0, 7.0], [3600.0, 0.0, 0.0]
+        adapted = layers.Normalization(mean=mean, variance=variance, name="head")
+        remembers = layers.BatchNormalization(name="head")
+        remembers.build((None, 8, 8, 3))
+        moments = np.array(mean), np.array(variance)
+        remembers.set_weights([np.ones(3), np.zeros(3), *moments])
+        for head in (adapted, remembers):
+            image = layers.Input((8, 8, 3))
+            model = library.Model(image, model_of(library)(head(image)))
+            with self.assertRaisesRegex(
+                UnsupportedLayerError, "layer head .* it scales channels 1, 2 .* varia"
+            ):
+                as_classifier(model, input_mean=0, input_scale=1)
+
     @parameterized.product(library=list(LIBRARIES), axis=(-1, 3, None))
     def test_adapted_normalization_goes_into_the_description(self, library, axis):
         library = LIBRARIES[library]

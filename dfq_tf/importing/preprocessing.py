@@ -235,16 +235,18 @@ def check_scales(scales: np.ndarray) -> None:
       scales: () or (channels,).
 
     Raises:
-      Unknown: a channel is scaled _MOST_APART times as far as most of them.
+      Unknown: a channel is scaled _MOST_APART times as far as another one.
     """
     scales = np.abs(np.atleast_1d(scales))
-    channel, usual = int(scales.argmax()), float(np.median(scales))
-    if len(scales) > 2 and scales[channel] > _MOST_APART * usual > 0:
+    least, most = scales.min(), scales.max()
+    if most > _MOST_APART * least > 0:
+        far = np.flatnonzero(scales > _MOST_APART * least)
+        which = f"channel{'s' * (far.size > 1)} {', '.join(map(str, far))}"
         raise Unknown(
-            f"it scales channel {channel} {scales[channel] / usual:.3g} times as far "
-            "as the others, of which 8 bits leave nothing then. That channel was the "
-            "same in all images that the layer has seen: set its variance to that of "
-            "another one, which changes nothing while it stays so, or train without it"
+            f"it scales {which} {most / least:.3g} times as far as the others, of "
+            "which 8 bits leave nothing then. Such a channel was the same in all images "
+            "that the layer has seen: set its variance to that of another one, which "
+            "changes nothing while it stays so, or train without it"
         )
 
 
