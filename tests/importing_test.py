@@ -829,6 +829,59 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(ModelError, "answers otherwise than the original"):
             as_classifier(model)
 
+    @parameterized.product(
+        library=list(LIBRARIES),
+        head=(
+            ("softmax", [[40.0, -40.0]]),
+            ("softmax", [[400.0, -400.0]]),
+            ("sigmoid", [[-40.0]]),
+            ("sigmoid", [[40.0]]),
+            ("sigmoid", [[40.0, -40.0]]),
+        ),
+    )
+    def test_saturation_hides_no_difference(self, library, head):
+        layers = LIBRARIES[library].layers
+        activation, kernel = head
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(1, 1, use_bias=False, name="mean")(image)
+        x = layers.GlobalAveragePooling2D()(x)
+        dense = layers.Dense(len(kernel[0]), activation, use_bias=False)
+        model = LIBRARIES[library].Model(image, dense(x))
+        model.set_weights([np.full((1, 1, 3, 1), 1 / 3), np.array(kernel)])
+        fed = dict(input_mean=0, input_scale=1 / 255)
+        as_classifier(model, **fed)
+        # What is 9 / 10 of it differs in bits that no probability near 0 or 1 has.
+        mean = model.get_layer("mean")
+        mean.call = lambda x: 0.3 * tf.reduce_sum(x, -1, keepdims=True)
+        self.assertAllClose(
+            answers(model, pixels()[:1] / 255), np.float32(np.array(kernel) > 0), 1e-6
+        )
+        with self.assertRaisesRegex(ModelError, "answers otherwise than the original"):
+            as_classifier(model, **fed)
+
+    def test_way_out_of_16_bits_is_said(self):
+        layers = keras.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(4, 3, dtype="mixed_bfloat16", name="conv")(image)
+        x = layers.Dense(CLASSES, dtype="float32")(layers.Flatten()(x))
+        model = keras.Model(image, x)
+        model.get_layer("conv").call = lambda x: tf.zeros((2, 6, 6, 4))
+        with self.assertRaisesRegex(
+            ModelError, "in 16 bits, .*: build it in float32, with the same weights"
+        ):
+            as_classifier(model, input_mean=0, input_scale=1 / 255)
+
+    def test_comparison_is_without_tf32(self):
+        enabled = tf.config.experimental.tensor_float_32_execution_enabled
+        self.assertTrue(enabled())
+        model = model_of(K, K.layers.Rescaling(1 / 255))
+        conv, seen = model.get_layer("conv"), []
+        call = conv.call
+        conv.call = lambda x: seen.append(enabled()) or call(x)
+        as_classifier(model)
+        self.assertEqual(set(seen), {False})
+        self.assertTrue(enabled())
+
     def test_layers_without_integer_form_are_named_by_quantize(self):
         model = model_of(
             K, K.layers.Rescaling(1 / 255), K.layers.Masking(name="masked")

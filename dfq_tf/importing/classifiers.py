@@ -5,13 +5,14 @@ model's own. Preprocessing at its head goes into the description, and a softmax 
 sigmoid at its end is recognised.
 """
 
+import contextlib
 import dataclasses
 import functools
 import numbers
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ _TOLERANCE, _TOLERANCE_16 = 1e-4, 5e-2
 _SMALLEST_SIDE, _LARGEST_SIDE = 8, 640
 _CHANNELS = (1, 3, 4)
 _COMPARED_IMAGES = 2
+_LESS_CONTRAST = 16
 _LARGEST_PIXEL = 255
 # Functions that a model of Keras 2 may call.
 _FUNCTIONS = {"TFOpLambda", "SlicingOpLambda"}
@@ -403,7 +405,7 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
         described(feeding, gives, names), probabilities=found.probabilities
     )
     result = Classifier(graph, description)
-    _check_same(result, found, result.scores if compiles else _uncompiled(result))
+    _check_same(result, found, compiles=compiles)
     return result
 
 
@@ -568,45 +570,89 @@ def _output(reading: ModelReading, graph: Graph) -> str:
     return found
 
 
-def _check_same(
-    result: Classifier, found: Network, answer: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    """Raises ModelError unless the graph answers as the model does."""
-    rng, told = np.random.default_rng(0), found.told
-    shape = (_COMPARED_IMAGES, *result.image_shape)
-    pixels = rng.integers(0, 256, shape).astype(np.float32)
+def _check_same(result: Classifier, found: Network, *, compiles: bool) -> None:
+    """Raises ModelError unless the graph answers as the model does.
+
+    Args:
+      result: has the graph.
+      found: has the model.
+      compiles: as of `classifier_of`.
+    """
+    told, graph = found.told, result.graph
+    pixels = _compared_images(result)
     fed = told.said.fed(pixels)
     fixed = tuple(told.model.inputs[0].shape)[0]
     parts = np.split(fed, _COMPARED_IMAGES) if fixed == 1 else [fed]
     if fixed not in (None, 1):
-        parts = [np.resize(fed, (fixed, *shape[1:]))]
-    expected = np.concatenate([outputs_of(told.model, part) for part in parts])
-    if not np.isfinite(expected).all():
-        return  # the quantization names the layer whose weights are not finite
-    scores = answer(np.resize(pixels, (len(expected), *shape[1:])))
+        parts = [np.resize(fed, (fixed, *fed.shape[1:]))]
+    with _without_tf32():
+        expected = np.concatenate([outputs_of(told.model, part) for part in parts])
+        if not np.isfinite(expected).all():
+            return  # the quantization names the layer whose weights are not finite
+        images = np.resize(pixels, (len(expected), *pixels.shape[1:]))
+        one_by_one = functools.partial(_computed, result, images)
+        scores = result.scores(images) if compiles else one_by_one(graph.output)
+        is_logits = result.description.output == "logits"
+        logits = scores if is_logits else one_by_one(graph.last.inputs[0])
     if found.is_binary:
-        scores = (scores[:, 1] - scores[:, 0])[:, None]
+        scores = logits = (scores[:, 1] - scores[:, 0])[:, None]
         if found.gives == "sigmoid":
-            scores = tf.sigmoid(scores).numpy()
+            scores = tf.sigmoid(logits).numpy()
     elif found.gives != result.description.output:  # a softmax was taken off
-        scores = softmax(scores)
+        scores = softmax(logits)
+    expected = expected.astype(np.float32)
     is_half = not _compute_types(told.model).isdisjoint({"float16", "bfloat16"})
     tolerance = _TOLERANCE_16 if is_half else _TOLERANCE
-    error = np.abs(scores - expected.astype(np.float32)).max()
-    if not error <= tolerance * max(1.0, np.abs(expected).max()):
+    most = np.abs(expected).max()
+    if found.gives != "logits" and not is_half:  # 16 bits have no such logarithms
+        scores, expected = _logarithms(scores), _logarithms(expected)
+        most = np.abs(logits).max()
+    error = np.abs(scores - expected).max()
+    if not error <= tolerance * max(1.0, most):
+        way_out = (
+            "Its layers compute in 16 bits, whose rounding may add up to that: build "
+            "it in float32, with the same weights. If it is refused then too, please "
+            if is_half
+            else "Please "
+        )
         raise ModelError(
             "the model, rebuilt layer by layer, answers otherwise than the original, "
             f"by up to {error:.3g}: a layer of it does not do here what it does there. "
-            "Please report it with the model's summary"
+            f"{way_out}report it with the model's summary"
         )
 
 
-def _uncompiled(classifier: Classifier) -> Callable[[np.ndarray], np.ndarray]:
-    """What gives the classifier's scores of a few images, operation by operation."""
-    graph = classifier.graph
+def _compared_images(classifier: Classifier) -> np.ndarray:
+    """Noise; behind the first image of little contrast, which saturates less."""
+    shape = (_COMPARED_IMAGES, *classifier.image_shape)
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+    mean = np.clip(classifier.description.input_mean, 0, _LARGEST_PIXEL)
+    pixels[1:] = np.round(mean + (pixels[1:] - mean) / _LESS_CONTRAST)
+    return pixels
 
-    def answer(images: np.ndarray) -> np.ndarray:
-        fed = tf.constant(classifier.description.normalize(images))
-        return compute(graph, fed, [graph.output])[0].numpy()
 
-    return answer
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Has GPUs compute with all bits of float32 in the block."""
+    tf32 = tf.config.experimental
+    before = tf32.tensor_float_32_execution_enabled()
+    tf32.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf32.enable_tensor_float_32_execution(before)
+
+
+def _computed(classifier: Classifier, images: np.ndarray, name: str) -> np.ndarray:
+    """What a node gives for a few images, computed operation by operation."""
+    fed = tf.constant(classifier.description.normalize(images))
+    return compute(classifier.graph, fed, [name])[0].numpy()
+
+
+def _logarithms(probabilities: np.ndarray) -> np.ndarray:
+    """Of probabilities and of their counterparts, as far down as float32 has them.
+
+    Where a softmax or sigmoid is as good as 0 or 1, they still tell scores apart.
+    """
+    values = probabilities.astype(np.float64)
+    return np.log([np.maximum(values, 1e-30), np.maximum(1 - values, 1e-3)])
