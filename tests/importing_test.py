@@ -961,6 +961,25 @@ class IdiomsTest(parameterized.TestCase, tf.test.TestCase):
 
         self.check_scores(gated(LIBRARIES[library], lambda x: x, gate))
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_axes_of_length_one_of_images_of_any_size(self, library):
+        library, functions = LIBRARIES[library], FUNCTIONS[library]
+        layers = library.layers
+        image = layers.Input((None, None, 3))
+        x = layers.Conv2D(6, 3)(image)
+        x = functions.squeeze(functions.expand_dims(x, 1), 1)
+        x = functions.squeeze(x[:, None], [-4])
+        x = layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x))
+        model = library.Model(image, x)
+        fed = dict(input_mean=0, input_scale=1 / 64)
+        classifier = as_classifier(model, **fed, image_size=(8, 9))
+        images = pixels((8, 9, 3))
+        expected = answers(model, images / 64)
+        self.assertGreater(np.ptp(expected), 0.01)
+        self.assertAllClose(classifier.scores(images), expected, atol=1e-4)
+        shapes = [node.shape for node in classifier.graph.nodes.values()]
+        self.assertEqual(shapes[2:6], [(1, 6, 7, 6), (6, 7, 6)] * 2)
+
     # Keras 3 itself reads no functions from HDF5.
     @parameterized.parameters(
         ("keras2", ".keras"), ("keras2", ".h5"), ("keras3", ".keras")

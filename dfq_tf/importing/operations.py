@@ -246,7 +246,7 @@ def operate(
         if len(operands) > 1:  # of one, that
             maker.add("concatenate", name, operands, {"axis": axis})
     elif operation == "channels":
-        _index(maker, first, settings["key"], shape)
+        _index(maker, first, settings["key"])
     elif operation == "axes":
         _change_axes(maker, first, settings.get("axis"), shape)
     elif operation == "pad":
@@ -360,9 +360,16 @@ def _change_axes(maker: Maker, source: Node, axis: Any, shape: Shape) -> None:
             "it names no axes to take off, and of one image the batch is one too; name "
             "them, such as tf.squeeze(x, [1, 2])"
         )
-    rank = 1 + max(len(source.shape), len(shape))
-    if axis is not None and 0 in np.ravel(axis) % rank:
+    old, rank = source.shape, 1 + max(len(source.shape), len(shape))
+    axes = () if axis is None else tuple(np.ravel(axis) % rank)
+    if 0 in axes:
         raise Unknown("it changes the axis of the batch")
+    # The model may not know all sizes; the image that it is read for has them.
+    if axes and len(shape) > len(old):
+        sizes = iter(old)
+        shape = tuple(1 if i in axes else next(sizes) for i in range(1, rank))
+    elif axes:
+        shape = tuple(size for i, size in enumerate(old, 1) if i not in axes)
     _reshape(maker, source, shape)
 
 
@@ -392,7 +399,7 @@ def _pad(maker: Maker, source: Node, settings: Mapping[str, Any]) -> None:
     maker.add("pad", maker.layer, [source], {"margins": sides})
 
 
-def _index(maker: Maker, source: Node, key: Any, shape: Shape) -> None:
+def _index(maker: Maker, source: Node, key: Any) -> None:
     """Adds `source[key]`, the batch being axis 0: channels, or axes of length 1.
 
     Raises:
@@ -404,11 +411,12 @@ def _index(maker: Maker, source: Node, key: Any, shape: Shape) -> None:
     ]
     old = [part for part in parts if part is not None]
     if len(old) < len(parts) and all(map(_is_whole, old)):
-        # A batch of two, whose other axes have one place: where is it now?
-        batch = np.empty((2, *(1 for _ in source.shape)))[tuple(parts)]
-        if batch.shape[0] != 2:
+        # A batch of two, of which nothing is stored: where is it now?
+        sizes = (size or 0 for size in source.shape)
+        batch, *sides = np.broadcast_to(0, (2, *sizes))[tuple(parts)].shape
+        if batch != 2:
             raise Unknown("it adds an axis before that of the batch")
-        _reshape(maker, source, shape)
+        _reshape(maker, source, tuple(size or None for size in sides))
         return
     order = _indexed_channels(source, parts)
     maker.add("channels", maker.layer, [source], {"order": order})
