@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -58,6 +59,21 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(
             description_path(f"runs/{model}"), pathlib.Path(f"runs/{name}.json")
         )
+
+    @parameterized.parameters((".", "net_0.25"), ("..", "runs"), ("../..", "a.b"))
+    def test_folder_of_the_program_has_a_name(self, model, name):
+        folder = pathlib.Path(self.get_temp_dir()).resolve() / "a.b/runs/net_0.25"
+        folder.mkdir(parents=True, exist_ok=True)
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            self.assertEqual(model_name(model), name)
+            path = description_path(model)
+        finally:
+            os.chdir(before)
+        while folder.name != name:
+            folder = folder.parent
+        self.assertEqual(path, folder.parent / f"{name}.json")
 
     def test_what_lies_beside_a_model_may_be_something_else(self):
         model = self.path.with_suffix(".keras")

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 import zipfile
 
@@ -13,7 +14,7 @@ from absl.testing import parameterized
 from dfq_tf.compat import keras, keras3, tf
 from dfq_tf.errors import ModelError
 from dfq_tf.importing import files
-from dfq_tf.importing.classifiers import as_classifier
+from dfq_tf.importing.classifiers import as_classifier, load_classifier
 from dfq_tf.quantization import post_training, student
 from tests import helpers
 
@@ -57,6 +58,41 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             self.assertTrue(
                 helpers.all_equal(loaded.get_weights(), model.get_weights())
             )
+
+    def test_folder_of_the_program_may_be_a_saved_model(self):
+        model = network(keras)
+        model.save(self.folder / "saved", save_format="tf")
+        helpers.description(4, "softmax").save(self.folder / "saved.json")
+        before = os.getcwd()
+        os.chdir(self.folder / "saved")
+        try:
+            classifier = load_classifier(".")
+        finally:
+            os.chdir(before)
+        self.assertEqual(classifier.description.class_names[0], "class_0")
+
+    @parameterized.product(
+        kind=(
+            ("keras2", ".keras"),
+            ("keras2", ".h5"),
+            ("keras2", ""),
+            ("keras3", ".keras"),
+            ("keras3", ".h5"),
+        ),
+        name=("gelu", "hard_sigmoid", "leaky_relu", "mish", "relu6", "swish"),
+    )
+    def test_activations_of_keras_are_read(self, kind, name):
+        library, suffix = LIBRARIES[kind[0]], kind[1]
+        model = network(library, library.layers.Conv2D(4, 3, activation=name))
+        path = self.folder / f"model{suffix}"
+        settings = {} if suffix else dict(save_format="tf")
+        model.save(path, **settings)
+        found = as_classifier(path, input_mean=0, input_scale=1 / 64)
+        images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+        scores = tf.constant(found.scores(images))
+        if found.description.output == "logits":
+            scores = tf.nn.softmax(scores)
+        self.assertAllClose(scores, model(np.float32(images / 64)), atol=1e-5)
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_lambda_is_run_only_if_it_is_allowed(self, library, suffix):

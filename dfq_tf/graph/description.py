@@ -237,13 +237,20 @@ def model_name(model_path: str | os.PathLike[str]) -> str:
 
     What follows the last dot of another name, such as `net_0.25`, is part of it.
     """
-    path = pathlib.Path(model_path)
+    path = _named(model_path)
     return path.stem if path.suffix in (*MODEL_SUFFIXES, ".json") else path.name
 
 
 def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:
     """Where the description of the model in `model_path` is kept."""
-    return pathlib.Path(model_path).with_name(f"{model_name(model_path)}.json")
+    path = _named(model_path)
+    return path.with_name(f"{model_name(path)}.json")
+
+
+def _named(model_path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path that ends in a name, for "." and ".." too."""
+    path = pathlib.Path(model_path)
+    return path.resolve() if model_path and path.name in ("", "..") else path
 
 
 @contextlib.contextmanager
