@@ -28,6 +28,36 @@ def fails(x):
     return x
 
 
+def named(name):
+    """Lets a function have the name of another one."""
+
+    def rename(function):
+        function.__name__ = name
+        return function
+
+    return rename
+
+
+@named("hard_swish")
+def hard_swish_of_keras_2(x):
+    return x * tf.clip_by_value(0.2 * x + 0.5, 0.0, 1.0)
+
+
+@named("gelu")
+def gelu_doubled(x):
+    return 2 * tf.nn.gelu(x)
+
+
+@named("swish")
+def swish_of_ones_own(x):
+    return x * tf.sigmoid(x)
+
+
+@named("gelu")
+def gelu_by_tanh(x):
+    return 0.5 * x * (1 + tf.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)))
+
+
 def chain(*links, library=K, shape=SHAPE):
     """A functional model of layers and functions, one behind the other."""
     image = x = library.layers.Input(shape)
@@ -577,6 +607,10 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
                 "its activation is softs",
             ),
             (lambda L: L.Dense(4, activation="softsign"), "its activation is softs"),
+            (
+                lambda L: L.Dense(4, activation=lambda x: 2 * x),
+                "its activation is a function of your own",
+            ),
             (lambda L: L.Activation("softsign"), "its activation is softsign"),
             (lambda L: L.Masking(), "here"),
             (
@@ -647,6 +681,63 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
 
         with self.assertRaisesRegex(UnsupportedLayerError, "a class of your own"):
             read(chain(Conv2D(4, 3), library=LIBRARIES[library]))
+
+    @parameterized.product(
+        library=list(LIBRARIES), function=(hard_swish_of_keras_2, gelu_doubled)
+    )
+    def test_function_of_ones_own_is_not_taken_for_its_namesake(
+        self, library, function
+    ):
+        library = LIBRARIES[library]
+        dense = library.layers.Dense(4, activation=function, name="dense")
+        with self.assertRaisesRegex(
+            UnsupportedLayerError,
+            rf"layer dense .* function of your own, .* than the {function.__name__} of",
+        ):
+            read(chain(dense, library=library))
+
+    @parameterized.product(
+        library=list(LIBRARIES), function=(swish_of_ones_own, gelu_by_tanh)
+    )
+    def test_function_of_ones_own_that_is_its_namesake(self, library, function):
+        library = LIBRARIES[library]
+        self.check_activation(library, function)
+
+    def test_operations_of_keras_3_as_activations(self):
+        for function in (ops.gelu, ops.relu6, ops.hard_sigmoid, ops.leaky_relu):
+            self.check_activation(K, function)
+
+    def check_activation(self, library, function):
+        layers = library.layers
+        links = [layers.Conv2D(4, 3, activation=function), layers.Activation(function)]
+        model = chain(*links, library=library)
+        rng = np.random.default_rng(1)
+        images = (4 * rng.normal(size=(5, *SHAPE))).astype(np.float32)
+        expected = outputs_of(model, images)
+        self.assertAllClose(computed(read(model), images)[0], expected, atol=1e-5)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_activation_of_ones_own_class_is_not_taken_for_its_namesake(self, library):
+        layers = LIBRARIES[library].layers
+
+        class ReLU(layers.Layer):
+            def call(self, inputs):
+                return 2 * inputs
+
+        dense = layers.Dense(4, activation=ReLU())
+        with self.assertRaisesRegex(UnsupportedLayerError, "a class of your own, ReLU"):
+            read(chain(dense, library=LIBRARIES[library]))
+
+    def test_operation_of_ones_own_is_not_taken_for_its_namesake(self):
+        class Gelu(K.Operation):
+            def call(self, x):
+                return 2 * x
+
+            def compute_output_spec(self, x):
+                return K.KerasTensor(x.shape, x.dtype)
+
+        with self.assertRaisesRegex(UnsupportedLayerError, "a class of your own"):
+            read(chain(Gelu()))
 
     def test_integer_weights_are_refused(self):
         model = chain(L.Dense(4, name="dense"))

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfq_tf.graph import Node, frozen
+from dfq_tf.compat import tf
+from dfq_tf.graph import Graph, Node, compute, frozen, layers
 from dfq_tf.importing import operations, preprocessing
 from dfq_tf.importing.operations import Found, Maker, Unknown
 
@@ -313,9 +314,12 @@ def _activate(
     activation = found.config.get("activation")
     if activation is None:
         return
+    own = "a function of your own"
     if isinstance(activation, dict):
         inner, kind = activation.get("config"), activation.get("class_name")
         if kind in _ACTIVATION_LAYERS:
+            if not _is_of(found.activation, "keras.", "tf_keras."):
+                raise Unknown(f"its activation is a class of your own, {kind}")
             within = dataclasses.replace(
                 found,
                 name=name or f"{found.name}_{kind}",
@@ -327,12 +331,64 @@ def _activate(
             add_layer(maker, within)
             return
         activation = inner if isinstance(inner, str) else kind
+        activation = own if activation == "__lambda__" else activation
     if activation not in ACTIVATION_OF:
-        raise Unknown(f"its activation is {activation or 'a function of your own'}")
-    known = ACTIVATION_OF[activation]
+        raise Unknown(f"its activation is {activation or own}")
+    known: str | None = ACTIVATION_OF[activation]
     if known == "hard_sigmoid" and found.is_keras2:
         known = "hard_sigmoid_keras2"
+    keras = "tf_keras." if found.is_keras2 else "keras.src.activations."
+    if not _is_of(found.activation, keras, "tensorflow."):
+        known = _computed_by(found.activation, ACTIVATION_OF[activation], source)
+    if known is None:
+        raise Unknown(
+            f"its activation is {own}, which is another than the {activation} of "
+            "Keras; write it with functions of Keras or TensorFlow behind the layer"
+        )
     operations.activate(maker, known, name or f"{found.name}_{activation}", source)
+
+
+def _is_of(activation: Any, *modules: str) -> bool:
+    """Whether a function, or the class of an object, is of one of some modules.
+
+    Args:
+      activation: the function or object; None, for one that is not known, is.
+      modules: how their names begin.
+    """
+    module = str(getattr(activation, "__module__", ""))
+    return activation is None or module.startswith(modules)
+
+
+def _computed_by(function: Any, activation: str, source: Node) -> str | None:
+    """Which activation, or variant of it, a function is that has its name.
+
+    Users write what Keras has too: older releases of it had it not.
+
+    Args:
+      function: of the user.
+      activation: what its name says, of `ACTIVATIONS`.
+      source: what the layer computes it of.
+
+    Returns:
+      None if it computes something else, or fails.
+    """
+    shape = (64, *(min(size or 8, 8) for size in source.shape))
+    values = tf.constant(np.random.default_rng(0).uniform(-8, 8, shape), tf.float32)
+    try:
+        given = np.asarray(function(values), np.float64)
+    # It is the user's, and may raise anything.
+    except Exception:
+        return None
+    for variant in (activation, *_VARIANTS.get(activation, ())):
+        image = layers.image("values", shape[1:])
+        maker = Maker("activation", {image.name: image}, ())
+        operations.activate(maker, variant, maker.layer, image)
+        nodes = [image, *maker.nodes]
+        graph = Graph(nodes, nodes[-1].name)
+        (expected,) = compute(graph, values, [graph.output])
+        if given.shape == shape and np.allclose(given, expected, 1e-5, 1e-5):
+            return variant
+    return None
 
 
 def _add_activation(maker: Maker, found: Found) -> None:
@@ -544,6 +600,11 @@ def _refuse_contrast(maker: Maker, found: Found) -> None:
     )
 
 
+# Functions that go by the name of an activation too.
+_VARIANTS = {
+    "gelu": ("gelu_by_tanh",),
+    "hard_sigmoid": ("hard_sigmoid_keras2",),
+}
 # What Keras takes for the square of a length at least, where it divides by one.
 _LEAST_SQUARE = 1e-12
 # Layers that make one of several inputs; of one, that.

@@ -26,6 +26,7 @@ _GATED = {"silu": "sigmoid", "hard_silu": "hard_sigmoid"}
 _WITH_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu6": ("relu", {"top": 6.0}),
     "leaky_relu": ("leaky_relu", {"slope": 0.2}),  # the slope that Keras has here
+    "gelu_by_tanh": ("gelu", {"approximate": True}),
 }
 # Operations of two operands.
 ARITHMETIC = ("add", "subtract", "multiply", "divide", "maximum", "minimum")
@@ -49,6 +50,7 @@ class Found:
       shape: of its output, without the batch, as Keras says.
       is_keras2: whether it is a layer of tf_keras.
       function: calls it on an array.
+      activation: the function or object that it has as its activation, if it has one.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Found:
     shape: Shape
     is_keras2: bool
     function: Callable[[np.ndarray], Any]
+    activation: Any = None
 
 
 class Maker:

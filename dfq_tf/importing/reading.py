@@ -18,6 +18,8 @@ from dfq_tf.graph import Graph, Node, Shape, layers, unique_name
 from dfq_tf.importing import keras_names, operations
 from dfq_tf.importing.operations import Found, Maker, Unknown
 
+# How weights were made and held small: with what a user may have written.
+_OF_TRAINING = ("_constraint", "_initializer", "_regularizer")
 # Layers that change pixels, or nothing, whatever the size of the image is.
 _OF_PIXELS = keras_names.TRAINING_ONLY | {"Normalization", "Rescaling"}
 
@@ -446,10 +448,10 @@ def _add_nodes(
                 f"it reads one channel alone, {source.name}; only a stack of channels "
                 "has an integer form"
             )
+    _check_is_keras(layer, dialect)
     if function:
         _add_function(maker, function, call, sources)
         return
-    _check_is_keras(layer, dialect)
     if call.kind == "SpectralNormalization":
         # Training has divided the kernel by its norm; now it is the layer's own.
         layer = layer.layer
@@ -457,14 +459,35 @@ def _add_nodes(
     found = Found(
         maker.layer,
         type(layer).__name__,
-        layer.get_config(),
+        _config(layer),
         [np.asarray(weight) for weight in layer.get_weights()],
         sources,
         call.shape,
         is_keras2=isinstance(dialect, _Keras2),
         function=lambda images: outputs_of(layer, images),
+        activation=getattr(layer, "activation", None),
     )
     keras_names.add_layer(maker, found)
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """The settings of a layer, without those that say how its weights are trained.
+
+    Raises:
+      Unknown: Keras cannot write them down.
+    """
+    bare = object.__new__(type(layer))
+    for name, value in vars(layer).items():
+        vars(bare)[name] = None if name.endswith(_OF_TRAINING) else value
+    try:
+        return bare.get_config()
+    # It asks objects and functions of the user, which may raise anything.
+    except Exception as error:
+        raise Unknown(
+            f"Keras cannot write its settings down ({type(error).__name__}): one of "
+            "them, as a rule its activation, is an object or a function of your own. "
+            "Give it one of Keras, or write it as Keras layers"
+        ) from error
 
 
 def _check_is_keras(layer: Any, dialect: _Keras2 | _Keras3) -> None:
