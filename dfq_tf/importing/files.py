@@ -67,7 +67,7 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     """
     Custom>CustomScaleLayer
 
-    AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention
+    AdditiveAttention Attention
     AveragePooling1D AveragePooling3D BatchNormalizationV1 BatchNormalizationV2
     Bidirectional CategoryEncoding Conv1D
     Conv1DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping3D
@@ -76,7 +76,7 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     LSTMCell LocallyConnected1D LocallyConnected2D Masking MaxPooling1D MaxPooling3D
     MultiHeadAttention RNN RepeatVector SeparableConv1D SimpleRNN SimpleRNNCell
     SpatialDropout1D SpatialDropout3D SpectralNormalization SpectralNormalizationV2
-    SyncBatchNormalization ThresholdedReLU TimeDistributed UpSampling1D UpSampling3D
+    ThresholdedReLU TimeDistributed UpSampling1D UpSampling3D
     ZeroPadding1D ZeroPadding3D
 
     Functional Model Sequential SlicingOpLambda TFOpLambda
@@ -111,14 +111,14 @@ _KNOWN_VALUES = frozenset(
 # Operations of Keras 3 and functions of TensorFlow that a graph may call.
 _KNOWN_OPERATIONS = {name for name in SIGNATURES if name[0].isupper()} | frozenset(
     """
-    Abs Conv Einsum Elu Gelu Log LogSoftmax Matmul Moveaxis Power Rsqrt Softsign
-    Sqrt Square Sum Swapaxes
+    Abs Conv Einsum Log LogSoftmax Matmul Moveaxis Power Rsqrt Softsign Sqrt Square Sum
+    Swapaxes
     """.split()
 )
 _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
     """
-    compat.v1.shape math.abs math.exp math.pow math.reduce_sum math.rsqrt math.sqrt
-    math.square nn.elu nn.gelu shape stack
+    compat.v1.shape math.abs math.pow math.reduce_sum math.rsqrt math.sqrt math.square
+    shape stack
     """.split()
 )
 _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
