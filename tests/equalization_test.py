@@ -180,15 +180,11 @@ _ENDED = {
     "relu6_activation": lambda: chain(layers.Activation(tf.nn.relu6)),
     "relu6_inside_conv": lambda: chain(first=first_conv(activation="relu6")),
     "relu6_behind_relu": lambda: chain(layers.ReLU(), layers.ReLU(6.0)),
-    "relu_of_threshold": lambda: chain(layers.ReLU(threshold=1.0)),
     "tanh": lambda: chain(layers.Activation("tanh")),
     "flatten": lambda: chain(layers.Flatten(), layers.Reshape((1, 1, 256))),
     "reshape_of_channels": lambda: chain(layers.Reshape((8, 16, 2))),
-    "pooling_over_channels": lambda: chain(
-        layers.GlobalAveragePooling2D(data_format="channels_first"),
-        layers.Reshape((1, 1, 8)),
-        # As many channels as rows, so that nothing but the axis is amiss.
-        first=first_conv(8),
+    "maximum_of_channels": lambda: chain(
+        lambda x: tf.reduce_max(x, axis=-1, keepdims=True)
     ),
     "groups_in_second": lambda: chain(second=second_conv(groups=2)),
     "add": lambda: joined(layers.Add()),

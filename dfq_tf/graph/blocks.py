@@ -24,7 +24,7 @@ def blocks_of(graph: Graph) -> list[Graph]:
 
     Returns:
       Graphs of the same nodes. In each, in place of the image, stands what the block
-      reads, under the name of the node that gives it. None if no node has a kernel.
+      reads, under the name of the node that gives it. No graph if no node has a kernel.
     """
     parts = list(_parts(graph))
     groups: list[list[Node]] = [[]]
