@@ -1201,6 +1201,23 @@ class FunctionsOfTensorFlowTest(parameterized.TestCase, tf.test.TestCase):
         # The quantization knows what has become of it.
         rewriting.check_supported(rewriting.fold(classifier.graph))
 
+    @parameterized.parameters("object", ".keras", ".h5")
+    def test_reshape_may_be_told_the_size_of_the_batch(self, suffix):
+        def shuffled(x):
+            x = tf.reshape(x, [tf.shape(x)[0], 8, 8, 2, 3])
+            x = tf.transpose(x, [0, 1, 2, 4, 3])
+            return tf.reshape(tensor=x, shape=[tf.shape(x)[0], 8, 8, 6])
+
+        model = gated(keras, shuffled, lambda s: s[:, None, None])
+        given = model
+        if suffix != "object":
+            given = pathlib.Path(self.get_temp_dir()) / f"model{suffix}"
+            model.save(given)
+        classifier = as_classifier(given, input_mean=0, input_scale=1 / 64)
+        expected = answers(model, pixels() / 64)
+        self.assertAllClose(classifier.scores(pixels()), expected, atol=1e-4)
+        self.assertEqual(kinds(classifier).count("reshape"), 3)
+
     @parameterized.parameters(
         (lambda x: tf.expand_dims(x[..., 0], -1), "it takes one channel alone"),
         (lambda x: x[:, 1:], "only channels of an image"),

@@ -1,5 +1,7 @@
 """Walking Keras models: nested ones, shared layers, names, and what cannot be."""
 
+import functools
+
 import numpy as np
 from absl.testing import parameterized
 
@@ -265,6 +267,84 @@ class ReadingTest(parameterized.TestCase, tf.test.TestCase):
         x = layers.Concatenate()([named({"inside": image}), listed([image])])
         reading = self.check_outputs(library.Model(image, x))
         self.assertEqual(kinds(reading.graph), ["image", "conv", "conv", "concatenate"])
+
+    @parameterized.product(library=list(LIBRARIES), by_name=(False, True))
+    def test_dictionary_feeds_a_model_inside_by_name(self, library, by_name):
+        library = LIBRARIES[library]
+        layers = library.layers
+        one, other = (layers.Input((8, 8, 3), name=name) for name in "za")
+        given = {"z": one, "a": other} if by_name else [one, other]
+        inner = library.Model(given, layers.Subtract()([one, layers.ReLU()(other)]))
+        image = layers.Input((8, 8, 3))
+        x = inner({"a": layers.Conv2D(3, 1)(image), "z": layers.Conv2D(3, 1)(image)})
+        self.check_outputs(library.Model(image, layers.Flatten()(x)))
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        kind=("Add", "Subtract", "Average", "Maximum"),
+        is_first=(False, True),
+    )
+    def test_merge_with_a_constant_is_refused(self, library, kind, is_first):
+        library = LIBRARIES[library]
+        layers = library.layers
+        image = layers.Input((8, 8, 3))
+        inputs = [layers.ReLU()(image), tf.fill((1, 8, 8, 3), 2.0)]
+        inputs = inputs[::-1] if is_first else inputs
+        x = getattr(layers, kind)(name="merge")([*inputs, image])
+        found = reasons(library.Model(image, layers.Flatten()(x)))
+        self.assertRegex(found["merge"], "one of its inputs is a constant; only arith")
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_model_inside_with_a_constant_is_refused(self, library):
+        library = LIBRARIES[library]
+        layers = library.layers
+        inputs = [layers.Input((8, 8, 3), batch_size=1) for _ in range(2)]
+        inner = library.Model(inputs, layers.Subtract()(inputs), name="inner")
+        image = layers.Input((8, 8, 3), batch_size=1)
+        x = inner([image, tf.fill((1, 8, 8, 3), 2.0)])
+        found = reasons(library.Model(image, layers.Flatten()(x)))
+        self.assertRegex(found["inner"], "one of its inputs is a constant")
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_regularizer_of_ones_own_does_not_count(self, library):
+        library = LIBRARIES[library]
+        layers = library.layers
+
+        class Small(library.regularizers.Regularizer):  # it has no get_config
+            def __call__(self, x):
+                return 0.0
+
+        small = Small()
+        conv = layers.Conv2D(4, 3, kernel_regularizer=small)
+        norm = layers.BatchNormalization(gamma_regularizer=Small())
+        image = layers.Input((8, 8, 3))
+        self.check_outputs(library.Model(image, layers.Flatten()(norm(conv(image)))))
+        self.assertIs(conv.kernel_regularizer, small)
+
+    @parameterized.product(
+        library=list(LIBRARIES),
+        activation=(
+            functools.partial(tf.nn.leaky_relu, alpha=0.5),
+            eval("lambda x: 2 * x"),  # its source is nowhere
+        ),
+    )
+    def test_settings_that_keras_cannot_write_down(self, library, activation):
+        library = LIBRARIES[library]
+        layers = library.layers
+        image = layers.Input((8, 8, 3))
+        x = layers.Dense(4, activation=activation, name="odd")(image)
+        found = reasons(library.Model(image, layers.Flatten()(x)))
+        self.assertRegex(found["odd"], r"write its settings down \(\w+\): one of them")
+
+    def test_function_without_a_public_name_is_refused(self):
+        @tf.__internal__.dispatch.add_dispatch_support
+        def doubled(x):
+            return tf.raw_ops.AddV2(x=x, y=x)
+
+        image = layers.Input((8, 8, 3))
+        model = keras.Model(image, layers.Flatten()(doubled(image)))
+        (reason,) = reasons(model).values()
+        self.assertRegex(reason, "of TensorFlow's doubled, which is not public")
 
     @parameterized.parameters(*LIBRARIES)
     def test_model_inside_that_is_a_class_is_refused_by_name(self, library):

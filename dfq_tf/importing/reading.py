@@ -113,7 +113,8 @@ class _Keras2:
     """Where tf_keras keeps what a model is made of."""
 
     package = "tf_keras."
-    kept_outputs = "_nested_outputs"  # in their list or dictionary
+    # In their lists or dictionaries.
+    kept_inputs, kept_outputs = "_nested_inputs", "_nested_outputs"
 
     def origin(self, tensor: Any) -> tuple[Any, int, int]:
         """The layer that gave a symbolic tensor, in which call, as which output."""
@@ -138,15 +139,16 @@ class _Keras2:
 
     def function(self, layer: Any) -> str | None:
         """The name of a function that was called; None of a layer."""
-        is_function = type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda")
-        return layer.get_config()["function"] if is_function else None
+        if type(layer).__name__ not in ("TFOpLambda", "SlicingOpLambda"):
+            return None
+        return layer.symbol or f"{layer.function.__name__}, which is not public"
 
 
 class _Keras3:
     """Where Keras 3 keeps what a model is made of."""
 
     package = "keras."
-    kept_outputs = "_outputs_struct"
+    kept_inputs, kept_outputs = "_inputs_struct", "_outputs_struct"
 
     def origin(self, tensor: Any) -> tuple[Any, int, int]:
         history = tensor._keras_history
@@ -355,27 +357,61 @@ def _add_calls(
             stack.pop()
             continue
         call = dialect.call(layer, index)
-        call = call._replace(is_inference=is_inference or call.is_inference)
-        inputs = [] if _is_input(layer) else call.inputs
-        missing = [each for each in inputs if key(each) not in names]
+        call = call._replace(
+            inputs=_needed_inputs(call, dialect),
+            is_inference=is_inference or call.is_inference,
+        )
+        missing = [each for each in call.inputs if key(each) not in names]
         if missing:
             stack.extend(dialect.origin(each)[:2] for each in missing)
             continue
         stack.pop()
-        sources = tuple(map(name_of, inputs))
         if dialect.is_network(layer) and _argument_problem(call) is None:
+            fed = list(map(name_of, _fed(layer, call.args[0], dialect)))
             names[id(layer), index] = _add_calls(
-                calls, layer, sources, dialect, call.is_inference
+                calls, layer, fed, dialect, call.is_inference
             )
         else:
             parts = [call]
             if _operation_of(layer, dialect) == "split":
                 parts = _parts_of_split(call)
             names[id(layer), index] = found = []
+            sources = tuple(map(name_of, call.inputs))
             for part in parts:
                 found.append(unique_name(calls, layer.name))
                 calls[found[-1]] = part._replace(sources=sources)
     return list(map(name_of, model.outputs))
+
+
+def _needed_inputs(call: _Call, dialect: _Keras2 | _Keras3) -> Sequence[Any]:
+    """The symbolic tensors on which the output of a call hangs.
+
+    A reshape may be told sizes that the model computes, such as tf.shape(x)[0]; its own
+    shape says them.
+    """
+    if _is_input(call.layer):
+        return []
+    if _operation_of(call.layer, dialect) == "reshape":
+        first = call.args[0] if call.args else call.kwargs.get("tensor")
+        return [each for each in call.inputs if each is first] or call.inputs
+    return call.inputs
+
+
+def _fed(model: Any, given: Any, dialect: _Keras2 | _Keras3) -> Sequence[Any]:
+    """What a model inside another is given, in the order of its inputs.
+
+    Args:
+      model: the one that was called.
+      given: a tensor, or several: in a dictionary they go by name, as Keras has it.
+      dialect: of the model.
+    """
+    kept = getattr(model, dialect.kept_inputs, None)
+    names = [dialect.origin(each)[0].name for each in model.inputs]
+    if isinstance(kept, Mapping):
+        names = sorted(kept)
+    if isinstance(given, Mapping) and given.keys() >= set(names):
+        given = [given[name] for name in names]
+    return tf.nest.flatten(given)
 
 
 def _operation_of(layer: Any, dialect: _Keras2 | _Keras3) -> str:
@@ -422,6 +458,11 @@ def _argument_problem(call: _Call) -> str | None:
         return (
             f"it is called with more than its inputs ({what}); use a layer that has "
             "them as settings"
+        )
+    if len(tf.nest.flatten(call.args)) > len(call.inputs):
+        return (
+            "one of its inputs is a constant; only arithmetic can have one, such as "
+            "x + constant"
         )
     return None
 
