@@ -244,9 +244,9 @@ def check_scales(scales: np.ndarray) -> None:
         which = f"channel{'s' * (far.size > 1)} {', '.join(map(str, far))}"
         raise Unknown(
             f"it scales {which} {most / least:.3g} times as far as the others, of "
-            "which 8 bits leave nothing then. Such a channel was the same in all images "
-            "that the layer has seen: set its variance to that of another one, which "
-            "changes nothing while it stays so, or train without it"
+            "which 8 bits leave nothing then. Such a channel was the same in all "
+            "images that the layer has seen: set its variance to that of another one, "
+            "which changes nothing while it stays so, or train without it"
         )
 
 
