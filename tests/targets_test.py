@@ -370,7 +370,8 @@ class WrittenTest(tf.test.TestCase, parameterized.TestCase):
         path = pathlib.Path(self.get_temp_dir()) / "file.tflite"
         path.write_bytes(convert(network, config=LOGITS["micro"]))
         versions = targets.TARGETS["ethos_u"].versions
-        case = clients.Case("file", path, "ethos_u", np.zeros(0), (), versions, "")
+        shown = (np.zeros(0), (), versions, "")
+        case = clients.Case("file", path, "ethos_u", False, *shown)
         (row,) = clients.check_versions(case)
         self.assertFalse(row.holds)
         self.assertIn("CONV_2D 7", row.says)
