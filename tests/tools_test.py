@@ -1159,7 +1159,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("run", 2, ["--teacher=wrn_10_1", "--student=a"], "student is 'a', no"),
         ("run", 2, ["--teacher=wrn_10_1", "--pooled_margin=0"], "pooled_margin is 0"),
         ("distill", 1, ["--teacher=absent.keras", "--student=wrn_10_1"], "there is no"),
-        ("distill", 2, [DIGITS, "--student=wrn_11_1"], "model is 'wrn_11_1': depth"),
+        ("distill", 2, [DIGITS, "--student=wrn_11_1"], "student is 'wrn_11_1': depth"),
         ("compare", 1, ["--teacher=absent.keras"], "there is no model file absent"),
         ("train_teacher", 2, ["--model=lenet"], "model is 'lenet'; the project builds"),
     )

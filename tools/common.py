@@ -526,7 +526,8 @@ def _claim(free: Collection[str], resolved: Mapping[str, Any] | None) -> _Claim:
     defaults = {name: FLAGS[name].default for name in names}
     return _Claim(
         _as_texts({**values, **(resolved or {})}),
-        {*free, *_PLACES},
+        # What a recipe has not has no effect; an earlier version wrote it down.
+        {*free, *_PLACES, *(n for n, v in (resolved or {}).items() if v is None)},
         _as_texts({**defaults, **left_out}),
         _digests(values),
     )

@@ -131,7 +131,8 @@ def _places(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folders whose pictures count."""
     if _ending_in(folder, SUFFIXES):
         return [folder]
-    return [path for path in _visible(folder) if path.is_dir()]
+    folders = [path for path in _visible(folder) if path.is_dir()]
+    return [each for each in folders if os.access(each, os.R_OK | os.X_OK)]
 
 
 def _ending_in(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:

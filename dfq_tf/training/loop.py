@@ -35,6 +35,8 @@ _UNWRITABLE = (
     tf.errors.ResourceExhaustedError,
     tf.errors.UnknownError,
 )
+# What TensorFlow raises for a damaged checkpoint; IndexError where a file is cut off.
+_UNREADABLE = (IndexError, tf.errors.OpError)
 # The file beside the checkpoints that says whose they are.
 _IDENTITY = "identity.json"
 # What a checkpoint calls the seconds that the steps have taken.
@@ -125,7 +127,7 @@ def seconds_in_steps(directory: str | os.PathLike[str], *names: str) -> float:
             try:
                 reader = tf.train.load_checkpoint(newest)
                 seconds += float(reader.get_tensor(_SECONDS))
-            except tf.errors.OpError as error:
+            except _UNREADABLE as error:
                 raise _damaged(path.name, newest, error) from error
     return seconds
 
@@ -349,7 +351,7 @@ def _restore(name: str, checkpoint: tf.train.Checkpoint, path: str) -> None:
             f"{name}: the checkpoint {path} is of another version or other networks "
             f"({_reason(error)}). Name another --workdir, or delete its folder"
         ) from error
-    except tf.errors.OpError as error:
+    except _UNREADABLE as error:
         if isinstance(error, LOST_WORKER):
             raise
         raise _damaged(name, path, error) from error
