@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dfq_tf.compat import tf
-from dfq_tf.graph import Graph, Node, compute, frozen, layers
+from dfq_tf.graph import Graph, Node, compute, frozen
 from dfq_tf.importing import operations, preprocessing
 from dfq_tf.importing.operations import Found, Maker, Unknown
 
@@ -380,7 +380,7 @@ def _computed_by(function: Any, activation: str, source: Node) -> str | None:
     except Exception:
         return None
     for variant in (activation, *_VARIANTS.get(activation, ())):
-        image = layers.image("values", shape[1:])
+        image = Node("values", "image", (), shape[1:])
         maker = Maker("activation", {image.name: image}, ())
         operations.activate(maker, variant, maker.layer, image)
         nodes = [image, *maker.nodes]

@@ -357,10 +357,8 @@ def _add_calls(
             stack.pop()
             continue
         call = dialect.call(layer, index)
-        call = call._replace(
-            inputs=_needed_inputs(call, dialect),
-            is_inference=is_inference or call.is_inference,
-        )
+        inputs, inferring = _needed_inputs(call, dialect), call.is_inference
+        call = call._replace(inputs=inputs, is_inference=is_inference or inferring)
         missing = [each for each in call.inputs if key(each) not in names]
         if missing:
             stack.extend(dialect.origin(each)[:2] for each in missing)
