@@ -1141,9 +1141,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         # No permission holds root back.
         with mock.patch("os.access", return_value=False):
             process = run_in_process(
-                "layer_noise",
-                "--teacher=tests/data/digits_teacher.keras",
-                f"--tflite={folder}/a.tflite",
+                "layer_noise", DIGITS, f"--tflite={folder}/a.tflite"
             )
         self.assertEqual(process.returncode, 2, process.stderr)
         self.assertRegex(

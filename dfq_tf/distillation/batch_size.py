@@ -80,7 +80,7 @@ def largest_step(
         if config.generator_steps:
             each = step_bytes_per_image(teacher, network, config)
             steps.append((config.batch_size, each))
-    size, each = max(steps, key=math.prod)
+    size, each = max(steps, key=lambda step: step[0] * step[1])
     return size, size * each
 
 
