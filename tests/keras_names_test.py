@@ -298,8 +298,6 @@ FUNCTIONS = {
     ),
     "clip": lambda: chain(lambda x: ops.clip(x, 0.0, 0.75), ops.relu6),
     "mean": lambda: chain(lambda x: ops.mean(x, axis=(1, 2))),
-    "adaptive_average": lambda: chain(L.AdaptiveAveragePooling2D(1)),
-    "adaptive_maximum": lambda: chain(L.AdaptiveMaxPooling2D((1, 1))),
     "mean_kept": lambda: chain(lambda x: ops.mean(x, axis=[-3, -2], keepdims=True)),
     "max": lambda: chain(lambda x: ops.max(x, axis=(1, 2))),
     "mean_of_channels": lambda: chain(
@@ -579,10 +577,6 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
             "Python function is not one scale",
         ),
         (lambda x: L.AutoContrast()(x), "it stretches the values of each image"),
-        (
-            lambda x: L.AdaptiveAveragePooling2D((1, 2))(x),
-            r"its output_size is \(1, 2\); only 1 has",
-        ),
         (
             lambda x: L.Lambda(lambda both: both[0] + both[1])([x, x]),
             "it has 2 inputs in place of 1",

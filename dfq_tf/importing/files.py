@@ -67,7 +67,7 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     """
     Custom>CustomScaleLayer
 
-    AdditiveAttention Attention
+    AdaptiveAveragePooling2D AdaptiveMaxPooling2D AdditiveAttention Attention
     AveragePooling1D AveragePooling3D BatchNormalizationV1 BatchNormalizationV2
     Bidirectional CategoryEncoding Conv1D
     Conv1DTranspose Conv3D Conv3DTranspose ConvLSTM2D Cropping1D Cropping3D

@@ -419,15 +419,6 @@ def _add_separable(maker: Maker, found: Found) -> None:
     _activate(maker, found, conv)
 
 
-def _add_adaptive_pooling(maker: Maker, found: Found) -> None:
-    """Pooling to one position, which is that of the whole map."""
-    size = _plain(found.config["output_size"])
-    if size != (1, 1):
-        raise Unknown(f"its output_size is {size}; only 1 has an integer form")
-    kind = _ADAPTIVE[found.kind]
-    maker.add(kind, found.name, found.sources, {"keepdims": True})
-
-
 def _add_average(maker: Maker, found: Found) -> None:
     """The sum, and a share of it."""
     sources = found.sources
@@ -623,11 +614,6 @@ _MERGING = frozenset(
 _OF_SEVERAL = _MERGING | {"CustomScaleLayer"}
 # Layers that may be an activation too, as objects.
 _ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
-# Layers of Keras 3 that pool to a given size.
-_ADAPTIVE = {
-    "AdaptiveAveragePooling2D": "global_average_pool",
-    "AdaptiveMaxPooling2D": "global_max_pool",
-}
 # Layers that the table does not tell whole.
 _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
@@ -647,7 +633,6 @@ _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Softmax": _add_softmax,
     "UnitNormalization": _add_unit_normalization,
     "UpSampling2D": _add_upsampling,
-    **dict.fromkeys(_ADAPTIVE, _add_adaptive_pooling),
     **preprocessing.LAYERS,
 }
 # Layers that are read; a model file may hold more.
