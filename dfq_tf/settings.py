@@ -725,7 +725,7 @@ class BudgetConfig(MixedImages):
         minimum=1,
     )
     generator_steps: int = setting(
-        10, "Generator steps for a new batch, of which the best images stay.", minimum=1
+        5, "Generator steps for a new batch, of which the best images stay.", minimum=1
     )
     student_steps: int = setting(80, "Student steps for each new batch.", minimum=1)
     first_share: float = setting(

@@ -21,6 +21,8 @@ from dfq_tf.training import run_loop, with_precision
 _NAME = "lessons"
 # Batches that teach the start alone: the first ones are far from what BN remembers.
 _FIRST = 16
+# Of each batch: more than in `budget`, as few batches are made.
+_STEPS = 10
 # A mirror image may be of another class: of letters, say.
 _AUGMENTATION = "crop"
 
@@ -43,7 +45,11 @@ def synthesized(
       TrainingError: a loss or a weight became infinite or NaN.
     """
     size = phases.warm_up_batch(context)
-    config = BudgetConfig(batch_size=size, student_augmentation=_AUGMENTATION)
+    config = BudgetConfig(
+        batch_size=size,
+        generator_steps=_STEPS,
+        student_augmentation=_AUGMENTATION,
+    )
     generator = with_precision(warmed.generators[0], context.precision)
     synthesizer = Synthesizer(warmed.teacher, generator, (), config)
     num_batches = math.ceil(count / size)

@@ -2,8 +2,8 @@
 
 For each batch the generator starts anew, from weights that all batches train to be a
 good start, and fits them and the batch's noise together (Fang et al. 2022, "Up to 100x
-Faster Data-free Knowledge Distillation"). Ten steps make images for which a generator
-without such a start takes hundreds.
+Faster Data-free Knowledge Distillation"). Five to ten steps make images for which a
+generator without such a start takes hundreds.
 """
 
 import functools
