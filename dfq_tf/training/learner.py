@@ -111,7 +111,7 @@ def random_states(models: Iterable[keras.Model]) -> list[tf.random.Generator]:
     """
     found = []
     for layer in (layer for model in models for layer in model._flatten_layers()):
-        drawing = getattr(layer, "_random_generator", None)
+        drawing: Any = getattr(layer, "_random_generator", None)
         if hasattr(drawing, "RNG_STATEFUL"):  # Keras' own
             drawing._rng_type, drawing._built = drawing.RNG_STATEFUL, True
             drawing._generator = tf.random.Generator.from_seed(0, "philox")
