@@ -268,46 +268,41 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(ConfigError, "input_mean and input_scale are not"):
             as_classifier(of_others)
 
+    def check_refused(self, library, adapted, moments, message):
+        """A Normalization at the head, and a BatchNormalization of the same moments."""
+        layers = library.layers
+        remembers = layers.BatchNormalization(name="head")
+        remembers.build((None, 8, 8, 3))
+        remembers.set_weights([np.ones(3), np.zeros(3), *map(np.array, moments)])
+        for head in (adapted, remembers):
+            image = layers.Input((8, 8, 3))
+            model = library.Model(image, model_of(library)(head(image)))
+            with self.assertRaisesRegex(UnsupportedLayerError, message):
+                as_classifier(model, input_mean=0, input_scale=1)
+
     @parameterized.parameters(*LIBRARIES)
     def test_channel_that_was_always_the_same_is_refused(self, library):
         """At the head it would take all integers from the others."""
         library = LIBRARIES[library]
-        layers = library.layers
         images = np.random.default_rng(0).uniform(0, 255, (64, 8, 8, 3))
         images[..., 1] = 7.0
-        adapted = layers.Normalization(name="head")
+        adapted = library.layers.Normalization(name="head")
         adapted.adapt(images.astype(np.float32))
-        remembers = layers.BatchNormalization(name="head")
-        remembers.build((None, 8, 8, 3))
         moments = images.mean((0, 1, 2)), images.var((0, 1, 2))
-        remembers.set_weights([np.ones(3), np.zeros(3), *moments])
-        for head in (adapted, remembers):
-            image = layers.Input((8, 8, 3))
-            model = library.Model(image, model_of(library)(head(image)))
-            with self.assertRaisesRegex(
-                UnsupportedLayerError, "layer head .* it scales channel 1 .* variance"
-            ):
-                as_classifier(model, input_mean=0, input_scale=1)
+        message = "layer head .* it scales channel 1 .* variance"
+        self.check_refused(library, adapted, moments, message)
 
     @parameterized.parameters(*LIBRARIES)
     def test_channels_that_were_always_the_same_are_refused_if_they_are_most(
         self, library
     ):
         library = LIBRARIES[library]
-        layers = library.layers
         mean, variance = [99.0, 7.0, 7.0], [3600.0, 0.0, 0.0]
-        adapted = layers.Normalization(mean=mean, variance=variance, name="head")
-        remembers = layers.BatchNormalization(name="head")
-        remembers.build((None, 8, 8, 3))
-        moments = np.array(mean), np.array(variance)
-        remembers.set_weights([np.ones(3), np.zeros(3), *moments])
-        for head in (adapted, remembers):
-            image = layers.Input((8, 8, 3))
-            model = library.Model(image, model_of(library)(head(image)))
-            with self.assertRaisesRegex(
-                UnsupportedLayerError, "layer head .* it scales channels 1, 2 .* varia"
-            ):
-                as_classifier(model, input_mean=0, input_scale=1)
+        adapted = library.layers.Normalization(
+            mean=mean, variance=variance, name="head"
+        )
+        message = "layer head .* it scales channels 1, 2 .* varia"
+        self.check_refused(library, adapted, (mean, variance), message)
 
     @parameterized.product(library=list(LIBRARIES), axis=(-1, 3, None))
     def test_adapted_normalization_goes_into_the_description(self, library, axis):
