@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import itertools
 from unittest import mock
 
 import numpy as np
@@ -41,11 +42,11 @@ class SynthesizerTest(tf.test.TestCase):
 
     def test_each_batch_starts_from_the_start_and_other_noise(self):
         synthesizer = self.made()
-        before = helpers.copies(self.generator.trainable_variables)
+        before = helpers.copies(self.generator.trainable_variables[2:])
         drawn = []
         for number in (1, 2):
             synthesizer.begin(tf.constant([0, number]))
-            now = self.generator.trainable_variables
+            now = self.generator.trainable_variables[2:]
             self.assertTrue(helpers.all_equal(now, before))
             drawn.append(synthesizer._latents.numpy())
             self.assertAllInRange(synthesizer._classes, 0, 3)
@@ -53,6 +54,28 @@ class SynthesizerTest(tf.test.TestCase):
             self.assertFalse(helpers.all_equal(now, before))
         self.assertNotAllClose(*drawn)
         self.assertNotAllClose(synthesizer._latents, drawn[1])
+
+    def test_first_layer_is_drawn_anew_for_each_batch_as_the_generator_draws_it(self):
+        synthesizer = self.made(synthesis_learning_rate=0.1)
+        layer = self.generator.get_layer("dense")
+        first, bias = helpers.copies(layer.weights)
+        kernels = []
+        for number in (1, 2, 1):
+            synthesizer.begin(tf.constant([0, number]))
+            kernels.append(layer.kernel.numpy())
+            self.assertAllEqual(layer.bias, bias)
+            synthesizer.improve(FIRST)
+            self.assertNotAllClose(layer.kernel, kernels[-1])
+            self.assertNotAllClose(layer.bias, bias)
+            synthesizer.keep(FIRST)
+        self.assertAllEqual(kernels[2], kernels[0])
+        for one, other in itertools.combinations([*kernels[:2], first], 2):
+            self.assertLess(abs(np.corrcoef(one.flat, other.flat)[0, 1]), 0.3)
+        # A uniform distribution: its ends, and its standard deviation.
+        reach = np.sqrt(6 / sum(first.shape))
+        for kernel in kernels:
+            self.assertAllInRange(kernel, -reach, reach)
+            self.assertAllClose(np.std(kernel), reach / np.sqrt(3), rtol=0.15)
 
     def test_a_batch_hangs_on_nothing_of_the_one_before_but_the_start(self):
         synthesizer = self.made()
@@ -142,7 +165,7 @@ class SynthesizerTest(tf.test.TestCase):
             with tf.GradientTape() as tape:
                 pixels = self.generator(synthesizer._latents, training=True)
                 loss, *_ = self.loss(synthesizer, pixels)
-            weights = self.generator.trainable_variables
+            weights = self.generator.trainable_variables[2:]
             for each, gradient in zip(total, tape.gradient(loss, weights)):
                 each += gradient.numpy()
             synthesizer.improve(FIRST)

@@ -51,7 +51,9 @@ def synthesized(
         student_augmentation=_AUGMENTATION,
     )
     generator = with_precision(warmed.generators[0], context.precision)
-    synthesizer = Synthesizer(warmed.teacher, generator, (), config)
+    synthesizer = Synthesizer(
+        warmed.teacher, generator, (), config, draws_first_layer=False
+    )
     num_batches = math.ceil(count / size)
     store = Store(num_batches, images=((size, *warmed.teacher.image_shape), tf.uint8))
     (make_batch,) = synthesizer.makers([store], context.seed)

@@ -4,9 +4,15 @@ For each batch the generator starts anew, from weights that all batches train to
 good start, and fits them and the batch's noise together (Fang et al. 2022, "Up to 100x
 Faster Data-free Knowledge Distillation"). Five to ten steps make images for which a
 generator without such a start takes hundreds.
+
+Where many batches are made, the first layer is no part of that start: it is drawn anew,
+as in the public implementation of Fang et al. It decides where things are in the
+images. A start that keeps it gives all batches the same layout, more so from batch to
+batch (docs/results.md).
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 from dfq_tf.compat import keras, tf
@@ -35,6 +41,7 @@ class Synthesizer(tf.Module):
         start.
       students: the images are to fool them, once `adversarial_weight` is above 0.
       config: batch size, learning rates, weights of the losses.
+      draws_first_layer: for each batch anew; else it starts as the other layers do.
 
     Attributes:
       generator: fits the batch at hand.
@@ -47,13 +54,21 @@ class Synthesizer(tf.Module):
         generator: keras.Model,
         students: Sequence[Learner],
         config: BudgetConfig,
+        draws_first_layer: bool = True,
     ) -> None:
         super().__init__(name="synthesizer")
         self._teacher, self._students, self._config = teacher, students, config
         self.generator = generator
         self.adversarial_weight = tf.Variable(0.0)
         size = config.batch_size
-        self._start = [tf.Variable(v) for v in generator.trainable_variables]
+        self._first: list[tf.Variable] = []
+        if draws_first_layer:
+            self._first = generator.get_layer("dense").trainable_variables
+        drawn = {id(v) for v in self._first}
+        self._learning = [
+            v for v in generator.trainable_variables if id(v) not in drawn
+        ]
+        self._start = [tf.Variable(v) for v in self._learning]
         self._gradients = [tf.Variable(tf.zeros_like(v)) for v in self._start]
         self._latents = tf.Variable(tf.zeros((size, *generator.input_shape[1:])))
         self._classes = tf.Variable(tf.zeros(size, tf.int32))
@@ -73,7 +88,7 @@ class Synthesizer(tf.Module):
             self._start, rate * config.generator_steps, _BETAS
         )
         self._optimizers = [
-            optimizers.steady_adam(generator.trainable_variables, rate, _BETAS),
+            optimizers.steady_adam([*self._first, *self._learning], rate, _BETAS),
             optimizers.steady_adam(
                 [self._latents], config.latent_learning_rate, _BETAS
             ),
@@ -86,15 +101,25 @@ class Synthesizer(tf.Module):
         return [*self.variables, *(v for each in made for v in each.variables())]
 
     def begin(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Starts a batch: weights from the start; noise and wanted classes drawn."""
-        seeds = tf.random.split(tf.random.fold_in(seed_and_step, SYNTHESIS), 2)
+        """Starts a batch: weights from the start; noise and wanted classes drawn.
+
+        If the first layer is drawn, then as at first: Glorot and Bengio 2010's uniform
+        kernel, and a bias of 0.
+        """
+        seeds = tf.random.split(tf.random.fold_in(seed_and_step, SYNTHESIS), 3)
         noise = tf.random.stateless_normal(self._latents.shape, seeds[0])
         count = self._teacher.num_classes
         shape = self._classes.shape
         classes = tf.random.stateless_uniform(shape, seeds[1], 0, count, tf.int32)
         self._latents.assign(noise)
         self._classes.assign(classes)
-        for variable, start in zip(self.generator.trainable_variables, self._start):
+        if self._first:
+            kernel, bias = self._first
+            reach = math.sqrt(6 / sum(kernel.shape))
+            drawn = tf.random.stateless_uniform(kernel.shape, seeds[2], -reach, reach)
+            kernel.assign(drawn)
+            bias.assign(tf.zeros_like(bias))
+        for variable, start in zip(self._learning, self._start):
             variable.assign(start)
         states = [v for each in self._optimizers for v in each.variables()]
         for variable in [*states, *self._gradients]:
@@ -108,7 +133,7 @@ class Synthesizer(tf.Module):
         Returns:
           synthesis_loss, and its parts: bn_distance, class_loss, adversarial_loss.
         """
-        config, weights = self._config, self.generator.trainable_variables
+        config, weights = self._config, [*self._first, *self._learning]
         seed = tf.random.fold_in(seed_and_step, AUGMENTATION)
         mean = self._teacher.description.input_mean
         with tf.GradientTape() as tape:
@@ -135,7 +160,7 @@ class Synthesizer(tf.Module):
         images = tf.cast(tf.round(pixels), tf.uint8)
         self._best.assign(tf.where(loss < self._best_loss, images, self._best))
         self._best_loss.assign(tf.minimum(loss, self._best_loss))
-        for total, gradient in zip(self._gradients, gradients):
+        for total, gradient in zip(self._gradients, gradients[len(self._first) :]):
             total.assign_add(gradient)
         for_weights, for_latents = self._optimizers
         for_weights.apply_gradients(zip(gradients, weights))
