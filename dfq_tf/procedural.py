@@ -13,12 +13,6 @@ _POWERS = (0.8, 1.6)
 _COMMON = (0.3, 1.0)
 _MEANS = (60.0, 190.0)
 _CONTRASTS = (15.0, 80.0)
-# Of dead leaves: radii in sides of the image; how many discs; and the
-# standard deviation of the channels about the disc's grey.
-_RADII = (0.06, 0.5)
-_LEAVES = 250
-_PIXELS_AT_ONCE = 2**20
-_LEAF_TINT = 40.0
 _TINT = 10.0  # standard deviation of the channels' means about the image's
 
 
@@ -51,41 +45,4 @@ def natural_noise(seed: int, count: int, shape: tuple[int, int, int]) -> np.ndar
         mean = rng.uniform(*_MEANS) + _TINT * rng.standard_normal(channels)
         pixels = mean + rng.uniform(*_CONTRASTS) * np.moveaxis(values, 0, -1)
         image[...] = np.rint(np.clip(pixels, 0, 255))
-    return images
-
-
-def dead_leaves(seed: int, count: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Discs that hide each other, of all sizes and colours, as leaves on the ground.
-
-    Images of it have the edges that 1/f noise lacks (Baradad et al. 2021, "Learning to
-    See by Looking at Noise"). Radii r come with a density of r^-3, as things do that
-    are seen from any distance.
-
-    Args:
-      seed: of the draws; the same seed gives the same images.
-      count: number of images.
-      shape: (height, width, channels).
-
-    Returns:
-      uint8 (count, *shape).
-    """
-    rng = np.random.default_rng(seed)
-    height, width, channels = shape
-    side = max(height, width)
-    rows, columns = np.arange(height)[:, None], np.arange(width)
-    least, most = (1 / (share * side) ** 2 for share in _RADII)
-    images = np.empty((count, *shape), np.uint8)
-    together = max(1, _PIXELS_AT_ONCE // (height * width))
-    for start in range(0, count, together):
-        part = images[start : start + together]
-        number = len(part)
-        # Leaf after leaf, the last on top; the first is the ground.
-        for i in range(_LEAVES):
-            radius = rng.uniform(most, least, (number, 1, 1)) ** -0.5
-            row, column = rng.uniform(0, 1, (2, number, 1, 1)) * side
-            grey = rng.uniform(0, 255, (number, 1))
-            colour = grey + _LEAF_TINT * rng.standard_normal((number, channels))
-            inside = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
-            leaf = np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
-            np.copyto(part, leaf[:, None, None], where=inside[..., None] | (i == 0))
     return images

@@ -464,7 +464,7 @@ class CalibrationConfig(Checked):
 
 
 # What students see besides generated images as they are.
-IMAGE_KINDS = ("noise", "leaves", "photographs", "mixup", "cutmix")
+IMAGE_KINDS = ("noise", "photographs", "mixup", "cutmix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -739,11 +739,6 @@ class BudgetConfig(MixedImages):
         "How many of the last generated images are kept, or fewer where they take more "
         "than 512 MiB.",
         minimum=1,
-    )
-    leaves_share: float = setting(
-        0.0,
-        "Share of the students' images that are dead leaves: discs on discs.",
-        minimum=0,
     )
     photographs_share: float = setting(
         0.0,

@@ -386,12 +386,12 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
             budget.Budget(observe(sketch.classifier()), [], helpers.context(config))
 
     def test_images_of_formulas_are_those_with_a_share(self):
-        config = dataclasses.replace(CONFIG, noise_share=0.0, leaves_share=0.2)
+        config = dataclasses.replace(CONFIG, noise_share=0.0, photographs_share=0.2)
         found = budget._others(self.observed, helpers.context(config), 4)
         self.assertEqual(
-            {k: v.shape for k, v in found.items()}, {"leaves": (4, *SHAPE)}
+            {k: v.shape for k, v in found.items()}, {"photographs": (4, *SHAPE)}
         )
-        self.assertGreater(np.std(found["leaves"]), 10)
+        self.assertGreater(np.std(found["photographs"]), 10)
 
 
 if __name__ == "__main__":

@@ -511,7 +511,8 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
         pool = settings.qat_recipe("pool")
         self.assertEqual(pool, settings.DistillationConfig())
         self.assertEqual(pool.generator_steps, 0)
-        self.assertEqual([pool.share_of(k) for k in ("noise", "leaves")], [0.15, 0.0])
+        shares = [pool.share_of(kind) for kind in ("noise", "photographs")]
+        self.assertEqual(shares, [0.15, 0.0])
         paper = settings.qat_recipe("paper", rounds=7)
         # Every round trains a generator; student steps are on fresh noise.
         self.assertEqual((paper.rounds, paper.generator_steps), (7, 1))
@@ -549,9 +550,10 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
             ConfigError,
             r"^the shares are noise_share 0\.5, .* 1\.15 together; they must be at mo",
         ):
-            settings.recipe("budget", noise_share=0.5, leaves_share=0.5)
-        whole = dict(noise_share=0.5, leaves_share=0.35)
-        self.assertEqual(settings.recipe("budget", **whole).share_of("leaves"), 0.35)
+            settings.recipe("budget", noise_share=0.5, photographs_share=0.5)
+        whole = dict(noise_share=0.5, photographs_share=0.35)
+        budget = settings.recipe("budget", **whole)
+        self.assertEqual(budget.share_of("photographs"), 0.35)
 
     def test_unknown_recipe_is_refused(self):
         with self.assertRaisesRegex(

@@ -44,29 +44,6 @@ def statistics(images):
     return values.mean((0, 1, 2)), values.var((0, 1, 2))
 
 
-class DeadLeavesTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.images = procedural.dead_leaves(3, 20, (32, 24, 3))
-
-    def test_same_seed_gives_the_same_images(self):
-        self.assertAllEqual(procedural.dead_leaves(3, 20, (32, 24, 3)), self.images)
-        self.assertNotAllEqual(procedural.dead_leaves(4, 20, (32, 24, 3)), self.images)
-
-    def test_leaves_have_one_colour_and_cover_the_image(self):
-        # Neighbours are mostly of one leaf.
-        same = (np.diff(self.images.astype(int), axis=2) == 0).all(-1)
-        self.assertBetween(same.mean(), 0.5, 0.95)
-        black = (self.images == 0).all(-1)
-        self.assertLess(black.mean(), 0.1)
-        for leaves in self.images:
-            self.assertGreater(len(np.unique(leaves.reshape(-1, 3), axis=0)), 5)
-
-    def test_one_channel(self):
-        grey = procedural.dead_leaves(0, 2, (8, 8, 1))
-        self.assertEqual((grey.shape, grey.dtype), ((2, 8, 8, 1), np.uint8))
-
-
 class DistanceTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(None, 7)
     def test_is_the_divergence_of_two_normal_distributions(self, per_pass):

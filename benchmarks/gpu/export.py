@@ -136,7 +136,6 @@ def main(arguments: list[str]) -> None:
         student_learning_rate=0.1 * FLAGS.batch_size / 128,
         bank_images=FLAGS.bank_images,
         # So that programs have them; each run sets its own values.
-        leaves_share=1e-6,
         photographs_share=1e-6,
         adversarial_weight=1.0,
     )

@@ -37,7 +37,7 @@ from dfq_tf.distillation.pool import (
 from dfq_tf.distillation.synthesis import Synthesizer
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.errors import ConfigError
-from dfq_tf.procedural import dead_leaves, natural_noise
+from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import (
     Evaluate,
@@ -55,7 +55,6 @@ from dfq_tf.training import (
 _HELD_OUT_IMAGES = 256
 _MAKERS = {
     "noise": natural_noise,
-    "leaves": dead_leaves,
     "photographs": photographs.crops,
 }
 # Answered batches that are kept, over those that there are before the first student
@@ -175,7 +174,7 @@ def _check_images(config: BudgetConfig, channels: int) -> None:
         raise ConfigError(
             f"photographs_share is {share:g}, but the network takes images of "
             f"{channels} channels, which are no photographs; set it to 0, and give "
-            "leaves_share or noise_share in its place"
+            "noise_share in its place"
         )
 
 
