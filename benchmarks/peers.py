@@ -29,8 +29,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing import load_classifier
-from dfq_tf.with_data.accuracy import accuracy
-from dfq_tf.with_data.datasets import open_dataset
+from dfq_tf.with_data.datasets import accuracy, open_dataset
 
 _NOISE_IMAGES = 200
 # AI Edge Quantizer's own recipes; the last word is what its documentation calls them.

@@ -23,7 +23,7 @@ import dfq_tf
 from dfq_tf.graph import agreement
 from dfq_tf.quantization import QuantizedNetwork, float_network, sqnr
 from dfq_tf.tflite import TFLiteClassifier, convert
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 from dfq_tf.with_data.yardsticks import calibrated_with_data
 
 

@@ -47,7 +47,7 @@ from dfq_tf.settings import (
 from dfq_tf.tflite import proof
 from dfq_tf.tflite.running import TFLiteClassifier
 from dfq_tf.training.learner import Learner
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 from tests import digits, helpers
 
 layers = keras.layers

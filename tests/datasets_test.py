@@ -16,6 +16,16 @@ from dfq_tf.with_data import datasets as data
 TFDS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
 
 
+class AccuracyTest(parameterized.TestCase, tf.test.TestCase):
+    @parameterized.parameters(
+        ([0, 1, 2, 0], 1.0), ([0, 1, 2, 1], 0.75), ([1, 2, 0, 1], 0.0)
+    )
+    def test_accuracy_is_share_of_labels_with_largest_score(self, labels, expected):
+        scores = [[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [0.1, 0.2, 0.3], [9.0, 0, 0]]
+        found = data.accuracy(np.array(scores), np.array(labels))
+        self.assertEqual(found, expected)
+
+
 class DigitsTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(("train", 1438), ("test", 359))
     def test_sizes_and_types(self, split, size):

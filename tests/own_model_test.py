@@ -12,7 +12,7 @@ import pytest
 import dfq_tf
 from dfq_tf.compat import keras3, tf
 from dfq_tf.with_data import datasets
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 from tests import helpers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

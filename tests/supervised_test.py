@@ -10,7 +10,7 @@ from dfq_tf.errors import ConfigError, TrainingError
 from dfq_tf.settings import TeacherConfig
 from dfq_tf.training import loop
 from dfq_tf.with_data import supervised
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 from tests import helpers
 
 _CONFIG = TeacherConfig(

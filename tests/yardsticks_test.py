@@ -21,7 +21,7 @@ from dfq_tf.settings import (
 from dfq_tf.tflite import proof
 from dfq_tf.training import loop
 from dfq_tf.with_data import yardsticks
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 from tests import digits, helpers
 
 ALL_4_BITS = BitWidths(

@@ -50,7 +50,7 @@ from dfq_tf.settings import (
 from dfq_tf.tflite import TFLiteClassifier, proof
 from dfq_tf.training import Learner, seconds_in_steps
 from dfq_tf.with_data import datasets, yardsticks
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 
 FLAGS = common.FLAGS
 

@@ -42,7 +42,7 @@ from dfq_tf.settings import (
 )
 from dfq_tf.training import Learner, check_batch, seconds_in_steps
 from dfq_tf.with_data import datasets
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 
 FLAGS = common.FLAGS
 

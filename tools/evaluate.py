@@ -21,7 +21,7 @@ from dfq_tf.importing import load_classifier
 from dfq_tf.quantization import QuantizedNetwork, student
 from dfq_tf.tflite import TFLiteClassifier
 from dfq_tf.with_data import datasets
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 
 FLAGS = common.FLAGS
 

@@ -21,7 +21,7 @@ from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import TeacherConfig
 from dfq_tf.training import Learner, check_batch
 from dfq_tf.with_data import datasets
-from dfq_tf.with_data.accuracy import accuracy
+from dfq_tf.with_data.datasets import accuracy
 from dfq_tf.with_data.supervised import train_teacher
 
 FLAGS = common.FLAGS

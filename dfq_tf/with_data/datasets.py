@@ -45,6 +45,16 @@ class Dataset:
     load: Callable[[str], Split]
 
 
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose highest score is that of their label, in [0, 1].
+
+    Args:
+      scores: (n, num_classes).
+      labels: integer (n,).
+    """
+    return float(np.mean(np.argmax(scores, axis=-1) == labels))
+
+
 def dataset_names() -> list[str]:
     """All values that `open_dataset` takes."""
     return ["digits", *TFDS_NAMES, _TINY_IMAGENET]
