@@ -56,7 +56,7 @@ from dfq_tf.importing.reading import (
     read_layers,
     resized_to,
 )
-from dfq_tf.importing.trimming import trimmed
+from dfq_tf.importing.wrappers import trimmed
 
 # How far the graph may be from the model, as a share of its outputs: float rounding, or
 # that of the 16 bits in which some layers compute.
