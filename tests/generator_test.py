@@ -14,7 +14,7 @@ from dfq_tf.distillation.generator import (
     ToPixels,
     UpsampledConv2D,
     build_generator,
-    draw_pixels,
+    draw_parts,
     generate,
     held_out_count,
     make_generators,
@@ -329,7 +329,7 @@ class GenerateTest(parameterized.TestCase, tf.test.TestCase):
         self.assertTrue(helpers.all_equal(self.generator.weights, before))
 
     def test_a_sampler_compiles_once_and_follows_the_generator(self):
-        with mock.patch.object(generator_module, "draw_pixels", wraps=draw_pixels) as f:
+        with mock.patch.object(generator_module, "draw_parts", wraps=draw_parts) as f:
             sampler = Sampler([self.generator], _CONFIG)
             found = [sampler(n, seed) for n, seed in ((5, 1), (9, 2), (5, 1))]
             self.assertEqual(f.call_count, 1)

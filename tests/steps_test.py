@@ -8,7 +8,7 @@ from absl.testing import parameterized
 
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import losses, steps
-from dfq_tf.distillation.generator import build_generator, draw_pixels, sample_noise
+from dfq_tf.distillation.generator import build_generator, draw_parts, sample_noise
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
@@ -260,6 +260,11 @@ def _copy(model):
     return copy
 
 
+def _drawn(generators, config):
+    """A batch of a student step, of all generators in one."""
+    return tf.concat(draw_parts(generators, config, _seed(), 2), axis=0)
+
+
 class SeveralTest(parameterized.TestCase, StepTestCase):
     """Two generators and two students of different weights."""
 
@@ -357,16 +362,11 @@ class SeveralTest(parameterized.TestCase, StepTestCase):
             _copy(self.state.generators[0])(noise[:4], training=True),
             _copy(self.state.generators[1])(noise[4:], training=True),
         ]
-        pixels = draw_pixels(self.state.generators, config, _seed(), 2)
+        pixels = _drawn(self.state.generators, config)
         self.assertAllClose(pixels, tf.concat(expected, axis=0), atol=1e-3)
 
     def test_student_step_trains_each_student_on_the_same_images(self):
-        pixels = draw_pixels(
-            [_copy(generator) for generator in self.state.generators],
-            _CONFIG,
-            _seed(),
-            2,
-        )
+        pixels = _drawn([_copy(each) for each in self.state.generators], _CONFIG)
         alone = self._several()
         logits = alone.teacher(pixels)[0]
         expected = [
@@ -400,12 +400,7 @@ class SeveralTest(parameterized.TestCase, StepTestCase):
             self.assertAllClose(value, weight, atol=1e-5)
 
     def test_fresh_images_are_augmented_before_the_teacher_is_asked(self):
-        fresh = draw_pixels(
-            [_copy(generator) for generator in self.state.generators],
-            _CONFIG,
-            _seed(),
-            2,
-        )
+        fresh = _drawn([_copy(each) for each in self.state.generators], _CONFIG)
         seen = []
 
         def watched(student, optimizer, pixels, answers, **settings):

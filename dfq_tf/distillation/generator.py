@@ -252,16 +252,6 @@ def draw_parts(
     ]
 
 
-def draw_pixels(
-    generators: Sequence[keras.Model],
-    config: DistillationConfig,
-    seed_and_step: tf.Tensor,
-    stream: int,
-) -> tf.Tensor:
-    """As `draw_parts`, all images in one: (batch_size, height, width, channels)."""
-    return tf.concat(draw_parts(generators, config, seed_and_step, stream), axis=0)
-
-
 class Sampler:
     """Draws images from generators, without changing them; it compiles once.
 
@@ -278,8 +268,8 @@ class Sampler:
 
         @tf.function(autograph=False)
         def batch(seed_and_step: tf.Tensor) -> tf.Tensor:
-            pixels = draw_pixels(generators, config, seed_and_step, SAMPLE)
-            return tf.cast(tf.round(pixels), tf.uint8)
+            parts = draw_parts(generators, config, seed_and_step, SAMPLE)
+            return tf.cast(tf.round(tf.concat(parts, axis=0)), tf.uint8)
 
         self._batch = batch
 
