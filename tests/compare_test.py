@@ -1,96 +1,24 @@
-import contextlib
-import types
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from tools import compare
 from dfq_tf.reports import plots
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import BitWidths, DistillationConfig
+from dfq_tf.settings import DistillationConfig
 from tests import helpers
 
-W8A8 = BitWidths()
 
-
-class RoundsTest(parameterized.TestCase):
+class RoundsTest(absltest.TestCase):
     """Yardsticks take as many rounds as DF-QAT-KD took."""
 
-    def setUp(self):
-        super().setUp()
-        made = self.comparison = compare.Comparison.__new__(compare.Comparison)
-        made.workdir = Workdir(helpers.new_folder(), {})
-        made._shared = compare.Shared(made.workdir)
-        made._config = DistillationConfig(rounds=100)
-        made._prepared, made._train, made._teacher = (mock.Mock() for _ in range(3))
-        made._shared("images", lambda: made._prepared)
-        made._calibration = made._measured = mock.Mock(return_value={"accuracy": 0.5})
+    def test_those_that_there_was_time_for_or_all(self):
+        config = DistillationConfig(rounds=100)
+        rows = {"W8A8/df_qat_kd": {"rounds": 7}, "W4A8/df_qat_kd": {"failure": "NaN"}}
+        for widths, expected in (("W8A8", 7), ("W4A8", 100), ("W4A4", 100)):
+            self.assertEqual(compare.rounds_of(rows, widths, config), expected)
 
-    def rounds(self, columns, found, widths=W8A8):
-        """Method -> its rounds, in the order in which they were trained."""
-        trained = {}
-
-        def with_data(teacher, network, images, labels, context, **settings):
-            method = "qat_kd" if labels is None else "qat"
-            trained[method] = context.settings.rounds
-            return network, {}
-
-        def without(prepared, network, context, evaluate, method):
-            trained[method] = found.get("rounds")
-            return network, [], found
-
-        with contextlib.ExitStack() as stack:
-            for where, name, value in (
-                (compare.yardsticks, "train_with_data", with_data),
-                (compare.yardsticks, "calibrated_with_data", mock.Mock()),
-                (compare.api, "trained", without),
-                (compare.proof, "convert", mock.Mock(return_value=b"")),
-                (compare, "file_config", mock.Mock()),
-                (compare, "FLAGS", types.SimpleNamespace(augmentation="none")),
-                (compare.common, "agreed", bool),
-                (compare.common, "stage", lambda name: contextlib.nullcontext()),
-                (
-                    compare.common,
-                    "context",
-                    lambda settings, *_, **__: helpers.context(settings),
-                ),
-            ):
-                stack.enter_context(mock.patch.object(where, name, value))
-            for method in compare.in_order(columns):
-                self.comparison.add_row(widths, method)
-        rows = self.comparison.workdir.metrics()["rows"]
-        for method in columns:
-            kept = rows[f"{widths.name}/{method}"]["rounds"]
-            self.assertEqual(kept, trained[method] or 100)
-        return trained
-
-    def test_those_that_there_was_time_for(self):
-        found = self.rounds(["qat", "qat_kd", "df_qat_kd"], {"rounds": 7.0})
-        self.assertEqual(found, {"df_qat_kd": 7, "qat": 7, "qat_kd": 7})
-        self.assertEqual(list(found), ["df_qat_kd", "qat", "qat_kd"])
-        other = BitWidths(num_bits_weight=4)
-        found = self.rounds(["df_qat_kd", "qat"], {"rounds": 9.0}, other)
-        self.assertEqual(found, {"df_qat_kd": 9, "qat": 9})
-
-    def test_those_of_an_earlier_call(self):
-        self.rounds(["df_qat_kd"], {"rounds": 7.0})
-        self.assertEqual(self.rounds(["qat_kd"], {}), {"qat_kd": 7})
-
-    def test_all_where_there_is_no_limit_or_nothing_to_compare_with(self):
-        self.assertEqual(self.rounds(["qat"], {}), {"qat": 100})
-        found = self.rounds(["df_qat_kd", "qat_kd"], {})
-        self.assertEqual(found, {"df_qat_kd": None, "qat_kd": 100})
-
-    def test_quiet_says_nothing_of_what_is_under_way(self):
-        for is_quiet, widths in ((False, W8A8), (True, BitWidths(num_bits_weight=4))):
-            given = mock.MagicMock(quiet=is_quiet)
-            given.__contains__.return_value = True
-            with mock.patch.object(compare.common, "FLAGS", given):
-                with mock.patch("builtins.print") as printed:
-                    self.rounds(["df_qat_kd"], {"rounds": 7.0}, widths)
-            self.assertEqual(printed.called, not is_quiet)
-
-    def test_other_columns_stay_in_their_order(self):
+    def test_they_come_behind_it(self):
         columns = ["q", "qat", "df_q", "df_qat_kd"]
         self.assertEqual(compare.in_order(columns), ["q", "df_q", "df_qat_kd", "qat"])
 

@@ -701,6 +701,9 @@ class CompareTest(tf.test.TestCase):
             with (self.workdir / "W4A16" / f"{kind}_curve.csv").open() as file:
                 rows = list(csv.DictReader(file))
             self.assertEqual([int(r["step"]) for r in rows], list(range(steps + 1)))
+        rounds = {row["method"]: row["rounds"] for row in self.rows(self.workdir)}
+        for kind in ("df_qat_kd", "qat", "qat_kd"):
+            self.assertEqual(int(rounds[kind]), 1, kind)
 
     def test_multi_label_teacher_teaches_nobody(self):
         said = ModelDescription((0,), (1,), "sigmoid", tuple("ab"))

@@ -217,12 +217,6 @@ class Comparison:
             print(f"  failed: {error}", flush=True)
             self._add(widths.name, method, {"failure": str(error)})
 
-    def _rounds(self, widths: BitWidths) -> int:
-        """Of _AS_LONG: all of them, where DF-QAT-KD was not made before."""
-        rows = self.workdir.metrics().get("rows", {})
-        row = rows.get(f"{widths.name}/df_qat_kd", {})
-        return row.get("rounds", self._config.rounds)
-
     def _network(
         self, widths: BitWidths, method: str, folder: pathlib.Path
     ) -> tuple[QuantizedNetwork, dict[str, float]]:
@@ -313,7 +307,8 @@ class Comparison:
             network = self._calibrated(" of real images", calibrated, widths)
         if method == "q":
             return network, {}
-        rounds = self._rounds(widths)
+        rows = self.workdir.metrics().get("rows", {})
+        rounds = rounds_of(rows, widths.name, self._config)
         settings = dataclasses.replace(self._config, rounds=rounds)
         context = common.context(settings, folder, on_one_device=True)
         if method == "rec":
@@ -631,6 +626,13 @@ def taught_by(teacher: Classifier, columns: list[str]) -> list[str]:
         print(f"Without the methods that learn: {error}", flush=True)
         return left
     return columns
+
+
+def rounds_of(
+    rows: Mapping[str, Mapping[str, Any]], widths: str, config: DistillationConfig
+) -> int:
+    """Of _AS_LONG: all of them, where DF-QAT-KD was not made before."""
+    return rows.get(f"{widths}/df_qat_kd", {}).get("rounds", config.rounds)
 
 
 def in_order(columns: Sequence[str]) -> list[str]:
