@@ -75,7 +75,9 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.named_parameters((path.stem, path) for path in FLAGFILES)
     @flagsaver.flagsaver
     def test_flags_of_the_papers_loop_give_it(self, path):
-        (line,) = re.findall(r"(?m)^#   (--recipe=paper .*)$", path.read_text())
+        self.assertIn("Their loop: docs/distillation.md.", path.read_text())
+        page = (ROOT / "docs/distillation.md").read_text()
+        (line,) = re.findall(r"(?m)^    (--recipe=paper .*)$", page)
         flags.FLAGS(["run", f"--flagfile={path}", *line.split()])
         warm_up = {"warm_up_steps": 300, "warm_up_batch_size": 128}
         expected = recipe("paper", batch_size=256, **warm_up)
