@@ -2,12 +2,7 @@
 
 from dfq_tf.distillation.batch_size import with_batch_size
 from dfq_tf.distillation.budget import Budget, check_devices, plan_of_steps
-from dfq_tf.distillation.generator import (
-    Sampler,
-    held_out,
-    held_out_count,
-    make_generators,
-)
+from dfq_tf.distillation.generator import Sampler, held_out_count, make_generators
 from dfq_tf.distillation.lessons import spread, synthesized
 from dfq_tf.distillation.phases import WarmedUp, warmed_up
 from dfq_tf.distillation.rounds import Rounds
@@ -31,7 +26,6 @@ __all__ = [
     "check_devices",
     "check_source",
     "choose_source",
-    "held_out",
     "held_out_count",
     "known_source",
     "make_generators",

@@ -308,23 +308,6 @@ def generate(
     return Sampler(generators, config)(num_images, seed)
 
 
-def held_out(
-    generators: Sequence[keras.Model], config: DistillationConfig, seed: int
-) -> np.ndarray:
-    """Images, as from `generate`, of other noise than training and calibration have.
-
-    Students are compared on them with the teacher. There are 1000, fewer if they are
-    large.
-
-    Args:
-      generators: from noise to pixels.
-      config: gives the batch size.
-      seed: of the run.
-    """
-    count = held_out_count(generators[0].output_shape[1:])
-    return generate(generators, config, count, seed + 1)
-
-
 def held_out_count(image_shape: tuple[int, int, int]) -> int:
     """How many generated images are held out: 1000, fewer if they are large."""
     fitting = _HELD_OUT_BYTES // math.prod(image_shape)

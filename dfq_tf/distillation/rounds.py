@@ -6,8 +6,7 @@ import numpy as np
 
 from dfq_tf.compat import keras
 from dfq_tf.context import Context
-from dfq_tf.distillation import phases
-from dfq_tf.distillation.generator import generate, held_out
+from dfq_tf.distillation import generator, phases
 from dfq_tf.distillation.teacher import ObservedTeacher
 from dfq_tf.settings import DistillationConfig
 from dfq_tf.training import Evaluate, Learner
@@ -36,10 +35,9 @@ class Rounds:
     ) -> None:
         phases.check_shares(context)  # before the warm-up, which takes any batch
         self._students, self._context = students, context
-        config, seed = context.settings, context.seed
-        self._bank = phases.make_bank(students[0], config, seed)
+        self._bank = phases.make_bank(students[0], context.settings, context.seed)
         self._warmed = phases.warmed_up(teacher, context, self._bank)
-        self.held_out = held_out(self._warmed.generators, config, seed)
+        self.held_out = self.sample(generator.held_out_count(teacher.image_shape))
 
     @property
     def generators(self) -> list[keras.Model]:
@@ -47,9 +45,13 @@ class Rounds:
         return self._warmed.generators
 
     def sample(self, count: int) -> np.ndarray:
-        """Images of the generators as they are now, uint8."""
+        """Images of the generators as they are now, uint8.
+
+        They are of other noise than training and calibration have.
+        """
         context = self._context
-        return generate(self.generators, context.settings, count, context.seed + 1)
+        config, seed = context.settings, context.seed + 1
+        return generator.generate(self.generators, config, count, seed)
 
     def run(
         self,
