@@ -9,16 +9,9 @@ from dfq_tf.compat import tf
 from dfq_tf.files import write_bytes
 
 
-def image_grid(images: np.ndarray, columns: int = 10) -> np.ndarray:
-    """Lays images out in rows, one white pixel apart.
-
-    Args:
-      images: uint8 (n, height, width, channels).
-      columns: images per row; the last row may be shorter.
-
-    Returns:
-      uint8 (rows * (height + 1) - 1, columns * (width + 1) - 1, channels).
-    """
+def _grid(images: np.ndarray) -> np.ndarray:
+    """Images in rows of ten, one white pixel apart; the last row may be shorter."""
+    columns = 10
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     shape = (rows * (height + 1) - 1, columns * (width + 1) - 1, channels)
@@ -43,7 +36,7 @@ def write_preview(
       The path of the picture, each pixel of an image 3 x 3 pixels large, or fewer if
       the image has more than 64 pixels a side.
     """
-    grid = image_grid(images)
+    grid = _grid(images)
     times = min(3, max(1, 192 // max(images.shape[1:3])))
     enlarged = np.repeat(np.repeat(grid, times, axis=0), times, axis=1)
     path = pathlib.Path(directory) / f"{name}.png"
