@@ -117,6 +117,15 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(WorkdirError, "--new: 2 -> 3$"):
             Workdir(self.path, {**_SETTINGS, "new": "3"}, defaults={"new": "3"})
 
+    def test_flag_that_is_gone_is_passed_over_where_it_did_nothing(self):
+        Workdir(self.path, {**_SETTINGS, "leaves_share": "0.0"})
+        Workdir(self.path, _SETTINGS)
+        self.assertNotIn("leaves", (self.path / "flags.cfg").read_text())
+        other = self.folder / "other"
+        Workdir(other, {**_SETTINGS, "leaves_share": "0.2"})
+        with self.assertRaisesRegex(WorkdirError, r"leaves_share: 0\.2 -> \(absent\)$"):
+            Workdir(other, _SETTINGS)
+
     def test_default_does_not_stand_for_a_flag_that_changed(self):
         Workdir(self.path, _SETTINGS)
         with self.assertRaisesRegex(WorkdirError, r"--alpha: 1\.0 -> 2\.0$"):

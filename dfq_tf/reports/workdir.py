@@ -27,6 +27,8 @@ _PACKAGES = (
 )
 # The files of every workdir.
 FLAGS, RUN, METRICS = "flags.cfg", "run.json", "metrics.json"
+# Settings of earlier versions -> the value with which they did nothing.
+_GONE = {"leaves_share": "0.0"}
 
 
 class Workdir:
@@ -118,6 +120,7 @@ class Workdir:
             before = parse_flagfile(read_text(path))
         except UnicodeDecodeError as error:
             raise damaged(path, error) from error
+        before = {name: v for name, v in before.items() if _GONE.get(name) != v}
         added = settings.keys() - before.keys()
         before |= {name: defaults[name] for name in added & defaults.keys()}
         changes = [
