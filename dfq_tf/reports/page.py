@@ -208,7 +208,6 @@ def _cells(row: Row, run: Record) -> dict[str, Any]:
         "bytes": row.measured.get("bytes"),
         "latency": row.measured.get("latency_ms"),
         "seconds": row.seconds,
-        "pieces": row.measured.get("xnnpack_pieces"),
     }
 
 
