@@ -242,6 +242,18 @@ class RunPageTest(parameterized.TestCase):
             self.assertIn("Q, real images W8A8", parsed.words)
             self.assertNotIn("int8 file", parsed.words)
 
+    @parameterized.parameters(
+        ({"teacher": "nets/net_0.25"}, "net_0.25"),
+        ({"teacher": "nets/tiny.v2.keras"}, "tiny.v2"),
+        ({"teacher": "tiny.keras", "student": "wide_0.5"}, "wide_0.5"),
+        ({}, "run_0.5"),
+    )
+    def test_network_is_named_as_its_file_is(self, flags, name):
+        folder = new_folder() / "run_0.5"
+        pages.write(folder, page=("generated",), flags=flags, curves=False)
+        text = page.write(folder).read_text()
+        self.assertIn(f"<h1>{name}, DF-Q", text)
+
     def test_places_where_a_run_went_on_are_named(self):
         folder = pages.write(new_folder() / "run", curves=False)
         run = json.loads((folder / "run.json").read_text())

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from dfq_tf.graph import (
     Node,
     has_kernel,
     macs_of,
+    model_name,
     softmax,
 )
 from dfq_tf.quantization import QuantizedNetwork
@@ -196,6 +197,15 @@ def _spread(node: Node, mean: str, deviation: str) -> np.ndarray:
     sizes = np.sqrt(sizes) if deviation == "variance" else np.abs(sizes)
     spread = _DEVIATIONS * sizes
     return np.array([(means - spread).min(), (means + spread).max()])
+
+
+def network_name(flags: Mapping[str, str]) -> str:
+    """What the network is called that flags say is quantized; empty if none do.
+
+    Args:
+      flags: of a run, name -> value, as a flagfile has them.
+    """
+    return model_name(flags.get("student") or flags.get("teacher") or "")
 
 
 def read(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:

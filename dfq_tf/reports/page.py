@@ -11,7 +11,7 @@ from typing import Any
 
 from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_text
-from dfq_tf.reports import charts, record, verdict
+from dfq_tf.reports import charts, facts, record, verdict
 from dfq_tf.reports.record import Record, Row
 from dfq_tf.settings import GENERATED, METHODS, PHOTOGRAPHS, PROCEDURAL
 
@@ -172,12 +172,8 @@ def latency(milliseconds: float) -> str:
 
 def _title(run: Record) -> str:
     """The network that was quantized, and to what."""
-    name = (
-        run.page.get("file", {}).get("model")
-        or pathlib.Path(
-            run.flags.get("student") or run.flags.get("teacher") or run.name
-        ).stem
-    )
+    said = run.page.get("file", {}).get("model")
+    name = said or facts.network_name(run.flags) or run.name
     return f"{name}, {run.best.title}" if run.best else name
 
 
