@@ -524,6 +524,26 @@ class VerdictTest(parameterized.TestCase):
         self.assertEqual(found.level, level)
         self.assertIn(words, found.sentence)
 
+    @parameterized.parameters(
+        (0.95, 0.94, "good"),  # their difference is above 0.01, as floats
+        (0.97, 0.94, "fair"),  # and that of these above 0.03
+        (0.95, 0.9399999, "fair"),  # one image of 10 million more
+        (0.97, 0.9399999, "poor"),
+    )
+    def test_a_whole_percent_that_is_lost_is_no_more_than_that(self, old, new, level):
+        metrics = {
+            "teacher": {**pages.METRICS["teacher"], "accuracy": old},
+            "df_q": {**pages.METRICS["df_q"], "accuracy": new},
+        }
+        folder = pages.write(new_folder(), metrics, curves=False)
+        self.assertEqual(verdict.of(record.read(folder)).level, level)
+
+    @parameterized.parameters((0.99, "good"), (0.97, "fair"), (0.96, "poor"))
+    def test_a_whole_percent_of_agreement_is_no_more_either(self, share, level):
+        training = {**pages.METRICS["df_q_training"], "expected_agreement": share}
+        folder = pages.write(new_folder(), {"df_q_training": training}, curves=False)
+        self.assertEqual(verdict.of(record.read(folder)).level, level)
+
     def test_quantized_students_workdir_is_judged_by_its_agreement(self):
         folder = pages.write(
             new_folder(),

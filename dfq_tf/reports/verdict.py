@@ -10,6 +10,8 @@ from dfq_tf.settings import METHODS, SIZE_SETTINGS, TRAINING, FileConfig
 
 # Share of the images that a file may lose, and still be good or fair.
 _GOOD, _FAIR = 0.01, 0.03
+# What floats may add to the difference of two shares: 0.95 - 0.94 is above 0.01.
+_ROUNDING = 1e-9
 # SQNR in dB above which a layer loses nothing that anyone would see: less than a
 # twentieth of its signal.
 _QUIET_DB = 26.0
@@ -120,6 +122,7 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
 
 
 def _level(lost: float) -> str:
+    lost -= _ROUNDING
     return "good" if lost <= _GOOD else "fair" if lost <= _FAIR else "poor"
 
 
