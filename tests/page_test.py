@@ -281,6 +281,27 @@ class RunPageTest(parameterized.TestCase):
                 page.write(folder)
         self.assertEqual([p.name for p in folder.iterdir()], ["metrics.json"])
 
+    @parameterized.parameters(
+        (3, "uint8", "uint8", True),
+        (3, "float32", "float32", True),
+        (3, "int8", "uint8", False),
+        (3, "uint8", "int16", False),
+        (1, "uint8", "uint8", False),
+        (4, "uint8", "uint8", False),
+    )
+    def test_code_for_mediapipe_is_of_files_that_it_opens(
+        self, channels, takes, gives, opens
+    ):
+        image = {**pages.FILE["input"], "shape": [1, 4, 4, channels], "type": takes}
+        output = {**pages.FILE["output"], "type": gives}
+        folder = pages.write(new_folder() / "run", page=(), curves=False)
+        facts.add(folder, "df_q", file={**pages.FILE, "input": image, "output": output})
+        words = Parsed(page.write(folder).read_text()).words
+        self.assertEqual("ImageClassifier.createFromOptions" in words, opens)
+        count = f"{channels} channel{'s' * (channels > 1)}"
+        said = f"this file has {count}, takes {takes} and gives {gives}."
+        self.assertEqual(said in words, not opens)
+
     @parameterized.parameters("uint8", "int8", "float32")
     def test_python_of_the_page_reads_a_photo(self, kind):
         """The code runs as it stands; LiteRT gives what it was fed."""

@@ -29,6 +29,8 @@ _LEVELS = {
 }
 # Measurements that are shares in [0, 1].
 _SHARES = ("agreement", "accuracy")
+# The types of inputs and outputs that MediaPipe takes.
+_MEDIAPIPE = {"uint8", "float32"}
 # What stands for the data type of an input in numpy code of the page.
 _PIXELS = {
     "uint8": "pixels",
@@ -344,7 +346,7 @@ def _app(run: Record) -> dict[str, Any] | None:
         "output": output,
         "feed": feed,
         "mode": {1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "RGB"),
-        "by_mediapipe": channels in (3, 4) and output["type"] in ("uint8", "float32"),
+        "by_mediapipe": channels == 3 and {image["type"], output["type"]} <= _MEDIAPIPE,
         "labels": run.page.get("generated", {}).get("class_names", []),
     }
 
