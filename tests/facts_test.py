@@ -147,6 +147,20 @@ class LayersTest(tf.test.TestCase):
         self.assertAlmostEqual(said["output"]["scale"], grid.scale.item(), places=6)
 
 
+class WidthsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("relu", dict(top=6.0), True),
+        ("elu", {}, False),
+        ("layer_normalization", dict(epsilon=1e-3), False),
+        ("depth_to_space", dict(block=2), False),
+    )
+    def test_some_layers_cannot_have_16_bits(self, kind, settings, takes):
+        sketch = Sketch()
+        sketch.conv("conv")
+        sketch(kind, "behind", **settings)
+        self.assertEqual(facts.takes_16_bits(sketch.graph()), takes)
+
+
 class GeneratedTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         ("logits", None, [0.2, 0.8]),

@@ -799,7 +799,17 @@ class VerdictTest(parameterized.TestCase):
         *_, made, flags = advised.call_args.args
         self.assertContainsSubset(["df_q"], made)
         self.assertEqual(flags, run.flags)
-        self.assertEqual(advised.call_args.kwargs, {"is_exclusive": True})
+        said = {"is_exclusive": True, "takes_16_bits": True}
+        self.assertEqual(advised.call_args.kwargs, said)
+
+    @parameterized.parameters(True, False)
+    def test_the_page_advises_16_bits_where_all_layers_can_have_them(self, takes):
+        folder = pages.write(new_folder(), pages.METRICS, curves=False)
+        layers = [{**each, "weights": "int8", "kind": "conv"} for each in pages.LAYERS]
+        facts.add(folder, "df_q", layers=layers, takes_16_bits=takes)
+        words = Parsed(page.write(folder).read_text()).words
+        self.assertEqual("--widths=W8A16" in words, takes)
+        self.assertIn("Try --activation_range=mse", words)
 
     def test_quiet_layers_need_nothing(self):
         layers = [{**each, "own_db": 40.0} for each in pages.LAYERS]

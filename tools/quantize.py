@@ -446,7 +446,8 @@ def measure_noise(
         layer_noise.write_report(noise, folder / f"{method}_noise", title)
     has_memory = not common.config_from_flags(CalibrationConfig).equalize
     layers = facts.layers(source, network, noise, has_memory)
-    facts.add(folder, method, layers=layers)
+    takes_16_bits = facts.takes_16_bits(network.graph)
+    facts.add(folder, method, layers=layers, takes_16_bits=takes_16_bits)
     return layer_noise.worst(noise)
 
 

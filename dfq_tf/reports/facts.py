@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from dfq_tf.compat import tf
+from dfq_tf.errors import UnsupportedLayerError
 from dfq_tf.files import read_object, write_text
 from dfq_tf.graph import (
     Classifier,
+    Graph,
     ModelDescription,
     Node,
     has_kernel,
@@ -21,9 +23,9 @@ from dfq_tf.graph import (
     model_name,
     softmax,
 )
-from dfq_tf.quantization import QuantizedNetwork
+from dfq_tf.quantization import QuantizedNetwork, check_widths
 from dfq_tf.reports import layer_noise
-from dfq_tf.settings import GENERATED
+from dfq_tf.settings import GENERATED, BitWidths
 
 # Images on the page, and the most pixels a side that one has there.
 NUM_SHOWN, MOST_PIXELS = 48, 80
@@ -197,6 +199,19 @@ def _spread(node: Node, mean: str, deviation: str) -> np.ndarray:
     sizes = np.sqrt(sizes) if deviation == "variance" else np.abs(sizes)
     spread = _DEVIATIONS * sizes
     return np.array([(means - spread).min(), (means + spread).max()])
+
+
+def takes_16_bits(graph: Graph) -> bool:
+    """Whether all layers of a network can have activations of 16 bits.
+
+    Args:
+      graph: rewritten for integers.
+    """
+    try:
+        check_widths(graph, BitWidths(num_bits_activation=16))
+    except UnsupportedLayerError:
+        return False
+    return True
 
 
 def network_name(flags: Mapping[str, str]) -> str:

@@ -58,7 +58,13 @@ def of_run(run: Record) -> str:
     tries = ""
     if worst:
         tries = verdict.advice(
-            layers, worst, made, run.flags, is_exclusive=run.is_exclusive
+            layers,
+            worst,
+            made,
+            run.flags,
+            is_exclusive=run.is_exclusive,
+            # An earlier version did not keep it.
+            takes_16_bits=run.page.get("takes_16_bits", True),
         )
     said = verdict.of(run)
     generated = run.page.get("generated", {})

@@ -260,6 +260,7 @@ def advice(
     made: Collection[str] = (),
     flags: Mapping[str, str] | None = None,
     is_exclusive: bool = True,
+    takes_16_bits: bool = True,
 ) -> str:
     """What to try about the worst layer of a file, of what was not tried yet.
 
@@ -269,6 +270,7 @@ def advice(
       made: the methods whose files the run has.
       flags: of the run, as a flagfile has them.
       is_exclusive: whether a class excludes all others; else no student learns them.
+      takes_16_bits: whether all layers can have activations of 16 bits.
     """
     flags = {k: v for k, v in (flags or {}).items() if v.lower() not in _OFF}
     if worst["own_db"] >= _QUIET_DB:
@@ -285,7 +287,8 @@ def advice(
             "Weights and outputs have the most bits there are: nothing else mends it."
         )
     left = [] if flags.get("activation_range") == "mse" else ["--activation_range=mse"]
-    if flags.get("target", _TARGET) == _TARGET:  # not all others take as many
+    is_target = flags.get("target", _TARGET) == _TARGET  # not all others take as many
+    if is_target and takes_16_bits:
         left.append("activations of 16 bits: --widths=W8A16")
     return f"Try {', or '.join(left)}." if left else "Nothing else mends it."
 
