@@ -16,7 +16,7 @@ _ROUNDING = 1e-9
 # twentieth of its signal.
 _QUIET_DB = 26.0
 # Values of flags that ask for nothing.
-_OFF = ("", "0", "false")
+_OFF = ("", "0")
 # For which clients a file is, where no flag says it.
 _TARGET = FileConfig().target
 # Quantile of the normal distribution, for 95 %.
@@ -272,14 +272,12 @@ def advice(
       is_exclusive: whether a class excludes all others; else no student learns them.
       takes_16_bits: whether all layers can have activations of 16 bits.
     """
-    flags = {k: v for k, v in (flags or {}).items() if v.lower() not in _OFF}
+    flags = {k: v for k, v in (flags or {}).items() if v not in _OFF}
     if worst["own_db"] >= _QUIET_DB:
         return "All layers are quiet. There is nothing to mend."
     if (bits := _kernel_bits(worst)) < 8:
         tries = _of_few_bits(layers, worst, made, flags, is_exclusive)
         return f"Its weights have {bits} bits. Try {tries}."
-    if "depthwise" in worst["kind"] and not flags.get("equalize"):
-        return "Channels of a depthwise kernel often differ in size. Try --equalize."
     if worst["bits"] < 8:
         return "Its outputs have few bits. Try --widths=W8A8."
     if worst["bits"] > 8:
