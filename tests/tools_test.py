@@ -145,6 +145,15 @@ class RunTest(tf.test.TestCase):
         # Layers that BatchNormalization remembers, some of them inside kernels.
         self.assertGreater(sum(layer["bn_low"] is not None for layer in layers), 5)
 
+    def test_images_that_set_the_ranges_are_those_that_are_not_held_out(self):
+        """Of the 32 images of the flagfile, a quarter chooses between settings."""
+        metrics = json.loads((self.workdir / "metrics.json").read_text())
+        for method in ("df_q", "df_qat_kd"):
+            (count,) = metrics[f"{method}_training"]["calibration_sources"].values()
+            self.assertEqual(count, 32 - 8)
+        text = (self.workdir / "report.html").read_text()
+        self.assertRegex(text, r"\b24 [^<]* set the ranges of the file")
+
     def test_noise_of_a_file_is_what_the_run_said(self):
         folder = new_folder()
         for name in ("df_q.tflite", "df_q_images.npy"):

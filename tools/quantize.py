@@ -238,11 +238,15 @@ def quantize_network(
     seconds = round(time.monotonic() - began, 1)
     with common.stage("images held out"):
         same = _agreement(teacher, result, config, path)
+    calibrated = result.prepared.calibrated
     training: dict[str, Any] = {
         "seconds": seconds,
         "agreement_on_held_out_images": same,
         "batch_size": config.batch_size,
-        "calibration_sources": {result.source.kind: len(result.prepared.images)},
+        # Without those that choose between settings and set no range.
+        "calibration_sources": {
+            result.source.kind: len(calibrated.images) - len(calibrated.held_out)
+        },
         "images": result.source.name,
         "images_distance": result.source.distance,
         **result.measurements,
