@@ -532,6 +532,21 @@ class Prepared:
         return {kind: (each, self.network.scores(each)) for kind, each in kinds.items()}
 
     @functools.cached_property
+    def telling(self) -> list[str]:
+        """The kinds of `exact_by_kind` on which agreement tells how well networks do.
+
+        Not those of which the float network answers nearly all images with one class;
+        and none where classes do not exclude each other.
+        """
+        if not self.teacher.description.is_exclusive:
+            return []
+        return [
+            kind
+            for kind, (_, exact) in self.exact_by_kind.items()
+            if np.bincount(exact.argmax(-1)).max() <= _MOST_OF_A_CLASS * len(exact)
+        ]
+
+    @functools.cached_property
     def answers(self) -> np.ndarray:
         """The teacher's scores for the images held out."""
         return self.teacher.scores(self.held_out)
@@ -620,13 +635,11 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
 def _expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
     found: dict[str, float] = {}
     sure = []
-    one_class = prepared.teacher.description.is_exclusive
     for kind, (images, exact) in prepared.exact_by_kind.items():
         scores = network.scores(images)
         found[f"agreement_{kind}"] = agreement(scores, exact)
         found[f"sqnr_{kind}"] = sqnr(exact, scores)
-        most = np.bincount(exact.argmax(-1)).max()
-        if not one_class or most > _MOST_OF_A_CLASS * len(exact):
+        if kind not in prepared.telling:
             continue
         top = np.sort(exact, axis=-1)[:, -2:]
         order = np.argsort(top[:, 0] - top[:, 1])  # the surest first

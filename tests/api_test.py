@@ -1592,6 +1592,21 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             found = expected(held_out=one, procedural=one)
         self.assertEqual(found.keys(), EXPECTED - {"expected_agreement"})
 
+    def test_kinds_that_count_are_those_of_several_classes(self):
+        classes = self.prepared.network.scores(self.prepared.held_out).argmax(-1)
+        several = self.prepared.held_out[:40]
+        (most, *_) = np.argsort(-np.bincount(classes))
+        one = np.resize(self.prepared.held_out[classes == most], several.shape)
+        for held_out, procedural, kinds in (
+            (several, several, ["procedural", "generated"]),
+            (one, several, ["procedural"]),
+            (several, one, ["generated"]),
+            (one, one, []),
+        ):
+            prepared = dataclasses.replace(self.prepared)
+            vars(prepared).update(held_out=held_out, procedural=procedural)
+            self.assertEqual(prepared.telling, kinds)
+
     def test_one_class_says_nothing_of_sigmoid_scores(self):
         teacher = digits.teacher()
         description = dataclasses.replace(teacher.description, probabilities="sigmoid")

@@ -586,6 +586,22 @@ class VerdictTest(parameterized.TestCase):
         self.assertEqual("It learnt from crops of the public" in said, share == 1)
         self.assertEqual("--images=generated leaves" in said, share > 0)
 
+    @parameterized.parameters(
+        (["generated"], "held out (generated images) of which"),
+        (
+            ["procedural", "photographs"],
+            "held out (images of 1/f noise and crops of photographs) of which",
+        ),
+        (None, "held out, and of 1/f noise, of which"),  # of an earlier version
+    )
+    def test_images_are_named_on_which_agreement_is_expected(self, kinds, words):
+        training = {**pages.METRICS["df_q_training"]}
+        if kinds is not None:
+            training["expected_on"] = kinds
+        folder = pages.write(new_folder(), {"df_q_training": training}, curves=False)
+        said = " ".join(verdict.of(record.read(folder)).rests_on)
+        self.assertIn(f"On the three quarters of images {words} the float model", said)
+
     def test_agreement_on_one_class_alone_is_no_verdict(self):
         training = {
             "agreement_on_held_out_images": 1.0,

@@ -154,6 +154,13 @@ class RunTest(tf.test.TestCase):
         text = (self.workdir / "report.html").read_text()
         self.assertRegex(text, r"\b24 [^<]* set the ranges of the file")
 
+    def test_kinds_of_images_that_count_are_kept_where_any_do(self):
+        metrics = json.loads((self.workdir / "metrics.json").read_text())
+        for method in ("df_q", "df_qat_kd"):
+            training = metrics[f"{method}_training"]
+            is_told = "expected_agreement" in training
+            self.assertEqual(bool(training["expected_on"]), is_told)
+
     def test_noise_of_a_file_is_what_the_run_said(self):
         folder = new_folder()
         for name in ("df_q.tflite", "df_q_images.npy"):

@@ -249,6 +249,7 @@ def quantize_network(
         },
         "images": result.source.name,
         "images_distance": result.source.distance,
+        "expected_on": result.prepared.telling,
         **result.measurements,
     }
     training |= _tables(result, config)

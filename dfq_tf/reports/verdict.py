@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dfq_tf.reports.record import Record, Row
+from dfq_tf.reports.record import IMAGES, Record, Row
 from dfq_tf.settings import METHODS, SIZE_SETTINGS, TRAINING, FileConfig
 
 # Share of the images that a file may lose, and still be good or fair.
@@ -117,7 +117,8 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         sure = f"{percent(expected)} of those of which that is sure"
         sentence += f", and as the float student on {sure}."
     else:
-        sentence += f"; on those of which the float model is sure, {percent(expected)}."
+        sure = "on images held out of which the float model is sure"
+        sentence += f"; {sure}, {percent(expected)}."
     return Verdict(_level(1 - expected), sentence, rests)
 
 
@@ -179,8 +180,11 @@ def _expected(record: Record, best: Row) -> list[str]:
     training, said = best.training, []
     expected = _expected_agreement(best)
     if expected is not None:
+        kinds = [IMAGES.get(kind, kind) for kind in training.get("expected_on", ())]
+        # An earlier version did not keep the kinds.
+        images = f" ({' and '.join(kinds)})" if kinds else ", and of 1/f noise,"
         said.append(
-            "On the three quarters of images held out, and of 1/f noise, of which the "
+            f"On the three quarters of images held out{images} of which the "
             f"{record.exact} is surest, both agree on {percent(expected)}. Real "
             "images of the task are mostly of that kind; images near a border between "
             "two classes are where a rounding decides."
