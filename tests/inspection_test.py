@@ -175,7 +175,7 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
         teacher = networks.build(name)
         content = proof.convert(quantized(teacher))
         self.assertEqual(operators_of(found.rows), operators_in(content))
-        self.assertAllClose(found.file_bytes, len(content), rtol=0.15)
+        self.assertAllClose(found.file_bytes, len(content), rtol=0.03)
         self.assertEmpty(found.problems)
 
     def test_operators_of_a_model_that_is_rebuilt(self):
@@ -189,7 +189,7 @@ class RowsTest(parameterized.TestCase, tf.test.TestCase):
         found = inspection.inspect(model)
         content = proof.convert(quantized(classifiers.as_classifier(model)))
         self.assertEqual(operators_of(found.rows), operators_in(content))
-        self.assertAllClose(found.file_bytes, len(content), rtol=0.15)
+        self.assertAllClose(found.file_bytes, len(content), rtol=0.03)
         self.assertEqual((found.num_outputs, found.gives), (1, "sigmoid"))
         self.assertEqual(found.classifier.num_classes, 2)
 

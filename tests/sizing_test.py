@@ -239,6 +239,12 @@ class SizedTest(tf.test.TestCase, parameterized.TestCase):
         sized = post_training(network, images, mixed, CALIBRATION)
         self.assertLessEqual(len(writer.write(sized, file)), 1024 * kib)
 
+    def test_size_of_the_int8_file_is_nearly_known_before_there_are_ranges(self):
+        network = float_network(many_grids().classifier())
+        ranged = post_training(network, self.images[:8], BitWidths(), CALIBRATION)
+        size = len(writer.write(ranged, FileConfig()))
+        self.assertAllClose(sizing.file_bytes(network), size, rtol=0.02)
+
 
 class RefusedTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters("half", "0.5", "1.5x", "0x", "x", "-0.5x")

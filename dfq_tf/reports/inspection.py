@@ -19,8 +19,8 @@ from dfq_tf.graph import (
     rewriting,
 )
 from dfq_tf.importing import classifiers
-from dfq_tf.quantization import grids, with_pixels
-from dfq_tf.tflite import Outline, outline
+from dfq_tf.quantization import float_network, grids, with_pixels
+from dfq_tf.tflite import Outline, file_bytes, outline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ def inspect(model: Any, **arguments: Any) -> Inspection:
         ),
         parameters=int(reading.told.model.count_params()),
         multiply_accumulates=macs_of(network.graph.nodes.values()),
-        file_bytes=followed.outline.num_bytes if is_whole else None,
+        file_bytes=file_bytes(float_network(classifier)) if classifier else None,
         classifier=classifier,
     )
 

@@ -9,7 +9,13 @@ from dfq_tf.tflite.running import (
     kernel_types,
     open_interpreter,
 )
-from dfq_tf.tflite.sizing import SizedLayer, as_table, check_size, sized_widths
+from dfq_tf.tflite.sizing import (
+    SizedLayer,
+    as_table,
+    check_size,
+    file_bytes,
+    sized_widths,
+)
 from dfq_tf.tflite.targets import check_target_takes
 from dfq_tf.tflite.writer import Outline, check_target, outline
 
@@ -24,6 +30,7 @@ __all__ = [
     "check_target",
     "convert",
     "dequantized",
+    "file_bytes",
     "kernel_types",
     "labels_text",
     "open_interpreter",

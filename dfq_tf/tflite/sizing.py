@@ -78,6 +78,15 @@ class _Sizes:
         return len(write(changed.with_room_for_biases(), self._file))
 
 
+def file_bytes(network: Classifier) -> int:
+    """Bytes of the int8 file of a float network, nearly: no range is known yet.
+
+    Args:
+      network: from `float_network`.
+    """
+    return len(write(with_any_ranges(network), FileConfig()))
+
+
 def check_size(network: Classifier, widths: BitWidths, file: FileConfig) -> None:
     """Raises ConfigError if no file of a float network is as small as asked for.
 

@@ -98,13 +98,11 @@ class Outline:
       taken_in: node -> the node whose operator has taken it in, as that of a
         convolution takes in a ReLU.
       behind: the operators behind the logits, in order.
-      num_bytes: size of the file.
     """
 
     operators: Mapping[str, tuple[str, ...]]
     taken_in: Mapping[str, str]
     behind: tuple[str, ...]
-    num_bytes: int
 
 
 def outline(
@@ -118,7 +116,8 @@ def outline(
       config: what the file takes and gives, and what it is for.
     """
     blank = _Blank(graph, description)
-    writer = _Writer(blank, ends_of(blank, config), config)
+    ends = ends_of(blank, config)
+    writer = _Writer(blank, ends, config)
     found: dict[str, tuple[str, ...]] = {}
     taken_in: dict[str, str] = {}
     writer.add_image(blank.grid(graph.image.name))
@@ -132,9 +131,8 @@ def outline(
         others = set(writer.stored) - stored - {name}
         taken_in.update(dict.fromkeys(others, name))
     done = len(writer.file.operators)
-    metadata = Metadata(class_names=description.class_names)
-    num_bytes = len(writer.finish(metadata))
-    return Outline(found, taken_in, tuple(writer.file.operators[done:]), num_bytes)
+    add_answers(writer.file, blank, writer.stored[blank.graph.output], ends)
+    return Outline(found, taken_in, tuple(writer.file.operators[done:]))
 
 
 def check_target(network: Classifier, widths: BitWidths, config: FileConfig) -> None:
