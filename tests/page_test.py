@@ -216,6 +216,23 @@ class RunPageTest(parameterized.TestCase):
         self.assertNotIn("generator", words)
         self.assertIn("none of them is of the task's data", words)
 
+    def test_files_are_measured_on_images_of_the_first_method(self):
+        """The best one, of generated images, on the photographs of the first."""
+        metrics = {"df_q_training": pages.METRICS["df_q_training"]}
+        for method, share in (("df_q", 0.5), ("df_qat_kd", 0.75)):
+            row = {"agreement": share, "images": 160, "bytes": 1, "kind": "photographs"}
+            metrics[method] = row
+        folder = pages.write(new_folder() / "run", metrics, curves=False)
+        for method, kind in (("df_q", "photographs"), ("df_qat_kd", "generated")):
+            shown = {**facts.read(folder, "df_q")["generated"], "kind": kind}
+            facts.add(folder, method, layers=pages.LAYERS, generated=shown)
+        words = Parsed(page.write(folder).read_text()).words
+        self.assertIn("the float model on 75.0 % of crops of photographs", words)
+        self.assertIn("on 75.0 % of 160 crops of photographs (95 %", words)
+        self.assertIn("Classes among 60 generated images", words)
+        said = "crops of photographs (DF-Q W4A8) and generated images (DF-QAT-KD W4A8)"
+        self.assertIn(f"{said}, which do not compare.", words)
+
     def test_pictures_of_the_user_are_not_said_to_be_none_of_the_tasks(self):
         sources = {"calibration_sources": {"pictures": 64, "procedural": 2}}
         training = {**pages.METRICS["df_q_training"], **sources}

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from tools import common, compare, inspect_model, quantize, train_teacher
+from tools import common, compare, inspect_model, quantize, run, train_teacher
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.distillation import generator, phases
 from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
-from dfq_tf.reports import costs
+from dfq_tf.reports import costs, facts
 from dfq_tf.reports.workdir import Workdir
 from tests import helpers
 from tests.helpers import new_folder
@@ -213,6 +213,28 @@ class RunTest(tf.test.TestCase):
         self.assertIn("--warm_up_steps: 4 -> 5", other.stderr)
         self.assertNotIn("Traceback", other.stderr)
         self.assertEqual((self.workdir / "flags.cfg").read_text(), flags_before)
+
+
+class MeasuringImagesTest(tf.test.TestCase):
+    def test_images_held_out_are_those_of_the_first_method_and_so_is_their_kind(self):
+        folder = new_folder()
+        for method, kind, pixel in (
+            ("df_q", "photographs", 7),
+            ("df_qat_kd", "generated", 9),
+        ):
+            np.save(folder / f"{method}_images.npy", np.full((2, 4, 4, 1), pixel))
+            facts.add(folder, method, generated={"kind": kind})
+        workdir = types.SimpleNamespace(path=folder)
+        images, labels, kept = run.images_that_measure("df_q", None, workdir)
+        self.assertAllEqual(images, np.full((2, 4, 4, 1), 7))
+        self.assertIsNone(labels)
+        self.assertEqual(kept, {"kind": "photographs"})
+
+    def test_labelled_images_are_of_no_such_kind(self):
+        split = types.SimpleNamespace(images=np.zeros((2, 4, 4, 1)), labels=[0, 1])
+        dataset = types.SimpleNamespace(load={"test": split}.get)
+        found = run.images_that_measure("df_q", dataset, None)
+        self.assertEqual(found, (split.images, split.labels, {}))
 
 
 @pytest.mark.long

@@ -30,6 +30,7 @@ from dfq_tf.reports import costs, facts, page
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
     AUTO_METHOD,
+    GENERATED,
     METHODS,
     BitWidths,
     CalibrationConfig,
@@ -398,19 +399,14 @@ def measure(
       dataset: None without.
       workdir: takes the results.
     """
-    if dataset:
-        test = dataset.load("test")
-        images, labels = test.images, test.labels
-    else:
-        images = np.load(workdir.path / f"{next(iter(made))}_images.npy")
-        labels = None
+    images, labels, kept = images_that_measure(next(iter(made)), dataset, workdir)
     with common.stage(f"evaluation of the teacher on {len(images):,} images"):
         teacher_scores = teacher.scores(images)
         for key, model in (("teacher", teacher), ("student", network)):
             if model is not None:
                 scores = teacher_scores if model is teacher else model.scores(images)
                 size = model.num_bytes
-                row(workdir, key, scores, labels, teacher_scores, bytes=size)
+                row(workdir, key, scores, labels, teacher_scores, bytes=size, **kept)
     source = network or teacher
     exact = float_network(source, common.config_from_flags(CalibrationConfig))
     for method, (quantized, content) in made.items():
@@ -434,6 +430,7 @@ def measure(
             xnnpack_pieces=tflite.num_pieces,
             worst_layer=f"{worst.name}, {worst.own_db:.1f} dB",
             largest_difference_in_steps=difference,
+            **kept,
         )
     if FLAGS.yardstick:
         assert dataset is not None
@@ -442,6 +439,28 @@ def measure(
             scores = TFLiteClassifier(content).scores(images)
         row(workdir, "q", scores, labels, teacher_scores, bytes=len(content))
     add_peak(workdir)
+
+
+def images_that_measure(
+    first: str, dataset: datasets.Dataset | None, workdir: Workdir
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, str]]:
+    """The test images with their labels, or else the images that a method held out.
+
+    Args:
+      first: the method that was made first.
+      dataset: None without.
+      workdir: has the images held out.
+
+    Returns:
+      Images; labels, None without; and what metrics.json keeps of images held out:
+      their kind, see `Source.kind`.
+    """
+    if dataset:
+        test = dataset.load("test")
+        return test.images, test.labels, {}
+    images = np.load(workdir.path / f"{first}_images.npy")
+    shown = facts.read(workdir.path, first).get("generated", {})
+    return images, None, {"kind": shown.get("kind", GENERATED)}
 
 
 def add_peak(workdir: Workdir) -> None:

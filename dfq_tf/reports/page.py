@@ -77,6 +77,7 @@ def of_run(run: Record) -> str:
         level=_LEVELS[said.level],
         tiles=_tiles(run),
         rows=[_cells(row, run) for row in run.rows],
+        sqnr_images=_sqnr_images(run),
         generated=generated,
         calibration=_calibration(run),
         class_charts=_class_charts(generated),
@@ -213,6 +214,18 @@ def _cells(row: Row, run: Record) -> dict[str, Any]:
         "latency": row.measured.get("latency_ms"),
         "seconds": row.seconds,
     }
+
+
+def _sqnr_images(run: Record) -> str:
+    """What the images are that the SQNR of each row is of, in words."""
+    rows: dict[str, list[str]] = {}
+    for row in run.rows:
+        if row.sqnr is not None:
+            rows.setdefault(record.IMAGES.get(row.kind, row.kind), []).append(row.title)
+    if len(rows) < 2:
+        return run.images
+    said = [f"{images} ({', '.join(titles)})" for images, titles in rows.items()]
+    return f"{' and '.join(said)}, which do not compare"
 
 
 def _with_interval(share: float | None, count: int | None) -> dict[str, Any] | None:

@@ -58,6 +58,7 @@ class Row:
       seconds: that making it took; None where it was not measured.
       sqnr: of the scores, from the pixels on, in dB; None likewise.
       num_held_out: images that its agreement in `training` was measured on.
+      kind: of its images held out, which its SQNR is of, see `Source.kind`.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Row:
     seconds: float | None = None
     sqnr: float | None = None
     num_held_out: int | None = None
+    kind: str = GENERATED
 
     @property
     def agreement(self) -> tuple[float, int | None] | None:
@@ -156,6 +158,15 @@ class Record:
         """What images held out are, in words."""
         kind = self.page.get("generated", {}).get("kind", GENERATED)
         return IMAGES.get(kind, kind)
+
+    @property
+    def images_agreed_on(self) -> str:
+        """What the images are, in words, that the best row's agreement is of.
+
+        Without labels, those that the first method held out measure all files.
+        """
+        kind = self.best.measured.get("kind") if self.best else None
+        return IMAGES.get(kind, kind) if kind else self.images
 
     @property
     def is_exclusive(self) -> bool:
@@ -279,9 +290,12 @@ def _row(
     page = facts.read(path, key)
     noise = page.get("layers")
     sqnr = noise[-1]["total_db"] if noise else None
-    count = page.get("generated", {}).get("count")
-    count = training.get("held_out_images", count)  # those shown may be fewer
-    return Row(key, title.strip(), measured or {}, training, seconds, sqnr, count)
+    shown = page.get("generated", {})
+    # Those shown may be fewer.
+    count = training.get("held_out_images", shown.get("count"))
+    kind = shown.get("kind", GENERATED)
+    title, measured = title.strip(), measured or {}
+    return Row(key, title, measured, training, seconds, sqnr, count, kind)
 
 
 def _phases(path: pathlib.Path) -> list[Phase]:

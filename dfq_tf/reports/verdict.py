@@ -96,13 +96,13 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
     if not record.is_exclusive:
         sentence = (
             f"The {subject} and the {record.reference} have the same largest score on "
-            f"{percent(same)} of {record.images}, but classes that do not exclude each "
-            "other have a score each, of which that says little."
+            f"{percent(same)} of {record.images_agreed_on}, but classes that do not "
+            "exclude each other have a score each, of which that says little."
         )
         return Verdict("unknown", sentence, rests)
     sentence = (
         f"The {subject} answers as the {record.reference} on {percent(same)} of "
-        f"{record.images}"
+        f"{record.images_agreed_on}"
     )
     if _is_one_class(best):
         sentence += (
@@ -157,7 +157,8 @@ def _measured(record: Record, best: Row) -> list[str]:
         low, high = interval(measured["agreement"], measured["images"])
         count = f"{measured['images']:,}"
         is_real = measured.get("accuracy") is not None
-        images = f"those {count} images" if is_real else f"{count} {record.images}"
+        held_out = f"{count} {record.images_agreed_on}"
+        images = f"those {count} images" if is_real else held_out
         said.append(
             f"File and {record.reference} give the same class on "
             f"{percent(measured['agreement'])} of {images} (95 % interval: "
