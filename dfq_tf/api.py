@@ -41,12 +41,13 @@ from dfq_tf.errors import ConfigError, ModelError, class_of
 from dfq_tf.files import check_no_pattern, may_write_in, nearest_there
 from dfq_tf.graph import (
     Classifier,
+    ModelDescription,
     agreement,
     description_beside,
     description_path,
     model_name,
 )
-from dfq_tf.importing import as_classifier, read_model
+from dfq_tf.importing import as_classifier, read_model, takes_pixels
 from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import (
     Calibrated,
@@ -899,8 +900,9 @@ def distill(
     Args:
       teacher: as in `quantize`; it is not changed.
       student: a tf_keras model for the same images and classes, which gives logits; it
-        is fed as the teacher is, unless it is a Learner, which says that itself.
-        Students start from its weights, further ones from random ones.
+        is fed as the teacher is, and so has no Rescaling of its own; a Learner says
+        itself how it is fed. Students start from its weights, further ones from random
+        ones.
       config: see `settings.recipe`.
       seed: as in `quantize`.
       precision: 'auto', 'float32' or 'bfloat16', of all networks.
@@ -1059,8 +1061,8 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
     """A student with its description.
 
     Raises:
-      ConfigError: it is for other images or classes, does not give logits, or cannot
-        learn.
+      ConfigError: it is for other images or classes, prepares pixels that are prepared
+        already, does not give logits, or cannot learn.
     """
     if isinstance(student, Learner):
         check_pair(teacher, student)
@@ -1073,6 +1075,7 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
         classes = student.output_shape[-1]
         _check_same("number of classes", teacher.num_classes, classes)
         description = dataclasses.replace(teacher.description, output="logits")
+        _check_fed_once(student, description)
         student = Learner(student, description)
         said, advice = "the student's", ""
     gives = _head_activation(student.model)
@@ -1084,6 +1087,19 @@ def _learner(student: keras.Model | Learner, teacher: Classifier) -> Learner:
     _check_can_be_copied(student.model)
     _check_can_learn(student.model)
     return student
+
+
+def _check_fed_once(student: keras.Model, description: ModelDescription) -> None:
+    """Raises ConfigError if pixels would be prepared twice."""
+    mean, scale = description.input_mean, description.input_scale
+    if {*mean} == {0.0} and {*scale} == {1.0}:
+        return  # pixels as they are
+    if takes_pixels(student):
+        raise ConfigError(
+            "the student has preprocessing of its own, such as a Rescaling layer, and "
+            f"is fed as the teacher is, with input_mean {mean} and input_scale "
+            f"{scale}: both would apply, one behind the other. Leave the student's out"
+        )
 
 
 def _check_can_be_copied(student: keras.Model) -> None:
@@ -1103,9 +1119,16 @@ def _check_can_be_copied(student: keras.Model) -> None:
 def _check_can_learn(student: keras.Model) -> None:
     """Raises ConfigError if no weight may change, or one is NaN or infinite.
 
+    Or if it takes integers, through which no generator learns.
     Or if a gradient would write past its memory, in oneDNN's kernels of TensorFlow
     2.21: that of a strided 1x1 convolution of few channels. The program would end.
     """
+    kind = tf.as_dtype(student.inputs[0].dtype)
+    if not kind.is_floating:
+        raise ConfigError(
+            f"the student's Input takes {kind.name}, through which no generator "
+            "learns; leave its dtype out, for float32"
+        )
     for layer in student._flatten_layers() if uses_onednn() else ():
         if (
             type(layer) is keras.layers.Conv2D

@@ -28,6 +28,7 @@ from dfq_tf.errors import (
     UnsupportedLayerError,
 )
 from dfq_tf.graph.classifier import Classifier, agreement
+from dfq_tf.graph.description import ModelDescription
 from dfq_tf.importing.classifiers import as_classifier
 from dfq_tf.procedural import natural_noise
 from dfq_tf.quantization import FittedBlock, Reconstructed, choosing
@@ -1148,6 +1149,33 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(other.student.description, description)
         weights = one.student.model.weights
         self.assertTrue(helpers.all_equal(weights, other.student.model.weights))
+
+    def test_student_with_preprocessing_of_its_own_is_refused(self):
+        """It would come behind the teacher's: pixels would be prepared twice."""
+        model, image = small_student().model, layers.Input((8, 8, 1))
+        prepares = keras.Model(image, model(layers.Rescaling(1 / 255)(image)))
+        with self.assertRaisesRegex(
+            ConfigError,
+            r"^the student has preprocessing .* input_mean \(120.0,\) .*Leave the stud",
+        ):
+            self.distill(prepares)
+        # Of what the teacher is fed, a student may make more: these are no pixels.
+        doubles = keras.Model(image, model(layers.Rescaling(2.0, -1.0)(image)))
+        api._learner(doubles, digits.teacher())
+        # A Learner says itself how it is fed; a teacher may take pixels as they are.
+        api._learner(Learner(prepares, digits.DESCRIPTION), digits.teacher())
+        raw = ModelDescription((0.0,), (1.0,), "logits", tuple("0123456789"))
+        teacher = dataclasses.replace(digits.teacher(), description=raw)
+        self.assertEqual(api._learner(prepares, teacher).description, raw)
+
+    def test_student_of_integers_is_refused(self):
+        image = layers.Input((8, 8, 1), dtype="uint8")
+        model = keras.Model(image, small_student().model(layers.Rescaling(1.0)(image)))
+        for given in (model, Learner(model, digits.DESCRIPTION)):
+            with self.assertRaisesRegex(
+                ConfigError, "^the student's Input takes uint8, .*leave its dtype out"
+            ):
+                self.distill(given)
 
     def test_student_whose_layers_are_frozen_is_refused(self):
         student = small_student()

@@ -318,6 +318,17 @@ def read(
     return ModelReading(told, found.layers, found.problems, found.graph, is_plain)
 
 
+def takes_pixels(model: Any) -> bool:
+    """Whether a model begins with preprocessing that was made for pixels, 0 to 255.
+
+    Args:
+      model: functional or Sequential, with one image and one output, of a fixed size;
+        it may have any layers.
+    """
+    _, own = take_preprocessing(read_layers(model).graph)
+    return own is not None and own.takes_pixels
+
+
 def _check_file(model: str | os.PathLike[str], allow_code: Any) -> None:
     """Raises ConfigError for an empty path, and for 'no' in the place of False."""
     if not os.fspath(model):

@@ -102,8 +102,7 @@ def decide(
         return dataclasses.replace(said, given=Preprocessing()), None
     if said.given is not None and not said.is_by_user:
         return said, None
-    is_own = own is not None and (own.is_nothing or own.is_of_pixels)
-    if said.given is None and is_own:
+    if said.given is None and own is not None and own.takes_pixels:
         said = dataclasses.replace(said, given=Preprocessing())
     found = feedings.find(graph, said.feeding, frozen)
     if found is not None and found.is_taken:

@@ -56,6 +56,15 @@ class Preprocessing:
         takes_mean = (np.abs(self.scale) == 1) & (of_black >= _LEAST_MEAN)
         return bool(((most <= _MOST_UNITS) | takes_mean).all())
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether a model that does this first takes pixels as they are.
+
+        What does nothing stands for more, of several branches, see
+        `take_preprocessing`.
+        """
+        return self.is_nothing or self.is_of_pixels
+
     def then(self, other: "Preprocessing") -> "Preprocessing":
         """This one, and another behind it."""
         return Preprocessing(
