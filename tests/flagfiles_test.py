@@ -31,6 +31,13 @@ from tests import helpers
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tools/flagfiles"
 FLAGFILES = sorted(FOLDER.glob("*_to_*.cfg"))
+# Those of digits, but for the one whose figures mean nothing.
+OF_DIGITS = [
+    path
+    for path in sorted(FOLDER.glob("*.cfg"))
+    if re.search(r"(?m)^--dataset=(digits|mnist|svhn)", path.read_text())
+    and path.stem != "smoke"
+]
 # Images and classes of the data sets, so that none need be there.
 DATASETS = {
     "cifar10": ((32, 32, 3), 10),
@@ -82,6 +89,16 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         warm_up = {"warm_up_steps": 300, "warm_up_batch_size": 128}
         expected = recipe("paper", batch_size=256, **warm_up)
         self.assertEqual(distill.distillation_config(), expected)
+
+    @parameterized.named_parameters((path.stem, path) for path in OF_DIGITS)
+    @flagsaver.flagsaver
+    def test_digits_are_not_mirrored(self, path):
+        flags.FLAGS(["run", f"--flagfile={path}"])
+        self.assertEqual(flags.FLAGS.augmentation, "crop")
+        self.assertEqual(quantize.qat_config().student_augmentation, "crop")
+        if flags.FLAGS.student:
+            config = distill.distillation_config()
+            self.assertEqual(config.student_augmentation, "crop")
 
     @flagsaver.flagsaver
     @pytest.mark.long
