@@ -553,11 +553,29 @@ class MinutesTest(tf.test.TestCase):
         # The second finds the folder free.
         for more, message in (
             (few, r"minutes is 0\.001; this machine needs at least [\d.]+ for one ba"),
-            ((), "it is trained"),
+            (("--steps=1",), "it is trained"),
         ):
             with helpers.eagerly(), training:
                 process = run_in_process("run", *flags, *more, f"--workdir={workdir}")
             self.assertRegex(process.stderr, f"(?m)^error: {message}")
+
+    def test_the_default_is_asked_about_too(self):
+        """Large images may need more, which is told before hours of training."""
+        error = ConfigError("minutes is 30, too few")
+        with (
+            mock.patch.object(api, "check_minutes", side_effect=error),
+            mock.patch.object(train_teacher, "trained_teacher") as training,
+        ):
+            process = run_in_process(
+                "run",
+                "--teacher=wrn_10_1",
+                "--student=wrn_10_1",
+                "--dataset=digits",
+                "--batch_size=4",
+                f"--workdir={new_folder()}/run",
+            )
+        self.assertRegex(process.stderr, "(?m)^error: minutes is 30, too few$")
+        training.assert_not_called()
 
 
 class SeveralWorkersTest(tf.test.TestCase, parameterized.TestCase):

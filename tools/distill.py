@@ -151,8 +151,7 @@ def check_flags(recipe_alone: bool = False) -> None:
 def check_minutes(teacher: Classifier) -> None:
     """Refuses --minutes that are too few for one round, before the teacher is trained.
 
-    Steps on this machine tell, for which random weights will do. That takes a minute,
-    and is left out where --minutes are as many as the default, or more.
+    Steps on this machine tell, for which random weights will do. That takes a minute.
 
     Args:
       teacher: the network that is to be trained.
@@ -162,8 +161,6 @@ def check_minutes(teacher: Classifier) -> None:
     """
     config = distillation_config()
     if not isinstance(config, BudgetConfig) or config.steps:
-        return
-    if config.minutes >= BudgetConfig.minutes:
         return
     common.say(f"Are {config.minutes:g} minutes enough for a round? Some steps tell")
     student = new_learner(teacher)
