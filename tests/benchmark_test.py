@@ -1,9 +1,14 @@
+import importlib.util
+import os
+import sys
+from unittest import mock
+
 from tools import benchmark
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation.teacher import observe
 from dfq_tf.graph.layers import KINDS
 from tests import helpers
-from tests.tool_runner import run_in_process
+from tests.tool_runner import ROOT, run_in_process
 
 layers = keras.layers
 
@@ -79,6 +84,35 @@ class CountOperationsTest(tf.test.TestCase):
             benchmark.count_operations(graph),
             dict.fromkeys(("student forward", "teacher forward"), 2 * 2 * macs / 1e9),
         )
+
+
+class GpuTest(tf.test.TestCase):
+    """Of benchmarks/gpu: what writes steps, and what takes them where JAX is."""
+
+    def module(self, name):
+        path = ROOT / f"benchmarks/gpu/{name}.py"
+        specification = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        return module
+
+    def test_batch_takes_the_generator_steps_of_its_program(self):
+        folder, taken = helpers.new_folder() / "program", []
+        self.module("export").write(folder, {}, {}, generator_steps=3)
+        names = ("jax", "jax._src", "jax._src.lib")
+        absent = mock.patch.dict(sys.modules, {n: mock.MagicMock() for n in names})
+        with absent, mock.patch.dict(os.environ):
+            module = self.module("run")
+            program = module.Program(folder, None)
+        run = module.Run(program, {"name": "a"}, seed=0)
+        run._take = lambda kind, number: taken.append((kind, number))
+        run._batch(2, gives_answers=True)
+        improved = [number for kind, number in taken if kind == "improve"]
+        self.assertEqual(improved, [6, 7, 8])
+        handed_over = [number for kind, number in taken if kind == "hand_over"]
+        self.assertEqual(handed_over, [7, 8])
+        with self.assertRaisesRegex(ValueError, "^generator_steps is of the program"):
+            module.Run(program, {"generator_steps": 10}, seed=0)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def write(
     folder: pathlib.Path,
     steps: Mapping[str, Callable[[tf.Tensor], Mapping[str, tf.Tensor]]],
     variables: Mapping[str, tf.Variable],
+    generator_steps: int,
 ) -> None:
     """Writes STEP.hlo for each step, and program.json, which says what goes in.
 
@@ -44,13 +45,18 @@ def write(
         so that programs share them.
       steps: each a function of (seed, step), int32 (2,), that gives scalars.
       variables: name -> variable, for those that are to be known by name.
+      generator_steps: of each batch, by which the start's rate goes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = folder.parent / "arrays"
     arrays.mkdir(exist_ok=True)
     names = {id(v.handle): name for name, v in variables.items()}
     values: dict[str, Any] = {}
-    program: dict[str, Any] = {"steps": {}, "values": values}
+    program: dict[str, Any] = {
+        "generator_steps": generator_steps,
+        "steps": {},
+        "values": values,
+    }
     alive = []  # the names hang on ids, which those that are gone would give away
 
     def known(captured: tf.Tensor) -> str:
@@ -133,6 +139,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     config = BudgetConfig(
         batch_size=FLAGS.batch_size,
+        generator_steps=FLAGS.generator_steps,
         student_learning_rate=0.1 * FLAGS.batch_size / 128,
         bank_images=FLAGS.bank_images,
         # So that programs have them; each run sets its own values.
@@ -172,7 +179,7 @@ def main(arguments: list[str]) -> None:
         "total_student_steps": made.total_student_steps,
         "bank": made.bank.variables[0],
     }
-    write(pathlib.Path(FLAGS.out), steps, variables)
+    write(pathlib.Path(FLAGS.out), steps, variables, config.generator_steps)
 
 
 if __name__ == "__main__":
@@ -183,6 +190,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("images", "", "Labelled images on which runs are measured.")
     flags.DEFINE_integer("others", 4096, "Images of each kind of formula.")
     flags.DEFINE_integer("batch_size", 128, "Images per step.")
+    flags.DEFINE_integer(
+        "generator_steps", BudgetConfig.generator_steps, "Steps for each batch."
+    )
     flags.DEFINE_integer("bank_images", 40_000, "Images that the bank holds.")
     flags.DEFINE_integer("seed", 0, "Of weights and images.")
     flags.DEFINE_string("precision", "bfloat16", "Of all networks.")

@@ -5,10 +5,11 @@
 Needs jax and numpy. RUNS.json is a list of runs, which share the device from the
 start. Each has a `name`; its `program`, a folder in PROGRAMS if that is not one itself;
 `rounds`, or `seconds` for as many rounds as fit, or both for what comes first; and what
-differs from the recipe: `first_share`, `student_steps`, `answer_uses`,
-`generator_steps`, and values of variables by their names, such as `noise_share` or
-`adversarial_weight`. Steps that several programs have are compiled once. The steps of a
-run, and the numbers that they draw from, are those of `dfq_tf.distillation.budget`.
+differs from the recipe: `first_share`, `student_steps`, `answer_uses`, and values of
+variables by their names, such as `noise_share` or `adversarial_weight`; the program says
+how many generator steps make a batch. Steps that several programs have are compiled
+once. The steps of a run, and the numbers that they draw from, are those of
+`dfq_tf.distillation.budget`.
 
 FOLDER/NAME.npz has the student's weights; with `snapshots`, NAME_K.npz those on the
 way, and NAME_images.npz some images of the bank.
@@ -37,7 +38,6 @@ HELD_OUT, ANSWERED = 2, 32
 # Seconds for what is written at the end.
 _SPARE = 8
 DEFAULTS = dict(
-    generator_steps=10,
     student_steps=80,
     answer_uses=4,
     first_share=0.1,
@@ -104,6 +104,7 @@ class Program:
     def __init__(self, folder: pathlib.Path, compiled: Compiled) -> None:
         program = json.loads((folder / "program.json").read_text())
         self._arrays, self._values = folder.parent / "arrays", program["values"]
+        self.generator_steps = program["generator_steps"]
         self.steps = {
             name: Step(compiled.get(folder / f"{name}.hlo"), specification)
             for name, specification in program["steps"].items()
@@ -127,6 +128,9 @@ class Run:
     def __init__(self, program: Program, settings: dict, seed: int) -> None:
         self._steps, self._values = program.steps, program.values()
         self._settings, self._seed = {**DEFAULTS, **settings}, seed
+        if "generator_steps" in settings:
+            raise ValueError("generator_steps is of the program: give it to export.py")
+        self._generator_steps = program.generator_steps
         # The part of the run without students, in whole rounds as the recipe has it.
         self._first = self._settings["first_share"]
         if rounds := settings.get("rounds"):
@@ -145,7 +149,7 @@ class Run:
 
     def _batch(self, number: int, gives_answers: bool = False) -> dict:
         self._take("begin", number)
-        count = self._settings["generator_steps"]
+        count = self._generator_steps
         for i in range(count):
             found = self._take("improve", number * count + i)
             if gives_answers and i >= count // 2:
