@@ -1,13 +1,16 @@
 """What a user says of a teacher's file: labels, and paths that begin at home."""
 
+import dataclasses
 import os
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from tools import teacher_flags
-from dfq_tf.errors import ConfigError
-from tests.helpers import new_folder
+from dfq_tf.errors import ConfigError, DataError
+from dfq_tf.tflite import TFLiteClassifier
+from dfq_tf.with_data.datasets import Dataset
+from tests.helpers import new_folder, small_classifier
 from tests.tool_runner import run_in_process
 
 
@@ -44,6 +47,31 @@ class LabelsTest(parameterized.TestCase):
     def test_other_bytes_are_refused(self):
         with self.assertRaisesRegex(ConfigError, "labels is .*read as text"):
             self.read(b"\xff\xfe\x00\x9f")
+
+
+class FitsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (("cat", "dog", "cow", "hen"), None),
+        (("a", "b", "c", "d"), None),
+        (("cat", "cow", "dog", "hen"), "class 1 is 'cow' of the model and 'dog' of"),
+    )
+    def test_classes_in_another_order_are_refused(self, names, message):
+        """Accuracy would be that of a model which takes dogs for cows."""
+        dataset = Dataset("pets", (8, 8, 3), ("cat", "dog", "cow", "hen"), self.fail)
+        teacher = small_classifier()
+        said = dataclasses.replace(teacher.description, class_names=names)
+        file = mock.Mock(
+            spec=TFLiteClassifier,
+            num_classes=4,
+            image_shape=(8, 8, 3),
+            class_names=names,
+        )
+        for model in (dataclasses.replace(teacher, description=said), file):
+            if message is None:
+                teacher_flags.check_fits(model, dataset)
+                continue
+            with self.assertRaisesRegex(DataError, f"of dataset pets .* {message}"):
+                teacher_flags.check_fits(model, dataset)
 
 
 class HomeTest(parameterized.TestCase):

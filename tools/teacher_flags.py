@@ -200,7 +200,10 @@ def with_dataset(teacher: Classifier) -> tuple[Classifier, datasets.Dataset | No
 
 
 def check_fits(model: Classifier | TFLiteClassifier, dataset: datasets.Dataset) -> None:
-    """Raises DataError if the model's classes or images are not the data set's."""
+    """Raises DataError if the model's classes or images are not the data set's.
+
+    Or if they are the same classes in another order.
+    """
     classes = len(dataset.class_names)
     if model.num_classes != classes:
         raise DataError(
@@ -213,4 +216,18 @@ def check_fits(model: Classifier | TFLiteClassifier, dataset: datasets.Dataset) 
             f"the model takes images of {model.image_shape}, but those of dataset "
             f"{dataset.name} are {dataset.image_shape}; name the data set that the "
             "model was trained on with --dataset"
+        )
+    wanted = dataset.class_names
+    names = (
+        model.class_names
+        if isinstance(model, TFLiteClassifier)
+        else model.description.class_names
+    )
+    if sorted(names) == sorted(wanted) and names != wanted:
+        place = next(i for i in range(classes) if names[i] != wanted[i])
+        raise DataError(
+            f"the model has the classes of dataset {dataset.name} in another order: "
+            f"class {place} is {names[place]!r} of the model and {wanted[place]!r} of "
+            "the data set, whose labels would count as wrong. If the names are wrong, "
+            "mend them, in --labels or in the model's .json; else name another data set"
         )
