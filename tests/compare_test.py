@@ -18,6 +18,21 @@ class RoundsTest(absltest.TestCase):
         for widths, expected in (("W8A8", 7), ("W4A8", 100), ("W4A4", 100)):
             self.assertEqual(compare.rounds_of(rows, widths, config), expected)
 
+    def test_a_row_of_other_rounds_is_made_again(self):
+        config = DistillationConfig(rounds=100)
+        rows = {
+            "W8A8/df_q": {"accuracy": 0.5},
+            "W8A8/df_qat_kd": {"rounds": 7},
+            "W8A8/qat": {"rounds": 100},
+            "W8A8/qat_kd": {"rounds": 7},
+            "W4A8/qat": {"failure": "NaN"},
+            "W4A8/qat_kd": {"rounds": 100},
+            "W4A4/qat": {"accuracy": 0.5},  # of a version that kept no rounds
+        }
+        made = {name for name in rows if compare.is_made(rows, *name.split("/"), config)}
+        self.assertEqual(made, rows.keys() - {"W8A8/qat", "W4A8/qat"})
+        self.assertFalse(compare.is_made(rows, "W4A4", "df_q", config))
+
     def test_they_come_behind_it(self):
         columns = ["q", "qat", "df_q", "df_qat_kd"]
         self.assertEqual(compare.in_order(columns), ["q", "df_q", "df_qat_kd", "qat"])

@@ -309,6 +309,15 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(TrainingError, "teacher: a -> c$"):
             _run(_Task(), 15, self.directory, identity={"teacher": "c"})
 
+    def test_run_of_another_identity_begins_anew_where_it_is_to(self):
+        same, other = {"rounds": "3"}, {"rounds": "2"}
+        _run(_Task(), 3, self.directory, identity=same)
+        for identity, seen in ((same, []), (other, [0, 1])):
+            loop.begin_anew("task", self.directory, identity)
+            task = _Task()
+            _run(task, int(identity["rounds"]), self.directory, identity=identity)
+            self.assertEqual(task.seen, seen)
+
     def test_run_without_checkpoints_leaves_the_folder_to_another(self):
         def step(index):
             raise KeyboardInterrupt

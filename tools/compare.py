@@ -8,7 +8,8 @@ DF-Q with noise, DF-Q, DF-QAT-KD; with --columns also REC, DF-REC and DF-REC-KD.
 WORKDIR/table.txt, table.csv, size.png (accuracy against size) and curves.png (agreement
 over training steps); each file, and where it loses accuracy, in WORKDIR/WIDTHS/. Give
 the same command again after an interruption, or after a row failed, or with more widths
-or columns: rows that are done are not repeated.
+or columns: rows that are done are not repeated, but for QAT and QAT-KD where DF-QAT-KD
+has since taken another number of rounds.
 """
 
 import csv
@@ -48,7 +49,7 @@ from dfq_tf.settings import (
     parse_widths,
 )
 from dfq_tf.tflite import TFLiteClassifier, proof
-from dfq_tf.training import Learner, seconds_in_steps
+from dfq_tf.training import Learner, begin_anew, seconds_in_steps
 from dfq_tf.with_data import datasets, yardsticks
 from dfq_tf.with_data.datasets import accuracy
 
@@ -197,12 +198,15 @@ class Comparison:
     def add_row(self, widths: BitWidths, method: str) -> None:
         """Makes and measures one file; a failure becomes the row's result."""
         rows = self.workdir.metrics().get("rows", {})
-        done = rows.get(f"{widths.name}/{method}")
-        if common.agreed(bool(done and not done.get("failure"))):
+        if common.agreed(is_made(rows, widths.name, method, self._config)):
             return
         common.say(f"{widths.name} {TITLES[method]}")
         folder = self.workdir.path / widths.name
         folder.mkdir(exist_ok=True)
+        if method in _AS_LONG:
+            # DF-QAT-KD may have been made since, by another number of rounds.
+            rounds = rounds_of(rows, widths.name, self._config)
+            begin_anew(method, folder, {"rounds": str(rounds)})
         self._shared.begin(seconds_in_steps(folder, *_own_runs(method)))
         try:
             network, told = self._network(widths, method, folder)
@@ -633,6 +637,20 @@ def rounds_of(
 ) -> int:
     """Of _AS_LONG: all of them, where DF-QAT-KD was not made before."""
     return rows.get(f"{widths}/df_qat_kd", {}).get("rounds", config.rounds)
+
+
+def is_made(
+    rows: Mapping[str, Mapping[str, Any]],
+    widths: str,
+    method: str,
+    config: DistillationConfig,
+) -> bool:
+    """Whether a row is there, and of as many rounds as it would have now."""
+    row = rows.get(f"{widths}/{method}")
+    if not row or row.get("failure"):
+        return False
+    rounds = rounds_of(rows, widths, config)
+    return method not in _AS_LONG or row.get("rounds", rounds) == rounds
 
 
 def in_order(columns: Sequence[str]) -> list[str]:

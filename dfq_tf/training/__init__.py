@@ -17,7 +17,7 @@ from dfq_tf.training.learner import (
     num_model_values,
     random_states,
 )
-from dfq_tf.training.loop import Evaluate, run_loop, seconds_in_steps
+from dfq_tf.training.loop import Evaluate, begin_anew, run_loop, seconds_in_steps
 from dfq_tf.training.optimizers import descend
 from dfq_tf.training.replicas import replica_concat, replica_mean, replica_slice
 from dfq_tf.training.timing import mean_seconds, unchanged
@@ -28,6 +28,7 @@ __all__ = [
     "Learner",
     "augment",
     "augment_pixels",
+    "begin_anew",
     "check_batch",
     "check_device",
     "check_model",

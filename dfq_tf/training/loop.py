@@ -132,6 +132,26 @@ def seconds_in_steps(directory: str | os.PathLike[str], *names: str) -> float:
     return seconds
 
 
+def begin_anew(
+    name: str, directory: str | os.PathLike[str], identity: Mapping[str, str]
+) -> None:
+    """Removes what a run of another identity has left, which `run_loop` would refuse.
+
+    Args:
+      name: of the run.
+      directory: as in the context of `run_loop`.
+      identity: as of `run_loop`; that of the run that is to come.
+
+    Raises:
+      ConfigError: what the run before has written down is damaged.
+    """
+    places = [pathlib.Path(directory) / kind for kind in ("checkpoints", "tensorboard")]
+    before = read_object(places[0] / name / _IDENTITY)
+    if any(before.get(key) != value for key, value in identity.items()):
+        for place in places:
+            shutil.rmtree(place / name, ignore_errors=True)
+
+
 class _Progress:
     """What a run has done: its counter, clock, bar, scalars, curve and checkpoints.
 
