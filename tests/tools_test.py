@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import functools
+import io
 import json
 import os
 import pathlib
@@ -1193,6 +1194,26 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             self.assertRegex(process.stderr, f"(?m)^error: .*{message}")
             self.assertNotIn("Traceback", process.stderr)
             self.assertLen(list(folder.iterdir()), 2)
+
+    def test_layer_noise_of_images_that_are_cut_off_or_none_is_one_message(self):
+        folder, array, archive = new_folder(), io.BytesIO(), io.BytesIO()
+        (folder / "a.tflite").touch()
+        np.save(array, np.zeros((1, 8, 8, 1), np.uint8))
+        np.savez(archive, np.zeros((1, 8, 8, 1), np.uint8))
+        whole = archive.getvalue()
+        for content in (b"", array.getvalue()[:-1], whole, whole[:-9]):
+            (folder / "images.npy").write_bytes(content)
+            with mock.patch("tools.teacher_flags.read_teacher"):
+                process = run_in_process(
+                    "layer_noise",
+                    DIGITS,
+                    f"--tflite={folder}/a.tflite",
+                    f"--images={folder}/images.npy",
+                )
+            self.assertEqual(process.returncode, 1, process.stderr)
+            message = "^error: .*images.npy is no .npy file of images: "
+            self.assertRegex(process.stderr, f"(?m){message}")
+            self.assertNotIn("Traceback", process.stderr)
 
     def test_layer_noise_that_cannot_be_written_is_told_before_the_work(self):
         folder = new_folder()

@@ -48,7 +48,8 @@ def read_images(path: str | None, tflite: pathlib.Path, count: int) -> np.ndarra
             "with --dataset"
         )
     try:
-        images = np.load(source, allow_pickle=False)
+        with open(source, "rb") as file:  # np.load takes other files too
+            images = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise ModelError(f"{source} is no .npy file of images: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
