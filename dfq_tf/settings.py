@@ -492,11 +492,12 @@ class MixedImages(Checked):
         super().__post_init__()
         given = {f"{kind}_share": self.share_of(kind) for kind in IMAGE_KINDS}
         shares = {name: value for name, value in given.items() if hasattr(self, name)}
-        if sum(shares.values()) > 1:
+        total = sum(shares.values())
+        if total > 1 + 1e-9:  # such as 0.4 + 0.2 + 0.3 + 0.1, as floats add up
             each = ", ".join(f"{name} {value:g}" for name, value in shares.items())
             raise ConfigError(
-                f"the shares are {each}, {sum(shares.values()):g} together; they must "
-                "be at most 1, and what is left is generated images"
+                f"the shares are {each}, {total:.10g} together; they must be at most "
+                "1, and what is left is generated images"
             )
 
     def share_of(self, kind: str) -> float:

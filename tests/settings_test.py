@@ -551,6 +551,10 @@ class DistillationConfigTest(parameterized.TestCase, tf.test.TestCase):
             r"^the shares are noise_share 0\.5, .* 1\.15 together; they must be at mo",
         ):
             settings.recipe("budget", noise_share=0.5, photographs_share=0.5)
+        # Floats of these add up to more than 1.
+        tenths = dict(noise_share=0.4, photographs_share=0.2)
+        tenths |= dict(mixup_share=0.3, cutmix_share=0.1)
+        self.assertEqual(settings.recipe("budget", **tenths).mixup_share, 0.3)
         whole = dict(noise_share=0.5, photographs_share=0.35)
         budget = settings.recipe("budget", **whole)
         self.assertEqual(budget.share_of("photographs"), 0.35)
