@@ -159,6 +159,15 @@ class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
     def test_seed_decides_every_kernel_of_large_networks(self, name):
         self.check(models.build_model(name, (32, 32, 3), 10))
 
+    def test_seed_decides_where_an_initializer_is_none_or_a_name(self):
+        class Named(layers.Dense):
+            def get_config(self):
+                return {**super().get_config(), "kernel_initializer": "he_normal"}
+
+        image = layers.Input((8, 8, 1))
+        x = layers.Conv2D(4, 3, kernel_initializer=None)(image)
+        self.check(keras.Model(image, Named(5)(layers.Flatten()(x))))
+
     def check(self, model):
         one, same, other = (copies.randomized(model, seed) for seed in (1, 1, 2))
         self.assertTrue(helpers.all_equal(one.weights, same.weights))

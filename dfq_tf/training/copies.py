@@ -6,7 +6,8 @@ elsewhere it is slower than float32. Variables stay float32 in either case.
 
 import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from dfq_tf.compat import is_of_layers, keras, tf
 from dfq_tf.settings import PRECISIONS, check_value
@@ -109,8 +110,24 @@ def randomized(model: keras.Model, seed: int) -> keras.Model:
     def copied(layer: keras.layers.Layer, gives_output: bool) -> keras.layers.Layer:
         config = layer.get_config()
         for name, value in config.items():
-            if name.endswith("_initializer") and "seed" in value["config"]:
-                value["config"]["seed"] = next(numbers) % 2**31
+            if name.endswith("_initializer"):
+                config[name] = _seeded(value, numbers)
         return layer.__class__.from_config(config)
 
     return cloned(model, copied)
+
+
+def _seeded(initializer: Any, numbers: Iterator[int]) -> Any:
+    """A layer's initializer, as its settings have it, with the next seed if it draws.
+
+    Args:
+      initializer: a dictionary, or a name; None for what Keras takes then.
+      numbers: the seeds that are left.
+    """
+    if initializer is None or isinstance(initializer, str):
+        named = keras.initializers.get(initializer or "glorot_uniform")
+        initializer = keras.initializers.serialize(named)
+    settings = initializer.get("config") if isinstance(initializer, dict) else None
+    if not isinstance(settings, dict) or "seed" not in settings:
+        return initializer  # one that draws nothing, or is not Keras' own
+    return {**initializer, "config": {**settings, "seed": next(numbers) % 2**31}}
