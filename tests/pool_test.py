@@ -93,7 +93,7 @@ class AnswersTest(parameterized.TestCase, tf.test.TestCase):
         observed = observe(self.teacher)
         store = pool.answer_store(observed, len(images), 2)
         answers = pool.Answers(observed, bank, others or {}, config, store)
-        answers.refresh(tf.constant([1, 2]))
+        self.told = answers.refresh(tf.constant([1, 2]))
         found = answers.store.all()
         return found["images"], found["logits"]
 
@@ -104,6 +104,12 @@ class AnswersTest(parameterized.TestCase, tf.test.TestCase):
         known = {image.tobytes() for image in self.images}
         kept = [image.tobytes() in known for image in images]
         self.assertEqual(all(kept), augmentation == "none")
+
+    def test_end_of_an_answer_can_be_waited_for(self):
+        """A GPU goes on when the call has returned, and its time is measured."""
+        _, logits = self.answered()
+        self.assertEqual([*self.told], ["mean_logit"])
+        self.assertAllClose(self.told["mean_logit"], logits.mean())
 
     @parameterized.parameters(-40.0, 300.0)
     def test_so_they_are_where_no_pixel_has_the_mean(self, mean):

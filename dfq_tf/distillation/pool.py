@@ -125,7 +125,11 @@ class Answers(tf.Module):
         self.shares = {kind: tf.Variable(config.share_of(kind)) for kind in kinds}
 
     def refresh(self, seed_and_step: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Answers one more batch, of (seed, step), int32 (2,)."""
+        """Answers one more batch, of (seed, step), int32 (2,).
+
+        Returns:
+          The mean of the logits, for who waits for the end.
+        """
         config = self._config
         seeds = tf.random.split(tf.random.fold_in(seed_and_step, ANSWER), 2)
         images = self._drawn(config.batch_size, seeds[0])
@@ -134,7 +138,7 @@ class Answers(tf.Module):
         changed = tf.round(changed)
         logits, _ = self._teacher(changed)
         self.store.add(images=tf.cast(changed, tf.uint8), logits=logits)
-        return {}
+        return {"mean_logit": tf.reduce_mean(logits)}
 
     def _drawn(self, count: int, seed: tf.Tensor) -> tf.Tensor:
         """float32 images, of each kind about its share, the rest from the bank."""
