@@ -1286,7 +1286,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             process = run_in_process("train_teacher", *flags)
             self.assertRegex(process.stderr, "^error: teacher_batch_size is 5000")
 
-    @parameterized.parameters(
+    OF_ABSENT_FILES = (
         ("run", "--teacher=absent.keras"),
         ("run", "--teacher=wrn_10_1", "--dataset=absent"),
         ("train_teacher", "--dataset=absent"),
@@ -1294,7 +1294,19 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("quantize", "--teacher=absent.keras"),
         ("compare", "--teacher=absent.keras"),
         ("convert", "--student=absent.keras"),
-        ("evaluate", "--model=absent.keras", "--dataset=digits"),
+    )
+
+    @parameterized.parameters(*OF_ABSENT_FILES)
+    def test_empty_workdir_is_refused_before_all_else(self, tool, *flags):
+        """As $FOLDER is where the shell has no such variable: not the current one."""
+        process = run_in_process(tool, *flags, "--workdir=")
+        self.assertEqual(process.returncode, 2, process.stderr)
+        self.assertStartsWith(
+            process.stderr, "error: workdir is empty; name a folder with --workdir"
+        )
+
+    @parameterized.parameters(
+        *OF_ABSENT_FILES, ("evaluate", "--model=absent.keras", "--dataset=digits")
     )
     def test_workdir_of_another_run_is_refused_before_all_else(self, tool, *flags):
         folder = new_folder()

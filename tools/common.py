@@ -491,7 +491,7 @@ def open_workdir(
 
     Raises:
       ConfigError: the workers have not the same flags, or other files; or the folder's
-        name is one that TensorFlow takes for a pattern.
+        name is empty, or one that TensorFlow takes for a pattern.
       WorkdirError: see `Workdir`; or another run is at work there.
     """
     claim = _claim(free, resolved)
@@ -534,7 +534,14 @@ def _claim(free: Collection[str], resolved: Mapping[str, Any] | None) -> _Claim:
 
 
 def _workdir_path(default: pathlib.Path | None) -> pathlib.Path:
-    """The folder of this worker."""
+    """The folder of this worker.
+
+    Raises:
+      ConfigError: --workdir is empty, as a variable of the shell that is not set; or
+        TensorFlow takes it for a pattern.
+    """
+    if FLAGS.workdir == "":
+        raise ConfigError("workdir is empty; name a folder with --workdir")
     path = pathlib.Path(FLAGS.workdir or default or ".")
     if "distribute" not in FLAGS:
         return path

@@ -118,7 +118,7 @@ def main() -> None:
     """Converts and reports."""
     if not FLAGS.student:
         raise ConfigError("student is empty; name a .keras file with --student")
-    if FLAGS.workdir:
+    if FLAGS.workdir is not None:
         common.check_workdir()
     with common.stage(f"reading of {FLAGS.student}", common.LONG_READING):
         network = api.load_quantized(FLAGS.student)
