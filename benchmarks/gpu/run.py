@@ -6,9 +6,9 @@ Needs jax and numpy. RUNS.json is a list of runs, which share the device from th
 start. Each has a `name`; its `program`, a folder in PROGRAMS if that is not one itself;
 `rounds`, or `seconds` for as many rounds as fit, or both for what comes first; and what
 differs from the recipe: `first_share`, `student_steps`, `answer_uses`, and values of
-variables by their names, such as `noise_share` or `adversarial_weight`; the program says
-how many generator steps make a batch. Steps that several programs have are compiled
-once. The steps of a run, and the numbers that they draw from, are those of
+variables by their names, such as `noise_share` or `adversarial_weight`; the program
+says how many generator steps make a batch. Steps that several programs have are
+compiled once. The steps of a run, and the numbers that they draw from, are those of
 `dfq_tf.distillation.budget`.
 
 FOLDER/NAME.npz has the student's weights; with `snapshots`, NAME_K.npz those on the
