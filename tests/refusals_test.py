@@ -298,20 +298,20 @@ CASES = {
         1,
         r"holds Python code \(__lambda__, a lambda\).*Write it as Keras layers$",
     ),
-    "initializer_that_is_installed": (
+    "activation_that_is_installed": (
         changed_config(
             lambda layer: layer["config"].update(
-                kernel_initializer={"module": "numpy.own", "class_name": "mine"}
+                activation={"module": "numpy.own", "class_name": "mine"}
             )
         ),
         FED,
         1,
         "names numpy.own.mine, .* if you trust .*--allow_code",
     ),
-    "initializer_that_is_not_installed": (
+    "activation_that_is_not_installed": (
         changed_config(
             lambda layer: layer["config"].update(
-                kernel_initializer={"module": "absent.own", "class_name": "mine"}
+                activation={"module": "absent.own", "class_name": "mine"}
             )
         ),
         FED,

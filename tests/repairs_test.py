@@ -227,6 +227,37 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         self.change_layer(path, "Dense", {"of_another_release": None, **renorm})
         self.assertReads(path, model)
 
+    @parameterized.product(
+        library=list(LIBRARIES),
+        suffix=(".keras", ".h5"),
+        own=(
+            {"module": "absent.own", "class_name": "Mine", "config": {"rate": 1}},
+            {"module": "keras.regularizers", "class_name": "OfAnotherRelease"},
+            {"class_name": "own>Mine", "config": {}},
+            "mine",
+        ),
+    )
+    def test_settings_of_ones_own_that_only_train_are_left_out(
+        self, library, suffix, own
+    ):
+        model = small(LIBRARIES[library])
+        path = self.folder() / f"own_{library}{suffix}"
+        model.save(path)
+        settings = ("kernel_initializer", "bias_regularizer", "kernel_constraint")
+        self.change_layer(path, "Dense", dict.fromkeys(settings, own))
+        found = self.assertReads(path, model)
+        self.assertIsNone(found.layers[-1].bias_regularizer)
+
+    def test_constraints_of_keras_2_are_known(self):
+        model, path = small(), self.folder() / "radial.keras"
+        model.save(path)
+        radial = {"module": "keras.constraints", "class_name": "RadialConstraint"}
+        radial |= {"config": {}, "registered_name": None}
+        self.change_layer(path, "Conv2D", {"kernel_constraint": radial})
+        found = self.assertReads(path, model)
+        constraint = found.get_layer("a").kernel_constraint
+        self.assertIsInstance(constraint, keras.constraints.RadialConstraint)
+
     @parameterized.parameters(*LIBRARIES)
     def test_unknown_renormalization_is_refused(self, library):
         path = self.folder() / f"renorm_{library}.keras"

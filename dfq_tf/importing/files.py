@@ -32,7 +32,9 @@ from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 from dfq_tf.importing.repairs import (
     CONFIG,
     METADATA,
+    TRAINING_CLASSES,
     WEIGHTS,
+    drop_own_training,
     is_of_tensorflow,
     repaired,
     serialized,
@@ -63,7 +65,7 @@ _OF_KERAS_1 = frozenset(
 # Layers and other parts that do nothing but compute. Those that run code, unpickle,
 # or read other files have no place here: Lambda, TFSMLayer, TorchModuleWrapper,
 # JaxLayer, FlaxLayer, StringLookup, TextVectorization and their like.
-_KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
+_KNOWN_CLASSES = ((KNOWN_LAYERS | TRAINING_CLASSES) - {"Lambda"}) | frozenset(
     """
     Custom>CustomScaleLayer
 
@@ -84,21 +86,11 @@ _KNOWN_CLASSES = (KNOWN_LAYERS - {"Lambda"}) | frozenset(
     DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale Policy PolicyV1
     QuantizedDTypePolicy SeedGenerator
 
-    ConstantV2 GlorotNormalV2 GlorotUniformV2 HeNormalV2 HeUniformV2 IdentityV2
-    LecunNormalV2 LecunUniformV2 OnesV2 OrthogonalV2 RandomNormalV2 RandomUniformV2
-    TruncatedNormalV2 VarianceScalingV2 ZerosV2
-
-    Constant GlorotNormal GlorotUniform HeNormal HeUniform IdentityInitializer
-    LecunNormal LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal
-    RandomUniform STFT TruncatedNormal VarianceScaling Zeros
-
     Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon
     Nadam RMSprop SGD CosineDecay ExponentialDecay PiecewiseConstantDecay
     CategoricalCrossentropy SparseCategoricalCrossentropy BinaryCrossentropy
     CategoricalAccuracy SparseCategoricalAccuracy BinaryAccuracy Accuracy AUC Mean
     TopKCategoricalAccuracy SparseTopKCategoricalAccuracy
-
-    L1 L1L2 L2 MaxNorm MinMaxNorm NonNeg OrthogonalRegularizer UnitNorm
     """.split()
 )
 # Values of JSON that are more than numbers and text, but no code.
@@ -373,6 +365,7 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
     """Refuses a configuration that names anything but known parts of Keras."""
     if not isinstance(config, dict):
         raise ModelError(f"{path} has no configuration of a model; it is damaged")
+    drop_own_training(config)
     for part in serialized(config):
         kind, module = part["class_name"], part.get("module") or ""
         if kind in _KNOWN_VALUES or allow_code:

@@ -169,6 +169,10 @@ LAYERS: dict[str, LayerNames] = {
     "ZeroPadding2D": LayerNames("pad", {"margins": "padding"}),
 }
 
+# How the settings end that say how weights are made and held small. What a user has
+# written may be among them.
+TRAINING_SETTINGS = ("_constraint", "_initializer", "_regularizer")
+
 # Layers that pass their input on unchanged, except while they are trained.
 TRAINING_ONLY = frozenset(
     """

@@ -18,8 +18,6 @@ from dfq_tf.graph import Graph, Node, Shape, layers, unique_name
 from dfq_tf.importing import keras_names, operations
 from dfq_tf.importing.operations import Found, Maker, Unknown
 
-# How weights were made and held small: with what a user may have written.
-_OF_TRAINING = ("_constraint", "_initializer", "_regularizer")
 # Layers that change pixels, or nothing, whatever the size of the image is.
 _OF_PIXELS = keras_names.TRAINING_ONLY | {"Normalization", "Rescaling"}
 
@@ -517,7 +515,8 @@ def _config(layer: Any) -> dict[str, Any]:
     """
     bare = object.__new__(type(layer))
     for name, value in vars(layer).items():
-        vars(bare)[name] = None if name.endswith(_OF_TRAINING) else value
+        only_trains = name.endswith(keras_names.TRAINING_SETTINGS)
+        vars(bare)[name] = None if only_trains else value
     try:
         return bare.get_config()
     # It asks objects and functions of the user, which may raise anything.

@@ -2,8 +2,8 @@
 
 Which format a file has is in its content. Keras goes by its name; releases 2.12 to 2.15
 gave the groups of weights other names, those from Windows with backslashes; layers have
-had arguments that other releases do not know; and Keras builds tfmot's layers of
-quantization twice.
+had arguments that other releases do not know; Keras builds tfmot's layers of
+quantization twice; and a file may name classes that only the training needs.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import h5py
 
 from dfq_tf.compat import keras, keras3
 from dfq_tf.importing import wrappers
-from dfq_tf.importing.keras_names import KNOWN_LAYERS, TRAINING_ONLY
+from dfq_tf.importing.keras_names import KNOWN_LAYERS, TRAINING_ONLY, TRAINING_SETTINGS
 
 # Members of a `.keras` archive.
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -33,6 +33,20 @@ _COMPILATION = "compile_config"
 _READ_LAYERS = KNOWN_LAYERS - {"Lambda"}
 # With False, this and all arguments of whose names it is the beginning say nothing.
 _RENORM = "renorm"
+# Initializers, regularizers and constraints of Keras.
+TRAINING_CLASSES = frozenset(
+    """
+    ConstantV2 GlorotNormalV2 GlorotUniformV2 HeNormalV2 HeUniformV2 IdentityV2
+    LecunNormalV2 LecunUniformV2 OnesV2 OrthogonalV2 RandomNormalV2 RandomUniformV2
+    TruncatedNormalV2 VarianceScalingV2 ZerosV2
+
+    Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer
+    LecunNormal LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal
+    RandomUniform STFT TruncatedNormal VarianceScaling Zeros
+
+    L1 L1L2 L2 MaxNorm MinMaxNorm NonNeg OrthogonalRegularizer RadialConstraint UnitNorm
+    """.split()
+)
 # What Keras 2 takes for any layer, though no constructor names it.
 _OF_ANY_LAYER = frozenset(
     """
@@ -110,11 +124,41 @@ def repair(config: Any, is_keras3: bool, of_models_inside: bool = False) -> bool
     Returns:
       Whether anything was changed.
     """
-    is_changed = drop_unknown_arguments(config, is_keras3)
+    is_changed = drop_own_training(config)
+    is_changed |= drop_unknown_arguments(config, is_keras3)
     is_changed |= drop_early_builds(config)
     is_changed |= name_functions(config)
     is_changed |= drop_compilations(config, of_models_inside)
     return is_changed
+
+
+def drop_own_training(config: Any) -> bool:
+    """Drops initializers, regularizers and constraints that Keras has not, in place.
+
+    It takes others for them, and the weights that were trained are in the file.
+
+    Returns:
+      Whether there were any.
+    """
+    is_changed = False
+    for part in serialized(config):
+        arguments = part.get("config")
+        if not isinstance(arguments, dict):
+            continue
+        for name, value in list(arguments.items()):
+            if name.endswith(TRAINING_SETTINGS) and not _is_of_training(value):
+                is_changed = True
+                del arguments[name]
+    return is_changed
+
+
+def _is_of_training(setting: Any) -> bool:
+    """Whether a setting is None, or one of `TRAINING_CLASSES`."""
+    if not isinstance(setting, dict):
+        return setting is None
+    package = str(setting.get("module") or "").split(".")[0]
+    is_known = str(setting.get("class_name")) in TRAINING_CLASSES
+    return is_known and package in ("", "keras", "tf_keras")
 
 
 def drop_unknown_arguments(config: Any, is_keras3: bool) -> bool:
