@@ -95,6 +95,31 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(scores, model(np.float32(images / 64)), atol=1e-5)
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_class_of_a_functional_model_does_not_count(self, library, suffix):
+        library = LIBRARIES[library]
+
+        class Own(library.Model):
+            def train_step(self, data):
+                return {}
+
+        made = network(library, library.layers.Conv2D(4, 3))
+        model = Own(made.inputs[0], made.outputs[0])
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        with self.assertWarnsRegex(UserWarning, "a functional model of the class Own,"):
+            found = as_classifier(path, input_mean=0, input_scale=1 / 64)
+        images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+        scores = tf.constant(found.scores(images))
+        if found.description.output == "logits":
+            scores = tf.nn.softmax(scores)
+        self.assertAllClose(scores, made(np.float32(images / 64)), atol=1e-5)
+
+    def test_module_of_a_functional_model_does_count(self):
+        config = json.loads(network(K).to_json()) | {"module": "os"}
+        with self.assertRaisesRegex(ModelError, "names os.Functional"):
+            files._check_config(self.folder, config, False)
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_lambda_is_run_only_if_it_is_allowed(self, library, suffix):
         library = LIBRARIES[library]
         half = library.layers.Lambda(lambda x: (x - 100.0) / 50.0, name="half")

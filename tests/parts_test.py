@@ -100,6 +100,15 @@ class ArchitectureTest(PartsTest):
         self.check_is(self.folder / "model.json", model)
         self.check_is(self.folder / "model.h5", model)
 
+    @parameterized.parameters(*LIBRARIES)
+    def test_class_of_a_functional_model_does_not_count(self, library):
+        class Own(LIBRARIES[library].Model):
+            pass
+
+        made = network(LIBRARIES[library])
+        model = Own(made.inputs[0], made.outputs[0])
+        self.check_is(self.written(model), model)
+
     @parameterized.product(library=list(LIBRARIES), beside=(False, True))
     def test_normalization_inside_of_an_old_file(self, library, beside):
         model = normalized(LIBRARIES[library])
@@ -288,6 +297,16 @@ class SavedModelTest(PartsTest):
         model(pixels().astype(np.float32))
         with self.assertRaisesRegex(ModelError, "a SavedModel of Own, a subclass of M"):
             files.read_model(self.saved(model))
+
+    def test_class_of_a_functional_model_does_not_count(self):
+        said = json.loads(network(keras).to_json()) | {"class_name": "Own"}
+        metadata = keras.protobuf.saved_metadata_pb2.SavedMetadata()
+        metadata.nodes.add(node_path="root", metadata=json.dumps(said))
+        path = self.folder / "own"
+        path.mkdir()
+        (path / "keras_metadata.pb").write_bytes(metadata.SerializeToString())
+        found = parts.parts_of(path)
+        self.assertEqual(found.config["config"], said["config"])
 
     @parameterized.parameters(b"nothing", b"")
     def test_configuration_that_is_damaged(self, content):

@@ -118,6 +118,21 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         self.assertReads(path, model)
         self.assertEqual(path.read_bytes(), before)
 
+    @parameterized.parameters("keras.engine.functional", "keras.src.engine.functional")
+    def test_functional_models_of_keras_2_12_and_2_13(self, module):
+        made, path = small(), self.folder() / "functional.keras"
+        model = keras.Model(made.inputs[0], made.outputs[0])
+        model.save(path)
+
+        def change(members):
+            config = json.loads(members[CONFIG])
+            self.assertEqual(config["class_name"], "Functional")
+            members[CONFIG] = json.dumps(config | {"module": module}).encode()
+            members[METADATA] = json.dumps({"keras_version": "2.12.0"}).encode()
+
+        self.rewritten(path, change)
+        self.assertReads(path, model)
+
     @parameterized.parameters("keras2.keras", "keras2.h5", "keras3.keras")
     def test_arguments_of_other_releases_of_layers_that_only_train(self, name):
         library = keras3() if name.startswith("keras3") else keras

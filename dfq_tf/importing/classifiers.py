@@ -117,7 +117,8 @@ def as_classifier(
 
     Warns:
       UserWarning: BatchNormalization finds the feeding, or contradicts it; a Resizing
-        says the size; wrappers of tfmot are taken off.
+        says the size; wrappers of tfmot are taken off; a file names a class of model
+        that is not Keras' own.
     """
     said: dict[str, Any] = dict(input_mean=input_mean, input_scale=input_scale)
     said |= dict(feeding=feeding, input_on_top=input_on_top or None, output=output)

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -31,11 +32,13 @@ from dfq_tf.importing import parts, wrappers
 from dfq_tf.importing.keras_names import ACTIVATION_OF, KNOWN_LAYERS, SIGNATURES
 from dfq_tf.importing.repairs import (
     CONFIG,
+    FUNCTIONAL,
     METADATA,
     TRAINING_CLASSES,
     WEIGHTS,
     drop_own_training,
     is_of_tensorflow,
+    name_model,
     repaired,
     serialized,
 )
@@ -158,6 +161,9 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
 
     Raises:
       ModelError: the file is absent, damaged, of another kind, or not to be trusted.
+
+    Warns:
+      UserWarning: the class of a functional model is not Keras' own.
     """
     path = pathlib.Path(path)
     try:
@@ -362,9 +368,20 @@ def _check_links(path: pathlib.Path, group: Any) -> None:
 
 
 def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
-    """Refuses a configuration that names anything but known parts of Keras."""
+    """Refuses a configuration that names anything but known parts of Keras.
+
+    What `repair` will change in a copy is changed here too, and does not count.
+    """
     if not isinstance(config, dict):
         raise ModelError(f"{path} has no configuration of a model; it is damaged")
+    own = config.get("class_name")
+    if name_model(config) and own not in FUNCTIONAL:
+        warnings.warn(
+            f"{path} has a functional model of the class {own}, which is not of Keras: "
+            "its layers are read, and no function of the class. If it has a call of "
+            "its own, its answers are others than these",
+            stacklevel=6,
+        )
     drop_own_training(config)
     for part in serialized(config):
         kind, module = part["class_name"], part.get("module") or ""

@@ -22,7 +22,7 @@ from dfq_tf.importing import repairs, wrappers
 
 _WEIGHTS = (".h5", ".hdf5")
 _METADATA, _VARIABLES = "keras_metadata.pb", "variables/variables"
-_NETWORKS = ("Functional", "Model", "Sequential")
+_NETWORKS = (*repairs.FUNCTIONAL, "Sequential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +99,9 @@ def _json(path: pathlib.Path) -> Parts:
             f"{path} is no architecture of a model, as model.to_json() writes it. If "
             "it describes a model, name the model's file, .keras or .h5, beside it"
         )
-    # Keras 3 names the module of a class, Keras 2 its own version.
-    module = str(config.get("module") or "").split(".")[0]
-    return Parts(path, config, module == "keras", _weights_beside(path))
+    # Keras 3 names the module of the class, Keras 2 its own version.
+    is_keras3 = "module" in config and "keras_version" not in config
+    return Parts(path, config, is_keras3, _weights_beside(path))
 
 
 def _weights_beside(path: pathlib.Path) -> pathlib.Path:
@@ -132,7 +132,8 @@ def _saved_model(path: pathlib.Path) -> Parts:
             f"{path} is a SavedModel whose {_METADATA} cannot be read; it is damaged"
         ) from error
     config = {name: said.get(name) for name in ("class_name", "config")}
-    if config["class_name"] not in _NETWORKS or not config["config"]:
+    is_network = config["class_name"] in _NETWORKS and config["config"]
+    if not is_network and not repairs.is_functional(config):
         raise ModelError(
             f"{path} is a SavedModel of {config['class_name']}, a subclass of Model: "
             "functions without layers, which cannot be rewritten. Build a functional "

@@ -47,6 +47,11 @@ TRAINING_CLASSES = frozenset(
     L1 L1L2 L2 MaxNorm MinMaxNorm NonNeg OrthogonalRegularizer RadialConstraint UnitNorm
     """.split()
 )
+# The classes of functional models in files, and what the configurations of these have.
+FUNCTIONAL = ("Functional", "Model")
+_OF_FUNCTIONAL = ("name", "layers", "input_layers", "output_layers")
+# Where Keras 2.12 had Functional, which no later release finds there.
+_OLD_PLACE = "keras.engine."
 # What Keras 2 takes for any layer, though no constructor names it.
 _OF_ANY_LAYER = frozenset(
     """
@@ -124,12 +129,43 @@ def repair(config: Any, is_keras3: bool, of_models_inside: bool = False) -> bool
     Returns:
       Whether anything was changed.
     """
-    is_changed = drop_own_training(config)
+    is_changed = name_model(config)
+    is_changed |= drop_own_training(config)
     is_changed |= drop_unknown_arguments(config, is_keras3)
     is_changed |= drop_early_builds(config)
     is_changed |= name_functions(config)
     is_changed |= drop_compilations(config, of_models_inside)
     return is_changed
+
+
+def is_functional(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a functional model, whatever its class is."""
+    arguments = config.get("config")
+    return isinstance(arguments, dict) and arguments.keys() >= {*_OF_FUNCTIONAL}
+
+
+def name_model(config: Any) -> bool:
+    """Gives a functional model a class that Keras finds, in place: the public one.
+
+    Its own class may have another training, of which nothing is needed.
+
+    Args:
+      config: of a model; models inside it stay.
+
+    Returns:
+      Whether it had another class.
+    """
+    is_old = str(config.get("module")).startswith(_OLD_PLACE)
+    is_keras = config.get("class_name") in FUNCTIONAL and not is_old
+    if is_keras or not is_functional(config):
+        return False
+    arguments = config["config"]
+    names = (*_OF_FUNCTIONAL, "trainable")
+    config["config"] = {name: arguments[name] for name in names if name in arguments}
+    config["class_name"] = "Model"
+    if "module" in config:
+        config |= {"module": "keras", "registered_name": None}
+    return True
 
 
 def drop_own_training(config: Any) -> bool:
