@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import zipfile
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -180,6 +181,19 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         finally:
             sys.path.remove(str(self.folder))
         self.assertNotIn("dfq_tf_trap", sys.modules)
+
+    def test_function_of_the_program_that_made_the_file_is_refused(self):
+        config = json.loads(network(K).to_json())
+        own = {"module": "__main__", "class_name": "function", "config": "mine"}
+        config["config"]["layers"][-1]["config"]["activation"] = own
+        # As of a script.
+        with (
+            mock.patch.object(sys.modules["__main__"], "__spec__", None),
+            self.assertRaisesRegex(
+                ModelError, "names __main__.function, .*Write it as Keras layers$"
+            ),
+        ):
+            files._check_config(self.folder, config, False)
 
     # Their layers are many, and each must be among those that are known.
     @parameterized.parameters(*LIBRARIES)

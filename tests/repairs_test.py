@@ -220,6 +220,18 @@ class RepairsTest(tf.test.TestCase, parameterized.TestCase):
         found = read_model(path)
         self.assertAllClose(found.get_weights(), model.get_weights())
 
+    def test_policies_of_keras_3_4(self):
+        model, path = small(K), self.folder() / "policy.keras"
+        model.save(path)
+        policy = {"module": "keras", "class_name": "FloatDTypePolicy"}
+        policy |= {"config": {"name": "float32"}, "registered_name": None}
+        self.change_layer(path, "Dense", {"dtype": policy})
+        self.assertReads(path, model)
+        policy["class_name"] = "Unheard"
+        self.change_layer(path, "Dense", {"dtype": policy})
+        with self.assertRaisesRegex(ModelError, "names keras.Unheard, which is not"):
+            read_model(path)
+
     def test_an_unknown_argument_of_a_layer_that_computes_is_refused(self):
         path = self.folder() / "model.keras"
         small().save(path)

@@ -86,8 +86,8 @@ _KNOWN_CLASSES = ((KNOWN_LAYERS | TRAINING_CLASSES) - {"Lambda"}) | frozenset(
 
     Functional Model Sequential SlicingOpLambda TFOpLambda
 
-    DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale Policy PolicyV1
-    QuantizedDTypePolicy SeedGenerator
+    DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale FloatDTypePolicy Policy
+    PolicyV1 QuantizedDTypePolicy SeedGenerator
 
     Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon
     Nadam RMSprop SGD CosineDecay ExponentialDecay PiecewiseConstantDecay
@@ -417,6 +417,8 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
 
 def _is_installed(module: str) -> bool:
     package = module.split(".")[0]
+    if package == "__main__":  # of another program, which Python does not look up
+        return False
     return bool(package) and importlib.util.find_spec(package) is not None
 
 
@@ -441,9 +443,11 @@ def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
 
 
 def _name_of(part: Mapping[str, Any]) -> str:
+    """The name of a layer; '' of all other parts, though some have names too."""
     config = part.get("config")
-    name = config.get("name") if isinstance(config, dict) else None
-    return str(part.get("name") or name or "")
+    settings = config if isinstance(config, dict) else {}
+    is_layer = "inbound_nodes" in part or "trainable" in settings
+    return str(part.get("name") or settings.get("name") or "") if is_layer else ""
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
