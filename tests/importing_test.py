@@ -61,6 +61,18 @@ def kinds(classifier):
     return [node.kind for node in classifier.graph.nodes.values()]
 
 
+def of_sums(policy, weight, kernel=(1.0, -1.0), head=None):
+    """A model of one dense layer behind the mean of weighted sums of channels."""
+    layers = keras.layers
+    image = layers.Input((8, 8, 3))
+    x = layers.Conv2D(1, 1, use_bias=False, dtype=policy, name="sum")(image)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(len(kernel), head, use_bias=False)(x)
+    model = keras.Model(image, x)
+    model.set_weights([np.full((1, 1, 3, 1), weight), np.array([kernel])])
+    return model
+
+
 # What is behind the convolution of `model_of`.
 BODY = ["batch_normalization", "relu"]
 
@@ -853,6 +865,35 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
         )
         with self.assertRaisesRegex(ModelError, "answers otherwise than the original"):
             as_classifier(model, **fed)
+
+    @parameterized.parameters("mixed_float16", "mixed_bfloat16")
+    def test_small_probabilities_of_16_bits_hide_no_difference(self, policy):
+        # Of 100 classes; none is above 0.05 here, and halving makes no such difference.
+        model = of_sums(policy, 1 / 3, np.linspace(-4, 4, 100), "softmax")
+        fed = dict(input_mean=0, input_scale=1 / 255)
+        as_classifier(model, **fed)
+        layer = model.get_layer("sum")
+        layer.call = lambda x: tf.reduce_sum(x, -1, keepdims=True) / 6
+        with self.assertRaisesRegex(ModelError, "answers otherwise than the original"):
+            as_classifier(model, **fed)
+
+    def test_image_that_float16_cannot_sum_is_left_out(self):
+        model = of_sums("mixed_float16", 400.0)  # 65,504 is less than 400 * 3 * 255
+        as_classifier(model, feeding="raw")
+        layer = model.get_layer("sum")
+        layer.call = lambda x: 200 * tf.reduce_sum(x, -1, keepdims=True)
+        with self.assertRaisesRegex(ModelError, "answers otherwise than the original"):
+            as_classifier(model, feeding="raw")
+
+    @parameterized.parameters(
+        ("mixed_float16", 1e5, "in 16 bits, .*: build it in float32, with the same w"),
+        ("float32", 3e38, "fed as in its training"),
+    )
+    def test_model_that_gives_no_numbers_is_refused(self, policy, weight, way_out):
+        model = of_sums(policy, weight)
+        message = f"infinity or NaN .* finite. .*{way_out}"
+        with self.assertRaisesRegex(ModelError, message):
+            as_classifier(model, feeding="raw")
 
     def test_way_out_of_16_bits_is_said(self):
         layers = keras.layers

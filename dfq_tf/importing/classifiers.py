@@ -597,11 +597,15 @@ def _check_same(result: Classifier, found: Network, *, compiles: bool) -> None:
     parts = np.split(fed, _COMPARED_IMAGES) if fixed == 1 else [fed]
     if fixed not in (None, 1):
         parts = [np.resize(fed, (fixed, *fed.shape[1:]))]
+    is_half = not _compute_types(told.model).isdisjoint({"float16", "bfloat16"})
     with _without_tf32():
         expected = np.concatenate([outputs_of(told.model, part) for part in parts])
-        if not np.isfinite(expected).all():
+        is_finite = np.isfinite(expected).all(axis=1)
+        if not is_finite.all() and not _has_finite_weights(graph):
             return  # the quantization names the layer whose weights are not finite
-        images = np.resize(pixels, (len(expected), *pixels.shape[1:]))
+        if not is_finite.any():
+            raise _not_finite(is_half)
+        images = np.resize(pixels, (len(expected), *pixels.shape[1:]))[is_finite]
         one_by_one = functools.partial(_computed, result, images)
         scores = result.scores(images) if compiles else one_by_one(graph.output)
         is_logits = result.description.output == "logits"
@@ -612,15 +616,10 @@ def _check_same(result: Classifier, found: Network, *, compiles: bool) -> None:
             scores = tf.sigmoid(logits).numpy()
     elif found.gives != result.description.output:  # a softmax was taken off
         scores = softmax(logits)
-    expected = expected.astype(np.float32)
-    is_half = not _compute_types(told.model).isdisjoint({"float16", "bfloat16"})
-    tolerance = _TOLERANCE_16 if is_half else _TOLERANCE
-    most = np.abs(expected).max()
-    if found.gives != "logits" and not is_half:  # 16 bits have no such logarithms
-        scores, expected = _logarithms(scores), _logarithms(expected)
-        most = np.abs(logits).max()
-    error = np.abs(scores - expected).max()
-    if not error <= tolerance * max(1.0, most):
+    expected = expected[is_finite].astype(np.float32)
+    for error, most in _errors(scores, expected, logits, found.gives, is_half):
+        if error <= most:
+            continue
         way_out = (
             "Its layers compute in 16 bits, whose rounding may add up to that: build "
             "it in float32, with the same weights. If it is refused then too, please "
@@ -632,6 +631,50 @@ def _check_same(result: Classifier, found: Network, *, compiles: bool) -> None:
             f"by up to {error:.3g}: a layer of it does not do here what it does there. "
             f"{way_out}report it with the model's summary"
         )
+
+
+def _errors(
+    scores: np.ndarray,
+    expected: np.ndarray,
+    logits: np.ndarray,
+    gives: str,
+    is_half: bool,
+) -> Iterator[tuple[float, float]]:
+    """How far outputs are from those expected, and how far they may be.
+
+    Probabilities are compared by their logarithms: of many classes each is small, and
+    so is any difference. Those of 16 bits are compared as they are too.
+    """
+    tolerance = _TOLERANCE_16 if is_half else _TOLERANCE
+    if is_half or gives == "logits":
+        error, most = np.abs(scores - expected).max(), np.abs(expected).max()
+        yield error, tolerance * max(1, most)
+    if gives != "logits":
+        if is_half:
+            tolerance *= 2  # that of a logit, and of what all are divided by
+        logarithms = [_logarithms(each, is_half) for each in (scores, expected)]
+        error = np.abs(logarithms[0] - logarithms[1]).max()
+        yield error, tolerance * max(1, np.abs(logits).max())
+
+
+def _has_finite_weights(graph: Graph) -> bool:
+    weights = (w for node in graph.nodes.values() for w in node.weights.values())
+    return all(np.isfinite(weight).all() for weight in weights)
+
+
+def _not_finite(is_half: bool) -> ModelError:
+    """That a model whose weights are finite gives no numbers, and the way out."""
+    way_out = (
+        "Its layers compute in 16 bits, of which float16 ends at 65,504: build it in "
+        "float32, with the same weights"
+        if is_half
+        else "See that it is fed as in its training (feeding); else a layer of it "
+        "divides by 0, or its values grow too large"
+    )
+    return ModelError(
+        "the model answers infinity or NaN to images of noise, though all its weights "
+        f"are finite. {way_out}"
+    )
 
 
 def _compared_images(classifier: Classifier) -> np.ndarray:
@@ -661,10 +704,12 @@ def _computed(classifier: Classifier, images: np.ndarray, name: str) -> np.ndarr
     return compute(classifier.graph, fed, [name])[0].numpy()
 
 
-def _logarithms(probabilities: np.ndarray) -> np.ndarray:
-    """Of probabilities and of their counterparts, as far down as float32 has them.
+def _logarithms(probabilities: np.ndarray, is_half: bool) -> np.ndarray:
+    """Of probabilities and of their counterparts, as far down as their type has them.
 
     Where a softmax or sigmoid is as good as 0 or 1, they still tell scores apart.
     """
+    least, least_counterpart = (2**-14, 2**-4) if is_half else (1e-30, 1e-3)
     values = probabilities.astype(np.float64)
-    return np.log([np.maximum(values, 1e-30), np.maximum(1 - values, 1e-3)])
+    counterparts = np.maximum(1 - values, least_counterpart)
+    return np.log([np.maximum(values, least), counterparts])
