@@ -71,17 +71,6 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         # The folder still belongs to the first run.
         self.assertIsInstance(Workdir(self.path, _SETTINGS), Workdir)
 
-    def test_run_goes_on_with_the_precision_that_a_machine_took(self):
-        for precision in ("auto", "bfloat16", "auto"):
-            Workdir(self.path, {**_SETTINGS, "precision": precision})
-            text = (self.path / "flags.cfg").read_text()
-            self.assertIn(f"--precision={precision}\n", text)
-        Workdir(self.path, {**_SETTINGS, "precision": "bfloat16"})
-        with self.assertRaisesRegex(WorkdirError, "--precision: bfloat16 -> float32$"):
-            Workdir(self.path, {**_SETTINGS, "precision": "float32"})
-        with self.assertRaisesRegex(WorkdirError, r"--alpha: 1\.0 -> auto$"):
-            Workdir(self.path, {**_SETTINGS, "precision": "auto", "alpha": "auto"})
-
     def test_folder_given_up_takes_other_flags_if_nothing_was_made(self):
         others = {**_SETTINGS, "alpha": "2.0"}
         Workdir(self.path, _SETTINGS).release()

@@ -29,9 +29,6 @@ _PACKAGES = (
 FLAGS, RUN, METRICS = "flags.cfg", "run.json", "metrics.json"
 # Settings of earlier versions -> the value with which they did nothing.
 _GONE = {"leaves_share": "0.0"}
-# Settings that have this value are up to the machine: the run may go on elsewhere with
-# what it took there. Checkpoints know what that was, and are refused else.
-_UP_TO_MACHINE = {"precision": "auto"}
 
 
 class Workdir:
@@ -131,7 +128,6 @@ class Workdir:
             f"{settings.get(name, '(absent)')}"
             for name in sorted((before.keys() | settings.keys()) - set(free))
             if before.get(name) != settings.get(name)
-            and not _is_open(name, before, settings)
         ]
         known = found[RUN].get("digests", {})
         return changes + [
@@ -177,12 +173,6 @@ class Workdir:
         """Adds to `metrics.json`, replacing values of the same name."""
         merged = {**self.metrics(), **metrics}
         write_text(self.path / METRICS, json.dumps(merged, indent=2) + "\n")
-
-
-def _is_open(name: str, *runs: Mapping[str, str]) -> bool:
-    """Whether one of two runs leaves a setting to the machine."""
-    value = _UP_TO_MACHINE.get(name)
-    return value is not None and value in [run.get(name) for run in runs]
 
 
 def _places(before: Mapping[str, Any]) -> dict[str, Any]:
