@@ -29,7 +29,9 @@ class RoundsTest(absltest.TestCase):
             "W4A8/qat_kd": {"rounds": 100},
             "W4A4/qat": {"accuracy": 0.5},  # of a version that kept no rounds
         }
-        made = {name for name in rows if compare.is_made(rows, *name.split("/"), config)}
+        made = {
+            name for name in rows if compare.is_made(rows, *name.split("/"), config)
+        }
         self.assertEqual(made, rows.keys() - {"W8A8/qat", "W4A8/qat"})
         self.assertFalse(compare.is_made(rows, "W4A4", "df_q", config))
 

@@ -616,8 +616,12 @@ class VerdictTest(parameterized.TestCase):
         if kinds is not None:
             training["expected_on"] = kinds
         folder = pages.write(new_folder(), {"df_q_training": training}, curves=False)
-        said = " ".join(verdict.of(record.read(folder)).rests_on)
+        found = verdict.of(record.read(folder))
+        said = " ".join(found.rests_on)
         self.assertIn(f"On the three quarters of images {words} the float model", said)
+        named = words.partition("(")[2].partition(")")[0] or "images held out"
+        sure = f"; on {named} of which the float model is sure, "
+        self.assertIn(sure, found.sentence)
 
     def test_agreement_on_one_class_alone_is_no_verdict(self):
         training = {

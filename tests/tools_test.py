@@ -1294,6 +1294,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
         ("quantize", "--teacher=absent.keras"),
         ("compare", "--teacher=absent.keras"),
         ("convert", "--student=absent.keras"),
+        ("evaluate", "--model=absent.keras", "--dataset=digits"),
     )
 
     @parameterized.parameters(*OF_ABSENT_FILES)
@@ -1305,9 +1306,7 @@ class BadInputTest(parameterized.TestCase, tf.test.TestCase):
             process.stderr, "error: workdir is empty; name a folder with --workdir"
         )
 
-    @parameterized.parameters(
-        *OF_ABSENT_FILES, ("evaluate", "--model=absent.keras", "--dataset=digits")
-    )
+    @parameterized.parameters(*OF_ABSENT_FILES)
     def test_workdir_of_another_run_is_refused_before_all_else(self, tool, *flags):
         folder = new_folder()
         (folder / "flags.cfg").write_text("--of=another run\n")

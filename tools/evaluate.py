@@ -80,7 +80,7 @@ def main() -> None:
             f"{', '.join(datasets.dataset_names())}"
         )
     _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
-    if FLAGS.workdir:
+    if FLAGS.workdir is not None:
         common.check_workdir()
     with common.stage("reading", common.LONG_READING):
         model = read_model(FLAGS.model, FLAGS.teacher)
@@ -90,7 +90,7 @@ def main() -> None:
         if each is not None:
             fed = each.classifier if isinstance(each, QuantizedNetwork) else each
             teacher_flags.check_fits(fed, dataset)
-    workdir = common.open_workdir() if FLAGS.workdir else None
+    workdir = common.open_workdir() if FLAGS.workdir is not None else None
     with common.stage(f"evaluation of {FLAGS.model}"):
         test = dataset.load("test")
         scores = model.scores(test.images)

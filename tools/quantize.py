@@ -26,8 +26,8 @@ from tools import common, convert, teacher_flags
 from dfq_tf import api, photographs
 from dfq_tf.context import Context
 from dfq_tf.distillation import (
+    Sampler,
     check_source,
-    held_out,
     known_source,
     phases,
     with_batch_size,
@@ -411,8 +411,8 @@ def _agreement(
     """
     images, scores = result.held_out, result.prepared.answers
     if result.generators and result.generators is not result.prepared.generators:
-        seed = common.config_from_flags(RunConfig).seed
-        images = held_out(result.generators, config, seed)
+        seed = common.config_from_flags(RunConfig).seed + 1
+        images = Sampler(result.generators, config)(len(images), seed)
         scores = teacher.scores(images)
     with replacing(path.with_name(f"{path.stem}_images.npy")) as temporary:
         np.save(temporary, images)

@@ -104,6 +104,8 @@ class Program:
     def __init__(self, folder: pathlib.Path, compiled: Compiled) -> None:
         program = json.loads((folder / "program.json").read_text())
         self._arrays, self._values = folder.parent / "arrays", program["values"]
+        if "generator_steps" not in program:
+            raise ValueError(f"{folder} is of an earlier export.py: export it again")
         self.generator_steps = program["generator_steps"]
         self.steps = {
             name: Step(compiled.get(folder / f"{name}.hlo"), specification)

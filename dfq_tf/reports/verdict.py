@@ -117,7 +117,8 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         sure = f"{percent(expected)} of those of which that is sure"
         sentence += f", and as the float student on {sure}."
     else:
-        sure = "on images held out of which the float model is sure"
+        images = _kinds_of_expected(best.training) or "images held out"
+        sure = f"on {images} of which the float model is sure"
         sentence += f"; {sure}, {percent(expected)}."
     return Verdict(_level(1 - expected), sentence, rests)
 
@@ -125,6 +126,12 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
 def _level(lost: float) -> str:
     lost -= _ROUNDING
     return "good" if lost <= _GOOD else "fair" if lost <= _FAIR else "poor"
+
+
+def _kinds_of_expected(training: Mapping[str, Any]) -> str:
+    """On which images agreement is expected, in words; empty if that was not kept."""
+    found = training.get("expected_on", ())
+    return " and ".join(IMAGES.get(kind, kind) for kind in found)
 
 
 def _expected_agreement(row: Row) -> float | None:
@@ -181,9 +188,9 @@ def _expected(record: Record, best: Row) -> list[str]:
     training, said = best.training, []
     expected = _expected_agreement(best)
     if expected is not None:
-        kinds = [IMAGES.get(kind, kind) for kind in training.get("expected_on", ())]
+        kinds = _kinds_of_expected(training)
         # An earlier version did not keep the kinds.
-        images = f" ({' and '.join(kinds)})" if kinds else ", and of 1/f noise,"
+        images = f" ({kinds})" if kinds else ", and of 1/f noise,"
         said.append(
             f"On the three quarters of images held out{images} of which the "
             f"{record.exact} is surest, both agree on {percent(expected)}. Real "
