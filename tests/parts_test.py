@@ -109,6 +109,15 @@ class ArchitectureTest(PartsTest):
         model = Own(made.inputs[0], made.outputs[0])
         self.check_is(self.written(model), model)
 
+    def test_configuration_of_an_archive_of_keras_2(self):
+        """It names the module of its class, as those of Keras 3 do."""
+        model = network(keras)
+        path = self.written(model)
+        config = keras.saving.serialize_keras_object(model)
+        self.assertStartsWith(config["module"], "tf_keras.")
+        path.write_text(json.dumps(config))
+        self.check_is(path, model)
+
     @parameterized.product(library=list(LIBRARIES), beside=(False, True))
     def test_normalization_inside_of_an_old_file(self, library, beside):
         model = normalized(LIBRARIES[library])

@@ -37,6 +37,7 @@ from dfq_tf.importing.repairs import (
     TRAINING_CLASSES,
     WEIGHTS,
     drop_own_training,
+    is_functional,
     is_of_tensorflow,
     name_model,
     repaired,
@@ -375,7 +376,9 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
     if not isinstance(config, dict):
         raise ModelError(f"{path} has no configuration of a model; it is damaged")
     own = config.get("class_name")
-    if name_model(config) and own not in FUNCTIONAL:
+    is_own = own not in FUNCTIONAL and is_functional(config)
+    name_model(config)
+    if is_own:
         warnings.warn(
             f"{path} has a functional model of the class {own}, which is not of Keras: "
             "its layers are read, and no function of the class. If it has a call of "

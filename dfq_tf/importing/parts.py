@@ -23,6 +23,8 @@ from dfq_tf.importing import repairs, wrappers
 _WEIGHTS = (".h5", ".hdf5")
 _METADATA, _VARIABLES = "keras_metadata.pb", "variables/variables"
 _NETWORKS = (*repairs.FUNCTIONAL, "Sequential")
+# Modules of its functional models.
+_OF_KERAS2 = ("tf_keras.", "keras.engine.", "keras.src.engine.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +101,10 @@ def _json(path: pathlib.Path) -> Parts:
             f"{path} is no architecture of a model, as model.to_json() writes it. If "
             "it describes a model, name the model's file, .keras or .h5, beside it"
         )
-    # Keras 3 names the module of the class, Keras 2 its own version.
-    is_keras3 = "module" in config and "keras_version" not in config
+    # Keras 3 names the module of the class; Keras 2 its own version, or its own place.
+    module = str(config.get("module") or "")
+    is_keras3 = bool(module) and "keras_version" not in config
+    is_keras3 = is_keras3 and not module.startswith(_OF_KERAS2)
     return Parts(path, config, is_keras3, _weights_beside(path))
 
 

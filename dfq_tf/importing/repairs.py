@@ -145,20 +145,24 @@ def is_functional(config: Mapping[str, Any]) -> bool:
 
 
 def name_model(config: Any) -> bool:
-    """Gives a functional model a class that Keras finds, in place: the public one.
+    """Gives functional models a class that Keras finds, in place: the public one.
 
-    Its own class may have another training, of which nothing is needed.
+    The model's own class may have another training, of which nothing is needed.
 
     Args:
-      config: of a model; models inside it stay.
+      config: of a model; inside it, what has its place in Keras 2.12 alone is named.
 
     Returns:
-      Whether it had another class.
+      Whether anything had another class.
     """
-    is_old = str(config.get("module")).startswith(_OLD_PLACE)
-    is_keras = config.get("class_name") in FUNCTIONAL and not is_old
-    if is_keras or not is_functional(config):
-        return False
+    is_changed = False
+    for part in serialized(config):
+        is_old = str(part.get("module")).startswith(_OLD_PLACE)
+        if is_old and part["class_name"] in FUNCTIONAL and is_functional(part):
+            part |= {"module": "keras", "class_name": "Model", "registered_name": None}
+            is_changed = True
+    if config.get("class_name") in FUNCTIONAL or not is_functional(config):
+        return is_changed
     arguments = config["config"]
     names = (*_OF_FUNCTIONAL, "trainable")
     config["config"] = {name: arguments[name] for name in names if name in arguments}
