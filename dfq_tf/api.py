@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 import os
-import pathlib
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +37,7 @@ from dfq_tf.distillation import (
     with_photographs,
 )
 from dfq_tf.errors import ConfigError, ModelError, class_of
-from dfq_tf.files import check_no_pattern, may_write_in, nearest_there
+from dfq_tf.files import check_no_pattern, expanded, may_write_in, nearest_there
 from dfq_tf.graph import (
     Classifier,
     ModelDescription,
@@ -1045,6 +1044,7 @@ def _check_directory(directory: str) -> None:
     """Raises ConfigError if nothing can be written there; it need not be there yet."""
     if not directory:
         raise ConfigError("directory is empty; name a folder, such as '.', or None")
+    directory = str(expanded(directory))
     check_no_pattern("directory", directory)
     place = nearest_there(directory)
     what = "" if os.path.lexists(directory) else f", below {place}"
@@ -1256,10 +1256,11 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
             "reads files that tools/quantize.py wrote. What dfq_tf.quantize gives has "
             "its quantized network already, result.network"
         )
+    path = expanded(path)
     try:
-        model = read_model(pathlib.Path(path))
+        model = read_model(path)
     except ModelError as error:
-        if not pathlib.Path(path).exists():
+        if not path.exists():
             raise
         raise ModelError(
             f"{path} cannot be read as a quantized network. If an earlier version of "

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import tqdm
 
 from dfq_tf.compat import tf
+from dfq_tf.files import expanded
 from dfq_tf.settings import (
     BudgetConfig,
     DistillationConfig,
@@ -195,7 +196,7 @@ class Context(Generic[S]):
       seed: decides all random numbers.
       precision: 'float32' or 'bfloat16', see `copies.resolve_precision`.
       strategy: the devices that train, see `devices.make_strategy`; None for one.
-      directory: for checkpoints and scalars; None keeps nothing.
+      directory: for checkpoints and scalars, ~ is the home folder; None keeps nothing.
       progress: whether to show what is being done: bars on a terminal, else lines.
     """
 
@@ -209,3 +210,5 @@ class Context(Generic[S]):
     def __post_init__(self) -> None:
         """Raises ConfigError if seed or precision are out of their limits."""
         RunConfig(seed=self.seed, precision=self.precision)
+        if self.directory is not None:
+            object.__setattr__(self, "directory", expanded(self.directory))

@@ -17,6 +17,11 @@ _OF_PATTERNS = "*?[\\"
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5", ".model")
 
 
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path as it is meant: ~ at its beginning is the home folder, as in a shell."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives a temporary path; what is written there becomes `path` at the end.
@@ -24,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     If the block raises, `path` stays as it was and nothing is left behind. The
     folder is made if it is not there.
     """
-    path = pathlib.Path(path)
+    path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: Keras chooses the format by it.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -84,7 +89,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
       OSError: it cannot be read.
       UnicodeDecodeError: it is no such file; this is a ValueError.
     """
-    return pathlib.Path(path).read_text(encoding="utf-8-sig")
+    return expanded(path).read_text(encoding="utf-8-sig")
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:

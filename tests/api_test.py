@@ -545,6 +545,13 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(ModelError, "^there is no model file"):
             api.load_quantized(path.with_name("absent.keras"))
 
+    def test_quantized_file_may_lie_at_home(self):
+        with (
+            mock.patch.dict(os.environ, HOME="/nowhere"),
+            self.assertRaisesRegex(ModelError, "model file /nowhere/absent.keras"),
+        ):
+            api.load_quantized("~/absent.keras")
+
     def test_float_file_is_no_quantized_network(self):
         path = helpers.new_folder() / "float.keras"
         digits.learner().save(path)
@@ -1062,6 +1069,14 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
                     api.distill("no such file", None, directory=directory)
         with self.assertRaisesRegex(ModelError, "no such file"):
             api.distill("no such file", None, directory=absent)
+
+    def test_directory_may_begin_at_home(self):
+        folder, file = os.path.split(__file__)
+        with mock.patch.dict(os.environ, HOME=folder):
+            with self.assertRaisesRegex(
+                ConfigError, f"^directory is '{__file__}', a file; name a folder"
+            ):
+                api.distill("no such file", None, directory=f"~/{file}")
 
     @pytest.mark.long
     def test_bank_of_another_size_is_not_taken(self):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import pathlib
 from unittest import mock
 
@@ -232,6 +233,12 @@ class LoadTest(tf.test.TestCase, parameterized.TestCase):
         path = self.folder / "absent.keras"
         with self.assertRaisesRegex(ModelError, f"there is no model file {path}"):
             load_classifier(path)
+
+    def test_path_may_begin_at_home(self):
+        message = f"there is no model file {self.folder}/absent.keras"
+        with mock.patch.dict(os.environ, HOME=str(self.folder)):
+            with self.assertRaisesRegex(ModelError, message):
+                load_classifier("~/absent.keras")
 
     def test_wrong_suffix(self):
         path = self.folder / "model.onnx"

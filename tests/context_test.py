@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import os
+import pathlib
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -28,6 +30,12 @@ class ContextTest(parameterized.TestCase):
     def test_limits_are_those_of_the_settings(self, changes, message):
         with self.assertRaisesRegex(ConfigError, message):
             helpers.context(**changes)
+
+    @parameterized.parameters("~/run", pathlib.Path("~/run"))
+    def test_directory_may_begin_at_home(self, directory):
+        with mock.patch.dict(os.environ, HOME="/home/me"):
+            context = helpers.context(directory=directory)
+        self.assertEqual(context.directory, pathlib.Path("/home/me/run"))
 
 
 class StageTest(parameterized.TestCase):

@@ -89,6 +89,7 @@ class CurvesTest(parameterized.TestCase, tf.test.TestCase):
         ("a:{0}", "a.html", "out is '.*a.html'; .* must end in .png"),
         ("a:{0}", "", "out is '.*'; .* must end in .png"),
         ("a", "a.png", "curves has 'a'; it must be LABEL:FILE"),
+        ("a:~of_nobody/a", "a.png", "curves has '~of_nobody/a', which is not a table"),
     )
     def test_wrong_flags_are_one_message(self, given, out, message):
         path = self.table()

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pathlib
+from unittest import mock
 
 import numpy as np
 from absl.testing import parameterized
@@ -29,6 +30,13 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
     def test_save_and_load_give_the_same(self):
         _DESCRIPTION.save(self.path)
         self.assertEqual(ModelDescription.load(self.path), _DESCRIPTION)
+
+    def test_path_may_begin_at_home(self):
+        with mock.patch.dict(os.environ, HOME=str(self.path.parent)):
+            _DESCRIPTION.save("~/teacher.json")
+            self.assertEqual(ModelDescription.load("~/teacher.json"), _DESCRIPTION)
+            self.assertEqual(description_beside("~/teacher.keras"), _DESCRIPTION)
+        self.assertTrue(self.path.exists())
 
     def test_file_holds_every_field_as_json(self):
         _DESCRIPTION.save(self.path)

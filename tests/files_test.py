@@ -1,5 +1,7 @@
 import locale
+import os
 import pathlib
+from unittest import mock
 
 from absl.testing import parameterized
 
@@ -38,6 +40,23 @@ class FilesTest(parameterized.TestCase, tf.test.TestCase):
         path = self.folder / "labels.txt"
         path.write_bytes(b"\xef\xbb\xbfcat\n")
         self.assertEqual(files.read_text(path), "cat\n")
+
+    @parameterized.parameters(
+        ("~/run", "/home/me/run"),
+        ("~", "/home/me"),
+        ("runs/~x", "runs/~x"),
+        ("~of_nobody/run", "~of_nobody/run"),
+    )
+    def test_home_folder_is_filled_in(self, given, expected):
+        with mock.patch.dict(os.environ, HOME="/home/me"):
+            for path in (given, pathlib.Path(given)):
+                self.assertEqual(files.expanded(path), pathlib.Path(expected))
+
+    def test_text_is_written_and_read_at_home(self):
+        with mock.patch.dict(os.environ, HOME=str(self.folder)):
+            files.write_text("~/a/result", "x")
+            self.assertEqual(files.read_text("~/a/result"), "x")
+        self.assertEqual((self.folder / "a" / "result").read_text(), "x")
 
     def test_nearest_there_is_the_path_or_what_is_above_it(self):
         file = self.folder / "file"

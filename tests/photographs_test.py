@@ -134,6 +134,8 @@ class CropsTest(tf.test.TestCase, parameterized.TestCase):
         message = r"has no picture \(left out: 1 \.webp\); it, or the folders in it, m"
         with self.assertRaisesRegex(ConfigError, message):
             photographs.crops(0, 1, (4, 4, 3), folder)
+        with self.assertRaisesRegex(ConfigError, "'~of_nobody/a' is not there"):
+            photographs.crops(0, 1, (4, 4, 3), "~of_nobody/a")
         missing = folder / "missing"
         with self.assertRaisesRegex(ConfigError, f"{missing}' is not there"):
             photographs.crops(0, 1, (4, 4, 3), missing)

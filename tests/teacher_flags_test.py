@@ -81,6 +81,7 @@ class HomeTest(parameterized.TestCase):
         ("inspect_model", "--teacher=x.keras", "--labels=~/absent.txt"),
         ("evaluate", "--model=~/absent.keras", "--dataset=digits"),
         ("curves", "--curves=one:~/absent.csv"),
+        ("report", "--workdirs=~/absent"),
     )
     def test_paths_may_begin_at_home(self, tool, *flags):
         home = str(new_folder())

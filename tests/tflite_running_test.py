@@ -1,5 +1,6 @@
 import functools
 import itertools
+import os
 import pathlib
 from unittest import mock
 
@@ -46,7 +47,8 @@ class TFLiteClassifierTest(tf.test.TestCase, parameterized.TestCase):
         path.write_bytes(content)
         images = networks.images(running.TFLiteClassifier(content).image_shape, 3)
         expected = running.TFLiteClassifier(content).scores(images)
-        for given in (path, str(path)):
+        self.enter_context(mock.patch.dict(os.environ, HOME=str(path.parent)))
+        for given in (path, str(path), "~/model.tflite"):
             tflite = running.TFLiteClassifier(given)
             self.assertAllEqual(tflite.scores(images), expected)
             self.assertEqual(

@@ -13,6 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tools import common
 from dfq_tf.errors import ConfigError
+from dfq_tf.files import expanded
 from dfq_tf.reports import plots
 from dfq_tf.reports.record import NO_CURVES, columns
 
@@ -92,7 +93,7 @@ def main() -> None:
             raise ConfigError(
                 f"curves has the label {label!r} twice; give each curve another one"
             )
-        curves[label] = read(pathlib.Path(path).expanduser())
+        curves[label] = read(expanded(path))
     draw(curves, FLAGS.column, pathlib.Path(FLAGS.out))
     print(f"Wrote {FLAGS.out}")
 

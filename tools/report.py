@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tools import common
 from dfq_tf.errors import ConfigError
-from dfq_tf.files import may_write_in, nearest_there, write_text
+from dfq_tf.files import expanded, may_write_in, nearest_there, write_text
 from dfq_tf.reports import page, record
 
 FLAGS = common.FLAGS
@@ -22,7 +22,7 @@ FLAGS = common.FLAGS
 
 def main() -> None:
     """Reads and writes."""
-    folders = FLAGS.workdirs
+    folders = [*map(expanded, FLAGS.workdirs)]
     if not folders:
         called = common.command_of("report")
         raise ConfigError(f"workdirs is empty; name a run's folder: {called} runs/run")
@@ -33,7 +33,7 @@ def main() -> None:
         )
     runs = [record.read(folder) for folder in folders]
     if len(runs) == 1:
-        text, path = page.of_run(runs[0]), pathlib.Path(folders[0]) / page.NAME
+        text, path = page.of_run(runs[0]), folders[0] / page.NAME
     else:
         text, path = page.comparison(runs), pathlib.Path("comparison.html")
     path = pathlib.Path(FLAGS.out or path)

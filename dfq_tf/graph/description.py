@@ -19,6 +19,7 @@ from dfq_tf.errors import ConfigError, ModelError
 from dfq_tf.files import (
     MODEL_SUFFIXES,
     check_text,
+    expanded,
     is_of_keras,
     read_text,
     replacing,
@@ -249,7 +250,7 @@ def description_path(model_path: str | os.PathLike[str]) -> pathlib.Path:
 
 def _named(model_path: str | os.PathLike[str]) -> pathlib.Path:
     """A path that ends in a name, for "." and ".." too."""
-    path = pathlib.Path(model_path)
+    path = expanded(model_path)
     return path.resolve() if model_path and path.name in ("", "..") else path
 
 

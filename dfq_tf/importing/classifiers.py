@@ -25,6 +25,7 @@ from dfq_tf.errors import (
     UnsupportedLayerError,
     class_of,
 )
+from dfq_tf.files import expanded
 from dfq_tf.graph import (
     Classifier,
     Graph,
@@ -282,7 +283,7 @@ def read(
     description = None
     if isinstance(model, (str, os.PathLike)):
         _check_file(model, allow_code)
-        path = pathlib.Path(model)
+        path = expanded(model)
         model = read_model(path, allow_code=allow_code)
         description = description_beside(path)
     elif hasattr(model, "model") and hasattr(model, "description"):

@@ -14,6 +14,7 @@ import numpy as np
 from dfq_tf.compat import tf
 from dfq_tf.context import counted
 from dfq_tf.errors import ConfigError
+from dfq_tf.files import expanded
 
 # Those that ship here; README.md beside them names their authors and licences.
 FOLDER = pathlib.Path(__file__).parent
@@ -75,7 +76,7 @@ def pictures_in(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     Raises:
       ConfigError: it has none, or is no folder.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = expanded(folder)
     if not folder.is_dir():
         raise ConfigError(f"the folder of pictures {str(folder)!r} is not there")
     paths = files_in(folder)
@@ -113,7 +114,7 @@ def described(folder: str | os.PathLike[str]) -> str:
       ConfigError: see `pictures_in`.
     """
     count = len(pictures_in(folder))
-    left_out = _left_out(pathlib.Path(folder).expanduser())
+    left_out = _left_out(expanded(folder))
     return f"{count:,} picture{'' if count == 1 else 's'}{left_out}"
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import statistics
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from dfq_tf.compat import native_output_hidden
 from dfq_tf.context import counted
 from dfq_tf.errors import ConfigError, ExportError, ModelError, class_of
+from dfq_tf.files import expanded
 from dfq_tf.graph import check_images
 from dfq_tf.tflite import metadata
 from dfq_tf.tflite.ends import pixels_as
@@ -167,7 +167,7 @@ def _content_of(file: Any) -> bytes:
             "bytes of a TFLite file, or its path"
         )
     try:
-        return pathlib.Path(file).read_bytes()
+        return expanded(file).read_bytes()
     except OSError as error:
         raise ModelError(
             f"{os.fspath(file)!r} cannot be read: {error.strerror}; give the path of a "
