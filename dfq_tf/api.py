@@ -179,14 +179,15 @@ class Quantized:
       blocks: what reconstruction did for each block; empty without it.
     """
 
-    network: QuantizedNetwork
-    tflite: bytes
-    generators: Sequence[keras.Model]
-    prepared: "Prepared"
+    # A notebook shows none of what fills pages.
+    network: QuantizedNetwork = dataclasses.field(repr=False)
+    tflite: bytes = dataclasses.field(repr=False)
+    generators: Sequence[keras.Model] = dataclasses.field(repr=False)
+    prepared: "Prepared" = dataclasses.field(repr=False)
     measurements: dict[str, float]
     method: str
-    layers: Sequence[SizedLayer] = ()
-    blocks: Sequence[FittedBlock] = ()
+    layers: Sequence[SizedLayer] = dataclasses.field(default=(), repr=False)
+    blocks: Sequence[FittedBlock] = dataclasses.field(default=(), repr=False)
 
     @property
     def source(self) -> Source:
@@ -870,10 +871,10 @@ class Distilled:
       num_held_out: images that `agreements` are of.
     """
 
-    student: Learner
+    student: Learner = dataclasses.field(repr=False)
     agreements: Sequence[float]
-    generators: Sequence[keras.Model]
-    images: np.ndarray
+    generators: Sequence[keras.Model] = dataclasses.field(repr=False)
+    images: np.ndarray = dataclasses.field(repr=False)
     measurements: dict[str, float]
     num_held_out: int
 

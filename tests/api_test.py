@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 from ai_edge_litert import schema_py_generated as schema
 
 from dfq_tf import api, photographs
@@ -564,6 +564,26 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
                 ModelError, f"^path is a {named}; load_quantized reads files .*network$"
             ):
                 api.load_quantized(given)
+
+
+class ShownTest(absltest.TestCase):
+    """What a notebook shows of a result: none of what fills pages."""
+
+    def test_quantized(self):
+        found = {"expected_agreement": 0.5}
+        result = api.Quantized(None, b"content", [None], None, found, "df_q")
+        self.assertEqual(
+            repr(result),
+            "Quantized(measurements={'expected_agreement': 0.5}, method='df_q')",
+        )
+
+    def test_distilled(self):
+        images = np.zeros((1, 2, 2, 1), np.uint8)
+        result = api.Distilled(None, [0.5], [None], images, {"loss": 1.0}, 48)
+        self.assertEqual(
+            repr(result),
+            "Distilled(agreements=[0.5], measurements={'loss': 1.0}, num_held_out=48)",
+        )
 
 
 @pytest.mark.long

@@ -191,6 +191,11 @@ SAME = dict(size=(2, 2), strides=(1, 1), padding="same")
 
 
 class GridTest(tf.test.TestCase, parameterized.TestCase):
+    def test_network_is_shown_without_what_each_layer_has(self):
+        shown = repr(unrounded(chained()))
+        self.assertStartsWith(shown, "QuantizedNetwork(classifier=Classifier(graph=<")
+        self.assertNotIn("first", shown)
+
     def test_each_stored_output_has_the_grid_of_its_owner(self):
         network = unrounded(chained(), BitWidths(4, 5))
         for name, owner in grids.owners(network.graph).items():

@@ -45,6 +45,12 @@ class ObserveTest(parameterized.TestCase, tf.test.TestCase):
             self.assertAllEqual(observed.means[i], layer.moving_mean)
             self.assertAllEqual(observed.variances[i], layer.moving_variance)
 
+    def test_it_is_shown_without_its_statistics(self):
+        shown = repr(observe(self.teacher))
+        self.assertIn("precision='float32'", shown)
+        self.assertNotIn("conv1", shown)
+        self.assertNotIn("tf.Tensor", shown)
+
     def test_statistics_of_bn_without_scale_and_shift_are_found(self):
         image = layers.Input((8, 8, 3))
         bn = layers.BatchNormalization(scale=False, center=False)

@@ -38,12 +38,13 @@ class ObservedTeacher:
 
     graph: Graph
     description: ModelDescription
-    weights: Mapping[str, Mapping[str, tf.Variable]]
+    # With these, a notebook would show pages.
+    weights: Mapping[str, Mapping[str, tf.Variable]] = dataclasses.field(repr=False)
     precision: str
-    bn_inputs: list[str]
-    means: list[tf.Tensor]
-    variances: list[tf.Tensor]
-    epsilons: list[float]
+    bn_inputs: list[str] = dataclasses.field(repr=False)
+    means: list[tf.Tensor] = dataclasses.field(repr=False)
+    variances: list[tf.Tensor] = dataclasses.field(repr=False)
+    epsilons: list[float] = dataclasses.field(repr=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -67,10 +67,11 @@ class QuantizedNetwork:
     """
 
     classifier: Classifier
-    bits: Mapping[str, int]
-    ranges: Mapping[str, Range]
-    kernel_bits: Mapping[str, int]
-    kernel_ranges: Mapping[str, np.ndarray]
+    # With these, a notebook would show pages.
+    bits: Mapping[str, int] = dataclasses.field(repr=False)
+    ranges: Mapping[str, Range] = dataclasses.field(repr=False)
+    kernel_bits: Mapping[str, int] = dataclasses.field(repr=False)
+    kernel_ranges: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
