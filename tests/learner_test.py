@@ -193,6 +193,15 @@ class SaveTest(tf.test.TestCase, parameterized.TestCase):
         ):
             self.assertAllClose(variable, other, atol=1e-6)
 
+    @parameterized.parameters("model", "model.tf", "model.model")
+    def test_other_endings_are_refused_before_anything_is_written(self, name):
+        folder = helpers.new_folder()
+        with self.assertRaisesRegex(
+            ConfigError, f"^path is '.*/{name}'; .* must end in .keras or .h5, such as"
+        ):
+            helpers.small_learner().save(folder / name)
+        self.assertEmpty([*folder.iterdir()])
+
     def test_failing_save_leaves_the_old_file(self):
         networks.learner("vgg_like").save(self.path)
         before = self.path.read_bytes()

@@ -28,6 +28,8 @@ from dfq_tf.files import (
 
 OUTPUTS = ("logits", "softmax", "sigmoid")
 PROBABILITIES = ("softmax", "sigmoid", "score")
+# What Keras writes one file for; of any other name it makes a folder.
+_WRITTEN = (".keras", ".h5", ".hdf5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +267,15 @@ def described_at(
     Args:
       path: of the model.
       description: written beside it.
+
+    Raises:
+      ConfigError: no model file has such a name.
     """
+    if not os.fspath(path).endswith(_WRITTEN):
+        raise ConfigError(
+            f"path is {os.fspath(path)!r}; the name of a model's file must end in "
+            ".keras or .h5, such as 'student.keras'"
+        )
     # The description goes in place first: whoever finds the model finds it too.
     with replacing(path) as temporary:
         yield temporary

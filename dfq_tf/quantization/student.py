@@ -214,7 +214,11 @@ def trained(network: QuantizedNetwork, model: keras.Model) -> QuantizedNetwork:
 
 
 def save(network: QuantizedNetwork, path: str | os.PathLike[str]) -> None:
-    """Writes the student to `path` (.keras) and the description beside it."""
+    """Writes the student to `path` (.keras) and the description beside it.
+
+    Raises:
+      ConfigError: no model file has such a name.
+    """
     with described_at(path, network.description) as temporary:
         build(network).save(temporary)
 

@@ -91,7 +91,11 @@ class Learner:
         return traced(scores, tf.TensorSpec((None, *self.image_shape), tf.float32))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to `path` (.keras) and the description beside it."""
+        """Writes the model to `path` (.keras or .h5) and the description beside it.
+
+        Raises:
+          ConfigError: the name has another ending.
+        """
         with described_at(path, self.description) as temporary:
             self.model.save(temporary)
 
