@@ -205,6 +205,20 @@ class Quantized:
         """The fake-quantized Keras model, which can be trained further."""
         return quantized_student.build(self.network)
 
+    @own_defaults()
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the student to `path` (.keras), for `load_quantized`.
+
+        As it is now, if it was trained further. Its description goes beside it.
+
+        Raises:
+          ConfigError: no model file has such a name.
+        """
+        network = self.network
+        if "student" in vars(self):  # somebody has it, and may have trained it
+            network = quantized_student.trained(network, self.student)
+        quantized_student.save(network, path)
+
 
 @own_defaults()
 def quantize(
@@ -1241,7 +1255,7 @@ def _quick(learner: Learner) -> Learner:
 
 @own_defaults()
 def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
-    """Reads a quantized network that `quantization.student.save` has written.
+    """Reads a quantized network that `Quantized.save` or tools/quantize.py has written.
 
     Args:
       path: of the file.
@@ -1254,8 +1268,8 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
     if not isinstance(path, (str, os.PathLike)):
         raise ModelError(
             f"path is a {class_of(path)}; load_quantized "
-            "reads files that tools/quantize.py wrote. What dfq_tf.quantize gives has "
-            "its quantized network already, result.network"
+            "reads files that Quantized.save or tools/quantize.py wrote. What "
+            "dfq_tf.quantize gives has its quantized network already, result.network"
         )
     path = expanded(path)
     try:
@@ -1272,8 +1286,9 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedNetwork:
     if description is None:
         raise ModelError(
             f"there is no description {description_path(path)}, which was written "
-            "together with the student; put it there, or make the student again with "
-            "dfq_tf.quantize or tools/quantize.py"
+            "together with the student; put it there, or write both again: with "
+            "result.save(...) of what dfq_tf.quantize gives, not result.student.save, "
+            "or with tools/quantize.py"
         )
     return quantized_student.network_of(model, description)
 

@@ -522,10 +522,25 @@ class QuantizeTest(tf.test.TestCase, parameterized.TestCase):
         scores = result.network.scores(images)
         self.assertAllEqual(learner.scores(images), scores)
         path = helpers.new_folder() / "df_q.keras"
-        quantized_student.save(result.network, path)
+        result.save(path)
         loaded = api.load_quantized(path)
         self.assertAllEqual(loaded.scores(images), scores)
         self.assertEqual(proof.convert(loaded), result.tflite)
+        # Trained further, it is written as it is then.
+        for variable in result.student.trainable_variables:
+            if "bias" in variable.name:
+                variable.assign_add(tf.ones_like(variable))
+        result.save(path)
+        before, after = (
+            network.graph.last.weights["bias"]
+            for network in (result.network, api.load_quantized(path))
+        )
+        self.assertAllClose(after, before + 1, atol=0.1)
+        path.with_suffix(".json").unlink()
+        with self.assertRaisesRegex(
+            ModelError, r"no description .*df_q\.json, .* again: with result\.save"
+        ):
+            api.load_quantized(path)
 
     def test_file_of_an_earlier_version_is_told(self):
         network = tiny(self.teacher, method="df_q").network
