@@ -209,6 +209,8 @@ class Context(Generic[S]):
 
     def __post_init__(self) -> None:
         """Raises ConfigError if seed or precision are out of their limits."""
-        RunConfig(seed=self.seed, precision=self.precision)
+        checked = RunConfig(seed=self.seed, precision=self.precision)
+        # An integer of NumPy would overflow where others are added to it.
+        object.__setattr__(self, "seed", checked.seed)
         if self.directory is not None:
             object.__setattr__(self, "directory", expanded(self.directory))

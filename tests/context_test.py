@@ -4,6 +4,7 @@ import os
 import pathlib
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from dfq_tf import context as context_module
@@ -30,6 +31,11 @@ class ContextTest(parameterized.TestCase):
     def test_limits_are_those_of_the_settings(self, changes, message):
         with self.assertRaisesRegex(ConfigError, message):
             helpers.context(**changes)
+
+    def test_seed_of_numpy_is_an_integer_that_does_not_overflow(self):
+        seed = helpers.context(seed=np.uint8(255)).seed
+        self.assertIs(type(seed), int)
+        self.assertEqual(seed + 1, 256)
 
     @parameterized.parameters("~/run", pathlib.Path("~/run"))
     def test_directory_may_begin_at_home(self, directory):
