@@ -111,8 +111,10 @@ _MOST_OF_A_CLASS = 0.95
 _SHOWN = 100
 # Of BatchNormalization in a student that learns, as the project's own networks have it.
 _MOST_MOMENTUM = 0.9
-# What the curve of a distillation calls the students' agreement with the teacher.
+# What the curve of a distillation calls the students' agreement with the teacher; and
+# all columns of it that no `evaluate` fills.
 _AGREEMENT = "agreement_on_generated_images"
+_OWN_COLUMNS = ("step", "minutes", _AGREEMENT)
 # Fewest channels of which oneDNN's gradient of a strided 1x1 kernel is right.
 _LEAST_STRIDED = 8
 
@@ -993,15 +995,26 @@ def _numbers(measurements: Any) -> dict[str, float]:
     """What an `evaluate` gave, as floats.
 
     Raises:
-      ConfigError: it is not a mapping of names to numbers.
+      ConfigError: it is not a mapping of names to numbers, or the curve cannot have a
+        column of such a name.
     """
     try:
-        return {str(name): float(value) for name, value in measurements.items()}
+        found = {str(name): float(value) for name, value in measurements.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"evaluate gave {measurements!r}; it must return names and numbers, such "
             "as {'accuracy': 0.9}"
         ) from error
+    for name in found:
+        what = "a column of the run's own" if name in _OWN_COLUMNS else ""
+        if "".join(name.splitlines()) != name:
+            what = "more than one line, or ends one"
+        if what:
+            raise ConfigError(
+                f"evaluate gave the name {name!r}, which is {what}; give that number "
+                "another name, such as 'accuracy'"
+            )
+    return found
 
 
 def _held_out_agreement(

@@ -1065,6 +1065,22 @@ class DistillTest(tf.test.TestCase, parameterized.TestCase):
             self.distill(directory=self.get_temp_dir(), evaluate=lambda _: value)
 
     @parameterized.parameters(
+        ("step", "a column of the run's own"),
+        ("minutes", "a column of the run's own"),
+        ("agreement_on_generated_images", "a column of the run's own"),
+        ("top\n5", "more than one line"),
+        ("top 5\u2028", "more than one line, or ends one"),
+    )
+    def test_a_name_that_no_column_can_have_is_refused(self, name, message):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^evaluate gave the name {re.escape(repr(name))}, which is {message}",
+        ):
+            api._numbers({"accuracy": 0.5, name: 1.0})
+        given = {"top 5, of ten": np.float32(0.5)}
+        self.assertEqual(api._numbers(given), {"top 5, of ten": 0.5})
+
+    @parameterized.parameters(
         *(
             (dict(config=config), f"config is {shown}; it must be a BudgetConfig or ")
             for config, shown in (

@@ -1,3 +1,4 @@
+import csv
 import functools
 import glob
 import itertools
@@ -553,6 +554,18 @@ class CurveTest(parameterized.TestCase, tf.test.TestCase):
         ):
             self._run(_Task(), 8)
         self.assertEqual(pathlib.Path(self.path).read_text(), before)
+
+    def test_names_may_have_commas_and_quotes(self):
+        values = {"error, of 50": 0.25, 'of "seen"': 0.5}
+        with mock.patch.object(self, "_evaluate", return_value=values):
+            self._run(_Task(), 2)
+            self._run(_Task(), 4)
+        with open(self.path) as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([*rows[0]], ["step", "minutes", *values])
+        self.assertEqual([row["step"] for row in rows], ["0", "3", "4"])
+        for row in rows:
+            self.assertEqual((row["error, of 50"], row['of "seen"']), ("0.25", "0.5"))
 
     def test_interrupted_run_ends_with_the_file_of_an_uninterrupted_one(self):
         self.check_interrupted(13)

@@ -5,13 +5,15 @@ bar, the TensorBoard scalars, the checkpoints, and the check that all stays fini
 """
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -417,7 +419,7 @@ class _Curve:
         """Adds a row; the header comes from the first one's names."""
         if self._path is None:
             return
-        header = ",".join(["step", "minutes", *values])
+        header = _line(["step", "minutes", *values])
         if not self._lines:
             self._lines.append(header)
         elif self._lines[0] != header:
@@ -426,8 +428,15 @@ class _Curve:
                 f"now are {header}. Measure the same, or name another folder"
             )
         numbers = [seconds / 60, *values.values()]
-        self._lines.append(",".join([str(done), *(f"{v:.6g}" for v in numbers)]))
+        self._lines.append(_line([str(done), *(f"{v:.6g}" for v in numbers)]))
         write_text(self._path, "\n".join(self._lines) + "\n")
         with self._writer.as_default(step=done):
             for key, value in values.items():
                 tf.summary.scalar(f"evaluation/{key}", value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A line of a table; a name with a comma in it has quotes around it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
