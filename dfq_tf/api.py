@@ -262,7 +262,7 @@ def quantize(
       precision: 'auto', 'float32' or 'bfloat16', of teacher and generator.
       strategy: the devices that train, see `devices.make_strategy`; None for one.
       directory: keeps checkpoints, from which the same call goes on; None for none.
-      show_progress: whether to show a bar for each stage.
+      show_progress: whether to say how far it is: bars on a terminal, else lines.
 
     Raises:
       ConfigError: a setting or the feeding is wrong, the networks do not fit, or no
@@ -929,7 +929,9 @@ def distill(
       show_progress: as in `quantize`.
 
     Raises:
-      ConfigError: a setting, the minutes, networks or `evaluate`'s numbers are wrong.
+      ConfigError: a setting, the minutes, a network or what `evaluate` gives is wrong.
+      ModelError: teacher or student is no image classifier, or a file cannot be read.
+      UnsupportedLayerError: a layer of the teacher cannot be read; it is named.
       TrainingError: as in `quantize`.
     """
     _check_arguments(locals(), _OF_DISTILL)
