@@ -18,7 +18,7 @@ from dfq_tf.quantization import student
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.reports import layer_noise
 from dfq_tf.settings import BitWidths, FileConfig
-from dfq_tf.tflite import proof, writer
+from dfq_tf.tflite import metadata, proof, writer
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import graphs, helpers
 
@@ -134,7 +134,9 @@ class ProbabilitiesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertGreater(np.ptp(expected), 20)
         self.assertLessEqual(np.abs(integers - expected).max(), 1.5)
         tflite = TFLiteClassifier(content)
-        self.assertEqual((tflite.num_classes, tflite.class_names), (2, ("1",)))
+        # Apps find the one label in the file; scores have a column for each class.
+        self.assertEqual(metadata.read(content).class_names, ("1",))
+        self.assertEqual((tflite.num_classes, tflite.class_names), (2, ("0", "1")))
         scores = tflite.scores(IMAGES)
         self.assertAllClose(scores[:, 1:], integers / 256)
         self.assertAllClose(scores.sum(-1), np.ones(len(IMAGES)))

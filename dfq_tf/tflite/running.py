@@ -69,8 +69,13 @@ class TFLiteClassifier:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each output; empty where the file does not say."""
-        return self._feeding.metadata.class_names
+        """The name of each column of `scores`; empty where the file does not say.
+
+        A file of one score has one label, which is the second class.
+        """
+        names = self._feeding.metadata.class_names
+        has_one_score = int(self._output["shape"][-1]) == 1
+        return ("0", *names) if has_one_score and len(names) == 1 else names
 
     def interface(self) -> dict[str, Any]:
         """What an app puts in and takes out, as plain data.
