@@ -13,8 +13,62 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
+
+
+class _Hiding:
+    """Turns the standard error stream away while any block hides what is printed.
+
+    The stream is that of the whole process: blocks of several threads share this.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks, self._has_failed = 0, False
+        self._end = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        """One more block, the first of which turns the stream away."""
+        with self._lock:
+            self._blocks += 1
+            if self._blocks > 1:
+                return
+            self._has_failed = False
+            with contextlib.ExitStack() as end:
+                try:
+                    stream = sys.stderr.fileno()
+                    sys.stderr.flush()
+                    saved = os.dup(stream)
+                    end.callback(os.close, saved)
+                    hidden = end.enter_context(tempfile.TemporaryFile())
+                    os.dup2(hidden.fileno(), stream)
+                except (AttributeError, OSError, ValueError):
+                    return  # no stream of a file, or no folder for a temporary one
+                end.callback(self._put_back, stream, saved, hidden)
+                self._end = end.pop_all()
+
+    def leave(self, has_failed: bool) -> None:
+        """One block less, the last of which puts the stream back.
+
+        Args:
+          has_failed: whether it has raised. What was hidden is shown then.
+        """
+        with self._lock:
+            self._blocks -= 1
+            self._has_failed |= has_failed
+            if not self._blocks:
+                self._end.close()
+
+    def _put_back(self, stream: int, saved: int, hidden: IO[bytes]) -> None:
+        os.dup2(saved, stream)
+        if self._has_failed:
+            hidden.seek(0)
+            os.write(stream, hidden.read())
+
+
+_hiding = _Hiding()
 
 
 @contextlib.contextmanager
@@ -22,26 +76,16 @@ def native_output_hidden() -> Iterator[None]:
     """Hides what native code prints to the standard error stream in the block.
 
     TensorFlow and LiteRT log there about devices and delegates, past every setting.
-    If the block raises, what was hidden is shown after all.
+    If the block raises, what was hidden is shown after all. Where the stream cannot be
+    turned away, nothing is hidden.
     """
+    _hiding.begin()
+    has_failed = True
     try:
-        stream = sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):  # a stream without a file, in tests
         yield
-        return
-    sys.stderr.flush()
-    saved = os.dup(stream)
-    with tempfile.TemporaryFile() as hidden:
-        os.dup2(hidden.fileno(), stream)
-        try:
-            yield
-        except BaseException:
-            hidden.seek(0)
-            os.write(saved, hidden.read())
-            raise
-        finally:
-            os.dup2(saved, stream)
-            os.close(saved)
+        has_failed = False
+    finally:
+        _hiding.leave(has_failed)
 
 
 @contextlib.contextmanager

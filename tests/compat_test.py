@@ -3,12 +3,14 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import unittest
+from unittest import mock
 
 import pytest
 from absl.testing import parameterized
 
-from dfq_tf.compat import no_garbage_collection, tf
+from dfq_tf.compat import native_output_hidden, no_garbage_collection, tf
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 KERAS, ONEDNN = "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS"
@@ -87,6 +89,58 @@ class EnvironmentTest(parameterized.TestCase, tf.test.TestCase):
         same = ["True", "True"]
         expected = [*same, str(is_there), "3", "3", "10", "None", *same]
         self.assertEqual(process.stdout.split(), expected, process.stderr)
+
+
+class NativeOutputTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        stream = self.enter_context(tempfile.TemporaryFile("w+"))
+        self.enter_context(mock.patch.object(sys, "stderr", stream))
+        self.descriptor = stream.fileno()
+
+    def prints(self, text):
+        os.write(self.descriptor, text)
+
+    def assertShown(self, text):
+        self.assertEqual(os.pread(self.descriptor, 100, 0), text)
+
+    def test_is_shown_after_a_block_that_raises_alone(self):
+        with native_output_hidden():
+            self.prints(b"GPUs")
+        with self.assertRaises(KeyError), native_output_hidden():
+            self.prints(b"why ")
+            raise KeyError
+        self.prints(b"after")
+        self.assertShown(b"why after")
+
+    def test_is_back_after_the_last_of_blocks_that_overlap(self):
+        """As those of two threads do."""
+        for error, text in ((None, b"after"), (KeyError, b"GPUs after")):
+            os.ftruncate(self.descriptor, 0)
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            one, other = native_output_hidden(), native_output_hidden()
+            one.__enter__()
+            other.__enter__()
+            one.__exit__(error, None, None)
+            self.prints(b"GPUs ")
+            other.__exit__(None, None, None)
+            self.prints(b"after")
+            self.assertShown(text)
+
+    def test_is_not_hidden_where_no_temporary_file_can_be(self):
+        refused = FileNotFoundError("no usable temporary directory")
+        with mock.patch.object(tempfile, "TemporaryFile", side_effect=refused):
+            with native_output_hidden():
+                self.prints(b"GPUs ")
+        self.prints(b"after")
+        self.assertShown(b"GPUs after")
+
+    def test_is_not_hidden_where_the_stream_has_no_descriptor(self):
+        closed = mock.Mock(fileno=lambda: 1_000_000)
+        for stream in (closed, None):
+            with mock.patch.object(sys, "stderr", stream), native_output_hidden():
+                self.prints(b".")
+        self.assertShown(b"..")
 
 
 class GarbageTest(parameterized.TestCase, tf.test.TestCase):
