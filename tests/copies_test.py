@@ -33,13 +33,13 @@ class HasFastBfloat16Test(parameterized.TestCase, tf.test.TestCase):
         ("nothing", "", False),
     )
     def test_is_told_by_the_flags_of_the_processor(self, cpuinfo, expected):
-        with mock.patch.object(tf.config, "list_physical_devices", return_value=[]):
+        with mock.patch.object(tf.config, "get_visible_devices", return_value=[]):
             self.assertEqual(copies.has_fast_bfloat16(cpuinfo), expected)
 
     @parameterized.parameters(((7, 5), False), ((8, 0), True), ((9, 0), True))
     def test_gpu_decides_where_there_is_one(self, capability, expected):
         with (
-            mock.patch.object(tf.config, "list_physical_devices", return_value=[0]),
+            mock.patch.object(tf.config, "get_visible_devices", return_value=[0]),
             mock.patch.object(
                 tf.config.experimental,
                 "get_device_details",
@@ -48,6 +48,18 @@ class HasFastBfloat16Test(parameterized.TestCase, tf.test.TestCase):
         ):
             self.assertEqual(copies.has_fast_bfloat16("amx_bf16"), expected)
             self.assertEqual(copies.has_fast_bfloat16(""), expected)
+
+    def test_gpu_that_the_program_has_hidden_decides_nothing(self):
+        with (
+            mock.patch.object(tf.config, "list_physical_devices", return_value=[0]),
+            mock.patch.object(tf.config, "get_visible_devices", return_value=[]),
+            mock.patch.object(
+                tf.config.experimental,
+                "get_device_details",
+                return_value={"compute_capability": (9, 0)},
+            ),
+        ):
+            self.assertFalse(copies.has_fast_bfloat16(""))
 
 
 class ResolvePrecisionTest(parameterized.TestCase, tf.test.TestCase):

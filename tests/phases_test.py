@@ -792,6 +792,18 @@ class SeveralTest(PhasesTestCase):
             self.assertAllClose(half.astype(float), pixels, rtol=0, atol=0.501)
 
 
+class CompiledTest(parameterized.TestCase):
+    @parameterized.parameters(([0], True), ([], None))
+    def test_xla_is_for_a_gpu_that_the_program_has_not_hidden(self, gpus, expected):
+        with (
+            mock.patch.object(tf.config, "list_physical_devices", return_value=[0]),
+            mock.patch.object(tf.config, "get_visible_devices", return_value=gpus),
+            mock.patch.object(tf, "function") as function,
+        ):
+            phases.compiled(abs)
+        self.assertEqual(function.call_args.kwargs["jit_compile"], expected)
+
+
 class StudentOptimizerTest(parameterized.TestCase, tf.test.TestCase):
     def _displacements(self, num_steps, **settings):
         """How far each step moves a weight whose gradient is 1 throughout."""

@@ -497,7 +497,7 @@ def compiled(
     One device is compiled for by XLA if it is a GPU: it halves the speed of CPUs.
     """
     on_all = everywhere(step, strategy)
-    use_xla = on_all is step and bool(tf.config.list_physical_devices("GPU"))
+    use_xla = on_all is step and bool(tf.config.get_visible_devices("GPU"))
     return tf.function(on_all, jit_compile=use_xla or None, autograph=False)
 
 

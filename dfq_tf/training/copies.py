@@ -24,7 +24,7 @@ def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
       cpuinfo: the text of /proc/cpuinfo; by default it is read, and a machine
         without that file counts as one without bfloat16.
     """
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in tf.config.get_visible_devices("GPU"):
         capability = tf.config.experimental.get_device_details(gpu).get(
             "compute_capability", (0, 0)
         )
