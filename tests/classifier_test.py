@@ -155,10 +155,21 @@ class InBatchesTest(tf.test.TestCase, parameterized.TestCase):
         (np.full((1, 4, 6, 2), np.nan), "have values from nan to nan; give pixels"),
         (np.full((1, 4, 6, 2), -0.5), "have values from -0.5 to -0.5; give pixels as"),
         (np.full((1, 4, 6, 2), 256), "from 256 to 256; .* says how they are normal"),
+        (np.linspace(0, 1, 48).reshape(1, 4, 6, 2), "from 0 to 1; give pixels as they"),
     )
     def test_what_is_no_pixels_is_refused(self, images, message):
         with self.assertRaisesRegex(ModelError, message):
             Classifier(small_graph(), DESCRIPTION).scores(images)
+
+    def test_dark_pixels_are_taken_as_floats_too(self):
+        classifier = Classifier(small_graph(), DESCRIPTION)
+        images = np.zeros((2, 4, 6, 2), np.uint8)
+        images[1] = 1
+        expected = classifier.scores(images)
+        for dtype in (np.float32, int):
+            self.assertAllEqual(classifier.scores(images.astype(dtype)), expected)
+        faint = np.linspace(0, 2, 48, dtype=np.float32).reshape(1, 4, 6, 2)
+        self.assertEqual(classifier.scores(faint).shape, (1, 3))
 
 
 class AgreementTest(tf.test.TestCase):

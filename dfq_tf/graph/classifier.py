@@ -121,7 +121,7 @@ def check_images(images: np.ndarray, image_shape: Sequence[int]) -> None:
 
 
 def _check_pixels(images: np.ndarray) -> None:
-    """Raises ModelError unless all values are in [0, 255]."""
+    """Raises ModelError unless all values are in [0, 255], and not divided by 255."""
     if images.dtype == np.uint8:
         return
     if images.dtype.kind not in "iuf":
@@ -129,7 +129,8 @@ def _check_pixels(images: np.ndarray) -> None:
             f"the images are {images.dtype}; give uint8 or float32 pixels, 0 to 255"
         )
     low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 255):
+    is_divided = high <= 1 and np.any(images % 1)
+    if not (low >= 0 and high <= 255) or is_divided:
         raise ModelError(
             f"the images have values from {low:g} to {high:g}; give pixels as they "
             "are, 0 to 255: the network's description says how they are normalised"
