@@ -2,6 +2,8 @@ import functools
 import itertools
 import os
 import pathlib
+import time
+from concurrent import futures
 from unittest import mock
 
 import numpy as np
@@ -76,6 +78,27 @@ class TFLiteClassifierTest(tf.test.TestCase, parameterized.TestCase):
         with mock.patch.object(running.time, "perf_counter", lambda: next(ticks)):
             self.assertAllClose(tflite.latency(runs=10), 5.5)
         self.assertRaises(StopIteration, lambda: next(ticks))
+
+    def test_threads_that_share_it_get_the_scores_of_their_images(self):
+        tflite = running.TFLiteClassifier(file_of("padded_pooling"))
+        images = networks.images(tflite.image_shape, 2)
+        expected = tflite.scores(images)
+        self.assertNotAllEqual(*expected)
+        invoke = tflite._interpreter.invoke
+
+        def slowly():
+            time.sleep(0.05)  # in which another thread could put its own image in
+            invoke()
+
+        with (
+            mock.patch.object(tflite._interpreter, "invoke", slowly),
+            futures.ThreadPoolExecutor(3) as pool,
+        ):
+            found = [pool.submit(tflite.scores, images[i : i + 1]) for i in (0, 1)]
+            found.append(pool.submit(tflite.latency, 1))
+        *scores, milliseconds = (each.result() for each in found)
+        self.assertAllEqual(np.concatenate(scores), expected)
+        self.assertGreater(milliseconds, 0)
 
     @parameterized.parameters(0, -1, 1.5, "3", None)
     def test_latency_of_no_runs_is_refused(self, runs):

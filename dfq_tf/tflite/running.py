@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import statistics
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,7 @@ _INPUT_TYPES = (np.uint8, np.int8, np.float32)
 
 
 class TFLiteClassifier:
-    """Runs a TFLite classifier on pixels.
+    """Runs a TFLite classifier on pixels. Threads may share one: each waits its turn.
 
     Args:
       content: of a TFLite file from one image to one row of scores; or its path.
@@ -49,6 +50,8 @@ class TFLiteClassifier:
             )
         (self._input,), (self._output,) = inputs, outputs
         self._feeding = Feeding(content, self._input)
+        # The interpreter has one place for an image, and one for what it gives.
+        self._running = threading.Lock()
         is_float = self._output["dtype"] == np.float32
         if not is_float and not self._output["quantization"][0]:
             raise ExportError(
@@ -119,12 +122,13 @@ class TFLiteClassifier:
         if not isinstance(runs, int) or runs < 1:
             raise ConfigError(f"runs is {runs!r}; it must be an integer of at least 1")
         image = self._feeding.of(np.zeros((1, *self.image_shape), np.uint8))
-        self._interpreter.set_tensor(self._input["index"], image)
         seconds = []
-        for _ in counted(range(runs + runs // 10), "runs of the file"):
-            began = time.perf_counter()
-            self._interpreter.invoke()
-            seconds.append(time.perf_counter() - began)
+        with self._running:
+            self._interpreter.set_tensor(self._input["index"], image)
+            for _ in counted(range(runs + runs // 10), "runs of the file"):
+                began = time.perf_counter()
+                self._interpreter.invoke()
+                seconds.append(time.perf_counter() - began)
         return 1000 * statistics.median(seconds[runs // 10 :])
 
     def scores(self, images: np.ndarray) -> np.ndarray:
@@ -149,9 +153,10 @@ class TFLiteClassifier:
         interpreter = self._interpreter
         outputs = []
         for image in counted(self._feeding.of(images), "images"):
-            interpreter.set_tensor(self._input["index"], image[None])
-            interpreter.invoke()
-            outputs.append(interpreter.get_tensor(self._output["index"])[0])
+            with self._running:
+                interpreter.set_tensor(self._input["index"], image[None])
+                interpreter.invoke()
+                outputs.append(interpreter.get_tensor(self._output["index"])[0])
         scores = dequantized(np.stack(outputs), self._output)
         if scores.shape[-1] == 1:
             scores = np.concatenate([1 - scores, scores], axis=-1)
