@@ -108,6 +108,18 @@ class TFLiteClassifierTest(tf.test.TestCase, parameterized.TestCase):
         ):
             tflite.latency(runs)
 
+    @parameterized.parameters(0, -1, 1.5, "3", None, True)
+    def test_no_threads_are_refused(self, num_threads):
+        with self.assertRaisesRegex(
+            ConfigError,
+            f"^num_threads is {num_threads!r}; it must be an integer of at least 1$",
+        ):
+            running.TFLiteClassifier(file_of("padded_pooling"), num_threads)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        tflite = running.TFLiteClassifier(file_of("padded_pooling"), np.int64(2))
+        self.assertGreater(tflite.latency(np.int64(3)), 0.0)
+
     def test_one_piece_where_xnnpack_has_all_operators(self):
         pieces = [
             running.TFLiteClassifier(file_of("resnet_like", widths)).num_pieces

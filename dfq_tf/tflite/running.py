@@ -1,6 +1,7 @@
 """LiteRT runs a TFLite file."""
 
 import dataclasses
+import numbers
 import os
 import statistics
 import threading
@@ -29,9 +30,10 @@ class TFLiteClassifier:
 
     Args:
       content: of a TFLite file from one image to one row of scores; or its path.
-      num_threads: threads of the interpreter.
+      num_threads: threads of the interpreter; at least 1.
 
     Raises:
+      ConfigError: `num_threads` is no such number.
       ExportError: the file is none of TFLite, or takes or gives something else.
       ModelError: there is no such file, or `content` is neither.
     """
@@ -119,8 +121,7 @@ class TFLiteClassifier:
         Raises:
           ConfigError: `runs` is no such number.
         """
-        if not isinstance(runs, int) or runs < 1:
-            raise ConfigError(f"runs is {runs!r}; it must be an integer of at least 1")
+        runs = _count("runs", runs)
         image = self._feeding.of(np.zeros((1, *self.image_shape), np.uint8))
         seconds = []
         with self._running:
@@ -161,6 +162,22 @@ class TFLiteClassifier:
         if scores.shape[-1] == 1:
             scores = np.concatenate([1 - scores, scores], axis=-1)
         return scores
+
+
+def _count(name: str, given: Any) -> int:
+    """A number of at least 1, as Python's own type.
+
+    Args:
+      name: of the argument.
+      given: of NumPy too.
+
+    Raises:
+      ConfigError: it is no such number.
+    """
+    is_integer = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+    if not is_integer or given < 1:
+        raise ConfigError(f"{name} is {given!r}; it must be an integer of at least 1")
+    return int(given)
 
 
 def _content_of(file: Any) -> bytes:
@@ -305,14 +322,16 @@ def open_interpreter(
 
     Args:
       content: of the file.
-      num_threads: threads of the kernels.
+      num_threads: threads of the kernels; at least 1.
       delegates: whether XNNPACK may take operators over.
       keeps_tensors: whether the tensors between layers can be read after a run; no
         operator is taken over then.
 
     Raises:
+      ConfigError: `num_threads` is no such number.
       ExportError: LiteRT cannot read the file.
     """
+    num_threads = _count("num_threads", num_threads)
     resolver = litert.OpResolverType
     plain = keeps_tensors or not delegates
     try:
