@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import tqdm
 
@@ -45,8 +45,23 @@ def lines_alone(is_wanted: bool = True) -> Iterator[None]:
         _lines_alone.reset(token)
 
 
+def _stream() -> Any:
+    """The standard error stream, of any class; None where there is none to write to."""
+    stream = sys.stderr
+    return None if getattr(stream, "closed", False) else stream
+
+
 def _has_bars() -> bool:
-    return sys.stderr.isatty() and not _lines_alone.get()
+    stream = _stream()
+    is_terminal = hasattr(stream, "isatty") and stream.isatty()
+    return is_terminal and not _lines_alone.get()
+
+
+def _tell(text: str, end: str = "\n") -> None:
+    """Writes to the standard error stream at once, if there is one."""
+    stream = _stream()
+    if stream is not None:
+        print(text, end=end, file=stream, flush=hasattr(stream, "flush"))
 
 
 @contextlib.contextmanager
@@ -77,7 +92,7 @@ def stage(
             shown.clear()
     seconds = time.monotonic() - began
     if progress and seconds >= least_seconds:
-        print(f"{name}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
+        _tell(f"{name}: done in {seconds:.0f} s")
 
 
 def counted(items: Collection[T], what: str) -> Iterator[T]:
@@ -101,11 +116,11 @@ class _Shown:
         self._name, self._is_counting = name, False
 
     def tell(self) -> None:
-        print(f"{self._name} ...", end="", file=sys.stderr, flush=True)
+        _tell(f"{self._name} ...", end="")
 
     def clear(self) -> None:
         blank = " " * (len(self._name) + 4)
-        print(f"\r{blank}\r", end="", file=sys.stderr, flush=True)
+        _tell(f"\r{blank}\r", end="")
 
     def counted(self, items: Collection[T], what: str) -> Iterator[T]:
         if self._is_counting:
@@ -181,7 +196,7 @@ class TrainingShown:
             self._say(f"step {self._done} of {self._total}, about {left:.0f} s left")
 
     def _say(self, what: str) -> None:
-        print(f"{self._name}: {what}{self._measured}", file=sys.stderr, flush=True)
+        _tell(f"{self._name}: {what}{self._measured}")
 
 
 @dataclasses.dataclass(frozen=True)

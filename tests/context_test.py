@@ -2,6 +2,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import types
 from unittest import mock
 
 import numpy as np
@@ -126,6 +127,21 @@ class StageTest(parameterized.TestCase):
         with mock.patch("sys.stderr", io.StringIO()) as stream:
             self.assertEqual(list(counted(range(3), "layers")), [0, 1, 2])
         self.assertEqual(stream.getvalue(), "")
+
+
+class StreamTest(absltest.TestCase):
+    def test_error_stream_may_be_absent_closed_or_able_to_write_alone(self):
+        written, closed = [], io.StringIO()
+        closed.close()
+        plain = types.SimpleNamespace(write=written.append)
+        for stream in (None, closed, plain):
+            with mock.patch("sys.stderr", stream), stage("calibration", True, 0.0):
+                self.assertEqual(list(counted(range(2), "layers")), [0, 1])
+                shown = TrainingShown("warm_up", 1, 0, True)
+                shown.step(1)
+                shown.measured({"loss": 1.0})
+                shown.close(True)
+        self.assertRegex("".join(written), r"^calibration: done in \d s\n$")
 
 
 class TrainingShownTest(parameterized.TestCase):
