@@ -346,7 +346,7 @@ class RunPageTest(parameterized.TestCase):
         np.testing.assert_array_equal(fed[0], (image.astype(float) - 120) / 64)
         self.assertEqual(fed[0, 1, 2, 2], (100 - 120) / 64)  # of image[1, 2, 2] == 100
 
-    @parameterized.parameters((127, "one"), (128, "two"))
+    @parameterized.parameters((127, "one"), (128, "one"), (129, "two"))
     def test_one_score_is_that_of_the_second_class(self, score, name):
         file = {**pages.FILE, "output": {**pages.FILE["output"], "shape": [1, 1]}}
         shown = {"class_names": ["one", "two"], "count": 1, "per_class": [1, 0]}
