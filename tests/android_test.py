@@ -4,11 +4,12 @@ import pathlib
 import re
 
 import numpy as np
+from absl.testing import parameterized
 from ai_edge_litert import interpreter as litert
 
 from dfq_tf.compat import tf
 from dfq_tf.quantization.post_training import float_network, post_training
-from dfq_tf.settings import FileConfig
+from dfq_tf.settings import BitWidths, FileConfig
 from dfq_tf.tflite.proof import convert
 from dfq_tf.tflite.running import TFLiteClassifier
 from tests import helpers, networks
@@ -31,14 +32,15 @@ def argb(images):
     return packed.astype(np.uint32).view(np.int32).reshape(len(images), -1)
 
 
-def content_of(classifier):
+def content_of(classifier, widths=BitWidths(), output_type="auto"):
     images = networks.images(classifier.image_shape, 64)
-    network = post_training(float_network(classifier), images)
-    return convert(network, images, FileConfig("probabilities"))
+    network = post_training(float_network(classifier), images, widths)
+    config = FileConfig("probabilities", output_type=output_type)
+    return convert(network, images, config)
 
 
-def run(content, buffer):
-    """The output's bytes for the bytes of one image, as Kotlin has them."""
+def run(content, buffer, dtype=np.int8):
+    """The output for the bytes of one image, in the numbers that Kotlin has."""
     interpreter = litert.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     (image,), (output,) = (
@@ -50,10 +52,10 @@ def run(content, buffer):
     interpreter.set_tensor(image["index"], values)
     interpreter.invoke()
     raw = interpreter.get_tensor(output["index"]).tobytes()
-    return np.frombuffer(raw, np.int8)
+    return np.frombuffer(raw, dtype)
 
 
-class AndroidTest(tf.test.TestCase):
+class AndroidTest(parameterized.TestCase, tf.test.TestCase):
     def test_bytes_of_a_bitmap_give_the_class_and_its_probability(self):
         code, _ = kotlin()
         shifts = [int(s) for s in re.findall(r"put\(\(pixel shr (\d+)\)\.toByte", code)]
@@ -86,6 +88,38 @@ class AndroidTest(tf.test.TestCase):
             buffer = (summed // sum(weights)).astype(np.int8).tobytes()
             scores = run(content, buffer).astype(np.int32) & 255
             self.assertEqual(scores.argmax(), best)
+
+    @parameterized.parameters(
+        ("int8", "output[0].map { it.toInt() + 128 }", 128, 256),
+        ("int16", "output[0].map { it.toInt() }", 0, 32768),
+        ("float32", "output[0].toList()", 0, 1),
+    )
+    def test_lines_for_other_outputs_give_the_probability(
+        self, kind, line, added, whole
+    ):
+        (row,) = re.findall(rf"(?m)^  \| `{kind}` \|.*$", PAGE.read_text())
+        probability = "scores[best]" + (f" / {whole}f" if whole > 1 else "")
+        self.assertEndsWith(row, f"| `{line}` | `{probability}` |")
+        classifier = helpers.small_classifier()
+        is_wide = kind == "int16"
+        widths = BitWidths(num_bits_activation=16 if is_wide else 8)
+        content = content_of(classifier, widths, "auto" if is_wide else kind)
+        images = networks.images(classifier.image_shape, 5, seed=3)
+        expected = TFLiteClassifier(content).scores(images)
+        for image, of_image in zip(images, expected):
+            values = run(content, image.tobytes(), np.dtype(kind))
+            scores = values.astype(np.float64) + added
+            best = int(scores.argmax())
+            self.assertEqual(best, of_image.argmax())
+            self.assertEqual(scores[best] / whole, of_image.max())
+
+    def test_one_score_is_compared_with_a_half(self):
+        said = re.search(
+            r"scores\[0\] > (\d+)\).*?`> (\d+)`.*?`> ([\d.]+)f`",
+            PAGE.read_text(),
+            re.DOTALL,
+        )
+        self.assertEqual([*map(float, said.groups())], [256 / 2, 32768 / 2, 1 / 2])
 
     def test_names_of_the_page_are_those_of_a_run(self):
         text = PAGE.read_text()
