@@ -30,6 +30,13 @@ class LabelsTest(parameterized.TestCase):
         ("numbered_comma", b"0,Cattle\n1,Sheep\n", ("Cattle", "Sheep")),
         ("times", b"0:30\n1:15\n2.5\n", ("0:30", "1:15", "2.5")),
         ("numbered_names", b"0 1 cat\n1 2 dogs\n", ("1 cat", "2 dogs")),
+        (
+            "counts",
+            b"0 fingers\n1 finger\n2 fingers\n3 fingers\n",
+            ("0 fingers", "1 finger", "2 fingers", "3 fingers"),
+        ),
+        ("lengths", b"0,5 mm\n1,5 mm\n", ("0,5 mm", "1,5 mm")),
+        ("all_times", b"0:30\n1:15\n2:45\n", ("0:30", "1:15", "2:45")),
         ("from_one", b"1 Cattle\n2 Sheep\n", ("1 Cattle", "2 Sheep")),
         ("not_all", b"0 Cattle\n1 Sheep\nGoat\n", ("0 Cattle", "1 Sheep", "Goat")),
         ("out_of_order", b"0 Cattle\n2 Sheep\n", ("0 Cattle", "2 Sheep")),

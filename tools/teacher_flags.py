@@ -142,8 +142,9 @@ def read_labels(path: str) -> tuple[str, ...]:
     """The names of the classes in a text file, a line each.
 
     Numbers in front, '0 Cattle', '1 Sheep' and so on, as Teachable Machine writes them,
-    or '0:Cattle' or '0,Cattle', are no part of the names. Empty lines at the end are
-    none.
+    or '0:Cattle' or '0,Cattle', are no part of the names. They stay where two names
+    would be the same without them, as of '0 fingers', '1 finger' and '2 fingers', and
+    in '0:30' or '0,5 mm'. Empty lines at the end are none.
 
     Raises:
       ConfigError: it cannot be read, is empty, or has an empty line.
@@ -159,11 +160,13 @@ def read_labels(path: str) -> tuple[str, ...]:
     while names and not names[-1]:
         names.pop()
     numbered = [
-        re.fullmatch(rf"{i}[\s:,]\s*(.+)", name) for i, name in enumerate(names)
+        re.fullmatch(rf"{i}(?:\s|[:,](?!\d))\s*(.+)", name)
+        for i, name in enumerate(names)
     ]
+    rest = [match[1] for match in numbered if match]
     # One line alone may well be a name.
-    if len(names) > 1 and all(numbered):
-        names = [match[1] for match in numbered if match]
+    if len(names) > 1 and len(set(rest)) == len(names):
+        names = rest
     if not names or not all(names):
         raise ConfigError(
             f"labels is {path!r}, which is empty or has an empty line; write one name "
