@@ -312,7 +312,10 @@ def main() -> None:
         workdir.add_metrics(student_accuracy=right, student_images=len(test.labels))
         print(f"Student: {100 * right:.2f} % of {len(test.labels)} test images")
     print(f"The page of the run: {page.write(workdir.path)}")
-    print(f"Wrote {workdir.path / 'student.keras'}")
+    path = workdir.path / "student.keras"
+    said = {name: FLAGS[name].value for name in ("dataset", "data_dir", "archive")}
+    print(f"Wrote {path}; its TFLite file is made by")
+    print(f"  {common.as_command('run', {'teacher': str(path), **said})}")
 
 
 def define_flags() -> None:
