@@ -58,7 +58,9 @@ class DigitsTest(tf.test.TestCase, parameterized.TestCase):
 class OpenDatasetTest(tf.test.TestCase):
     def test_unknown_name_lists_the_choices(self):
         with self.assertRaisesRegex(
-            DataError, r"dataset is 'imagenet'; it must be one of \['digits', 'cifar10'"
+            DataError,
+            r"dataset is 'imagenet'; it must be one of \['digits', 'cifar10'.*\]. "
+            "Labelled images of your own are measured .*docs/own_model.md",
         ):
             data.open_dataset("imagenet")
 

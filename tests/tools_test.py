@@ -1698,9 +1698,11 @@ class DocumentsTest(tf.test.TestCase):
         self.assertIn("my_model", own_model)
         documents = [ROOT / f"docs/{name}.md" for name in ("own_model", "distillation")]
         examples = [code for path in documents for code in examples_of(path)]
-        self.assertLen(examples, 2)
+        self.assertLen(examples, 3)
         folder = new_folder()
         (folder / "teachers").symlink_to(ROOT / "teachers")
+        np.save(folder / "my_images.npy", np.zeros((2, 32, 32, 3), np.uint8))
+        np.save(folder / "my_labels.npy", np.array([0, 1]))
         config = dfq_tf.DistillationConfig(batch_size=8, warm_up_steps=2, rounds=1)
         distill = functools.partial(dfq_tf.distill, config=config, show_progress=False)
         quantize = functools.partial(

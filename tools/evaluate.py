@@ -77,7 +77,7 @@ def main() -> None:
     if not FLAGS.dataset:
         raise ConfigError(
             "dataset is empty; name the labelled images with --dataset, one of "
-            f"{', '.join(datasets.dataset_names())}"
+            f"{', '.join(datasets.dataset_names())}. {datasets.OTHER_IMAGES}"
         )
     _check_flags([FLAGS.model, *filter(None, [FLAGS.teacher])])
     if FLAGS.workdir is not None:

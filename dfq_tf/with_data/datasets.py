@@ -18,6 +18,11 @@ from dfq_tf.errors import DataError
 TFDS_NAMES = ("cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist")
 # Served in the same way, by a builder of the project.
 _TINY_IMAGENET = "tiny_imagenet"
+# What is said to somebody who has others.
+OTHER_IMAGES = (
+    "Labelled images of your own are measured with a few lines of Python: "
+    "docs/own_model.md has them"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,9 @@ def open_dataset(
         _of_sklearn()  # that it is missing is known before any training
         return Dataset("digits", (8, 8, 1), tuple("0123456789"), _load_digits)
     if name not in dataset_names():
-        raise DataError(f"dataset is {name!r}; it must be one of {dataset_names()}")
+        raise DataError(
+            f"dataset is {name!r}; it must be one of {dataset_names()}. {OTHER_IMAGES}"
+        )
     return _open_tfds(name, data_dir, archive)
 
 
