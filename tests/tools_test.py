@@ -1689,7 +1689,6 @@ class DocumentsTest(tf.test.TestCase):
     @pytest.mark.long
     def test_python_examples_run(self):
         import dfq_tf
-        from dfq_tf import models
 
         def examples_of(path):
             return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
@@ -1713,7 +1712,7 @@ class DocumentsTest(tf.test.TestCase):
         )
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(folder)
-        scope = {"small_network": models.build_model("wrn_10_1", (32, 32, 3), 10)}
+        scope = {}
         with mock.patch.multiple(dfq_tf, quantize=quantize, distill=distill):
             for code in examples:
                 exec(compile(code, "docs", "exec"), scope)
