@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from unittest import mock
 
 import numpy as np
@@ -17,6 +18,7 @@ from dfq_tf.graph.description import (
     model_name,
 )
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DESCRIPTION = ModelDescription(
     (120.0, 110.5, 100.0), (0.0156, 1 / 3, 0.02), "softmax", ("cat", "dög")
 )
@@ -111,6 +113,14 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         ):
             ModelDescription.load(self.path)
 
+    def test_example_of_the_documents_is_one(self):
+        text = (ROOT / "docs/own_model.md").read_text()
+        (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        self.path.write_text(example)
+        said = ModelDescription.load(self.path)
+        self.assertEqual(said.input_mean, (123.7, 116.3, 103.5))
+        self.assertEqual((said.output, said.class_names), ("softmax", ("cat", "dog")))
+
     @parameterized.named_parameters(
         ("no_json", "{", "Expecting property name"),
         ("no_object", "[1, 2]", "must be a mapping"),
@@ -118,13 +128,18 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         (
             "missing_field",
             '{"input_mean": [0], "input_scale": [1], "output": "logits"}',
-            "class_names",
+            r"it lacks class_names\.",
+        ),
+        (
+            "missing_fields",
+            '{"input_mean": [0], "input_scale": [1]}',
+            r"it lacks output, class_names\. docs/own_model\.md has an example",
         ),
         (
             "unknown_field",
             '{"input_mean": [0], "input_scale": [1], "output": "logits", '
             '"class_names": ["a"], "colour": 1}',
-            "colour",
+            "it has colour, which no description has",
         ),
         (
             "number_for_list",

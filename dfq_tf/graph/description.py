@@ -143,17 +143,33 @@ class ModelDescription:
         """
         try:
             fields = json.loads(read_text(path))
+            _check_names(fields)
             return cls(**fields)
         except FileNotFoundError as error:
             raise ModelError(
                 f"there is no description {path}; give the input's mean and scale "
-                "(--input_mean, --input_scale), or write that file"
+                "(--input_mean, --input_scale), or write that file, of which "
+                "docs/own_model.md has an example"
             ) from error
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(
-                f"{path} is not a model description: {error}. If it is something else, "
-                "give it another name"
+                f"{path} is not a model description: {error}. docs/own_model.md has an "
+                "example. If it is something else, give it another name"
             ) from error
+
+
+def _check_names(fields: Any) -> None:
+    """Raises ValueError unless there is a description in these fields of JSON."""
+    if not isinstance(fields, Mapping):
+        raise ValueError("it must be a mapping of names to values")
+    known = dataclasses.fields(ModelDescription)
+    needed = [each.name for each in known if each.default is dataclasses.MISSING]
+    lacking = [name for name in needed if name not in fields]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    unknown = sorted(fields.keys() - {each.name for each in known})
+    if unknown:
+        raise ValueError(f"it has {', '.join(unknown)}, which no description has")
 
 
 def names_of_classes(given: Any) -> tuple[str, ...]:
