@@ -77,7 +77,9 @@ class OpenDatasetTest(tf.test.TestCase):
             # As in a plain `pip install dfq_tf`.
             with mock.patch.dict("sys.modules", {module: None}):
                 with self.assertRaisesRegex(
-                    DataError, rf"{package}, .* not installed: pip .*'dfq_tf\[data\]'"
+                    DataError,
+                    rf"{package}, .* not installed: pip install '\.\[data\]' in the .*"
+                    r"'dfq_tf\[data\]'",
                 ):
                     data.open_dataset(name)
 

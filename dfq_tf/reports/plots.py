@@ -22,7 +22,8 @@ def pyplot() -> Any:
     if not has_pyplot():
         raise ConfigError(
             "matplotlib, which draws this picture, is not installed: pip install "
-            "'dfq_tf[report]'"
+            "'.[report]' in the project's folder, or 'dfq_tf[report]' where dfq_tf is "
+            "installed"
         )
     import matplotlib
 

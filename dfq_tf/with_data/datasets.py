@@ -108,7 +108,8 @@ def _of_extra(module: str, package: str) -> Any:
     except ModuleNotFoundError as error:
         raise DataError(
             f"{package}, which has the data set, is not installed: pip install "
-            "'dfq_tf[data]'"
+            "'.[data]' in the project's folder, or 'dfq_tf[data]' where dfq_tf is "
+            "installed"
         ) from error
 
 
