@@ -204,7 +204,13 @@ class Quantized:
     @functools.cached_property
     @own_defaults()
     def student(self) -> keras.Model:
-        """The fake-quantized Keras model, which can be trained further."""
+        """The fake-quantized Keras model; it gives logits and can be trained further.
+
+        It is not fed as the teacher's model is, but with
+        `network.description.normalize(pixels)`, of float32 pixels in [0, 255]. That is
+        the pixels themselves, unless the teacher has one scale for all channels, and
+        for its mean one whole number of 0 to 255.
+        """
         return quantized_student.build(self.network)
 
     @own_defaults()
