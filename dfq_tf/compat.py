@@ -157,6 +157,13 @@ def _chosen_for_import() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def gpu_names() -> list[str]:
+    """What the GPUs are called that TensorFlow sees, in its order."""
+    details = tf.config.experimental.get_device_details
+    gpus = tf.config.list_physical_devices("GPU")
+    return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
+
+
 def uses_onednn() -> bool:
     """Whether TensorFlow computes with oneDNN's kernels, as far as is known."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")

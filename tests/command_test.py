@@ -153,6 +153,12 @@ print(len(made.tflite), [m for m in {OPTIONAL} if m in sys.modules])
         dev |= {"ruff", "selenium"}
         self.assertEmpty(ranges.keys() - names - dev)
 
+    def test_gpu_page_names_the_locked_version(self):
+        lock = (ROOT / "requirements.txt").read_text()
+        (version,) = re.findall(r"(?m)^tensorflow==(\S+)$", lock)
+        page = (ROOT / "docs/devices.md").read_text()
+        self.assertIn(f"'tensorflow[and-cuda]=={version}'", page)
+
 
 if __name__ == "__main__":
     absltest.main()

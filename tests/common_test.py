@@ -4,6 +4,7 @@ import errno
 import os
 import shlex
 import sys
+import types
 from unittest import mock
 
 from absl import flags
@@ -215,6 +216,21 @@ class TextFlagTest(parameterized.TestCase):
 def _define_in(values):
     define = flags.DEFINE
     return lambda *args, **kwargs: define(*args, flag_values=values, **kwargs)
+
+
+class DeviceTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ([], "none", r"the CPU \(\d+ cores\), as TensorFlow sees no GPU"),
+        (["H200", "T4"], "none", "H200"),
+        (["H200", "T4"], "mirrored", "H200, T4"),
+    )
+    def test_it_is_named(self, gpus, distribute, expected):
+        given = types.SimpleNamespace(distribute=distribute)
+        with (
+            mock.patch.object(common, "gpu_names", return_value=gpus),
+            mock.patch.object(common, "FLAGS", given),
+        ):
+            self.assertRegex(common.device(), f"^{expected}$")
 
 
 if __name__ == "__main__":

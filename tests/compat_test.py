@@ -4,13 +4,14 @@ import platform
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 from unittest import mock
 
 import pytest
 from absl.testing import parameterized
 
-from dfq_tf.compat import native_output_hidden, no_garbage_collection, tf
+from dfq_tf.compat import gpu_names, native_output_hidden, no_garbage_collection, tf
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 KERAS, ONEDNN = "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS"
@@ -152,6 +153,19 @@ class GarbageTest(parameterized.TestCase, tf.test.TestCase):
             self.assertFalse(gc.isenabled())
             raise KeyError
         self.assertEqual(gc.isenabled(), before)
+
+
+class GpuTest(tf.test.TestCase):
+    def test_name_is_what_the_driver_says_or_else_tensorflow(self):
+        gpus = [types.SimpleNamespace(name=f"/physical_device:GPU:{i}") for i in (0, 1)]
+        details = [{"device_name": "NVIDIA H200"}, {}]
+        with (
+            mock.patch.object(tf.config, "list_physical_devices", return_value=gpus),
+            mock.patch.object(
+                tf.config.experimental, "get_device_details", side_effect=details
+            ),
+        ):
+            self.assertEqual(gpu_names(), ["NVIDIA H200", "/physical_device:GPU:1"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import types
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -91,6 +93,33 @@ class RoundBatchTest(parameterized.TestCase, tf.test.TestCase):
                 ConfigError, "^batch_size is 0, auto, where a number is needed"
             ):
                 devices.check_batch(strategy, AUTO)
+
+
+class MirroredTest(tf.test.TestCase):
+    def made(self, *names):
+        """What is made where TensorFlow sees these CPUs and no GPU."""
+        found = [types.SimpleNamespace(name=n, device_type="CPU") for n in names]
+
+        def listed(kind):
+            return found if kind == "CPU" else []
+
+        with (
+            mock.patch.object(tf.config, "list_logical_devices", listed),
+            mock.patch.object(tf.distribute, "MirroredStrategy") as made,
+        ):
+            devices.make_strategy("mirrored")
+        made.assert_called_once_with([*names])
+
+    def test_cpu_in_the_place_of_gpus_is_told(self):
+        with self.assertWarnsRegex(
+            UserWarning, "^distribute is mirrored, .* TensorFlow sees none: the CPU tra"
+        ):
+            self.made("/device:CPU:0")
+
+    def test_cpus_that_a_program_has_made_are_what_it_wants(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.made("/device:CPU:0", "/device:CPU:1")
 
 
 class TFConfigTest(parameterized.TestCase, tf.test.TestCase):

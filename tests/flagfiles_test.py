@@ -340,6 +340,7 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         teacher = helpers.small_classifier((8, 8, 3))
         said = quantize.plan(teacher, None, "df_q", quantize.qat_config())
         self.assertIn("calibration on crops of 2 pictures (left out: 1 .webp);", said)
+        self.assertIn(f"; on {common.device()}; the program takes", said)
 
     @flagsaver.flagsaver
     def test_mobilenet_is_to_be_quantized_itself(self):

@@ -472,6 +472,7 @@ class DistillTest(tf.test.TestCase):
             "recipe budget: 4 student steps (--steps=3, in whole rounds)",
             process.stdout,
         )
+        self.assertRegex(process.stdout, r"whole rounds\); on .+; a step of 4 images")
         written = (folder / "flags.cfg").read_text()
         self.assertContainsSubset(
             {"--recipe=budget", "--minutes=30.0", "--mixup_share=0.075"},

@@ -29,6 +29,14 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(run["versions"]["tensorflow"], tf.__version__)
         self.assertEqual(run["versions"]["numpy"], np.__version__)
 
+    def test_gpus_are_named(self):
+        for gpus, end in (([], " cores"), (["H200", "T4"], " cores, H200, T4")):
+            path = self.folder / f"{len(gpus)} gpus"
+            with mock.patch("dfq_tf.reports.workdir.gpu_names", return_value=gpus):
+                Workdir(path, _SETTINGS)
+            machine = json.loads((path / "run.json").read_text())["machine"]
+            self.assertEndsWith(machine, end)
+
     def test_places_of_later_calls_stand_beside_that_of_the_first(self):
         Workdir(self.path, _SETTINGS)
         first = json.loads((self.path / "run.json").read_text())

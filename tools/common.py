@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from dfq_tf import photographs
-from dfq_tf.compat import native_output_hidden, own_defaults, tf
+from dfq_tf.compat import gpu_names, native_output_hidden, own_defaults, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.errors import ConfigError, DfqError, WorkdirError
@@ -665,6 +665,14 @@ def step_memory(num_images: int, num_bytes: int) -> str:
         f"a step of {num_images} images takes about {num_bytes / 2**20:,.0f} MiB, and "
         "the program 1 to 2 GiB"
     )
+
+
+def device() -> str:
+    """What the run computes on, for its plan."""
+    gpus = gpu_names()
+    if not gpus:
+        return f"the CPU ({os.cpu_count()} cores), as TensorFlow sees no GPU"
+    return ", ".join(gpus[:1] if FLAGS.distribute == "none" else gpus)
 
 
 def command_of(tool: str) -> str:

@@ -244,7 +244,7 @@ def distilled_student(
 def plan(
     teacher: Classifier, student: Learner, config: DistillationConfig | BudgetConfig
 ) -> str:
-    """One line: what is to be done, with how much memory, and how long if it is known.
+    """One line: what is to be done, where, in how much memory, and how long if known.
 
     Args:
       teacher: the trained classifier.
@@ -272,7 +272,7 @@ def plan(
     )
     return (
         f"Distilling into {FLAGS.student}, with generated images, recipe "
-        f"{FLAGS.recipe}: {work}; {memory}"
+        f"{FLAGS.recipe}: {work}; on {common.device()}; {memory}"
     )
 
 

@@ -305,7 +305,7 @@ def plan(
     method: str,
     config: DistillationConfig,
 ) -> str:
-    """One line: what is to be done, and with how much memory. Bars say how long.
+    """One line: what is to be done, where, and with how much memory. Bars say how long.
 
     Args:
       teacher: the trained classifier.
@@ -341,7 +341,10 @@ def plan(
         pool = phases.pool_bytes(config, teacher.image_shape)
         if pool > _WORTH_SAYING:
             memory += f"; the pool of images takes about {pool / 2**20:,.0f} MiB"
-    return f"{TITLES[method]} {asked_widths()}: {', '.join(work)}; {memory}"
+    return (
+        f"{TITLES[method]} {asked_widths()}: {', '.join(work)}; on {common.device()}; "
+        f"{memory}"
+    )
 
 
 def _tables(result: api.Quantized, config: DistillationConfig) -> dict[str, Any]:

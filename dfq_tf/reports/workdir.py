@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from importlib import metadata
 from typing import Any
 
+from dfq_tf.compat import gpu_names
 from dfq_tf.errors import WorkdirError
 from dfq_tf.files import damaged, may_write_in, read_object, read_text, write_text
 
@@ -182,9 +183,10 @@ def _places(before: Mapping[str, Any]) -> dict[str, Any]:
       before: what `RUN` held; empty for a new run.
     """
     names = ("python", "machine", "versions")
+    machine = [platform.machine(), f"{os.cpu_count()} cores", *gpu_names()]
     now = {
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": ", ".join(machine),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
     first = {name: before.get(name, now[name]) for name in names}

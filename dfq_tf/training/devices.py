@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,6 +49,9 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
     Raises:
       ConfigError: there is no such name, or TF_CONFIG is not as it must be.
+
+    Warns:
+      UserWarning: there is one CPU in the place of GPUs.
     """
     check_value("distribute", name, {"choices": STRATEGIES})
     if name == "none":
@@ -55,6 +59,12 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU")
         devices = devices or tf.config.list_logical_devices("CPU")
+        if [device.device_type for device in devices] == ["CPU"]:
+            warnings.warn(
+                "distribute is mirrored, for all GPUs, but TensorFlow sees none: the "
+                "CPU trains. docs/devices.md says how TensorFlow finds a GPU",
+                stacklevel=2,
+            )
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     text = os.environ.get("TF_CONFIG", "")
     _check_tf_config(text)
