@@ -46,6 +46,11 @@ class CurvesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(lines["two"], [[0, 0], [2, 100]])
         self.assertEqual(tf.io.decode_png(path.read_bytes()).shape.rank, 3)
 
+    def test_without_matplotlib_the_way_out_is_told(self):
+        with mock.patch.object(plots, "has_pyplot", return_value=False):
+            with self.assertRaisesRegex(ConfigError, r"install '\.\[report\]' in the"):
+                plots.pyplot()
+
     @parameterized.parameters(
         ("", "not a table of numbers"),
         ("step,minutes\n", "no row of numbers.*Name a table that a run has written"),
