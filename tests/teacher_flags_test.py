@@ -14,6 +14,10 @@ from tests.helpers import new_folder, small_classifier
 from tests.tool_runner import run_in_process
 
 
+# As of ImageNet's classes two are called crane.
+TWICE = ("crane", *(f"bird {letter}" for letter in "abcdefghijklmnopqr"), "crane")
+
+
 class LabelsTest(parameterized.TestCase):
     def read(self, content):
         path = new_folder() / "labels.txt"
@@ -37,6 +41,12 @@ class LabelsTest(parameterized.TestCase):
         ),
         ("lengths", b"0,5 mm\n1,5 mm\n", ("0,5 mm", "1,5 mm")),
         ("all_times", b"0:30\n1:15\n2:45\n", ("0:30", "1:15", "2:45")),
+        ("one_begins_with_a_digit", b"0:20 km/h\n1:Stop\n", ("20 km/h", "Stop")),
+        (
+            "two_of_many_are_the_same",
+            "".join(f"{i} {name}\n" for i, name in enumerate(TWICE)).encode(),
+            TWICE,
+        ),
         ("from_one", b"1 Cattle\n2 Sheep\n", ("1 Cattle", "2 Sheep")),
         ("not_all", b"0 Cattle\n1 Sheep\nGoat\n", ("0 Cattle", "1 Sheep", "Goat")),
         ("out_of_order", b"0 Cattle\n2 Sheep\n", ("0 Cattle", "2 Sheep")),

@@ -314,6 +314,7 @@ def main() -> None:
     print(f"The page of the run: {page.write(workdir.path)}")
     path = workdir.path / "student.keras"
     said = {name: FLAGS[name].value for name in ("dataset", "data_dir", "archive")}
+    said["workdir"] = str(workdir.path / "file")
     print(f"Wrote {path}; its TFLite file is made by")
     print(f"  {common.as_command('run', {'teacher': str(path), **said})}")
 

@@ -142,9 +142,9 @@ def read_labels(path: str) -> tuple[str, ...]:
     """The names of the classes in a text file, a line each.
 
     Numbers in front, '0 Cattle', '1 Sheep' and so on, as Teachable Machine writes them,
-    or '0:Cattle' or '0,Cattle', are no part of the names. They stay where two names
+    or '0:Cattle' or '0,Cattle', are no part of the names. They stay where many names
     would be the same without them, as of '0 fingers', '1 finger' and '2 fingers', and
-    in '0:30' or '0,5 mm'. Empty lines at the end are none.
+    where all lines are as '0:30' or '0,5 mm'. Empty lines at the end are none.
 
     Raises:
       ConfigError: it cannot be read, is empty, or has an empty line.
@@ -160,12 +160,14 @@ def read_labels(path: str) -> tuple[str, ...]:
     while names and not names[-1]:
         names.pop()
     numbered = [
-        re.fullmatch(rf"{i}(?:\s|[:,](?!\d))\s*(.+)", name)
-        for i, name in enumerate(names)
+        re.fullmatch(rf"{i}[\s:,]\s*(.+)", name) for i, name in enumerate(names)
     ]
     rest = [match[1] for match in numbered if match]
+    is_value = all(re.match(rf"{i}[:,]\d", name) for i, name in enumerate(names))
+    # Of ImageNet's thousand names two come twice.
+    is_count = 10 * (len(rest) - len(set(rest))) > len(rest)
     # One line alone may well be a name.
-    if len(names) > 1 and len(set(rest)) == len(names):
+    if len(names) > 1 and len(rest) == len(names) and not (is_value or is_count):
         names = rest
     if not names or not all(names):
         raise ConfigError(
