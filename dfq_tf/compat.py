@@ -44,7 +44,7 @@ class _Hiding:
                     end.callback(os.close, saved)
                     hidden = end.enter_context(tempfile.TemporaryFile())
                     os.dup2(hidden.fileno(), stream)
-                except (AttributeError, OSError, ValueError):
+                except (AttributeError, OSError, TypeError, ValueError):
                     return  # no stream of a file, or no folder for a temporary one
                 end.callback(self._put_back, stream, saved, hidden)
                 self._end = end.pop_all()
@@ -158,9 +158,9 @@ def _chosen_for_import() -> Iterator[None]:
 
 
 def gpu_names() -> list[str]:
-    """What the GPUs are called that TensorFlow sees, in its order."""
+    """What the GPUs are called that TensorFlow sees and the program has not hidden."""
     details = tf.config.experimental.get_device_details
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
 
 

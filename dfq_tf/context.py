@@ -61,7 +61,8 @@ def _tell(text: str, end: str = "\n") -> None:
     """Writes to the standard error stream at once, if there is one."""
     stream = _stream()
     if stream is not None:
-        print(text, end=end, file=stream, flush=hasattr(stream, "flush"))
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            print(text, end=end, file=stream, flush=hasattr(stream, "flush"))
 
 
 @contextlib.contextmanager

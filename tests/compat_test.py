@@ -160,7 +160,7 @@ class GpuTest(tf.test.TestCase):
         gpus = [types.SimpleNamespace(name=f"/physical_device:GPU:{i}") for i in (0, 1)]
         details = [{"device_name": "NVIDIA H200"}, {}]
         with (
-            mock.patch.object(tf.config, "list_physical_devices", return_value=gpus),
+            mock.patch.object(tf.config, "get_visible_devices", return_value=gpus),
             mock.patch.object(
                 tf.config.experimental, "get_device_details", side_effect=details
             ),

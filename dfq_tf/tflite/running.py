@@ -109,7 +109,8 @@ class TFLiteClassifier:
 
         One is best: between two pieces, operators run in the slower built-in kernels.
         """
-        operators = self._interpreter._get_ops_details()
+        with self._running:
+            operators = self._interpreter._get_ops_details()
         return sum(operator["op_name"] == "DELEGATE" for operator in operators)
 
     def latency(self, runs: int = 300) -> float:
