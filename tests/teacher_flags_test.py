@@ -13,7 +13,6 @@ from dfq_tf.with_data.datasets import Dataset
 from tests.helpers import new_folder, small_classifier
 from tests.tool_runner import run_in_process
 
-
 # As of ImageNet's classes two are called crane.
 TWICE = ("crane", *(f"bird {letter}" for letter in "abcdefghijklmnopqr"), "crane")
 
