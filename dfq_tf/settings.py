@@ -728,6 +728,12 @@ class BudgetConfig(MixedImages):
     generator_steps: int = setting(
         5, "Generator steps for a new batch, of which the best images stay.", minimum=1
     )
+    draws_first_layer: bool = setting(
+        True,
+        "Whether each new batch draws the generator's first layer anew, so that things "
+        "are not always in the same places; where they are, as digits in the middle, "
+        "it may be learnt with the others.",
+    )
     student_steps: int = setting(80, "Student steps for each new batch.", minimum=1)
     first_share: float = setting(
         0.1,

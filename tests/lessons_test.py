@@ -33,10 +33,12 @@ class SynthesizedTest(tf.test.TestCase):
             found, generator = made(12, seed=3)
         teacher = observe(helpers.small_classifier(SHAPE))
         config = BudgetConfig(
-            batch_size=8, generator_steps=10, student_augmentation="crop"
+            batch_size=8,
+            generator_steps=10,
+            student_augmentation="crop",
+            draws_first_layer=False,
         )
-        # As it is warmed up, its first layer is kept.
-        twin = Synthesizer(teacher, build_generator(5, SHAPE, 8), (), config, False)
+        twin = Synthesizer(teacher, build_generator(5, SHAPE, 8), (), config)
         improve, batches, step = phases.compiled(twin.improve), [], 0
         for number in range(4):
             twin.begin(tf.constant([3, number]))

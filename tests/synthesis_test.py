@@ -77,6 +77,20 @@ class SynthesizerTest(tf.test.TestCase):
             self.assertAllInRange(kernel, -reach, reach)
             self.assertAllClose(np.std(kernel), reach / np.sqrt(3), rtol=0.15)
 
+    def test_first_layer_is_learnt_with_the_others_if_it_is_not_drawn(self):
+        synthesizer = self.made(draws_first_layer=False)
+        layer = self.generator.get_layer("dense")
+        before = layer.kernel.numpy()
+        synthesizer.begin(FIRST)
+        self.assertAllEqual(layer.kernel, before)
+        synthesizer.improve(FIRST)
+        synthesizer.keep(FIRST)
+        synthesizer.begin(tf.constant([0, 2]))
+        # As far as Adam's first step of the start.
+        rate = CONFIG.synthesis_learning_rate * CONFIG.generator_steps
+        moved = np.abs(layer.kernel.numpy() - before)
+        self.assertAllClose(np.median(moved), rate, rtol=0.05)
+
     def test_a_batch_hangs_on_nothing_of_the_one_before_but_the_start(self):
         synthesizer = self.made()
         results = []

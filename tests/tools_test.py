@@ -869,7 +869,7 @@ class ReconstructionTest(tf.test.TestCase):
         process = self.tool("run", *flags)
         self.assertRegex(
             process.stdout,
-            r"(?m)^DF-REC W2A8: calibration, reconstruction of blocks; on the .*; the p",
+            r"(?m)^DF-REC W2A8: calibration, reconstruction of blocks; on .*; the p",
         )
         self.assertRegex(
             process.stdout,

@@ -49,11 +49,10 @@ def synthesized(
         batch_size=size,
         generator_steps=_STEPS,
         student_augmentation=_AUGMENTATION,
+        draws_first_layer=False,  # it is warmed up
     )
     generator = with_precision(warmed.generators[0], context.precision)
-    synthesizer = Synthesizer(
-        warmed.teacher, generator, (), config, draws_first_layer=False
-    )
+    synthesizer = Synthesizer(warmed.teacher, generator, (), config)
     num_batches = math.ceil(count / size)
     store = Store(num_batches, images=((size, *warmed.teacher.image_shape), tf.uint8))
     (make_batch,) = synthesizer.makers([store], context.seed)

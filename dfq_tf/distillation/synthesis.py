@@ -41,7 +41,6 @@ class Synthesizer(tf.Module):
         start.
       students: the images are to fool them, once `adversarial_weight` is above 0.
       config: batch size, learning rates, weights of the losses.
-      draws_first_layer: for each batch anew; else it starts as the other layers do.
 
     Attributes:
       generator: fits the batch at hand.
@@ -54,7 +53,6 @@ class Synthesizer(tf.Module):
         generator: keras.Model,
         students: Sequence[Learner],
         config: BudgetConfig,
-        draws_first_layer: bool = True,
     ) -> None:
         super().__init__(name="synthesizer")
         self._teacher, self._students, self._config = teacher, students, config
@@ -62,7 +60,7 @@ class Synthesizer(tf.Module):
         self.adversarial_weight = tf.Variable(0.0)
         size = config.batch_size
         self._first: list[tf.Variable] = []
-        if draws_first_layer:
+        if config.draws_first_layer:
             self._first = generator.get_layer("dense").trainable_variables
         drawn = {id(v) for v in self._first}
         self._learning = [
