@@ -66,6 +66,7 @@ class Synthesizer(tf.Module):
         self._learning = [
             v for v in generator.trainable_variables if id(v) not in drawn
         ]
+        self._weights = [*self._first, *self._learning]
         self._start = [tf.Variable(v) for v in self._learning]
         self._gradients = [tf.Variable(tf.zeros_like(v)) for v in self._start]
         self._latents = tf.Variable(tf.zeros((size, *generator.input_shape[1:])))
@@ -86,7 +87,7 @@ class Synthesizer(tf.Module):
             self._start, rate * config.generator_steps, _BETAS
         )
         self._optimizers = [
-            optimizers.steady_adam([*self._first, *self._learning], rate, _BETAS),
+            optimizers.steady_adam(self._weights, rate, _BETAS),
             optimizers.steady_adam(
                 [self._latents], config.latent_learning_rate, _BETAS
             ),
@@ -131,7 +132,7 @@ class Synthesizer(tf.Module):
         Returns:
           synthesis_loss, and its parts: bn_distance, class_loss, adversarial_loss.
         """
-        config, weights = self._config, [*self._first, *self._learning]
+        config, weights = self._config, self._weights
         seed = tf.random.fold_in(seed_and_step, AUGMENTATION)
         mean = self._teacher.description.input_mean
         with tf.GradientTape() as tape:

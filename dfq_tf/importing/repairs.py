@@ -181,14 +181,10 @@ def drop_own_training(config: Any) -> bool:
       Whether there were any.
     """
     is_changed = False
-    for part in serialized(config):
-        arguments = part.get("config")
-        if not isinstance(arguments, dict):
-            continue
-        for name, value in list(arguments.items()):
-            if name.endswith(TRAINING_SETTINGS) and not _is_of_training(value):
-                is_changed = True
-                del arguments[name]
+    for arguments, name, value in _settings(config):
+        if name.endswith(TRAINING_SETTINGS) and not _is_of_training(value):
+            is_changed = True
+            del arguments[name]
     return is_changed
 
 
@@ -272,14 +268,10 @@ def name_functions(config: Any) -> bool:
       Whether there were any.
     """
     is_changed = False
-    for part in serialized(config):
-        arguments = part.get("config")
-        if not isinstance(arguments, dict):
-            continue
-        for name, value in list(arguments.items()):
-            if is_of_tensorflow(value):
-                arguments[name] = FUNCTION_NAMES[value["config"]]
-                is_changed = True
+    for arguments, name, value in _settings(config):
+        if is_of_tensorflow(value):
+            arguments[name] = FUNCTION_NAMES[value["config"]]
+            is_changed = True
     return is_changed
 
 
@@ -312,6 +304,18 @@ def serialized(config: Any) -> Iterator[dict[str, Any]]:
             )
         elif isinstance(value, list):
             todo.extend(value)
+
+
+def _settings(config: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """All settings of all objects: those of the object, a name of them, and its value.
+
+    Whoever looks may change or delete the setting.
+    """
+    for part in serialized(config):
+        arguments = part.get("config")
+        if isinstance(arguments, dict):
+            for name, value in list(arguments.items()):
+                yield arguments, name, value
 
 
 def _arguments(layer: Any) -> set[str]:

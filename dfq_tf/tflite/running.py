@@ -79,8 +79,12 @@ class TFLiteClassifier:
         A file of one score has one label, which is the second class.
         """
         names = self._feeding.metadata.class_names
-        has_one_score = int(self._output["shape"][-1]) == 1
-        return ("0", *names) if has_one_score and len(names) == 1 else names
+        return ("0", *names) if self._has_one_score and len(names) == 1 else names
+
+    @property
+    def _has_one_score(self) -> bool:
+        """Whether the file gives the second class's score alone."""
+        return int(self._output["shape"][-1]) == 1
 
     def interface(self) -> dict[str, Any]:
         """What an app puts in and takes out, as plain data.
@@ -160,7 +164,7 @@ class TFLiteClassifier:
                 interpreter.invoke()
                 outputs.append(interpreter.get_tensor(self._output["index"])[0])
         scores = dequantized(np.stack(outputs), self._output)
-        if scores.shape[-1] == 1:
+        if self._has_one_score:
             scores = np.concatenate([1 - scores, scores], axis=-1)
         return scores
 
