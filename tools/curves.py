@@ -2,7 +2,8 @@
 
     python tools/curves.py --curves=paper:a/curve.csv,bank:b/curve.csv --out=curves.png
 
-A run writes such a table for each of its phases, see --column for what is in it.
+A distillation writes such a table, WORKDIR/distillation_curve.csv; tools/compare.py
+writes one for each training, WORKDIR/WIDTHS/METHOD_curve.csv. --column names a column.
 """
 
 import csv
@@ -103,7 +104,14 @@ def define_flags() -> None:
     group = "Curves"
     common.define(group, "curves", list, [], "LABEL:FILE of each curve.")
     common.define(
-        group, "column", str, "accuracy", "What is drawn: a column of all tables."
+        group,
+        "column",
+        str,
+        "accuracy",
+        "What is drawn: a column of all tables. A distillation's has "
+        "agreement_on_generated_images, and accuracy with --dataset; one of "
+        "tools/compare.py has agreement_on_held_out_images, and accuracy and agreement "
+        "with --dataset.",
     )
     common.define(group, "out", str, "curves.png", "The picture, a .png file.")
 
