@@ -60,7 +60,8 @@ class OpenDatasetTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             DataError,
             r"dataset is 'imagenet'; it must be one of \['digits', 'cifar10'.*\]. "
-            "Labelled images of your own are measured .*docs/own_model.md",
+            "Labelled images of your own are measured .*docs/own_model.md, in the "
+            "project's folder",
         ):
             data.open_dataset("imagenet")
 

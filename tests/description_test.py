@@ -109,7 +109,9 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_missing_file_says_what_to_do(self):
         with self.assertRaisesRegex(
-            ModelError, r"there is no description .*teacher\.json; .*--input_mean"
+            ModelError,
+            r"there is no description .*teacher\.json; .*--input_mean.* "
+            r"docs/own_model\.md, in the project's folder",
         ):
             ModelDescription.load(self.path)
 
@@ -133,7 +135,8 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
         (
             "missing_fields",
             '{"input_mean": [0], "input_scale": [1]}',
-            r"it lacks output, class_names\. docs/own_model\.md has an example",
+            r"it lacks output, class_names\. docs/own_model\.md, in the project's "
+            "folder, has an example",
         ),
         (
             "unknown_field",

@@ -112,7 +112,9 @@ class MirroredTest(tf.test.TestCase):
 
     def test_cpu_in_the_place_of_gpus_is_told(self):
         with self.assertWarnsRegex(
-            UserWarning, "^distribute is mirrored, .* TensorFlow sees none: the CPU tra"
+            UserWarning,
+            "^distribute is mirrored, .* TensorFlow sees none: the CPU trains. "
+            "docs/devices.md, in the project's folder, says how TensorFlow finds a G",
         ):
             self.made("/device:CPU:0")
 

@@ -318,6 +318,8 @@ class RunPageTest(parameterized.TestCase):
         count = f"{channels} channel{'s' * (channels > 1)}"
         said = f"this file has {count}, takes {takes} and gives {gives}."
         self.assertEqual(said in words, not opens)
+        where = "docs/android.md, part 2, in dfq_tf's folder"
+        self.assertEqual(where in words, not opens)
 
     @parameterized.parameters("uint8", "int8", "float32")
     def test_python_of_the_page_reads_a_photo(self, kind):
@@ -335,6 +337,9 @@ class RunPageTest(parameterized.TestCase):
         self.assertEqual(fed.dtype, np.dtype(kind))
         np.testing.assert_array_equal(fed[0], expected.astype(kind))
         self.assertEqual(said, f"two {200 * 0.00390625}")
+
+    def test_python_of_the_page_names_the_packages_that_it_imports(self):
+        self.assertIn("# pip install ai-edge-litert pillow\n", _python(file=pages.FILE))
 
     def test_pixels_below_a_whole_mean_are_fed_below_0(self):
         """Of bytes that are subtracted from bytes, 100 - 120 is 236."""

@@ -149,12 +149,13 @@ class ModelDescription:
             raise ModelError(
                 f"there is no description {path}; give the input's mean and scale "
                 "(--input_mean, --input_scale), or write that file, of which "
-                "docs/own_model.md has an example"
+                "docs/own_model.md, in the project's folder, has an example"
             ) from error
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(
-                f"{path} is not a model description: {error}. docs/own_model.md has an "
-                "example. If it is something else, give it another name"
+                f"{path} is not a model description: {error}. docs/own_model.md, in "
+                "the project's folder, has an example. If it is something else, give "
+                "it another name"
             ) from error
 
 

@@ -62,7 +62,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         if [device.device_type for device in devices] == ["CPU"]:
             warnings.warn(
                 "distribute is mirrored, for all GPUs, but TensorFlow sees none: the "
-                "CPU trains. docs/devices.md says how TensorFlow finds a GPU",
+                "CPU trains. docs/devices.md, in the project's folder, says how "
+                "TensorFlow finds a GPU",
                 stacklevel=2,
             )
         return tf.distribute.MirroredStrategy([device.name for device in devices])

@@ -21,7 +21,7 @@ _TINY_IMAGENET = "tiny_imagenet"
 # What is said to somebody who has others.
 OTHER_IMAGES = (
     "Labelled images of your own are measured with a few lines of Python: "
-    "docs/own_model.md has them"
+    "docs/own_model.md, in the project's folder, has them"
 )
 
 
