@@ -192,6 +192,17 @@ class CommandTest(parameterized.TestCase):
         os.chdir(ROOT)
         self.assertEndsWith(common.command_of("convert"), " tools/convert.py")
 
+    @parameterized.parameters(True, False)
+    def test_help_calls_a_tool_as_the_user_can(self, is_installed):
+        text = "Converts.\n\n    python tools/convert.py --student=a.keras\n"
+        with (
+            mock.patch.dict(common._groups, clear=True),
+            mock.patch.object(common, "_IS_INSTALLED", is_installed),
+        ):
+            called = "dfq-tf convert" if is_installed else common.command_of("convert")
+            shown = common._help(text, is_full=False)
+        self.assertIn(f"\n    {called} --student=a.keras\n", shown)
+
 
 class TextFlagTest(parameterized.TestCase):
     @parameterized.parameters(

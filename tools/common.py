@@ -866,7 +866,10 @@ def _fail(message: str, exit_code: int) -> None:
 
 
 def _help(description: str, is_full: bool) -> str:
-    lines = [description.strip(), ""]
+    called = re.sub(
+        r"python tools/(\w+)\.py", lambda found: command_of(found[1]), description
+    )
+    lines = [called.strip(), ""]
     for group, names in _groups.items():
         shown = [name for name, is_first in names.items() if is_first or is_full]
         if not shown:
