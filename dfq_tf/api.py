@@ -172,9 +172,8 @@ class Quantized:
         nothing was trained and the images came from elsewhere.
       prepared: what it was made from.
       measurements: what is expected of DF-Q, see `expected`. If something was trained,
-        also the agreement with the teacher on held-out generated images, before and
-        after it, and the last losses, which a run that had finished before no longer
-        has.
+        also the agreement with the teacher on images held out, before and after it,
+        and the last losses, which a run that had finished before no longer has.
       method: one of `settings.METHODS`: what has been done.
       layers: the widths of kernels that were chosen for a size that `file` asks for,
         and what they do; empty where it asks for none.

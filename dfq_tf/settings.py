@@ -1040,7 +1040,7 @@ class FileConfig(Checked):
         "",
         "Size of the file over that of the file of 8-bit weights, such as 0.5x: layers "
         "get 8, 4 or 2 bits for it, by the noise that they make in the logits of "
-        "generated images.",
+        "the images that calibrate.",
     )
     target_kib: int = setting(
         0, "The same in KiB (1,024 bytes); 0 for any size.", minimum=0

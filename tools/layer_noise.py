@@ -29,7 +29,7 @@ def read_images(path: str | None, tflite: pathlib.Path, count: int) -> np.ndarra
 
     Args:
       path: a .npy file, or None.
-      tflite: the file; tools/quantize.py leaves generated images beside it.
+      tflite: the file; tools/quantize.py leaves images held out beside it.
       count: how many.
 
     Raises:

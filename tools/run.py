@@ -1,7 +1,7 @@
 """The whole path in one command: a teacher in, integer TFLite files out.
 
     python tools/run.py --flagfile=tools/flagfiles/quickstart.cfg
-    python tools/run.py --teacher=model.keras --input_mean=0 --input_scale=0.00392157
+    python tools/run.py --teacher=model.keras --input_mean=0 --input_scale=1/255
 
 Trains the teacher if --teacher names a network instead of a file, and puts the data
 away. Distils into another network if --student names one, with no data. Quantizes

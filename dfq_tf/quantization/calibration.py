@@ -126,7 +126,7 @@ def with_margins(
 
     Args:
       graph: of `post_training.float_network`.
-      ranges: of each of `grids.measured`, on generated images.
+      ranges: of each of `grids.measured`, on the images that calibrate.
       config: says how much.
     """
     owner, pooled = grids.owners(graph), grids.pooled(graph)

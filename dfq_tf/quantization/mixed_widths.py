@@ -1,8 +1,8 @@
 """Bits of single kernels, for a file of a given size, chosen without data.
 
 A kernel of fewer bits saves bytes and makes noise. What noise it makes in the logits is
-measured on generated images, of each kernel alone. Then bytes are saved where a byte
-costs the least noise, as if the noises of several kernels added up.
+measured on the images that calibrate, of each kernel alone. Then bytes are saved where
+a byte costs the least noise, as if the noises of several kernels added up.
 """
 
 import dataclasses

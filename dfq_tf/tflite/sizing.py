@@ -35,8 +35,8 @@ class SizedLayer:
       form: in which the file has it, such as 'FULLY_CONNECTED int4'.
       num_bytes: of its weights in the file.
       milliseconds: by the table of kernel costs; None where that has no such layer.
-      noise: power of the noise that this width alone makes in the logits of generated
-        images, over the power of the logits.
+      noise: power of the noise that this width alone makes in the logits of the
+        images that calibrate, over the power of the logits.
     """
 
     name: str
@@ -109,7 +109,7 @@ def sized_widths(
 
     Args:
       network: with 8-bit weights.
-      images: generated, uint8 (n, height, width, channels).
+      images: those that calibrate, uint8 (n, height, width, channels).
       widths: of the network.
       file: says the size.
       weight_range: 'min_max' or 'mse'.
