@@ -27,7 +27,7 @@ test: $(INSTALLED)
 test-long: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -n auto $(SCOPES) -m long tests
 
-# The files of the quickstart, and of a MobileNet, in the clients that apps are made of.
+# Files of four networks, one the quickstart's, in the clients that apps are made of.
 # Not for every change: the clients are 730 MB, whose installation takes minutes.
 clients: $(INSTALLED) $(CLIENTS)/.installed runs/quickstart/df_qat_kd.tflite
 	$(VENV)/bin/python clients/make_files.py runs/quickstart runs/clients

@@ -648,7 +648,8 @@ def expected(prepared: Prepared, network: QuantizedNetwork) -> dict[str, float]:
             "the float network answers nearly all images that are to be had here with "
             "one class: that the quantized network does so too says little of it. "
             "Measure the file on images of your own, or give pictures of all classes, "
-            "unlabelled (--images=FOLDER)",
+            "unlabelled (--images=FOLDER; in Python, "
+            "CalibrationConfig(images=FOLDER))",
             stacklevel=3,
         )
     return found

@@ -1682,7 +1682,10 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         found = expected(held_out=one, procedural=several)
         alone = expected(held_out=several, procedural=several)
         self.assertEqual(found["expected_agreement"], alone["expected_agreement"])
-        with self.assertWarnsRegex(UserWarning, "images .* with one class"):
+        with self.assertWarnsRegex(
+            UserWarning,
+            r"images .* with one class.*; in Python, CalibrationConfig\(images=FOLDER",
+        ):
             found = expected(held_out=one, procedural=one)
         self.assertEqual(found.keys(), EXPECTED - {"expected_agreement"})
 
