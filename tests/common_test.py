@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from tools import common
 from dfq_tf.compat import tf
+from dfq_tf.files import digest
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process
 
@@ -129,6 +130,10 @@ class QuietTest(parameterized.TestCase):
         self.assertEqual((result.stdout, result.stderr), (output, progress))
 
 
+def _digest(path):
+    return digest(*common._files_of(str(path)))
+
+
 class DigestTest(parameterized.TestCase):
     def test_of_a_model_in_parts_is_that_of_all_of_them(self):
         folder = new_folder()
@@ -137,12 +142,12 @@ class DigestTest(parameterized.TestCase):
         seen = set()
         for content in (b"1", b"2"):
             weights.write_bytes(content)
-            seen.add(common._digest(str(path)))
+            seen.add(_digest(path))
         # The description beside a whole model counts too.
         (folder / "whole.keras").write_bytes(b"3")
         for content in ("", "4"):
             (folder / "whole.json").write_text(content)
-            seen.add(common._digest(str(folder / "whole.keras")))
+            seen.add(_digest(folder / "whole.keras"))
         self.assertLen(seen, 4)
 
     def test_folder_that_is_no_model_has_no_files(self):
@@ -152,11 +157,11 @@ class DigestTest(parameterized.TestCase):
         folder = new_folder()
         (folder / "a.png").write_bytes(b"1")
         (folder / "notes.txt").write_bytes(b"2")
-        one = common._digest(str(folder))
+        one = _digest(folder)
         (folder / "b.png").write_bytes(b"3")
-        both = common._digest(str(folder))
+        both = _digest(folder)
         (folder / "b.png").write_bytes(b"4")
-        self.assertLen({one, both, common._digest(str(folder))}, 3)
+        self.assertLen({one, both, _digest(folder)}, 3)
 
 
 class CommandTest(parameterized.TestCase):

@@ -212,11 +212,15 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
             flags.FLAGS(["run", *networks, *others])
             flags.FLAGS(["run", f"--images={images}", f"--workdir=run_{images}"])
             said = io.StringIO()
+            listed = mock.Mock(side_effect=common.photographs.files_in)
             with (
                 mock.patch.object(common, "LONG_READING", 0.0),
+                mock.patch.object(common.photographs, "files_in", listed),
                 contextlib.redirect_stderr(said),
             ):
                 path = common.open_workdir().path / "run.json"
+            # A folder may hold many pictures, on a slow disk.
+            self.assertEqual(listed.call_count, images == "mine")
             self.assertEqual(json.loads(path.read_text())["digests"], expected)
             is_said = "digest of mine: done in" in said.getvalue()
             self.assertEqual(is_said, images == "mine")

@@ -588,19 +588,17 @@ def _digests(values: Mapping[str, Any]) -> dict[str, str]:
             continue
         # A network's name is none either, where a folder of pictures is called so.
         is_read = name == "images" or files_of(pathlib.Path(value))
-        if is_read and _files_of(value):
+        if is_read and (paths := _files_of(value)):
             with stage(f"digest of {value}", LONG_READING):
-                found[name] = _digest(value)
+                found[name] = digest(*paths)
     return found
 
 
-def _digest(path: str) -> str:
-    """Digest of a file, or of all files of a model, its description among them."""
-    return digest(*_files_of(path))
-
-
 def _files_of(path: str) -> list[pathlib.Path]:
-    """The files whose contents a flag's value stands for."""
+    """The files whose contents a flag's value stands for.
+
+    A model has all of its own, its description among them.
+    """
     paths = files_of(pathlib.Path(path))
     if not paths and os.path.isdir(path):
         return photographs.files_in(pathlib.Path(path))
