@@ -16,6 +16,19 @@ def class_of(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__name__}"
 
 
+def not_installed(package: str, extra: str) -> str:
+    """The message where a package is absent that an extra of dfq_tf brings.
+
+    Args:
+      package: its name and what it is for, such as 'matplotlib, which draws this'.
+      extra: of dfq_tf, such as 'report'.
+    """
+    return (
+        f"{package}, is not installed: pip install '.[{extra}]' in the project's "
+        f"folder, or 'dfq_tf[{extra}]' where dfq_tf is installed"
+    )
+
+
 class DfqError(Exception):
     """Base of all errors that dfq_tf raises on purpose."""
 

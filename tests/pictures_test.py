@@ -14,8 +14,8 @@ class WritePreviewTest(parameterized.TestCase, tf.test.TestCase):
     def test_small_images_are_enlarged_and_large_ones_are_not(self, shape, times):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (3, *shape), np.uint8)
-        path = pictures.write_preview(images, self.get_temp_dir(), "made")
-        self.assertEqual(path, pathlib.Path(self.get_temp_dir()) / "made.png")
+        pictures.write_preview(images, self.get_temp_dir(), "made")
+        path = pathlib.Path(self.get_temp_dir()) / "made.png"
         picture = tf.io.decode_png(path.read_bytes(), channels=shape[2]).numpy()
         height, width = shape[:2]
         for i, image in enumerate(images):

@@ -24,26 +24,24 @@ def _grid(images: np.ndarray) -> np.ndarray:
 
 def write_preview(
     images: np.ndarray, directory: str | os.PathLike[str], name: str
-) -> pathlib.Path:
+) -> None:
     """Writes a grid as `DIRECTORY/NAME.png`, and to TensorBoard.
+
+    Each pixel of an image is 3 x 3 pixels large there, or fewer if the image has more
+    than 64 pixels a side.
 
     Args:
       images: uint8 (n, height, width, channels); with 1, 3 or 4 channels.
       directory: of the run.
       name: of the picture.
-
-    Returns:
-      The path of the picture, each pixel of an image 3 x 3 pixels large, or fewer if
-      the image has more than 64 pixels a side.
     """
     grid = _grid(images)
     times = min(3, max(1, 192 // max(images.shape[1:3])))
     enlarged = np.repeat(np.repeat(grid, times, axis=0), times, axis=1)
-    path = pathlib.Path(directory) / f"{name}.png"
-    write_bytes(path, tf.io.encode_png(enlarged).numpy())
+    picture = tf.io.encode_png(enlarged).numpy()
+    write_bytes(pathlib.Path(directory) / f"{name}.png", picture)
     folder = pathlib.Path(directory) / "tensorboard" / name
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default(step=0):
         tf.summary.image(name, grid[None])
     writer.close()
-    return path

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any
 
-from dfq_tf.errors import ConfigError
+from dfq_tf.errors import ConfigError, not_installed
 from dfq_tf.files import replacing
 
 
@@ -21,9 +21,7 @@ def pyplot() -> Any:
     """
     if not has_pyplot():
         raise ConfigError(
-            "matplotlib, which draws this picture, is not installed: pip install "
-            "'.[report]' in the project's folder, or 'dfq_tf[report]' where dfq_tf is "
-            "installed"
+            not_installed("matplotlib, which draws this picture", "report")
         )
     import matplotlib
 

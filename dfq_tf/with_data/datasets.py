@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dfq_tf.errors import DataError
+from dfq_tf.errors import DataError, not_installed
 
 # Values for --dataset that TensorFlow Datasets serves.
 TFDS_NAMES = ("cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist")
@@ -107,9 +107,7 @@ def _of_extra(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{package}, which has the data set, is not installed: pip install "
-            "'.[data]' in the project's folder, or 'dfq_tf[data]' where dfq_tf is "
-            "installed"
+            not_installed(f"{package}, which has the data set", "data")
         ) from error
 
 
