@@ -791,15 +791,35 @@ class ActivationBitsTest(tf.test.TestCase, parameterized.TestCase):
         x = sketch("concatenate", "both", "pixels", sketch.conv("conv", "pixels"))
         sketch("relu", "relu", sketch.conv("conv2", x))
         sketch.conv("logits")
+        most = max(8, width)
         self.assertEqual(
             self.bits(sketch, width),
             {
                 "pixels": 8,
-                "conv": width,
-                "pixels_requantized": width,
-                "both": width,
+                "conv": most,
+                "pixels_requantized": most,
+                "both": most,
                 "relu": width,
-                "logits": max(8, width),
+                "logits": most,
+            },
+        )
+
+    @parameterized.parameters((4, 8), (8, 8), (16, 16))
+    def test_pixels_keep_eight_where_their_channels_are_scaled(self, width, wide):
+        """A normalisation, a BatchNormalization with its ReLU, and one of a vector."""
+        sketch = Sketch()
+        x = sketch.depthwise("normalize", size=1)
+        sketch("relu", "relu", sketch.depthwise("scale", x, size=1))
+        x = sketch.conv("conv", sketch("pad", "pad", margins=((1, 1), (1, 1))))
+        sketch("reshape", "row", "pixels", shape=(1, 1, -1))
+        sketch.dense("dense", sketch.flatten("flat", sketch.depthwise("rows", size=1)))
+        sketch("add", "add", "dense", sketch.dense("logits", sketch.flatten("end", x)))
+        self.assertEqual(
+            self.bits(sketch, width),
+            {
+                "pixels": 8,
+                **dict.fromkeys(("normalize", "relu", "rows", "add"), wide),
+                **dict.fromkeys(("conv", "dense", "logits"), width),
             },
         )
 

@@ -748,6 +748,9 @@ class FileTest(tf.test.TestCase, parameterized.TestCase):
             self.assertEqual(stored["pixels"].integers.dtype, np.int8)
             self.assertAllEqual(stored["pixels"].steps, exact)
         self.assertAllClose(stored["pixels"].real, exact * scale, rtol=1e-5)
+        if "normalize" in stored:  # of the channel that reaches farthest
+            levels = np.unique(stored["normalize"].integers[..., 2])
+            self.assertGreater(len(levels), 250)
 
     def test_names_the_layer_that_it_cannot_write(self):
         network = network_named("mobilenet_v3_like", BitWidths())

@@ -280,8 +280,8 @@ def _first_conflict(graph: Graph) -> tuple[Node, list[str]] | None:
 def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     """Bits of the output of each of `measured`.
 
-    Pixels have 8. Sigmoid and tanh, whose range is fixed, have 8 or more, and so have
-    the logits, on which the answer hangs. What no convolution or dense layer reads has
+    Pixels have 8, and what only moves or scales their channels has 8 or more. So have
+    sigmoid and tanh, whose range is fixed, and the logits, on which the answer hangs. What no convolution or dense layer reads has
     at least `num_bits_sum`, a gate and what it scales among it: no kernel is multiplied
     with it. Outputs that share a grid share the most bits of any of them.
     """
@@ -289,10 +289,12 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     multiplying = filter(_multiplies, graph.nodes.values())
     read = {owner.get(source) for node in multiplying for source in node.inputs}
     most: dict[str, int] = {owner[graph.output]: 8}
+    of_pixels = _of_pixels(graph)
     for name in names:
         node = graph.nodes[name]
         least = widths.num_bits_sum if owner[name] not in read else width
-        if isinstance(KINDS[node.kind].bounds(node, 8), Exactly):
+        is_fixed = isinstance(KINDS[node.kind].bounds(node, 8), Exactly)
+        if is_fixed or name in of_pixels:
             least = 8
         bits = 8 if node.kind == "pixels" else max(least, width)
         most[owner[name]] = max(bits, most.get(owner[name], 0))
@@ -300,15 +302,41 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
 
 
 def _multiplies(node: Node) -> bool:
-    """Whether a node is a convolution or a dense layer, not one factor per channel.
+    """Whether a node is a convolution or a dense layer, not one factor per channel."""
+    return layers.has_kernel(node) and not _is_factor(node)
 
-    Such factors are what is left of a BatchNormalization behind a sum. A depthwise
-    convolution of 1x1 is the same.
+
+def _is_factor(node: Node) -> bool:
+    """Whether a node is a depthwise convolution of 1x1: one factor per channel.
+
+    So is what is left of a BatchNormalization behind a sum, or of a normalisation of
+    pixels that is no zero point.
     """
-    if not layers.has_kernel(node):
+    is_depthwise = node.kind == "depthwise_conv"
+    return is_depthwise and node.weights["kernel"].shape[:2] == (1, 1)
+
+
+def _of_pixels(graph: Graph) -> set[str]:
+    """The pixels, and what hangs on them alone: moved, averaged, scaled by channel.
+
+    Few bits would leave few greys of them.
+    """
+    found: set[str] = set()
+    for name, node in graph.nodes.items():
+        is_behind = all(source in found for source in node.inputs)
+        is_scaled = _is_factor(node) or _is_end_of_factor(graph, node)
+        is_same = node.kind == "requantize" or shares_grid(graph, node)
+        if node.kind == "pixels" or is_behind and (is_scaled or is_same):
+            found.add(name)
+    return found
+
+
+def _is_end_of_factor(graph: Graph, node: Node) -> bool:
+    """Whether a node is the ReLU that a factor's operator takes in."""
+    if node.kind != "relu":
         return False
-    is_factor = node.kind == "depthwise_conv"
-    return not is_factor or node.weights["kernel"].shape[:2] != (1, 1)
+    (source,) = graph.sources(node)
+    return _is_factor(source) and is_taken_in(graph, source.name)
 
 
 def check_widths(graph: Graph, widths: BitWidths) -> None:
