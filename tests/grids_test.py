@@ -785,6 +785,21 @@ class ActivationBitsTest(tf.test.TestCase, parameterized.TestCase):
             {"pixels": 8, "relu": width, "a": most, "b": most, "ab": most},
         )
 
+    @parameterized.parameters((4, 8), (8, 8), (16, 16))
+    def test_the_score_that_two_logits_are_made_of_has_their_bits(self, width, wide):
+        sketch = Sketch()
+        x = sketch.flatten("flat", sketch.conv("conv"))
+        sketch("add", "score", *(sketch.dense(name, x, outputs=1) for name in "ab"))
+        sketch("dense", "two", weights={"kernel": np.array([[-0.5, 0.5]])})
+        self.assertEqual(
+            self.bits(sketch, width),
+            {
+                "pixels": 8,
+                **dict.fromkeys(("conv", "a", "b"), width),
+                **dict.fromkeys(("score", "two"), wide),
+            },
+        )
+
     @parameterized.parameters(4, 8, 16)
     def test_pixels_keep_eight_beside_others(self, width):
         sketch = Sketch()

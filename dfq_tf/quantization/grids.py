@@ -6,7 +6,7 @@ quantizers, the writer and the reports.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -288,7 +288,7 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     width, owner, names = widths.num_bits_activation, owners(graph), measured(graph)
     multiplying = filter(_multiplies, graph.nodes.values())
     read = {owner.get(source) for node in multiplying for source in node.inputs}
-    most: dict[str, int] = {owner[graph.output]: 8}
+    most = dict.fromkeys(_owners_of_logits(graph, owner), 8)
     of_pixels = _of_pixels(graph)
     for name in names:
         node = graph.nodes[name]
@@ -299,6 +299,18 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
         bits = 8 if node.kind == "pixels" else max(least, width)
         most[owner[name]] = max(bits, most.get(owner[name], 0))
     return {name: most[owner[name]] for name in names}
+
+
+def _owners_of_logits(graph: Graph, owner: Mapping[str, str]) -> set[str]:
+    """Whose grids the logits have, and what an exact kernel alone makes them of.
+
+    Such a kernel makes two logits of the one score of two classes.
+    """
+    node, found = graph.last, {owner[graph.output]}
+    while layers.has_kernel(node) and _is_exact(node):
+        (node,) = graph.sources(node)
+        found.add(owner.get(node.name, node.name))
+    return found
 
 
 def _multiplies(node: Node) -> bool:
