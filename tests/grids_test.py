@@ -524,6 +524,16 @@ class SeparatedTest(tf.test.TestCase, parameterized.TestCase):
         self.assertIs(grids.separated(graph), graph)
         self.assertEqual(demands(graph), {"pixels": {Exactly(*PIXELS), None}})
 
+    def test_pixels_that_are_a_curve_at_eight_bits_are_rescaled_beside_it(self):
+        sketch = Sketch(pixels=False)
+        sketch("pixels", "pixels", low=-1.0, high=127 / 128)
+        curve = sketch("tanh", "tanh", sketch.conv("conv"))
+        sketch("concatenate", "both", "pixels", curve)
+        result = grids.separated(sketch.graph())
+        self.assertEqual(
+            result.nodes["both"].inputs, ("pixels_requantized", "tanh_requantized")
+        )
+
     def test_nested_concatenations_are_parted_at_the_outer_one(self):
         sketch = Sketch()
         a, b = (sketch("tanh", n, sketch.conv(f"{n}_in", "pixels")) for n in "ab")

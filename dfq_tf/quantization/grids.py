@@ -261,15 +261,21 @@ def separated(graph: Graph) -> Graph:
 
 
 def _first_conflict(graph: Graph) -> tuple[Node, list[str]] | None:
-    """The first node whose inputs demand different grids, and those that demand any."""
-    demands: dict[str, Bounds] = {}
+    """The first node whose inputs demand different grids, and those that demand any.
+
+    Widths come later, so those of 8 and of 16 bits count: pixels may demand what a
+    curve does of 8 bits, and not of 16.
+    """
+    nothing = None, None
+    demands: dict[str, tuple[Bounds, Bounds]] = {}
     for name, node in list(graph.nodes.items())[1:]:
         if not shares_grid(graph, node):
-            demands[name] = KINDS[node.kind].bounds(node, 8)
+            bounds = KINDS[node.kind].bounds
+            demands[name] = bounds(node, 8), bounds(node, 16)
             continue
         found = [demands[source] for source in node.inputs]
         if len(set(found)) > 1:
-            return node, [s for s in node.inputs if demands[s] is not None]
+            return node, [s for s in node.inputs if demands[s] != nothing]
         demands[name] = found[0]
     return None
 
