@@ -356,6 +356,29 @@ class FittedRangesTest(tf.test.TestCase, parameterized.TestCase):
             ranges = self.fitted(self.joined(), width, pixels=(0.0, 0.1))
             self.assertEqual(ranges["pixels"], PIXELS)
 
+    @parameterized.parameters(8, 16)
+    def test_factors_of_pixels_have_what_black_and_white_become(self, width):
+        sketch = Sketch()
+        kernel, bias = np.array([[[[1.0], [-2.0], [0.5]]]]), np.array([1.0, 0.0, -3.0])
+        sketch("depthwise_conv", "first", weights={"kernel": kernel, "bias": bias})
+        kernel = np.array([[[[4.0, -1.0], [0.5, 0.0], [1.0, 1.0]]]])
+        sketch("depthwise_conv", "second", weights={"kernel": kernel})
+        sketch("relu", "relu")
+        sketch.conv("conv")
+        ranges = self.fitted(sketch, width)
+        # The channels of the first: -0.875 to 3.109375, -4.21875 to 3.75, below 0.
+        expected = {"first": (-4.21875, 3.75), "relu": (0.0, 4 * 3.109375)}
+        if width == 16:
+            expected = {"first": (-4.21875, 4.21875), "relu": (-12.4375, 12.4375)}
+        self.assertEqual({name: ranges[name] for name in expected}, expected)
+
+    def test_factors_of_each_place_are_measured(self):
+        sketch = Sketch()
+        sketch("reshape", "row", shape=(1, 1, -1))
+        sketch.depthwise("scaled", size=1)
+        sketch.dense("logits", sketch.flatten("flat"))
+        self.assertEqual(self.fitted(sketch)["scaled"], (0.0, 1.0))
+
     def test_sixteen_bits_are_symmetric(self):
         ranges = self.fitted(self.joined(), 16, b=(-3.0, 1.0), c=(-1.0, 4.0))
         self.assertEqual(ranges["a"], (-3.0, 3.0))

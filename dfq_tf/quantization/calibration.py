@@ -231,7 +231,7 @@ def fitted_ranges(
 
     Each range is widened to hold 0, which must be one of the integers; outputs that
     share a grid share the widest, within what their operators demand; those of 16 bits
-    are symmetric.
+    are symmetric. Of factors of pixels, the range is what is known and not measured.
 
     Args:
       graph: of `post_training.float_network`.
@@ -241,6 +241,8 @@ def fitted_ranges(
     Raises:
       TrainingError: a range is not finite.
     """
+    known = grids.known_ranges(graph)
+    ranges = {name: known.get(name, each) for name, each in ranges.items()}
     result: dict[str, Range] = {}
     for group in grids.groups(graph).values():
         members = [name for name in group if name in ranges]

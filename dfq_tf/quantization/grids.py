@@ -287,9 +287,10 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     """Bits of the output of each of `measured`.
 
     Pixels have 8, and what only moves or scales their channels has 8 or more. So have
-    sigmoid and tanh, whose range is fixed, and the logits, on which the answer hangs. What no convolution or dense layer reads has
-    at least `num_bits_sum`, a gate and what it scales among it: no kernel is multiplied
-    with it. Outputs that share a grid share the most bits of any of them.
+    sigmoid and tanh, whose range is fixed, and the logits, on which the answer hangs.
+    What no convolution or dense layer reads has at least `num_bits_sum`, a gate and
+    what it scales among it: no kernel is multiplied with it. Outputs that share a grid
+    share the most bits of any of them.
     """
     width, owner, names = widths.num_bits_activation, owners(graph), measured(graph)
     multiplying = filter(_multiplies, graph.nodes.values())
@@ -355,6 +356,39 @@ def _is_end_of_factor(graph: Graph, node: Node) -> bool:
         return False
     (source,) = graph.sources(node)
     return _is_factor(source) and is_taken_in(graph, source.name)
+
+
+def known_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
+    """Ranges that need no images: of what a factor for each channel makes of pixels.
+
+    A normalisation that is no zero point is one, and so is a BatchNormalization on the
+    image. Behind a reshape none is known: a factor of a place that is always black may
+    be huge.
+
+    Returns:
+      Name of such a factor, or of the ReLU that its operator takes in -> what the
+      darkest and the brightest pixels become, the widest of all channels.
+    """
+    ends: dict[str, list[np.ndarray]] = {}
+    found: dict[str, tuple[float, float]] = {}
+    for name, node in graph.nodes.items():
+        if node.kind == "pixels":
+            ends[name] = [np.array([node.settings[end]]) for end in ("low", "high")]
+        elif _is_factor(node) or _is_end_of_factor(graph, node):
+            (source,) = node.inputs
+            if source in ends:
+                a, b = (_scaled(node, values) for values in ends[source])
+                ends[name] = [np.minimum(a, b), np.maximum(a, b)]
+                found[name] = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
+    return found
+
+
+def _scaled(node: Node, values: np.ndarray) -> np.ndarray:
+    """What a factor or its ReLU makes of one value for each channel, or for all."""
+    if node.kind == "relu":
+        return np.clip(values, 0.0, node.settings["top"])
+    kernel = node.weights["kernel"][0, 0].astype(np.float64)
+    return (kernel * values[:, None]).ravel() + node.weights.get("bias", 0.0)
 
 
 def check_widths(graph: Graph, widths: BitWidths) -> None:
