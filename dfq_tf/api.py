@@ -214,7 +214,7 @@ class Quantized:
 
     @own_defaults()
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the student to `path` (.keras), for `load_quantized`.
+        """Writes the student to `path` (.keras or .h5), for `load_quantized`.
 
         As it is now, if it was trained further. Its description goes beside it.
 

@@ -307,11 +307,14 @@ class SaveTest(Helpers):
 
     def test_a_file_of_it_is_told_from_others(self):
         folder = helpers.new_folder()
-        student.save(example(), folder / "student.keras")
-        helpers.small_learner().save(folder / "float.keras")
-        for name in ("student.keras", "student.json", "float.keras", "absent.keras"):
+        students, others = ("student.keras", "old.h5"), ("float.keras", "float.h5")
+        for name in students:
+            student.save(example(), folder / name)
+        for name in others:
+            helpers.small_learner().save(folder / name)
+        for name in (*students, *others, "student.json", "absent.keras", "absent.h5"):
             found = student.is_student_file(str(folder / name))
-            self.assertEqual(found, name == "student.keras", name)
+            self.assertEqual(found, name in students, name)
 
     def test_branches_keep_the_order_of_the_graph(self):
         # Keras sorts the layers of a model by their distance from its end.

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import h5py
 import numpy as np
 
 from dfq_tf.compat import keras, tf, tfmot
@@ -214,7 +215,7 @@ def trained(network: QuantizedNetwork, model: keras.Model) -> QuantizedNetwork:
 
 
 def save(network: QuantizedNetwork, path: str | os.PathLike[str]) -> None:
-    """Writes the student to `path` (.keras) and the description beside it.
+    """Writes the student to `path` (.keras or .h5) and the description beside it.
 
     Raises:
       ConfigError: no model file has such a name.
@@ -224,17 +225,21 @@ def save(network: QuantizedNetwork, path: str | os.PathLike[str]) -> None:
 
 
 def is_student_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file holds wrapped nodes, as those of `save` do.
+    """Whether a .keras or .h5 file holds wrapped nodes, as those of `save` do.
 
     Args:
       path: of any file, or of none.
     """
-    if not zipfile.is_zipfile(path):
+    wrapper = NodeWrapper.__name__
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_keras = "config.json" in archive.namelist()
+            return is_keras and wrapper.encode() in archive.read("config.json")
+    try:
+        with h5py.File(path, "r") as file:
+            return wrapper in str(file.attrs.get("model_config"))
+    except OSError:  # none, or a damaged one: whoever reads it says so
         return False
-    with zipfile.ZipFile(path) as archive:
-        is_keras = "config.json" in archive.namelist()
-        wrapper = NodeWrapper.__name__.encode()
-        return is_keras and wrapper in archive.read("config.json")
 
 
 def check_student(model: Any) -> None:
