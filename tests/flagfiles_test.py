@@ -335,6 +335,15 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         said = quantize.plan(teacher, None, method, quantize.qat_config())
         self.assertRegex(said, rf"; a step of {images} images takes about \d+ MiB, ")
 
+    @parameterized.parameters("df_q", "df_rec", "df_rec_kd")
+    @flagsaver.flagsaver
+    def test_plan_tells_how_much_is_kept_between_blocks(self, method):
+        flags.FLAGS(["run", "--batch_size=64", "--images=photographs"])
+        teacher = helpers.small_classifier((8, 8, 3))
+        said = quantize.plan(teacher, None, method, quantize.qat_config())
+        is_said = "; what enters and leaves blocks takes up to 3 GiB more" in said
+        self.assertEqual(is_said, method != "df_q", said)
+
     @flagsaver.flagsaver
     def test_plan_tells_how_many_pictures_there_are(self):
         folder = helpers.new_folder()

@@ -273,7 +273,7 @@ class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
     def test_images_without_room_are_named(self):
         self.assertEqual(self.made.num_images, 160)
         config = ReconstructionConfig(rec_steps=1, rec_minutes=0)
-        with mock.patch.object(reconstruction, "_MEMORY", 40 * 24 * 6 * 6 * 8):
+        with mock.patch.object(reconstruction, "BLOCK_MEMORY", 40 * 24 * 6 * 6 * 8):
             with (
                 untraced(),
                 self.assertWarnsRegex(UserWarning, "takes 40 of the 160 images"),

@@ -37,6 +37,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import replacing
 from dfq_tf.graph import Classifier, agreement, description_path
 from dfq_tf.quantization import (
+    BLOCK_MEMORY,
     FittedBlock,
     QuantizedNetwork,
     float_network,
@@ -335,6 +336,8 @@ def plan(
         memory = common.step_memory(*largest)
     if method in RECONSTRUCTING:
         work.append("reconstruction of blocks")
+        kept = BLOCK_MEMORY / 2**30
+        memory += f"; what enters and leaves blocks takes up to {kept:g} GiB more"
     if trains:
         most = f", at most {config.max_minutes:g} minutes" if config.max_minutes else ""
         work.append(f"{config.rounds:,} rounds of training{most}")

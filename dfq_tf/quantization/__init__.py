@@ -24,6 +24,7 @@ from dfq_tf.quantization.network import QuantizedNetwork
 from dfq_tf.quantization.noise import decibels, powers, sqnr
 from dfq_tf.quantization.post_training import float_network, with_pixels
 from dfq_tf.quantization.reconstruction import (
+    BLOCK_MEMORY,
     FittedBlock,
     Reconstructed,
     reconstruct,
@@ -31,6 +32,7 @@ from dfq_tf.quantization.reconstruction import (
 )
 
 __all__ = [
+    "BLOCK_MEMORY",
     "Calibrated",
     "FittedBlock",
     "Grid",

@@ -45,7 +45,7 @@ _JUDGING_SHARE, _MOST_JUDGING = 0.125, 128
 # large as the largest of them are alive: what enters it, in float and quantized; what
 # leaves it, in float, before its steps and after them; and the passes of the last,
 # until they are one tensor.
-_MEMORY, _ALIVE = 3 * 2**30, 6
+BLOCK_MEMORY, _ALIVE = 3 * 2**30, 6
 # The fewest steps that a limit of time leaves a block.
 _FEWEST_STEPS = 20
 _NAME = "df_rec"
@@ -194,7 +194,7 @@ def _fitting(images: np.ndarray, blocks: Sequence[Graph]) -> np.ndarray:
     most = max(
         (math.prod(size or 1 for size in node.shape) for node in ends), default=1
     )
-    count = max(2, min(len(images), _MEMORY // (_ALIVE * FLOAT * most)))
+    count = max(2, min(len(images), BLOCK_MEMORY // (_ALIVE * FLOAT * most)))
     if count < len(images):
         warnings.warn(
             f"the reconstruction takes {count:,} of the {len(images):,} images: what "
