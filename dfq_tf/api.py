@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dfq_tf import photographs
 from dfq_tf.compat import is_of_layers, keras, own_defaults, tf, uses_onednn
 from dfq_tf.context import Context, stage
 from dfq_tf.distillation import (
@@ -37,7 +38,13 @@ from dfq_tf.distillation import (
     with_photographs,
 )
 from dfq_tf.errors import ConfigError, ModelError, class_of
-from dfq_tf.files import check_no_pattern, expanded, may_write_in, nearest_there
+from dfq_tf.files import (
+    check_no_pattern,
+    digest,
+    expanded,
+    may_write_in,
+    nearest_there,
+)
 from dfq_tf.graph import (
     Classifier,
     ModelDescription,
@@ -65,6 +72,7 @@ from dfq_tf.settings import (
     PHOTOGRAPHS,
     PROCEDURAL,
     RECONSTRUCTING,
+    SOURCES,
     TRAINING,
     BitWidths,
     BudgetConfig,
@@ -455,6 +463,12 @@ class Prepared:
         return lambda count, seed: self.source.draw(seed, count, shape)
 
     @functools.cached_property
+    def pictures_digest(self) -> str:
+        """Of the contents of the folder that is the source."""
+        with stage("digest of the pictures", self.context.progress):
+            return digest(*photographs.pictures_in(self.source.name))
+
+    @functools.cached_property
     def images(self) -> np.ndarray:
         """Calibration images, uint8."""
         count = self.calibration.image_count(self.network.image_shape)
@@ -719,7 +733,7 @@ def reconstructed(
     """
     check_one_process(context.strategy, "the reconstruction")
     identity = {
-        **_identity(prepared, network),
+        **_identity(prepared, network, context),
         "seed": str(context.seed),
         **{name: str(value) for name, value in vars(config).items()},
     }
@@ -788,7 +802,7 @@ def trained(
         [learner],
         context,
         name=name,
-        identity=_identity(prepared, network),
+        identity=_identity(prepared, network, context),
         images=lambda: prepared.pool,
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
@@ -857,13 +871,17 @@ def _percents(shares: Iterable[float]) -> str:
     return ", ".join(f"{100 * share:.1f} %" for share in shares)
 
 
-def _identity(prepared: Prepared, network: QuantizedNetwork) -> dict[str, str]:
+def _identity(
+    prepared: Prepared, network: QuantizedNetwork, context: Context[DistillationConfig]
+) -> dict[str, str]:
     """What the training of a quantized network hangs on, see `loop.run_loop`.
 
     Nothing that is computed of images is in it: a rounding would make another run of
-    it.
+    it. But a folder may have other pictures than it had.
     """
     settings = dataclasses.asdict(prepared.calibration)
+    if context.directory is not None and prepared.source.name not in SOURCES:
+        settings["digest of the pictures"] = prepared.pictures_digest
     return {
         "network": prepared.network.graph.digest(),
         "bits of activations": _runs(network.bits.values()),

@@ -1617,6 +1617,22 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             with self.assertRaisesRegex(TrainingError, "df_rec_1_of_3: .* another run"):
                 self.reconstructed(**{"network": network, **change}, directory=folder)
 
+    def test_other_pictures_in_the_same_folder_are_another_run(self):
+        folder, network = helpers.new_folder(), self.network(BitWidths())
+        kept = helpers.context(TINY, seed=1, directory=self.get_temp_dir())
+        found = []
+        for content in (b"first", b"other", b"first"):
+            (folder / "a.png").write_bytes(content)
+            source = api.Source(str(folder))
+            prepared = dataclasses.replace(self.prepared, source=source)
+            found.append(api._identity(prepared, network, kept))
+        self.assertEqual(found[0], found[2])
+        self.assertNotEqual(found[0], found[1])
+        # Where nothing is kept, the pictures are not read for it.
+        self.assertLess(
+            api._identity(prepared, network, self.context).items(), found[2].items()
+        )
+
     @parameterized.parameters("df_rec", "df_rec_kd")
     def test_methods_of_reconstruction_take_their_stages(self, method):
         network, given = self.network(BitWidths()), self.prepared.warmed.generators
