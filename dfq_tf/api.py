@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 import types
 import warnings
@@ -40,10 +41,13 @@ from dfq_tf.distillation import (
 from dfq_tf.errors import ConfigError, ModelError, class_of
 from dfq_tf.files import (
     check_no_pattern,
+    damaged,
     digest,
     expanded,
     may_write_in,
     nearest_there,
+    read_object,
+    write_text,
 )
 from dfq_tf.graph import (
     Classifier,
@@ -80,6 +84,7 @@ from dfq_tf.settings import (
     Checked,
     DistillationConfig,
     FileConfig,
+    MixedWidths,
     ReconstructionConfig,
     RunConfig,
     check_value,
@@ -117,6 +122,8 @@ _JUDGING_IMAGES, _SURE_SHARE = 256, 0.75
 _MOST_OF_A_CLASS = 0.95
 # Images of a distillation that are given back.
 _SHOWN = 100
+# Keeps the bits of kernels that were chosen for a size.
+_LAYER_BITS = "layer_bits.json"
 # Of BatchNormalization in a student that learns, as the project's own networks have it.
 _MOST_MOMENTUM = 0.9
 # What the curve of a distillation calls the students' agreement with the teacher; and
@@ -350,13 +357,48 @@ def untrained(
     Raises:
       ConfigError: no file is so small; it says how small one can be.
     """
-    images, weight_range = prepared.images, prepared.calibration.weight_range
+    calibrated = prepared.calibrated  # its images have stages of their own
     with stage("calibration", prepared.context.progress):
-        network = prepared.calibrated.quantized(widths)
+        network = calibrated.quantized(widths)
         if file.size_setting is None:
             return network, ()
-        mixed, layers = sized_widths(network, images, widths, file, weight_range)
-        return prepared.calibrated.quantized(mixed), layers
+        mixed, layers = _sized(prepared, network, widths, file)
+        return calibrated.quantized(mixed), layers
+
+
+def _sized(
+    prepared: "Prepared", network: QuantizedNetwork, widths: BitWidths, file: FileConfig
+) -> tuple[MixedWidths, Sequence[SizedLayer]]:
+    """As `sized_widths`; a run that goes on keeps to what it began with.
+
+    What is measured anew may choose otherwise, by a rounding of other threads or of
+    another machine, and the checkpoints would be those of another run.
+    """
+    context, weight_range = prepared.context, prepared.calibration.weight_range
+    measure = functools.partial(
+        sized_widths, network, prepared.images, widths, file, weight_range
+    )
+    if context.directory is None:
+        return measure()
+    path = expanded(context.directory) / _LAYER_BITS
+    asked = {
+        **_identity(prepared, network, context),
+        "layers": ", ".join(network.kernel_bits),
+        "seed": str(context.seed),
+        "file": str(file),
+    }
+    kept = read_object(path)
+    if kept.get("asked") != asked:
+        mixed, layers = measure()
+        made = [dataclasses.asdict(layer) for layer in layers]
+        write_text(path, json.dumps({"asked": asked, "layers": made}, indent=2) + "\n")
+        return mixed, layers
+    try:
+        layers = [SizedLayer(**each) for each in kept["layers"]]
+    except (KeyError, TypeError) as error:
+        raise damaged(path, error) from error
+    bits = tuple((layer.name, layer.bits) for layer in layers)
+    return MixedWidths(**vars(widths) | {"layer_bits": bits}), layers
 
 
 def _converted(

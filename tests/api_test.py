@@ -1802,6 +1802,24 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(network.kernel_bits["conv2"], 4)
         self.assertEqual(proof.convert(network), proof.convert(self.network(mixed)))
 
+    def test_a_run_that_goes_on_keeps_the_bits_that_were_chosen(self):
+        context = helpers.context(TINY, seed=1, directory=self.get_temp_dir())
+        prepared = dataclasses.replace(self.prepared, context=context)
+        known = self.prepared
+        vars(prepared).update(images=known.images, calibrated=known.calibrated)
+        chosen = [api.SizedLayer("conv2", 4, "CONV_2D int4", 100, None, 0.1)]
+        mixed = MixedWidths(layer_bits=(("conv2", 4),))
+        measured = [(mixed, chosen), KeyError("measured anew")]
+        with mock.patch.object(api, "sized_widths", side_effect=measured):
+            for _ in range(2):
+                file = FileConfig(target_size="0.5x")
+                network, layers = api.untrained(prepared, BitWidths(), file)
+                self.assertEqual(network.kernel_bits["conv2"], 4)
+                self.assertEqual(layers, chosen)
+            with self.assertRaisesRegex(KeyError, "measured anew"):
+                file = FileConfig(target_size="0.6x")
+                api.untrained(prepared, BitWidths(), file)
+
     def test_few_bits_of_any_kernel_count(self):
         for name, method in (
             ("num_bits_first", "df_rec"),
