@@ -355,7 +355,8 @@ def untrained(
       The network; and what the widths of single kernels do, if a size decided.
 
     Raises:
-      ConfigError: no file is so small; it says how small one can be.
+      ConfigError: no file is so small; it says how small one can be; or what a run
+        before has written down of it is damaged.
     """
     calibrated = prepared.calibrated  # its images have stages of their own
     with stage("calibration", prepared.context.progress):
