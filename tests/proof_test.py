@@ -29,7 +29,8 @@ layers = keras.layers
 MAX_STEPS = 1
 # Ten layers (measured: 2 in 1 % of the outputs), and a leaky ReLU, whose slope XNNPACK
 # holds in 8 bits (1 to 2). The products behind sigmoids are the third (2); XNNPACK
-# rescales what is to be concatenated by factors of 8 bits, too (3, and 0.61 on average).
+# rescales what is to be concatenated by factors of 8 bits, too (3, and 0.61 on the
+# average).
 MAX_STEPS_OF = dict.fromkeys(
     ("wrn_10_1", "bn_first", "densenet_like", "mobilenet_v3_like"), 3
 )
