@@ -181,6 +181,43 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             sys.path.remove(str(self.folder))
         self.assertNotIn("dfq_tf_trap", sys.modules)
 
+    @parameterized.parameters("SlicingOpLambda", "TFOpLambda")
+    def test_function_of_tensorflow_that_deletes_is_not_run(self, kind):
+        path, precious = self.folder / "model.h5", self.folder / "precious"
+        precious.mkdir()
+        network(keras).save(path)
+        remove = {"class_name": kind, "name": "remove"}
+        remove["config"] = {"trainable": True, "function": "io.gfile.rmtree"}
+        # Keras calls it while it reads: it hangs on no input.
+        remove["inbound_nodes"] = [["_CONSTANT_VALUE", -1, str(precious), {}]]
+        with h5py.File(path, "a") as file:
+            config = json.loads(file.attrs["model_config"])
+            config["config"]["layers"].append(remove)
+            file.attrs["model_config"] = json.dumps(config)
+        with self.assertRaisesRegex(
+            ModelError, rf"names {kind} of io.gfile.rmtree \(layer remove\), which is"
+        ):
+            files.read_model(path)
+        self.assertTrue(precious.is_dir())
+
+    @parameterized.parameters(
+        ({"class_name": "__tuple__", "module": "os"}, "os.__tuple__,"),
+        ({"class_name": "TensorShape", "registered_name": "own>a"}, ".*own>a,"),
+        (
+            {"class_name": "Dense", "module": "keras", "registered_name": "TFOpLambda"},
+            "keras.Dense, registered as TFOpLambda,",
+        ),
+        (
+            {"class_name": "function", "config": "relu", "registered_name": "eval"},
+            ".*eval,",
+        ),
+        ({"class_name": "InstanceMethod", "module": "keras"}, "keras.InstanceMethod,"),
+        ({"class_name": "ClassMethod"}, "ClassMethod,"),
+    )
+    def test_names_that_keras_2_looks_up_anywhere_are_refused(self, part, name):
+        with self.assertRaisesRegex(ModelError, f"names {name} which is not known"):
+            files._check_config(self.folder, {"config": {}} | part, False)
+
     def test_function_of_the_program_that_made_the_file_is_refused(self):
         config = json.loads(network(K).to_json())
         own = {"module": "__main__", "class_name": "function", "config": "mine"}

@@ -85,7 +85,7 @@ _KNOWN_CLASSES = ((KNOWN_LAYERS | TRAINING_CLASSES) - {"Lambda"}) | frozenset(
     ThresholdedReLU TimeDistributed UpSampling1D UpSampling3D
     ZeroPadding1D ZeroPadding3D
 
-    Functional Model Sequential SlicingOpLambda TFOpLambda
+    Functional Model Sequential
 
     DTypePolicy DTypePolicyMap DynamicLossScale FixedLossScale FloatDTypePolicy Policy
     PolicyV1 QuantizedDTypePolicy SeedGenerator
@@ -97,6 +97,8 @@ _KNOWN_CLASSES = ((KNOWN_LAYERS | TRAINING_CLASSES) - {"Lambda"}) | frozenset(
     TopKCategoricalAccuracy SparseTopKCategoricalAccuracy
     """.split()
 )
+# Layers of Keras 2 that call a function, which it looks up in all of TensorFlow.
+_OF_FUNCTIONS = ("SlicingOpLambda", "TFOpLambda")
 # Values of JSON that are more than numbers and text, but no code.
 _KNOWN_VALUES = frozenset(
     """
@@ -339,11 +341,15 @@ def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
 def _check_version(path: pathlib.Path, version: str) -> None:
     """Refuses what Keras 1 wrote: it gave layers other names and settings."""
     if version.split(".")[0] == "1":
-        raise ModelError(
-            f"{path} was written by Keras {version}, whose layers, such as "
-            "Convolution2D, no later Keras reads. Build the model again with tf_keras, "
-            "load_weights of this file, and model.save('model.keras')"
-        )
+        raise _of_keras_1(path, version)
+
+
+def _of_keras_1(path: pathlib.Path, version: str) -> ModelError:
+    return ModelError(
+        f"{path} was written by Keras {version}, whose layers, such as Convolution2D, "
+        "no later Keras reads. Build the model again with tf_keras, load_weights of "
+        "this file, and model.save('model.keras')"
+    )
 
 
 def _text(value: Any) -> str:
@@ -387,35 +393,40 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
         )
     drop_own_training(config)
     for part in serialized(config):
-        kind, module = part["class_name"], part.get("module") or ""
-        if kind in _KNOWN_VALUES or allow_code:
-            continue
-        name = _name_of(part)
-        if kind in ("Lambda", "__lambda__"):
-            what, way_out = "a lambda", "Write it as Keras layers"
-            if kind == "Lambda":
-                what = "a Lambda layer"
-                way_out += (
-                    "; or, if it is one scale and one offset for each channel, a mean, "
-                    f"a maximum or a reshape, and you trust who made the file, {_ALLOW}"
-                )
-            raise ModelError(
-                f"{path} holds Python code ({name or kind}, {what}), which loading "
-                f"would run. {way_out}"
+        if not allow_code and not _is_known(part):
+            raise _refusal(path, part)
+
+
+def _refusal(path: pathlib.Path, part: Mapping[str, Any]) -> ModelError:
+    """That part of a configuration may run code, and the way out."""
+    kind, module = part["class_name"], str(part.get("module") or "")
+    name, way_out = _name_of(part), "Write it as Keras layers"
+    if kind in ("Lambda", "__lambda__"):
+        what = "a lambda"
+        if kind == "Lambda":
+            what = "a Lambda layer"
+            way_out += (
+                "; or, if it is one scale and one offset for each channel, a mean, a "
+                f"maximum or a reshape, and you trust who made the file, {_ALLOW}"
             )
-        if not _is_known(part, kind, module):
-            if not module and kind in _OF_KERAS_1:  # its files may not say the version
-                _check_version(path, "1")
-            where = f"{module}.{kind}" if module else kind
-            where += f" (layer {name})" if name else ""
-            way_out = "Write it as Keras layers"
-            # A layer of a class that is not Keras' own is not read in any case.
-            if not name and _is_installed(module):
-                way_out += f"; or, if you trust who made the file, {_ALLOW}"
-            raise ModelError(
-                f"{path} names {where}, which is not known here, and loading would "
-                f"import and run it. {way_out}"
-            )
+        return ModelError(
+            f"{path} holds Python code ({name or kind}, {what}), which loading would "
+            f"run. {way_out}"
+        )
+    if not module and kind in _OF_KERAS_1:  # its files may not say the version
+        return _of_keras_1(path, "1")
+    where = f"{module}.{kind}" if module else kind
+    where += f" of {_function_of(part)}" if kind in _OF_FUNCTIONS else ""
+    registered = str(part.get("registered_name") or kind)
+    where += f", registered as {registered}" if kind not in registered else ""
+    where += f" (layer {name})" if name else ""
+    # A layer of a class that is not Keras' own is not read in any case.
+    if not name and _is_installed(module):
+        way_out += f"; or, if you trust who made the file, {_ALLOW}"
+    return ModelError(
+        f"{path} names {where}, which is not known here, and loading would import and "
+        f"run it. {way_out}"
+    )
 
 
 def _is_installed(module: str) -> bool:
@@ -425,24 +436,40 @@ def _is_installed(module: str) -> bool:
     return bool(package) and importlib.util.find_spec(package) is not None
 
 
-def _is_known(part: Mapping[str, Any], kind: str, module: str) -> bool:
+def _is_known(part: Mapping[str, Any]) -> bool:
+    """Whether part of a configuration names nothing but a known part of Keras."""
+    kind, module = part["class_name"], str(part.get("module") or "")
+    registered, config = str(part.get("registered_name") or ""), part.get("config")
+    if kind in _KNOWN_VALUES:  # with a module, Keras 2 looks such a name up there
+        return not module and not registered
+    own_names = [kind.rpartition(">")[2]]
+    if kind == "function":
+        own_names.append(str(config).rpartition(">")[2])
+    # Keras looks the registered name up too, in the same module.
+    if registered and registered.rpartition(">")[2] not in own_names:
+        return False
     package = module.split(".")[0]
     if kind == "function":
         if is_of_tensorflow(part):
             return True
         is_there = package in ("", "builtins", *_KERAS_PACKAGES)
-        return is_there and part.get("config") in _KNOWN_ACTIVATIONS
-    registered = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)
-    if kind in _TFMOT_CLASSES or registered in keras.utils.get_custom_objects():
+        return is_there and str(config) in _KNOWN_ACTIVATIONS
+    own = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)
+    if kind in _TFMOT_CLASSES or own in keras.utils.get_custom_objects():
         return package in ("", *_OWN_MODULES)
     if package not in ("", *_KERAS_PACKAGES):
         return False
-    if kind == "TFOpLambda":
-        function = (part.get("config") or {}).get("function")
-        return function in _KNOWN_FUNCTIONS
+    if kind in _OF_FUNCTIONS:
+        return _function_of(part) in _KNOWN_FUNCTIONS
     if ".ops." in module:
         return kind in _KNOWN_OPERATIONS
     return kind in _KNOWN_CLASSES
+
+
+def _function_of(part: Mapping[str, Any]) -> str:
+    """The function of TensorFlow that one of `_OF_FUNCTIONS` calls."""
+    config = part.get("config")
+    return str(config.get("function")) if isinstance(config, dict) else ""
 
 
 def _name_of(part: Mapping[str, Any]) -> str:
