@@ -360,6 +360,13 @@ class PreprocessingTest(parameterized.TestCase, tf.test.TestCase):
                 model_of(library, library.layers.Rescaling(places, name="places"))
             )
 
+    def test_rescaling_of_tensors(self):
+        scale = [0.01, 0.02, 0.03]
+        layer = K.layers.Rescaling(tf.constant(scale), tf.constant(-1.0))
+        found = as_classifier(model_of(K, layer)).description
+        self.assertAllClose(found.input_scale, scale)
+        self.assertAllClose(found.input_mean, 1 / np.array(scale))
+
     @parameterized.parameters(*LIBRARIES)
     def test_nothing_said_is_an_error_that_says_what_to_say(self, library):
         with self.assertRaisesRegex(

@@ -25,6 +25,8 @@ _LEAST_MEAN = 16
 _MOST_UNITS = 32
 # How far a Lambda layer may be from a function, as a share of its values.
 _FUNCTION_TOLERANCE = 1e-5
+# Arrays of NumPy and tensors, as Keras 3 writes them.
+_ARRAYS = ("__numpy__", "__tensor__")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _add_rescaling(maker: Maker, found: Found) -> None:
 
 def _array(value: Any) -> Any:
     """A setting that may be an array, as Keras 3 writes it."""
-    is_written = isinstance(value, Mapping) and value.get("class_name") == "__numpy__"
+    is_written = isinstance(value, Mapping) and value.get("class_name") in _ARRAYS
     return value["config"]["value"] if is_written else value
 
 
