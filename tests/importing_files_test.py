@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import zipfile
-from unittest import mock
 
 import h5py
 import numpy as np
@@ -174,7 +173,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         sys.path.insert(0, str(self.folder))
         try:
             with self.assertRaisesRegex(
-                ModelError, r"names dfq_tf_trap.(Conv2D|function)[^.]*, which is not"
+                ModelError, r"names dfq_tf_trap.(Conv2D|relu)[^.]*, which is not"
             ):
                 files.read_model(path)
         finally:
@@ -222,14 +221,38 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         config = json.loads(network(K).to_json())
         own = {"module": "__main__", "class_name": "function", "config": "mine"}
         config["config"]["layers"][-1]["config"]["activation"] = own
-        # As of a script.
-        with (
-            mock.patch.object(sys.modules["__main__"], "__spec__", None),
-            self.assertRaisesRegex(
-                ModelError, "names __main__.function, .*Write it as Keras layers$"
-            ),
+        with self.assertRaisesRegex(
+            ModelError, r"names __main__.mine \(.* last\), .*Write it as Keras layers$"
         ):
             files._check_config(self.folder, config, False)
+
+    @parameterized.product(
+        library=list(LIBRARIES), as_text=(False, True), allow_code=(False, True)
+    )
+    def test_activation_that_keras_has_not_is_named(self, library, as_text, allow_code):
+        config = json.loads(network(LIBRARIES[library]).to_json())
+        own = {"module": "builtins", "class_name": "function", "config": "my_mish"}
+        last = config["config"]["layers"][-1]["config"]
+        last["activation"] = "my_mish" if as_text else own
+        with self.assertRaisesRegex(
+            ModelError,
+            r"names my_mish \(activation of layer last\), which is not of Keras, .*"
+            r"\(keras.saving.register_keras_serializable\), and call load_classifier",
+        ):
+            files._check_config(self.folder, config, allow_code)
+
+    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    def test_registered_function_that_is_its_namesake_of_keras(self, library, suffix):
+        library = LIBRARIES[library]
+
+        @library.saving.register_keras_serializable("dfq_tf_test", "mish")
+        def own_mish(x):
+            return x * tf.tanh(tf.math.softplus(x))
+
+        model = network(library, library.layers.Conv2D(4, 3, activation=own_mish))
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        self.check_answers(path, model)
 
     # Their layers are many, and each must be among those that are known.
     @parameterized.parameters(*LIBRARIES)

@@ -306,7 +306,7 @@ CASES = {
         ),
         FED,
         1,
-        "names numpy.own.mine, .* if you trust .*--allow_code",
+        "names numpy.own.mine, .* Write it as Keras layers$",
     ),
     "activation_that_is_not_installed": (
         changed_config(

@@ -6,7 +6,6 @@ archive must stay inside its folder, and its weights inside the file.
 """
 
 import contextlib
-import importlib.util
 import inspect
 import io
 import json
@@ -122,10 +121,14 @@ _KNOWN_FUNCTIONS = (SIGNATURES.keys() - _KNOWN_OPERATIONS) | frozenset(
 _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
     """
     celu glu hard_shrink hard_tanh log_sigmoid log_softmax
-    soft_shrink softsign sparse_plus sparsemax squareplus tanh_shrink
+    soft_shrink softsign sparse_plus sparse_sigmoid sparsemax squareplus tanh_shrink
     threshold
+
+    ELU LeakyReLU PReLU ReLU Softmax ThresholdedReLU
     """.split()
 )
+# Settings of layers that are functions.
+_ACTIVATIONS = ("activation", "recurrent_activation")
 # Classes of the project itself and of tfmot, whose students are files too.
 _OWN_PREFIX = "dfq_tf>"
 _TFMOT_CLASSES = frozenset(
@@ -393,8 +396,43 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
         )
     drop_own_training(config)
     for part in serialized(config):
+        _check_activations(path, part)
         if not allow_code and not _is_known(part):
             raise _refusal(path, part)
+
+
+def _check_activations(path: pathlib.Path, part: Mapping[str, Any]) -> None:
+    """Refuses a layer whose activation Keras will not find, whatever is allowed.
+
+    It goes by the name, and looks among its own functions and registered ones alone.
+    """
+    settings = part.get("config")
+    if part["class_name"] not in _KNOWN_CLASSES or not isinstance(settings, dict):
+        return
+    for setting in _ACTIVATIONS:
+        activation: Any = settings.get(setting)
+        if isinstance(activation, str):
+            activation = {"class_name": "function", "config": activation}
+        if not isinstance(activation, dict):
+            continue
+        if activation.get("class_name") == "function" and not _is_known(activation):
+            raise _unknown_activation(path, activation, _name_of(part))
+
+
+def _unknown_activation(
+    path: pathlib.Path, activation: Mapping[str, Any], layer: str
+) -> ModelError:
+    way_out = "Write it as Keras layers"
+    if activation.get("module") in (None, "", "builtins"):
+        way_out += (
+            "; or, if it computes what the function of that name in Keras does, "
+            "register it in your own program "
+            "(keras.saving.register_keras_serializable), and call load_classifier there"
+        )
+    return ModelError(
+        f"{path} names {_called(activation)} (activation of layer {layer}), which is "
+        f"not of Keras, nor in the file. {way_out}"
+    )
 
 
 def _refusal(path: pathlib.Path, part: Mapping[str, Any]) -> ModelError:
@@ -415,45 +453,31 @@ def _refusal(path: pathlib.Path, part: Mapping[str, Any]) -> ModelError:
         )
     if not module and kind in _OF_KERAS_1:  # its files may not say the version
         return _of_keras_1(path, "1")
-    where = f"{module}.{kind}" if module else kind
+    where = _called(part)
     where += f" of {_function_of(part)}" if kind in _OF_FUNCTIONS else ""
-    registered = str(part.get("registered_name") or kind)
-    where += f", registered as {registered}" if kind not in registered else ""
+    if not _is_registered_as_itself(part):
+        where += f", registered as {part['registered_name']}"
     where += f" (layer {name})" if name else ""
-    # A layer of a class that is not Keras' own is not read in any case.
-    if not name and _is_installed(module):
-        way_out += f"; or, if you trust who made the file, {_ALLOW}"
     return ModelError(
         f"{path} names {where}, which is not known here, and loading would import and "
         f"run it. {way_out}"
     )
 
 
-def _is_installed(module: str) -> bool:
-    package = module.split(".")[0]
-    if package == "__main__":  # of another program, which Python does not look up
-        return False
-    return bool(package) and importlib.util.find_spec(package) is not None
-
-
 def _is_known(part: Mapping[str, Any]) -> bool:
     """Whether part of a configuration names nothing but a known part of Keras."""
     kind, module = part["class_name"], str(part.get("module") or "")
-    registered, config = str(part.get("registered_name") or ""), part.get("config")
     if kind in _KNOWN_VALUES:  # with a module, Keras 2 looks such a name up there
-        return not module and not registered
-    own_names = [kind.rpartition(">")[2]]
-    if kind == "function":
-        own_names.append(str(config).rpartition(">")[2])
-    # Keras looks the registered name up too, in the same module.
-    if registered and registered.rpartition(">")[2] not in own_names:
+        return not module and not part.get("registered_name")
+    if not _is_registered_as_itself(part):
         return False
     package = module.split(".")[0]
     if kind == "function":
         if is_of_tensorflow(part):
             return True
         is_there = package in ("", "builtins", *_KERAS_PACKAGES)
-        return is_there and str(config) in _KNOWN_ACTIVATIONS
+        name = str(part.get("config"))
+        return is_there and (name in _KNOWN_ACTIVATIONS or _is_registered(name))
     own = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)
     if kind in _TFMOT_CLASSES or own in keras.utils.get_custom_objects():
         return package in ("", *_OWN_MODULES)
@@ -464,6 +488,34 @@ def _is_known(part: Mapping[str, Any]) -> bool:
     if ".ops." in module:
         return kind in _KNOWN_OPERATIONS
     return kind in _KNOWN_CLASSES
+
+
+def _is_registered_as_itself(part: Mapping[str, Any]) -> bool:
+    """Whether a part has no other name, which Keras would look up too."""
+    own = [part["class_name"]]
+    if part["class_name"] == "function":
+        own.append(str(part.get("config")))
+    registered = str(part.get("registered_name") or own[0])
+    return _bare(registered) in map(_bare, own)
+
+
+def _is_registered(name: str) -> bool:
+    """Whether the program itself has given Keras a function or class of a name."""
+    return any(name in each.utils.get_custom_objects() for each in (keras, keras3()))
+
+
+def _bare(name: str) -> str:
+    """A name without the package under which it is registered."""
+    return name.rpartition(">")[2]
+
+
+def _called(part: Mapping[str, Any]) -> str:
+    """The class or function that a part names, with its module."""
+    kind, module = part["class_name"], str(part.get("module") or "")
+    if kind == "function":
+        kind = str(part.get("config"))
+        module = "" if module == "builtins" else module  # Keras writes it for all
+    return f"{module}.{kind}" if module else kind
 
 
 def _function_of(part: Mapping[str, Any]) -> str:

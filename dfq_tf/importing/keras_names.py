@@ -336,6 +336,8 @@ def _activate(
             return
         activation = inner if isinstance(inner, str) else kind
         activation = own if activation == "__lambda__" else activation
+    # A registered function has its package before its name.
+    activation = str(activation or "").rpartition(">")[2]
     if activation not in ACTIVATION_OF:
         raise Unknown(f"its activation is {activation or own}")
     known: str | None = ACTIVATION_OF[activation]
