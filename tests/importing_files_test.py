@@ -1,5 +1,6 @@
 """Which files are opened, and that no code in them is run unless it is allowed."""
 
+import base64
 import inspect
 import json
 import os
@@ -130,6 +131,28 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         classifier = as_classifier(path, allow_code=True)
         self.assertAllClose(classifier.description.input_mean, [100.0])
         self.assertAllClose(classifier.description.input_scale, [1 / 50])
+
+    def test_code_of_another_python_is_told(self):
+        half = keras.layers.Lambda(lambda x: x / 2, name="half")
+        path = self.folder / "model.h5"
+        network(keras, half).save(path)
+        with h5py.File(path, "a") as file:
+            config = json.loads(file.attrs["model_config"])
+            function = config["config"]["layers"][1]["config"]["function"]
+            function[0] = base64.b64encode(b"\xff").decode()  # no code of any Python
+            file.attrs["model_config"] = json.dumps(config)
+        with self.assertRaisesRegex(
+            ModelError, "another Python or Keras. Write it as Keras layers, .* marshal"
+        ):
+            files.read_model(path, allow_code=True)
+
+    @parameterized.parameters(
+        (SystemError("unknown opcode"), "is of another Python or Keras"),
+        (NameError("name 'tf' is not defined"), "is of another Python or Keras"),
+        (ValueError("no file"), "may be truncated or damaged"),
+    )
+    def test_why_a_file_cannot_be_read(self, error, why):
+        self.assertRegex(str(files._unreadable(self.folder, error)), why)
 
     def test_batch_normalization_has_other_names_in_files_of_tensorflow_1(self):
         model = network(keras, keras.layers.BatchNormalization(name="norm"))

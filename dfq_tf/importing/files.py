@@ -150,6 +150,8 @@ _TFMOT_CLASSES = frozenset(
     """.split()
 )
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
+# What Python says of the code of a Lambda layer that does not belong to it.
+_OF_OTHER_CODE = re.compile(r"marshal data|unknown opcode|name '\w+' is not defined")
 
 
 def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any:
@@ -582,6 +584,11 @@ def _unreadable(
         why = (
             f"Keras {version} wrote it, and Keras {installed} is installed, which may "
             f"be too old for it. Upgrade it: pip install --upgrade {library.__name__}"
+        )
+    if _OF_OTHER_CODE.search(str(error)):
+        why = (
+            "its Python code, of a Lambda layer, is of another Python or Keras. Write "
+            "it as Keras layers, or save the model anew without it"
         )
     return ModelError(
         f"{path} cannot be read as a Keras model; {why}. {parts.said_by_reader(error)}"
