@@ -1,5 +1,6 @@
 """Models kept in parts: an architecture as JSON or in a SavedModel, and weights."""
 
+import inspect
 import json
 import shutil
 
@@ -85,6 +86,13 @@ class ArchitectureTest(PartsTest):
         path = self.written(model, weights)
         self.assertIsInstance(files.read_model(path), library.Model)
         self.check_is(path, model)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_layers_of_applications_are_found(self, library):
+        library = LIBRARIES[library]
+        module = inspect.getmodule(library.applications.ConvNeXtTiny)
+        model = network(library, module.LayerScale(1.0, 3), module.StochasticDepth(0.1))
+        self.check_is(self.written(model), model)
 
     @parameterized.parameters(*LIBRARIES)
     def test_losses_are_not_read(self, library):

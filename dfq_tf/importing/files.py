@@ -6,7 +6,6 @@ archive must stay inside its folder, and its weights inside the file.
 """
 
 import contextlib
-import inspect
 import io
 import json
 import os
@@ -51,12 +50,6 @@ _OF_SAVED_MODELS = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb")
 
 _ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
-# Layers of keras.applications' own -> a network that has them.
-_OF_APPLICATIONS = {
-    "CustomScaleLayer": "InceptionResNetV2",
-    "LayerScale": "ConvNeXtTiny",
-    "StochasticDepth": "ConvNeXtTiny",
-}
 # Layers that no later Keras has.
 _OF_KERAS_1 = frozenset(
     """
@@ -535,24 +528,14 @@ def _name_of(part: Mapping[str, Any]) -> str:
 
 
 def _load_keras2(path: pathlib.Path, allow_code: bool) -> Any:
-    with wrappers.known_to_keras(), _applications_known_to(keras):
+    with wrappers.known_to(keras):
         return keras.models.load_model(path, compile=False, safe_mode=not allow_code)
 
 
 def _load_keras3(path: pathlib.Path, allow_code: bool) -> Any:
     library = keras3()
-    with _applications_known_to(library), contextlib.redirect_stdout(io.StringIO()):
+    with wrappers.known_to(library), contextlib.redirect_stdout(io.StringIO()):
         return library.models.load_model(path, compile=False, safe_mode=not allow_code)
-
-
-def _applications_known_to(library: Any) -> Any:
-    """In it, Keras finds layers of its own applications, in whatever file they are."""
-    modules = {
-        kind: inspect.getmodule(getattr(library.applications, network))
-        for kind, network in _OF_APPLICATIONS.items()
-    }
-    known = {kind: getattr(module, kind) for kind, module in modules.items()}
-    return library.utils.custom_object_scope(known)
 
 
 def _finalized(model: Any) -> Any:

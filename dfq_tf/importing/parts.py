@@ -155,14 +155,16 @@ def built(parts: Parts, allow_code: bool) -> Any:
     """
     repairs.repair(parts.config, parts.is_keras3)
     if parts.is_keras3:
-        with contextlib.redirect_stdout(io.StringIO()):
-            model = keras3().saving.deserialize_keras_object(
+        library = keras3()
+        hidden = contextlib.redirect_stdout(io.StringIO())
+        with wrappers.known_to(library), hidden:
+            model = library.saving.deserialize_keras_object(
                 parts.config, safe_mode=not allow_code
             )
     else:
         # What `load_model` has as an argument, no other function of Keras 2 has.
         safe_mode = keras.src.saving.serialization_lib.SafeModeScope(not allow_code)
-        with wrappers.known_to_keras(), safe_mode:
+        with wrappers.known_to(keras), safe_mode:
             model = keras.models.model_from_json(json.dumps(parts.config))
     load = _load_hdf5 if parts.is_hdf5 else _load_checkpoint
     try:

@@ -4,6 +4,7 @@ These are of pruning, of clustering and of quantization.
 """
 
 import contextlib
+import inspect
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ _WRAPPERS = ("QuantizeWrapperV2", "QuantizeWrapper", "QuantizeAnnotate")
 _OF_TENSORS = "QuantizeLayer"  # wraps nothing: it rounds what passes
 # Classes of tfmot's layers that quantize.
 OF_QUANTIZATION = (*_WRAPPERS, _OF_TENSORS)
+# Layers of keras.applications' own -> a network that has them.
+_OF_APPLICATIONS = {
+    "CustomScaleLayer": "InceptionResNetV2",
+    "LayerScale": "ConvNeXtTiny",
+    "StochasticDepth": "ConvNeXtTiny",
+}
 
 
 class _BuiltInside(tfmot.quantization.keras.QuantizeWrapperV2):
@@ -50,17 +57,26 @@ _BuiltInside.__name__ = "QuantizeWrapperV2"
 
 
 @contextlib.contextmanager
-def known_to_keras() -> Iterator[None]:
-    """Lets Keras 2 read models that have wrappers of tfmot or its own in the block."""
-    own = keras.layers.SpectralNormalization  # which it writes, and cannot find
-    with (
-        tfmot.quantization.keras.quantize_scope(),
-        tfmot.sparsity.keras.prune_scope(),
-        tfmot.clustering.keras.cluster_scope(),
-        keras.utils.custom_object_scope(
-            {"QuantizeWrapperV2": _BuiltInside, own.__name__: own}
-        ),
-    ):
+def known_to(library: Any) -> Iterator[None]:
+    """Lets Keras read models in the block of which it would not find all layers.
+
+    These are layers of its own applications and, of Keras 2, wrappers of tfmot.
+
+    Args:
+      library: Keras 2 or 3.
+    """
+    known = {
+        kind: getattr(inspect.getmodule(getattr(library.applications, network)), kind)
+        for kind, network in _OF_APPLICATIONS.items()
+    }
+    with contextlib.ExitStack() as scopes:
+        if library is keras:
+            own = keras.layers.SpectralNormalization  # which it writes, and cannot find
+            known |= {"QuantizeWrapperV2": _BuiltInside, own.__name__: own}
+            scopes.enter_context(tfmot.quantization.keras.quantize_scope())
+            scopes.enter_context(tfmot.sparsity.keras.prune_scope())
+            scopes.enter_context(tfmot.clustering.keras.cluster_scope())
+        scopes.enter_context(library.utils.custom_object_scope(known))
         yield
 
 
