@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+import zipfile
 
 import h5py
 import numpy as np
@@ -337,6 +338,54 @@ class SavedModelTest(PartsTest):
         (path / "keras_metadata.pb").unlink()
         with self.assertRaisesRegex(ModelError, "is a SavedModel: .*no keras_metadata"):
             files.read_model(path)
+
+
+class UnpackedTest(PartsTest):
+    def unpacked(self, model):
+        model.save(self.folder / "whole.keras")
+        with zipfile.ZipFile(self.folder / "whole.keras") as archive:
+            archive.extractall(self.folder / "net")
+        return self.folder / "net"
+
+    @parameterized.product(library=list(LIBRARIES), named=("", "config.json"))
+    def test_archive_is_read_as_a_folder(self, library, named):
+        model = network(LIBRARIES[library])
+        model.compile("adam", "mse")
+        folder = self.unpacked(model)
+        network(keras).save_weights(folder / "another.h5")
+        self.check_is(folder / named, model)
+        names = ("config.json", "model.weights.h5")
+        self.assertEqual(parts.files_of(folder / named), [folder / n for n in names])
+
+    def test_version_says_which_keras_wrote_it(self):
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                layers.Rescaling(1 / 255, input_shape=(8, 8, 3)),
+                layers.Conv2D(4, 3),
+                layers.Flatten(),
+                layers.Dense(4),
+            ]
+        )
+        folder = self.unpacked(model)
+        # As Keras 3 has it too.
+        config = json.loads((folder / "config.json").read_text())
+        self.assertEqual(config["module"], "keras")
+        self.assertNotIn("keras_version", config)
+        self.assertIsInstance(files.read_model(folder), keras.Sequential)
+        self.check_is(folder, model)
+
+    def test_weights_that_are_missing(self):
+        folder = self.unpacked(network(K))
+        (folder / "model.weights.h5").unlink()
+        with self.assertRaisesRegex(ModelError, "is an architecture, .*found: none"):
+            files.read_model(folder)
+
+    def test_other_folders_are_none(self):
+        (self.folder / "config.json").write_text("{}")
+        (self.folder / "metadata.json").write_text('["a"]')
+        with self.assertRaisesRegex(ModelError, "is a folder; name a model file"):
+            files.read_model(self.folder)
 
 
 class CheckpointTest(PartsTest):

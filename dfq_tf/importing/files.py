@@ -152,8 +152,8 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
 
     Args:
       path: a `.keras` or `.h5` file, written by Keras 2 or 3; the `.json` file of an
-        architecture with its weights beside it; or the folder of a SavedModel of
-        tf.keras that has its configuration.
+        architecture with its weights beside it; the folder of an unpacked `.keras`
+        file; or that of a SavedModel of tf.keras that has its configuration.
       allow_code: whether Python code that the file holds may be run, as Lambda layers
         have it, and classes that are not Keras' own be looked up.
 

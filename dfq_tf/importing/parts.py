@@ -1,5 +1,7 @@
 """Models kept in parts: an architecture as JSON or in a SavedModel, and its weights.
 
+An unpacked `.keras` archive is one too, as `model.save("net", zipped=False)` writes it.
+
 Nothing here runs a function of a file. The architecture is configurations of layers, of
 which `files` lets only known ones through; the weights are numbers.
 """
@@ -32,7 +34,7 @@ class Parts:
     """The parts of a model.
 
     Attributes:
-      path: what the user named.
+      path: the file of the architecture; of a SavedModel, its folder.
       config: of the model, as Keras writes it; not looked through yet.
       is_keras3: whether Keras 3 wrote it.
       weights: the HDF5 file; of a SavedModel, the checkpoint's name without an ending.
@@ -50,7 +52,7 @@ class Parts:
 
 
 def parts_of(path: pathlib.Path) -> Parts | None:
-    """The parts of a model in a `.json` file or a SavedModel's folder.
+    """The parts of a model in a `.json` file, a SavedModel or an unpacked archive.
 
     Returns:
       None if the path is no such thing, a SavedModel without Keras' configuration
@@ -62,6 +64,8 @@ def parts_of(path: pathlib.Path) -> Parts | None:
     """
     if path.is_dir() and (path / _METADATA).is_file():
         return _saved_model(path)
+    if _version_in(path):
+        return _json(path / repairs.CONFIG)
     if path.suffix == ".json" and path.is_file():
         return _json(path)
     return None
@@ -79,7 +83,7 @@ def files_of(path: pathlib.Path) -> list[pathlib.Path]:
     if parts is None:
         return [path] if path.is_file() else []
     if parts.is_hdf5:
-        return [path, parts.weights]
+        return [parts.path, parts.weights]
     return [path / _METADATA, *sorted(path.glob(f"{_VARIABLES}.*"))]
 
 
@@ -101,11 +105,29 @@ def _json(path: pathlib.Path) -> Parts:
             f"{path} is no architecture of a model, as model.to_json() writes it. If "
             "it describes a model, name the model's file, .keras or .h5, beside it"
         )
+    version = _version_in(path.parent) if path.name == repairs.CONFIG else ""
+    if version:
+        weights = path.with_name(repairs.WEIGHTS)
+        weights = weights if weights.is_file() else _weights_beside(path)
+        return Parts(path, config, version.startswith("3"), weights)
     # Keras 3 names the module of the class; Keras 2 its own version, or its own place.
     module = str(config.get("module") or "")
     is_keras3 = bool(module) and "keras_version" not in config
     is_keras3 = is_keras3 and not module.startswith(_OF_KERAS2)
     return Parts(path, config, is_keras3, _weights_beside(path))
+
+
+def _version_in(folder: pathlib.Path) -> str:
+    """The version of Keras that wrote an unpacked archive; '' of what is none.
+
+    Raises:
+      OSError, ValueError: a file cannot be read.
+    """
+    metadata = folder / repairs.METADATA
+    if not metadata.is_file() or not (folder / repairs.CONFIG).is_file():
+        return ""
+    fields = json.loads(read_text(metadata))
+    return str(fields.get("keras_version", "")) if isinstance(fields, dict) else ""
 
 
 def _weights_beside(path: pathlib.Path) -> pathlib.Path:
@@ -156,8 +178,10 @@ def built(parts: Parts, allow_code: bool) -> Any:
     repairs.repair(parts.config, parts.is_keras3)
     if parts.is_keras3:
         library = keras3()
+        # In an archive, numbers tell what several parts have in common.
+        sharing = library.src.saving.serialization_lib.ObjectSharingScope()
         hidden = contextlib.redirect_stdout(io.StringIO())
-        with wrappers.known_to(library), hidden:
+        with wrappers.known_to(library), sharing, hidden:
             model = library.saving.deserialize_keras_object(
                 parts.config, safe_mode=not allow_code
             )
