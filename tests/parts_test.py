@@ -198,6 +198,16 @@ class ArchitectureTest(PartsTest):
         with self.assertRaisesRegex(ModelError, "model.json cannot be read"):
             files.read_model(path)
 
+    def test_model_of_tensorflow_js_says_the_way_out(self):
+        path = self.folder / "model.json"
+        path.write_text('{"modelTopology": {}, "weightsManifest": []}')
+        with self.assertRaisesRegex(
+            ModelError,
+            "model.json is a model of TensorFlow.js. .*Tensorflow, then Keras.*"
+            "--input_format=tfjs_layers_model --output_format=keras .*model.json model",
+        ):
+            files.read_model(path)
+
     def test_weights_alone_name_the_architecture_beside_them(self):
         self.written(network(keras), "model.h5")
         with self.assertRaisesRegex(ModelError, "or name its architecture, .*model.js"):

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shlex
 import shutil
 import tempfile
 from typing import Any
@@ -24,6 +25,7 @@ from dfq_tf.importing import repairs, wrappers
 
 _WEIGHTS = (".h5", ".hdf5")
 _METADATA, _VARIABLES = "keras_metadata.pb", "variables/variables"
+_OF_TENSORFLOW_JS = {"modelTopology", "weightsManifest"}
 _NETWORKS = (*repairs.FUNCTIONAL, "Sequential")
 # Modules of its functional models.
 _OF_KERAS2 = ("tf_keras.", "keras.engine.", "keras.src.engine.")
@@ -100,6 +102,13 @@ def architecture_beside(path: pathlib.Path) -> pathlib.Path | None:
 
 def _json(path: pathlib.Path) -> Parts:
     config = json.loads(read_text(path))
+    if isinstance(config, dict) and config.keys() & _OF_TENSORFLOW_JS:
+        raise ModelError(
+            f"{path} is a model of TensorFlow.js. Teachable Machine exports one of "
+            "Keras too: Tensorflow, then Keras. For another, pip install tensorflowjs, "
+            "and tensorflowjs_converter --input_format=tfjs_layers_model "
+            f"--output_format=keras {shlex.quote(str(path))} model.h5"
+        )
     if not is_of_keras(config):
         raise ModelError(
             f"{path} is no architecture of a model, as model.to_json() writes it. If "
