@@ -156,6 +156,7 @@ class InBatchesTest(tf.test.TestCase, parameterized.TestCase):
         (np.full((1, 4, 6, 2), -0.5), "have values from -0.5 to -0.5; give pixels as"),
         (np.full((1, 4, 6, 2), 256), "from 256 to 256; .* says how they are normal"),
         (np.linspace(0, 1, 48).reshape(1, 4, 6, 2), "from 0 to 1; give pixels as they"),
+        (np.eye(8, 6).reshape(1, 4, 6, 2), "from 0 to 1; give pixels as they are, 0"),
     )
     def test_what_is_no_pixels_is_refused(self, images, message):
         with self.assertRaisesRegex(ModelError, message):
@@ -166,8 +167,12 @@ class InBatchesTest(tf.test.TestCase, parameterized.TestCase):
         images = np.zeros((2, 4, 6, 2), np.uint8)
         images[1] = 1
         expected = classifier.scores(images)
-        for dtype in (np.float32, int):
-            self.assertAllEqual(classifier.scores(images.astype(dtype)), expected)
+        self.assertAllEqual(classifier.scores(images.astype(int)), expected)
+        for pixel in (0, 2):
+            images[1] = pixel
+            expected = classifier.scores(images)
+            floats = images.astype(np.float32)
+            self.assertAllEqual(classifier.scores(floats), expected)
         faint = np.linspace(0, 2, 48, dtype=np.float32).reshape(1, 4, 6, 2)
         self.assertEqual(classifier.scores(faint).shape, (1, 3))
 
