@@ -156,6 +156,8 @@ CHAINS = {
         L.Conv2D(4, 3, activation=L.LeakyReLU(0.1)),
         L.SeparableConv2D(4, 1, activation=L.ReLU(0.7)),
         L.Dense(4, activation=L.ReLU(negative_slope=0.3)),
+        L.Dense(4, activation=L.Activation("hard_sigmoid")),
+        L.Activation(L.Activation("tanh")),
     ],
     "softmax": lambda L: [L.Flatten(), L.Softmax()],
     "softmax_of_an_axis": lambda L: [L.Flatten(), L.Softmax(axis=1)],

@@ -331,6 +331,7 @@ def _activate(
                 config=inner or {},
                 weights=(),
                 sources=[source],
+                activation=getattr(found.activation, "activation", None),
             )
             add_layer(maker, within)
             return
@@ -619,7 +620,7 @@ _MERGING = frozenset(
 )
 _OF_SEVERAL = _MERGING | {"CustomScaleLayer"}
 # Layers that may be an activation too, as objects.
-_ACTIVATION_LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax")
+_ACTIVATION_LAYERS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
 # Layers that the table does not tell whole.
 _SPECIAL: dict[str, Callable[[Maker, Found], None]] = {
     "Activation": _add_activation,
