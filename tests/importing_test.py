@@ -752,6 +752,7 @@ class KindTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
         dict(input_mean=0.0),
         dict(input_scale=1 / 255),
+        dict(feeding="raw"),
         dict(output="softmax"),
         dict(class_names=tuple("abcd")),
         dict(image_size=(8, 8)),

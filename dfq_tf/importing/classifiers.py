@@ -287,12 +287,8 @@ def read(
         model = read_model(path, allow_code=allow_code)
         description = description_beside(path)
     elif hasattr(model, "model") and hasattr(model, "description"):
-        theirs = dict(
-            input_mean=input_mean,
-            input_scale=input_scale,
-            output=output,
-            class_names=class_names,
-        )
+        theirs: dict[str, Any] = dict(input_mean=input_mean, input_scale=input_scale)
+        theirs |= dict(feeding=feeding, output=output, class_names=class_names)
         _check_says_nothing(theirs, "one with a description")
         model, description = model.model, model.description
     said = said_by(input_mean, input_scale, feeding, input_on_top, description)
