@@ -308,11 +308,11 @@ class FrozenTest(parameterized.TestCase, tf.test.TestCase):
         return library.Model(image, library.layers.Dense(4)(features))
 
     @parameterized.product(
-        how=("trainable", "called"),
-        library=list(LIBRARIES),
+        case=(("trainable", "keras2"), ("trainable", "keras3"), ("called", "keras2")),
         suffix=("object", ".keras", ".h5"),
     )
-    def test_what_it_remembers_is_not_taken(self, how, library, suffix):
+    def test_what_it_remembers_is_not_taken(self, case, suffix):
+        how, library = case
         model = source = self.tuned(how, LIBRARIES[library])
         if suffix != "object":
             source = new_folder() / f"model{suffix}"
@@ -330,6 +330,16 @@ class FrozenTest(parameterized.TestCase, tf.test.TestCase):
         images = pictures()[:20].astype(np.float32)
         expected = np.asarray(model(images / 255, training=False))
         self.assertAllClose(found.scores(images), expected, atol=1e-3, rtol=1e-3)
+
+    def test_call_without_training_freezes_nothing_in_keras_3(self):
+        """A call of the whole model with training=True, as in fit, goes before it."""
+        model = self.tuned("called", LIBRARIES["keras3"])
+        norm = model.layers[1].get_layer("first")
+        before = norm.moving_mean.numpy().copy()
+        model(fed(pictures()[:8], "-1..1").astype(np.float32), training=True)
+        self.assertNotAllClose(norm.moving_mean.numpy(), before)
+        with self.assertWarnsRegex(UserWarning, "-1..1, comes .*first .*is taken"):
+            as_classifier(model)
 
     def test_it_does_not_contradict_the_layers_of_the_model(self):
         # As in OwnTest.test_memory_contradicts_it.

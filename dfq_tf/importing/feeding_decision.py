@@ -138,8 +138,8 @@ def how_to_say(found: feedings.Found | None, own: Preprocessing | None) -> str:
         what = "leaves it open"
         if found.is_frozen:
             what = (
-                "was frozen, by trainable=False or a call with training=False, and "
-                "tells only how it was fed before that"
+                "was frozen, by trainable=False or, in Keras 2, a call with "
+                "training=False, and tells only how it was fed before that"
             )
         text += (
             f"Its BatchNormalization {found.layer} {what}: the distances "

@@ -32,8 +32,8 @@ class LayerRead:
       shape: of its output without the batch; None is a size that may be any.
       parameters: numbers in its weights.
       problem: why it cannot be read, or None.
-      is_frozen: whether the training left it as it was: it is not trainable, or is
-        called with training=False.
+      is_frozen: whether the training left it as it was: it is not trainable, or, in
+        Keras 2, is called with training=False.
     """
 
     name: str
@@ -77,7 +77,8 @@ class _Call(NamedTuple):
       kwargs: arguments by name.
       sources: names of the calls that gave its inputs.
       before: of one output of a split, the outputs before it.
-      is_inference: whether it is made with training=False, or a model around it is.
+      is_inference: whether it is made with training=False, or a model around it is, and
+        that goes before how the whole model is called: in Keras 2.
     """
 
     layer: Any
@@ -155,20 +156,14 @@ class _Keras3:
     def call(self, layer: Any, index: int) -> _Call:
         node = layer._inbound_nodes[index]
         # How the whole model is called decides on training, whatever is written here:
-        # of augmentation, Keras writes training=True where nothing was said.
+        # in training, training=False is no more than nothing; of augmentation, Keras
+        # writes training=True where nothing was said.
         kwargs = dict(node.arguments.kwargs)
-        is_inference = kwargs.pop("training", None) is False
+        kwargs.pop("training", None)
         args = node.arguments.args
         if not args and len(kwargs) == 1 and self.function(layer) is None:
             args, kwargs = tuple(kwargs.values()), {}  # layer(inputs=x)
-        return _Call(
-            layer,
-            node.input_tensors,
-            node.output_tensors,
-            args,
-            kwargs,
-            is_inference=is_inference,
-        )
+        return _Call(layer, node.input_tensors, node.output_tensors, args, kwargs)
 
     def is_network(self, layer: Any) -> bool:
         is_functional = hasattr(getattr(layer, "_functional", layer), "operations")
