@@ -446,15 +446,19 @@ class BestTest(parameterized.TestCase):
         self.assertEqual(read.best.key, best)
 
     @parameterized.parameters(
-        ((0.5, 0.6), "on this machine, behind DF-Q W4A8"),
-        ((0.6, 0.5), "on this machine"),
+        ("auto", (0.5, 0.6), "on this machine, behind DF-Q W4A8"),
+        ("auto", (0.6, 0.5), "on this machine"),
+        ("df_qat_kd,df_q", (0.6, 0.5), "on this machine, behind DF-QAT-KD W4A8"),
+        ("df_qat_kd,df_q", (0.5, 0.6), "on this machine"),
     )
-    def test_time_is_said_to_be_behind_that_of_the_first_method(self, shares, said):
-        metrics = {}
+    def test_time_is_said_to_be_behind_that_of_the_first_method(
+        self, methods, shares, said
+    ):
+        metrics, flags = {}, {**pages.FLAGS, "methods": methods}
         for name, share, seconds in zip(("df_q", "df_qat_kd"), shares, (5.0, 6.0)):
             metrics[name] = {"agreement": share, "images": 10, "bytes": 1}
             metrics[f"{name}_seconds"] = seconds
-        folder = pages.write(new_folder() / "run", metrics, curves=False)
+        folder = pages.write(new_folder() / "run", metrics, flags=flags, curves=False)
         words = Parsed(page.write(folder).read_text()).words
         self.assertIn(said, words)
         self.assertEqual("behind" in words, "behind" in said)

@@ -13,7 +13,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import write_text
 from dfq_tf.reports import charts, facts, record, verdict
 from dfq_tf.reports.record import Record, Row
-from dfq_tf.settings import GENERATED, METHODS, PHOTOGRAPHS, PROCEDURAL
+from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL
 
 NAME = "report.html"
 
@@ -268,9 +268,9 @@ def _tiles(run: Record) -> list[tuple[str, str, str]]:
         value = latency(measured["latency_ms"])
         tiles.append(("One image", value, "one thread of this machine"))
     if best.seconds:
-        first = next(row for row in run.rows if row.key in METHODS)
         # What the first method draws and finds, those behind it take.
-        behind = "" if first is best else f", behind {first.title}"
+        first = run.first
+        behind = f", behind {first.title}" if first and first is not best else ""
         said = f"on this machine{behind}"
         tiles.append(("Time to make it", duration(best.seconds), said))
     return tiles

@@ -139,6 +139,14 @@ class Record:
         return rows.get("student", rows.get("teacher"))
 
     @property
+    def first(self) -> Row | None:
+        """The quantized network that was made first: --methods gives the order."""
+        made = {row.key: row for row in self.rows if row.key in METHODS}
+        asked = self.flags.get("methods", "").split(",")
+        # Of auto, and of tools/quantize.py, it is the first of METHODS.
+        return next((made[key] for key in (*asked, *METHODS) if key in made), None)
+
+    @property
     def is_distilled(self) -> bool:
         """Whether the teacher, with which all agreements are, is another model."""
         return self.source is not None and self.source.key == "student"
