@@ -188,6 +188,10 @@ class RunTest(tf.test.TestCase):
         )
         self.assertRegex(trained, r"; a step of \d+ images takes about [1-9]\d* MiB, ")
 
+    def test_it_is_kept_that_the_warm_up_is_in_the_time_of_the_first_method(self):
+        metrics = json.loads((self.workdir / "metrics.json").read_text())
+        self.assertEqual(metrics["warm_up_in"], "df_q")
+
     def test_both_methods_share_one_preparation(self):
         self.assertEqual(self.prepared.call_count, 1)
 
@@ -404,6 +408,7 @@ class DistillTest(tf.test.TestCase):
         training = metrics["student_training"]
         self.assertLen(training["agreements_on_generated_images"], 2)
         self.assertEqual(training["batch_size"], 128)
+        self.assertEqual(metrics["warm_up_in"], "student")
         self.assertEqual(metrics["df_q_training"]["batch_size"], 128)
         # The int8 file is of the student, which is wider than the teacher.
         bytes_of = {key: metrics[key]["bytes"] for key in ("teacher", "student")}
@@ -663,11 +668,15 @@ class EarlierSecondsTest(tf.test.TestCase):
             ("df_qat_kd", 16),
             ("distillation", 32),
         ):
-            folder = self.workdir.path / "checkpoints" / name
-            checkpoint = tf.train.Checkpoint(
-                seconds_in_steps=tf.Variable(float(seconds), dtype=tf.float64)
-            )
-            tf.train.CheckpointManager(checkpoint, str(folder), 1).save()
+            self.interrupt(name, seconds)
+
+    def interrupt(self, name, seconds):
+        """Leaves a checkpoint of a run behind so many seconds of steps."""
+        folder = self.workdir.path / "checkpoints" / name
+        checkpoint = tf.train.Checkpoint(
+            seconds_in_steps=tf.Variable(float(seconds), dtype=tf.float64)
+        )
+        tf.train.CheckpointManager(checkpoint, str(folder), 1).save()
 
     def earlier(self, *methods):
         return [quantize.earlier_seconds(self.workdir, each) for each in methods]
@@ -678,15 +687,37 @@ class EarlierSecondsTest(tf.test.TestCase):
         )
 
     def test_what_is_made_has_its_own_time_and_others_do_not_share_it(self):
-        self.workdir.add_metrics(df_q_training={"seconds": 64.0})
+        self.workdir.add_metrics(df_q_training={"seconds": 64.0}, warm_up_in="df_q")
         (self.workdir.path / "df_q.keras").touch()
         self.assertEqual(self.earlier("df_q", "df_rec", "df_qat_kd"), [64, 14, 16])
         (self.workdir.path / "df_rec.keras").touch()
         self.assertEqual(self.earlier("df_rec", "df_rec_kd"), [0, 0])
 
     def test_generators_that_have_distilled_are_warmed_up_already(self):
-        self.workdir.add_metrics(student_training={"seconds": 3.0})
+        self.workdir.add_metrics(warm_up_in="student")
         self.assertEqual(self.earlier("df_q", "df_qat_kd"), [0, 16])
+
+    def test_warm_up_counts_in_what_was_made_behind_it(self):
+        """Neither `budget` nor DF-Q of photographs has one, though both are made."""
+        self.workdir.add_metrics(student_training={"seconds": 3.0})
+        (self.workdir.path / "df_q.keras").touch()
+        self.assertEqual(self.earlier("df_qat_kd"), [17])
+        # Killed before its network was written, it is made again, warm-up and all.
+        self.workdir.add_metrics(**quantize.warm_up_of(self.workdir, "df_qat_kd"))
+        self.assertEqual(self.earlier("df_qat_kd", "df_rec_kd"), [17, 14])
+
+    def test_whose_warm_up_it_was_is_kept_once_there_was_one(self):
+        shutil.rmtree(self.workdir.path / "checkpoints/warm_up")
+        self.assertEqual(quantize.warm_up_of(self.workdir, "student"), {})
+        self.interrupt("warm_up", 1)
+        found = quantize.warm_up_of(self.workdir, "df_q")
+        self.assertEqual(found, {"warm_up_in": "df_q"})
+        self.workdir.add_metrics(**found)
+        self.assertEqual(quantize.warm_up_of(self.workdir, "df_qat_kd"), {})
+
+    def test_steps_that_measured_how_long_a_round_takes_count_too(self):
+        self.interrupt("df_qat_kd_timing", 128)
+        self.assertEqual(self.earlier("df_qat_kd", "df_q"), [1 + 16 + 128, 1])
 
 
 @pytest.mark.long

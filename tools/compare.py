@@ -28,7 +28,7 @@ import numpy as np
 from tools import common, quantize, teacher_flags
 from dfq_tf import api
 from dfq_tf.context import Context
-from dfq_tf.distillation import with_batch_size
+from dfq_tf.distillation import phases, with_batch_size
 from dfq_tf.errors import ConfigError, DfqError
 from dfq_tf.files import write_bytes, write_text
 from dfq_tf.graph import Classifier, agreement, model_name
@@ -147,7 +147,7 @@ class Shared:
 
 def _own_runs(method: str) -> tuple[str, ...]:
     """Patterns of the names of the runs that a row shares with none."""
-    return run_names(method) if method == "rec" else (method,)
+    return run_names(method) if method == "rec" else phases.run_names(method)
 
 
 class Comparison:

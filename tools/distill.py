@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tools import common, quantize, teacher_flags
 from dfq_tf import api, models
 from dfq_tf.compat import keras
-from dfq_tf.distillation import check_devices, plan_of_steps, with_batch_size
+from dfq_tf.distillation import check_devices, phases, plan_of_steps, with_batch_size
 from dfq_tf.distillation.batch_size import step_bytes_per_image
 from dfq_tf.errors import ConfigError
 from dfq_tf.graph import Classifier, description_path
@@ -209,7 +209,8 @@ def distilled_student(
     config = with_batch_size(distillation_config(), teacher, student, strategy)
     common.say(plan(teacher, student, config))
     # An earlier call may have been interrupted.
-    earlier = seconds_in_steps(workdir.path, "warm_up", "distillation")
+    names = ("warm_up", *phases.run_names("distillation"))
+    earlier = seconds_in_steps(workdir.path, *names)
     began = time.monotonic() - earlier
     result = api.distill(
         teacher,
@@ -235,7 +236,8 @@ def distilled_student(
             "held_out_images": result.num_held_out,
             "batch_size": config.batch_size,
             **result.measurements,
-        }
+        },
+        **quantize.warm_up_of(workdir, quantize.STUDENT),
     )
     result.student.save(path)
     return as_classifier(result.student)

@@ -81,6 +81,8 @@ _OF_SIZE = ("target", "favor", "kernel_costs")
 _WORTH_SAYING = 256 * 2**20
 # Of the flags of quantization-aware training.
 _PREFIX = "qat_"
+# In metrics.json: in whose time the warm-up counts, a method's or the student's.
+_WARM_UP, STUDENT = "warm_up_in", "student"
 
 
 def define_generator_flags() -> None:
@@ -254,7 +256,8 @@ def quantize_network(
         **result.measurements,
     }
     training |= _tables(result, config)
-    workdir.add_metrics(**{f"{method}_training": training})
+    warm_up = warm_up_of(workdir, method)
+    workdir.add_metrics(**{f"{method}_training": training}, **warm_up)
     _say_images(result)
     with common.stage(f"writing of {path.name}"):
         student.save(result.network, path)
@@ -273,15 +276,30 @@ def earlier_seconds(workdir: Workdir, method: str) -> float:
       newest checkpoints.
     """
     made = [name for name in METHODS if (workdir.path / f"{name}.keras").exists()]
+    metrics = workdir.metrics()
     if method in made:
-        training = workdir.metrics().get(f"{method}_training", {})
-        return training.get("seconds", 0.0)
-    names = [method]
-    if not made and "student_training" not in workdir.metrics():
-        names.append("warm_up")  # else it counts in what was made first
+        return metrics.get(f"{method}_training", {}).get("seconds", 0.0)
+    names = [*phases.run_names(method)]
+    if metrics.get(_WARM_UP, method) == method:
+        names.append("warm_up")
     if method in RECONSTRUCTING and not set(made) & set(RECONSTRUCTING):
         names += ["lessons", *run_names()]
     return seconds_in_steps(workdir.path, *names)
+
+
+def warm_up_of(workdir: Workdir, name: str) -> dict[str, str]:
+    """What metrics.json is to keep of whose time the warm-up counts in.
+
+    Args:
+      workdir: of the run.
+      name: of what was made just now: a method, or STUDENT.
+
+    Returns:
+      Nothing where that is known already, or no generator was warmed up.
+    """
+    is_known = _WARM_UP in workdir.metrics()
+    is_new = not is_known and seconds_in_steps(workdir.path, "warm_up") > 0
+    return {_WARM_UP: name} if is_new else {}
 
 
 def _say_images(result: api.Quantized) -> None:

@@ -244,6 +244,11 @@ def distill(
     return {**measurements, **({"rounds": rounds} if config.max_minutes else {})}
 
 
+def run_names(name: str) -> tuple[str, str]:
+    """What `distill` calls the runs of a phase, for `seconds_in_steps`."""
+    return name, f"{name}_timing"
+
+
 def _make_pool(
     warmed: WarmedUp,
     images: Callable[[], np.ndarray] | None,
@@ -315,9 +320,8 @@ def _affordable_rounds(
         found.assign(int(of_all.min()))
         return {"rounds": found.read_value()}
 
-    run_loop(
-        f"{name}_timing", measure, 1, {"rounds": found}, context, identity=identity
-    )
+    _, timing = run_names(name)
+    run_loop(timing, measure, 1, {"rounds": found}, context, identity=identity)
     one_round.end_after(int(found.numpy()))
     return int(found.numpy())
 
