@@ -29,6 +29,7 @@ from dfq_tf.errors import ConfigError, WorkdirError
 from dfq_tf.graph.description import ModelDescription
 from dfq_tf.reports import costs, facts
 from dfq_tf.reports.workdir import Workdir
+from dfq_tf.settings import qat_recipe
 from tests import helpers
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
@@ -718,6 +719,25 @@ class EarlierSecondsTest(tf.test.TestCase):
     def test_steps_that_measured_how_long_a_round_takes_count_too(self):
         self.interrupt("df_qat_kd_timing", 128)
         self.assertEqual(self.earlier("df_qat_kd", "df_q"), [1 + 16 + 128, 1])
+
+
+class BatchSizeTest(tf.test.TestCase):
+    def test_it_is_the_distillations_where_that_has_warmed_up_alone(self):
+        """`budget` warms nothing up, and its steps have one generator at a time."""
+        network, workdir = helpers.small_classifier(), Workdir(new_folder(), {})
+        workdir.add_metrics(student_training={"batch_size": 16})
+        config = qat_recipe("paper", num_generators=4)
+
+        def batch_size():
+            return quantize.Preparation(network, network, workdir).config.batch_size
+
+        with (
+            mock.patch.object(quantize, "qat_config", return_value=config),
+            mock.patch.object(common, "strategy", return_value=None),
+        ):
+            self.assertEqual(batch_size(), 128)  # what auto takes of small networks
+            workdir.add_metrics(warm_up_in="student")
+            self.assertEqual(batch_size(), 16)
 
 
 @pytest.mark.long

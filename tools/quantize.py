@@ -176,10 +176,10 @@ class Preparation:
     @functools.cached_property
     def config(self) -> DistillationConfig:
         """The settings, with a number for the batch size."""
-        config = qat_config()
-        if self.network is not None and config.batch_size == AUTO:
+        config, metrics = qat_config(), self.workdir.metrics()
+        if config.batch_size == AUTO and metrics.get(_WARM_UP) == STUDENT:
             # The distillation's, with which the generators have been warmed up.
-            distilled = self.workdir.metrics()["student_training"]
+            distilled = metrics["student_training"]
             config = dataclasses.replace(config, batch_size=distilled["batch_size"])
         return with_batch_size(config, self.teacher, self.network, common.strategy())
 
