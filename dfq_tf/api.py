@@ -835,7 +835,7 @@ def trained(
     learner = Learner(student, network.description)
     # Without generator steps they stay as they are, and other images need none.
     generators = prepared.generators
-    if config.generator_steps or not config.pool_images:
+    if config.needs_generators:
         generators = [
             with_precision(generator, context.precision)
             for generator in prepared.warmed.generators

@@ -668,6 +668,11 @@ class DistillationConfig(MixedImages):
         return {"student_momentum": ("student_optimizer", "student_optimizer='sgd'")}
 
     @property
+    def needs_generators(self) -> bool:
+        """Whether generators train against students, or make the images of a step."""
+        return self.generator_steps > 0 or not self.pool_images
+
+    @property
     def trains_ranges(self) -> bool:
         """Whether ranges of a quantized student learn, see `learn_ranges`."""
         return self.learn_ranges and self.student_optimizer == "adam"

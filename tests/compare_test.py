@@ -1,11 +1,13 @@
+import functools
 from unittest import mock
 
 from absl.testing import absltest
 
-from tools import compare
+from tools import common, compare
+from dfq_tf import api
 from dfq_tf.reports import plots
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import DistillationConfig
+from dfq_tf.settings import BitWidths, DistillationConfig, qat_recipe
 from tests import helpers
 
 
@@ -93,6 +95,45 @@ class SharedTest(absltest.TestCase):
         later = compare.Shared(self.workdir)
         later("lessons", self.making(6), earlier=180)
         self.assertEqual(later.minutes, 3.0)
+
+
+    def test_warm_up_that_a_training_needs_counts_in_each(self):
+        """Where photographs calibrate; generated images have it in them already."""
+        test = self
+
+        class Prepared:
+            judging, calibrated = None, mock.Mock()
+
+            @functools.cached_property
+            def warmed(self):
+                test.seconds += 60
+
+        def trained(prepared, *_):
+            _ = prepared.warmed
+            self.seconds += 30
+            return None, [], {}
+
+        for generators, expected in (([], [1.5, 1.5]), ([None], [0.5, 0.5])):
+            comparison, prepared = object.__new__(compare.Comparison), Prepared()
+            prepared.generators = generators
+            if generators:
+                _ = prepared.warmed
+            comparison.workdir = Workdir(helpers.new_folder(), {})
+            comparison._shared = compare.Shared(comparison.workdir)
+            comparison._config = qat_recipe("paper", batch_size=8)
+            comparison._prepare = mock.Mock(return_value=prepared)
+            minutes = []
+            for bits in (8, 4):
+                widths = BitWidths(num_bits_weight=bits)
+                comparison._shared.begin()
+                with (
+                    mock.patch.object(common, "context"),
+                    mock.patch.object(api, "trained", trained),
+                ):
+                    folder = comparison.workdir.path
+                    comparison._network(widths, "df_qat_kd", folder)
+                minutes.append(comparison._shared.minutes)
+            self.assertEqual(minutes, expected)
 
 
 class ResultsTest(absltest.TestCase):

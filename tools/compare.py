@@ -241,6 +241,10 @@ class Comparison:
             told = _share(found)
         if method not in TRAINING:
             return network, told
+        if self._config.needs_generators and not prepared.generators:
+            # Else it counts in the images, which the generators have made.
+            warm_up = seconds_in_steps(self.workdir.path, "warm_up")
+            self._shared("warm-up", lambda: prepared.warmed, warm_up)
         if self._config.pool_images:
             self._shared("pool", lambda: prepared.pool)
         network, _, found = api.trained(

@@ -340,7 +340,7 @@ def plan(
     context, warm_up = common.context(config, pathlib.Path()), 0
     if source is not None and source not in SOURCES:
         work = [f"calibration on crops of {photographs.described(source)}"]
-    needs = trains and (config.generator_steps or not config.pool_images)
+    needs = trains and config.needs_generators
     if needs or source in (GENERATED, None):
         unless = "" if needs or source else ", unless photographs are near"
         work.insert(0, f"up to {config.warm_up_steps:,} steps of warm-up{unless}")

@@ -101,7 +101,7 @@ def measure(
     full = dataclasses.replace(context, settings=config)
     observed = _observed(teacher, context)
     known = known_source(calibration.images, shape, bool(observed.bn_inputs))
-    trains = config.generator_steps > 0 or not config.pool_images
+    trains = config.needs_generators
     has_generators = trains or known in (GENERATED, None)
     state = _state(teacher, observed, context, has_generators)
     base = peak_bytes()
