@@ -5,6 +5,8 @@ from absl.testing import absltest
 
 from tools import common, compare
 from dfq_tf import api
+from dfq_tf.compat import tf
+from dfq_tf.errors import DfqError
 from dfq_tf.reports import plots
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import BitWidths, DistillationConfig, qat_recipe
@@ -134,6 +136,42 @@ class SharedTest(absltest.TestCase):
                     comparison._network(widths, "df_qat_kd", folder)
                 minutes.append(comparison._shared.minutes)
             self.assertEqual(minutes, expected)
+
+
+class RowTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.comparison = object.__new__(compare.Comparison)
+        self.comparison.workdir = Workdir(helpers.new_folder(), {})
+        self.comparison._shared = compare.Shared(self.comparison.workdir)
+        self.comparison._config = DistillationConfig()
+        self.enter_context(mock.patch.object(common, "agreed", bool))
+
+    def interrupt(self, name):
+        """Leaves a checkpoint of a run, behind a minute of steps; gives its folder."""
+        folder = self.comparison.workdir.path / "W8A8/checkpoints" / name
+        checkpoint = tf.train.Checkpoint(
+            seconds_in_steps=tf.Variable(60.0, dtype=tf.float64)
+        )
+        tf.train.CheckpointManager(checkpoint, str(folder), 1).save()
+        return folder
+
+    def test_what_is_damaged_fails_its_own_row_and_no_other(self):
+        (self.interrupt("qat") / "identity.json").write_text("{")
+        (index,) = self.interrupt("df_qat_kd").glob("*.index")
+        index.write_bytes(b"")
+        for method, message in (("qat", "identity.json"), ("df_qat_kd", "is damaged")):
+            self.comparison.add_row(BitWidths(), method)
+            row = self.comparison.workdir.metrics()["rows"][f"W8A8/{method}"]
+            self.assertIn(message, row["failure"])
+
+    def test_steps_of_an_interrupted_call_count_and_those_that_timed_a_round(self):
+        for name in ("df_qat_kd", "df_qat_kd_timing"):
+            self.interrupt(name)
+        self.comparison._network = mock.Mock(side_effect=DfqError("of no matter"))
+        with mock.patch.object(self.comparison._shared, "begin") as begin:
+            self.comparison.add_row(BitWidths(), "df_qat_kd")
+        begin.assert_called_once_with(120.0)
 
 
 class ResultsTest(absltest.TestCase):

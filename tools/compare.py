@@ -203,12 +203,12 @@ class Comparison:
         common.say(f"{widths.name} {TITLES[method]}")
         folder = self.workdir.path / widths.name
         folder.mkdir(exist_ok=True)
-        if method in _AS_LONG:
-            # DF-QAT-KD may have been made since, by another number of rounds.
-            rounds = rounds_of(rows, widths.name, self._config)
-            begin_anew(method, folder, {"rounds": str(rounds)})
-        self._shared.begin(seconds_in_steps(folder, *_own_runs(method)))
         try:
+            if method in _AS_LONG:
+                # DF-QAT-KD may have been made since, by another number of rounds.
+                rounds = rounds_of(rows, widths.name, self._config)
+                begin_anew(method, folder, {"rounds": str(rounds)})
+            self._shared.begin(seconds_in_steps(folder, *_own_runs(method)))
             network, told = self._network(widths, method, folder)
             with common.stage("file and its proof"):
                 content = proof.convert(network, config=file_config())
