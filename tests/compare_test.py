@@ -156,6 +156,15 @@ class RowTest(absltest.TestCase):
         tf.train.CheckpointManager(checkpoint, str(folder), 1).save()
         return folder
 
+    def test_rows_of_an_earlier_call_that_hang_on_this_one_are_looked_at_too(self):
+        rows = {"W8A8/qat": {"rounds": 300}, "W8A8/qat_kd": {"failure": "NaN"}}
+        self.comparison.workdir.add_metrics(rows={**rows, "W8A8/q": {}})
+        for bits, found in ((8, ["df_qat_kd", "qat"]), (4, ["df_qat_kd"])):
+            widths = BitWidths(num_bits_weight=bits)
+            self.assertEqual(self.comparison.methods(widths, ["df_qat_kd"]), found)
+        asked = self.comparison.methods(BitWidths(), ["qat_kd", "qat", "df_q"])
+        self.assertEqual(asked, ["df_q", "qat_kd", "qat"])
+
     def test_what_is_damaged_fails_its_own_row_and_no_other(self):
         (self.interrupt("qat") / "identity.json").write_text("{")
         (index,) = self.interrupt("df_qat_kd").glob("*.index")
