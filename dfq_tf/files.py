@@ -1,6 +1,7 @@
 """Files: written whole, under a temporary name first; told apart by content."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -55,6 +56,29 @@ def nearest_there(path: str | os.PathLike[str]) -> pathlib.Path:
 def may_write_in(folder: str | os.PathLike[str]) -> bool:
     """Whether files may be made in a folder that is there."""
     return os.access(os.fspath(folder), os.W_OK | os.X_OK)
+
+
+def locked(folder: str | os.PathLike[str]) -> int | None:
+    """Keeps a folder for this process until the descriptor is closed, or it ends.
+
+    Returns:
+      The descriptor; None where the file system has no locks, or no such folder.
+
+    Raises:
+      BlockingIOError: somebody else has it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
 
 
 def check_no_pattern(name: str, folder: str) -> None:

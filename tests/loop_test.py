@@ -319,6 +319,23 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
             _run(task, int(identity["rounds"]), self.directory, identity=identity)
             self.assertEqual(task.seen, seen)
 
+    def test_directory_is_refused_to_others_until_the_run_has_ended(self):
+        task, other = _Task(), _Task()
+
+        def step(index):
+            with self.assertRaisesRegex(
+                TrainingError,
+                f"^task: another process is at work in {self.directory}. Wait until "
+                "it has ended, or name another directory",
+            ):
+                _run(other, 3, self.directory)
+            return task.step(index)
+
+        _run(task, 2, self.directory, step)
+        self.assertEqual((task.seen, other.seen), ([0, 1], []))
+        _run(other, 3, self.directory)
+        self.assertEqual(other.seen, [2])
+
     def test_run_without_checkpoints_leaves_the_folder_to_another(self):
         def step(index):
             raise KeyboardInterrupt

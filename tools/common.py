@@ -6,7 +6,6 @@ Only the tools read FLAGS; the package takes plain arguments.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
 import gc
 import hashlib
@@ -29,7 +28,7 @@ from dfq_tf.compat import gpu_names, native_output_hidden, own_defaults, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.errors import ConfigError, DfqError, WorkdirError
-from dfq_tf.files import check_no_pattern, digest
+from dfq_tf.files import check_no_pattern, digest, locked
 from dfq_tf.graph import description_path
 from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
@@ -562,21 +561,14 @@ def _hold(folder: pathlib.Path) -> None:
     if key in _held:
         return
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = locked(folder)
     except BlockingIOError as error:
-        os.close(descriptor)
         raise WorkdirError(
             f"workdir is {str(folder)!r}, where another run is at work. Wait until it "
             "has ended, or name another folder with --workdir"
         ) from error
-    except OSError:
-        os.close(descriptor)
-        return
-    _held[key] = descriptor
+    if descriptor is not None:
+        _held[key] = descriptor
 
 
 def _digests(values: Mapping[str, Any]) -> dict[str, str]:

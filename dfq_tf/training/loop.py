@@ -21,7 +21,7 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context, TrainingShown
 from dfq_tf.errors import TrainingError
-from dfq_tf.files import damaged, read_object, read_text, write_text
+from dfq_tf.files import damaged, locked, read_object, read_text, write_text
 from dfq_tf.training.devices import LOST_WORKER, names_lost_workers, of_all_workers
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
@@ -71,9 +71,8 @@ def run_loop(
       context: its directory keeps checkpoints (`checkpoints/NAME`) and scalars
         (`tensorboard/NAME`). The workers of its strategy, each with a directory of its
         own, save and restore at the same steps.
-      identity: what the run hangs on, name -> value. It is kept beside the checkpoints;
-        those of a run with another value of one of them are refused. None looks at
-        nothing.
+      identity: what the run hangs on, name -> value, kept beside the checkpoints; those
+        of a run with another value of one of them are refused. None looks at nothing.
       evaluate: called before the first step, every `evaluate_every` steps and at the
         end; its measurements go to `NAME_curve.csv`, beside the minutes that the steps
         took, and to TensorBoard. Not called without a directory.
@@ -86,12 +85,13 @@ def run_loop(
 
     Raises:
       TrainingError: a measurement or a weight is not finite; the last good checkpoint
-        is kept. Or the workers have no checkpoint in common, or it is damaged or of
-        other models or settings; a worker was lost; nothing can be written.
+        is kept. Or the workers have no checkpoint in common, or it is damaged, of other
+        models or settings, or in use; a worker was lost; nothing can be written.
     """
     measurements: dict[str, float] = {}
     with (
         names_lost_workers(context.strategy),
+        _alone(name, context.directory),
         _Progress(name, num_steps, trackables, context, identity, evaluate) as progress,
     ):
         index = progress.first
@@ -152,6 +152,36 @@ def begin_anew(
     if any(before.get(key) != value for key, value in identity.items()):
         for place in places:
             shutil.rmtree(place / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(name: str, directory: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keeps the checkpoints of a run for this process until the block ends.
+
+    Args:
+      name: of the run.
+      directory: as in the context of `run_loop`.
+
+    Raises:
+      TrainingError: another process has them.
+    """
+    descriptor = None
+    if directory is not None:
+        folder = pathlib.Path(directory) / "checkpoints" / name
+        with contextlib.suppress(OSError):  # whatever is written next says why
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = locked(folder)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"{name}: another process is at work in {os.fspath(directory)}. Wait "
+                "until it has ended, or name another directory (--workdir)"
+            ) from error
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class _Progress:
