@@ -50,6 +50,16 @@ TOOLS = (
 )
 
 
+def states(folder, *patterns):
+    """Path -> content, and when it was written, of the files of some patterns."""
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for pattern in patterns
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
+
+
 class RunTest(tf.test.TestCase):
     """One run of everything, and what may be done with it afterwards."""
 
@@ -524,11 +534,17 @@ class DistillTest(tf.test.TestCase):
 
     def test_written_flagfile_is_the_same_run(self):
         # In the same folder: other flags would be refused, and nothing is repeated.
+        patterns = ("*.tflite", "*.keras", "checkpoints/*/*")
+        before = states(self.workdir, *patterns)
         again = run_tool(
             "run", f"--flagfile={self.workdir}/flags.cfg", f"--workdir={self.workdir}"
         )
         self.assertEqual(again.returncode, 0, again.stderr)
-        self.assertNotIn("step/s", again.stderr)
+        self.assertContainsSubset(
+            ["student.keras", "df_q.tflite", "identity.json"],
+            [path.name for path in before],
+        )
+        self.assertEqual(states(self.workdir, *patterns), before)
 
 
 class StudentsAccuracyTest(tf.test.TestCase):
@@ -861,12 +877,14 @@ class CompareTest(tf.test.TestCase):
         made = metrics["rows"].pop("W8A8/df_qat_kd")
         files = {p: p.read_bytes() for p in workdir.glob("W*/*.tflite")}
         path.write_text(json.dumps(metrics))
+        warm_up = states(workdir, "checkpoints/warm_up/*")
+        self.assertNotEmpty(warm_up)
         again = run_tool(
             "compare", *self.flags, "--batch_size=32", f"--workdir={workdir}"
         )
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(re.findall(r"^W\S+ \S+.*$", again.stdout, re.M)[0][:4], "W8A8")
-        self.assertNotIn("warm_up: ", again.stderr)
+        self.assertEqual(states(workdir, "checkpoints/warm_up/*"), warm_up)
         rows = json.loads(path.read_text())["rows"]
         self.assertEqual(rows["W8A8/df_qat_kd"]["accuracy"], made["accuracy"])
         self.assertLen(rows, 13)
