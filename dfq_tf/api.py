@@ -442,7 +442,7 @@ def check_quantizes(
         phases.check_shares(context)
     check_reconstructs(method, calibration, context.strategy)
     with stage("pictures", context.progress):
-        check_source(calibration.images, teacher.image_shape[-1])
+        check_source(calibration.images)
     if context.settings.num_students != 1:
         raise ConfigError(
             f"num_students is {context.settings.num_students}, but one network is "

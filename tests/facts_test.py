@@ -192,12 +192,6 @@ class GeneratedTest(parameterized.TestCase, tf.test.TestCase):
             )
             self.assertAllClose(picture, np.rint(expected[0]), atol=1)
 
-    def test_images_that_are_no_pictures_are_counted_and_not_shown(self):
-        description = ModelDescription((0.0,), (1.0,), "logits", ("a", "b"))
-        images = np.zeros((3, 4, 4, 2), np.uint8)
-        kept = facts.generated(images, np.zeros((3, 2)), description)
-        self.assertEqual((kept["shown"], kept["per_class"]), ([], [3, 0]))
-
     def test_what_is_kept_is_added_to(self):
         folder = new_folder()
         self.assertEqual(facts.read(folder, "df_q"), {})

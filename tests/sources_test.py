@@ -15,19 +15,19 @@ from tests import helpers
 SHAPE = (8, 8, 3)
 
 
-def teacher(mean=0.0, variance=1.0, channels=3, epsilon=1e-3):
+def teacher(mean=0.0, variance=1.0, epsilon=1e-3):
     """Pixels enter a BN layer with these statistics; their means are the scores."""
-    first = image("image", (8, 8, channels))
+    first = image("image", SHAPE)
     values = {
-        "gamma": np.ones(channels),
-        "beta": np.zeros(channels),
-        "mean": np.broadcast_to(mean, channels),
-        "variance": np.broadcast_to(variance, channels),
+        "gamma": np.ones(3),
+        "beta": np.zeros(3),
+        "mean": np.broadcast_to(mean, 3),
+        "variance": np.broadcast_to(variance, 3),
     }
     norm = node("batch_normalization", "bn", [first], {"epsilon": epsilon}, values)
     pool = node("global_average_pool", "pool", [norm])
     graph = Graph([first, norm, pool], "pool")
-    return Classifier(graph, helpers.description(channels))
+    return Classifier(graph, helpers.description(3))
 
 
 def fed(images):
@@ -120,11 +120,6 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
             source = self.chosen(plain, name)
             self.assertEqual((source.name, source.distance), (name, None))
 
-    def test_auto_takes_generated_images_where_photographs_have_too_few_colours(self):
-        source = self.chosen(teacher(channels=5))
-        self.assertEqual((source.name, source.distance), ("generated", None))
-        self.assertEqual(str(source), "Generated images")
-
     def test_what_is_asked_for_is_taken_however_far_it_is(self):
         far = teacher(9.0)
         for name in ("photographs", "procedural"):
@@ -156,7 +151,6 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
         near = teacher(*statistics(crops()))
         for name in ("procedural", "some/folder"):
             self.assertEqual(self.share(near, name), 0)
-        self.assertEqual(self.share(teacher(channels=5)), 0)
 
     @parameterized.parameters((8, 0.5, [0, 2, 4, 6]), (8, 0.25, [0, 4]), (3, 0.3, [0]))
     def test_lessons_are_both_kinds_evenly_spread(self, count, share, places):
@@ -182,15 +176,12 @@ class ChooseTest(tf.test.TestCase, parameterized.TestCase):
             self.assertAllEqual(sources.Source(name).draw(4, 3, SHAPE), expected)
         self.assertEqual(sources.Source(str(folder)).kind, "pictures")
 
-    @parameterized.parameters(
-        ("photographs", 5, r"images is 'photographs', .* of 5 channels, .*procedural"),
-        ("missing", 3, r"images is 'missing': .*'missing' is not there\. Name a fold"),
-    )
-    def test_what_cannot_be_had_is_refused(self, name, channels, message):
+    def test_what_cannot_be_had_is_refused(self):
+        message = r"images is 'missing': .*'missing' is not there\. Name a fold"
         with self.assertRaisesRegex(ConfigError, message):
-            check_source(name, channels)
+            check_source("missing")
         with self.assertRaisesRegex(ConfigError, message):
-            self.chosen(teacher(channels=channels), name)
+            self.chosen(teacher(), "missing")
 
 
 if __name__ == "__main__":

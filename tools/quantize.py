@@ -508,7 +508,7 @@ def check_settings(
         check_batch(strategy, config.batch_size, config.num_generators)
     if teacher is not None:
         with common.stage("pictures"):
-            check_source(calibration.images, teacher.image_shape[-1])
+            check_source(calibration.images)
         if not set(methods).isdisjoint(TRAINING):
             api.check_trains(teacher)
         network = float_network(teacher)

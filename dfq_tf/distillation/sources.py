@@ -73,28 +73,21 @@ class Source:
         return photographs.crops(seed, count, shape, folder)
 
 
-def check_source(name: str, channels: int) -> None:
+def check_source(name: str) -> None:
     """Raises ConfigError if no images of a source can be had.
 
     Args:
       name: as of `choose_source`.
-      channels: of the images.
     """
-    if name in SOURCES and name != PHOTOGRAPHS:
+    if name in SOURCES:
         return
-    if not photographs.has_colours(channels):
+    try:
+        photographs.check_pictures(name)
+    except ConfigError as error:
         raise ConfigError(
-            f"images is {name!r}, but the network takes images of {channels} channels, "
-            "which are no photographs; take 'generated' or 'procedural'"
-        )
-    if name != PHOTOGRAPHS:
-        try:
-            photographs.check_pictures(name)
-        except ConfigError as error:
-            raise ConfigError(
-                f"images is {name!r}: {error}. Name a folder of pictures, or one of "
-                f"{', '.join(SOURCES)}"
-            ) from error
+            f"images is {name!r}: {error}. Name a folder of pictures, or one of "
+            f"{', '.join(SOURCES)}"
+        ) from error
 
 
 def known_source(
@@ -111,10 +104,7 @@ def known_source(
         return name
     if not has_memory:
         return PROCEDURAL
-    are_photographs = not is_small(image_shape) and photographs.has_colours(
-        image_shape[-1]
-    )
-    return None if are_photographs else GENERATED
+    return GENERATED if is_small(image_shape) else None
 
 
 def choose_source(
@@ -140,10 +130,9 @@ def choose_source(
     Raises:
       ConfigError: see `check_source`.
     """
-    shape = teacher.image_shape
-    check_source(name, shape[-1])
+    check_source(name)
     is_auto = name == "auto"
-    known = known_source(name, shape, bool(teacher.bn_inputs))
+    known = known_source(name, teacher.image_shape, bool(teacher.bn_inputs))
     if known == GENERATED or (is_auto and known == PROCEDURAL):
         return Source(known)
     source = Source(PHOTOGRAPHS if is_auto else name)
@@ -184,8 +173,7 @@ def photographs_share(
     """
     if source.name == PHOTOGRAPHS:
         return 1.0
-    has_some = source.name == GENERATED and most > 0
-    if not has_some or not photographs.has_colours(teacher.image_shape[-1]):
+    if source.name != GENERATED or not most:
         return 0.0
     distance = source.distance
     if distance is None:

@@ -42,7 +42,7 @@ def generated(
     """What images held out look like, and what the teacher takes them for.
 
     Args:
-      images: uint8 (n, height, width, channels), 1, 3 or 4 channels to be shown.
+      images: uint8 (n, height, width, channels), of 1, 3 or 4 channels.
       scores: (n, num_classes), the teacher's for them.
       description: of the teacher.
       kind: of the images, see `Source.kind`.
@@ -54,16 +54,14 @@ def generated(
     """
     classes = scores.argmax(-1)
     confidences = _probabilities(scores, description)[np.arange(len(scores)), classes]
-    shown = []
-    if images.shape[-1] in (1, 3, 4):
-        shown = [
-            {
-                "png": _png(image),
-                "class": int(classes[i]),
-                "confidence": round(float(confidences[i]), 4),
-            }
-            for i, image in enumerate(images[:NUM_SHOWN])
-        ]
+    shown = [
+        {
+            "png": _png(image),
+            "class": int(classes[i]),
+            "confidence": round(float(confidences[i]), 4),
+        }
+        for i, image in enumerate(images[:NUM_SHOWN])
+    ]
     return {
         "kind": kind,
         "count": len(images),

@@ -364,7 +364,7 @@ def _app(run: Record) -> dict[str, Any] | None:
         "input": image,
         "output": output,
         "feed": feed,
-        "mode": {1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "RGB"),
+        "mode": {1: "L", 3: "RGB", 4: "RGBA"}[channels],
         "by_mediapipe": channels == 3 and {image["type"], output["type"]} <= _MEDIAPIPE,
         "labels": run.page.get("generated", {}).get("class_names", []),
     }
