@@ -10,12 +10,7 @@ from dfq_tf.importing import classifiers
 from dfq_tf.quantization import student
 from dfq_tf.quantization.post_training import float_network, post_training
 from dfq_tf.reports import costs, inspection
-from dfq_tf.settings import (
-    CalibrationConfig,
-    DistillationConfig,
-    RunConfig,
-    qat_recipe,
-)
+from dfq_tf.settings import CalibrationConfig, DistillationConfig, RunConfig
 from dfq_tf.tflite import proof
 from dfq_tf.tflite.running import open_interpreter
 from tests import helpers, networks
@@ -340,10 +335,12 @@ class CostsTest(tf.test.TestCase):
         )
         teacher = classifiers.as_classifier(model, **FED)
         weights = weights_of(teacher)
-        config = DistillationConfig(noise_dim=8)
-        cost = costs.measure(
-            teacher, config, CalibrationConfig(), RunConfig(precision="float32")
-        )
+        config, run = DistillationConfig(noise_dim=8), RunConfig(precision="float32")
+        with (
+            mock.patch.object(costs, "_CONFIG", config),
+            mock.patch.object(costs, "_RUN", run),
+        ):
+            cost = costs.measure(teacher)
         self.assertGreater(cost.df_q_seconds, 0)
         self.assertGreater(cost.df_qat_kd_seconds, cost.df_q_seconds)
         self.assertGreater(cost.memory_bytes, 50 * 2**20)
@@ -351,58 +348,48 @@ class CostsTest(tf.test.TestCase):
         self.assertGreaterEqual(cost.cores, 1)
         self.assertTrue(helpers.all_equal(weights, weights_of(teacher)))
 
-    def measured(self, before, recipe, timed, shape=(8, 8, 3), **settings):
+    def measured(self, before, timed, side=8):
         """What is found of a network by steps that took so long."""
-        model = sequential(*before, layers.Flatten(), layers.Dense(3), shape=shape)
+        head, shape = [layers.Flatten(), layers.Dense(3)], (side, side, 3)
+        model = sequential(*before, *head, shape=shape)
         teacher = classifiers.as_classifier(model, **FED)
-        config = qat_recipe(
-            recipe,
+        config = DistillationConfig(
             noise_dim=8,
             batch_size=64,
             warm_up_steps=10,
             warm_up_batch_size=48,
             rounds=7,
             student_steps=3,
-            **settings,
+            pool_batch_size=64,
         )
+        calibration = CalibrationConfig(calibration_images=96)
         with (
+            mock.patch.object(costs, "_CONFIG", config),
+            mock.patch.object(costs, "_CALIBRATION", calibration),
             mock.patch.object(costs, "_timed", side_effect=timed) as timing,
             mock.patch.object(costs, "peak_bytes", return_value=1000),
         ):
-            cost = costs.measure(
-                teacher, config, CalibrationConfig(calibration_images=96)
-            )
+            cost = costs.measure(teacher)
         self.assertEqual(timing.call_count, len(timed))
         small = timing.call_args_list[0].args[2].settings.batch_size
         self.assertEqual(small, 32)
         return cost
 
-    # Student, generator, warm-up: seconds to compile, of a step, bytes.
-    TIMED = (
-        costs._Timed(4.0, 0.125, 300),
-        costs._Timed(2.0, 0.25, 200),
-        costs._Timed(1.0, 0.5, 100),
-    )
+    # Student, warm-up: seconds to compile, of a step, bytes.
+    TIMED = (costs._Timed(4.0, 0.125, 300), costs._Timed(1.0, 0.5, 200))
 
     def test_steps_are_multiplied(self):
-        rounds = 2 * 7 * (2 * 0.25 + 3 * 0.125)
-        warm_up, calibration = 1 + 0.5 * 10 * 48 / 32, 0.5 * 96 / 32
-        for before, df_q in (
-            (
-                [layers.Conv2D(4, 3), layers.BatchNormalization()],
-                warm_up + calibration,
-            ),
-            ([], calibration),  # it is 1/f noise that calibrates
-        ):
-            cost = self.measured(before, "paper", self.TIMED, generator_steps=2)
-            self.assertAlmostEqual(cost.df_q_seconds, df_q)
-            df_qat_kd = warm_up + calibration + 2 + 4 + rounds
-            self.assertAlmostEqual(cost.df_qat_kd_seconds, df_qat_kd)
-            # Of 64 images, in a step of the generator; the warm-up has 48.
-            self.assertEqual(cost.memory_bytes, 1000 + (300 + 200) * 64 / 32)
+        before = [layers.Conv2D(4, 3), layers.BatchNormalization()]
+        cost = self.measured(before, self.TIMED)
+        df_q = 1 + 0.5 * 10 * 48 / 32 + 0.5 * 96 / 32
+        self.assertAlmostEqual(cost.df_q_seconds, df_q)
+        rounds = 2 * 7 * 3 * 0.125
+        self.assertAlmostEqual(cost.df_qat_kd_seconds, df_q + 4 + rounds)
+        # The student's steps have 64 images, those of the warm-up 48.
+        self.assertEqual(cost.memory_bytes, 1000 + (300 + 200) * 48 / 32)
 
     def test_where_other_images_calibrate_no_warm_up_counts(self):
-        students, _, warm_up = self.TIMED
+        students, warm_up = self.TIMED
         normalized = [layers.Conv2D(4, 3, 4), layers.BatchNormalization()]
         for before, side, timed in (
             ([], 8, [students]),
@@ -410,9 +397,7 @@ class CostsTest(tf.test.TestCase):
         ):
             near = mock.Mock(return_value=Source("photographs", 0.1))
             with mock.patch.object(costs, "choose_source", near):
-                cost = self.measured(
-                    before, "pool", timed, (side, side, 3), pool_batch_size=64
-                )
+                cost = self.measured(before, timed, side)
             self.assertEqual(near.call_count, len(timed) - 1)
             calibration = 0.125 * 96 / 32
             self.assertAlmostEqual(cost.df_q_seconds, calibration)

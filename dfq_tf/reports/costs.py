@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import resource
 import sys
@@ -38,6 +37,8 @@ from dfq_tf.training import Copies, Learner, resolve_precision
 _FEWEST, _MOST, _PIXELS = 8, 32, 32 * 96 * 96
 # How often a step is timed; the least counts, since other work only adds to it.
 _TIMES = 2
+# What is asked about: a quantization by the defaults.
+_CONFIG, _CALIBRATION, _RUN = DistillationConfig(), CalibrationConfig(), RunConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,88 +76,57 @@ class _Timed:
     grown_bytes: int
 
 
-def measure(
-    teacher: Classifier,
-    config: DistillationConfig = DistillationConfig(),
-    calibration: CalibrationConfig = CalibrationConfig(),
-    run: RunConfig = RunConfig(),
-) -> Costs:
+def measure(teacher: Classifier) -> Costs:
     """Takes a few steps of each kind, on few images, and multiplies.
 
-    The first of each, which allocates, is not timed.
+    The first of each, which allocates, is not timed. The images of a pool are not
+    counted: they cost little beside the steps.
 
     Args:
       teacher: what is to be quantized.
-      config: says how many steps there are, and of how many images; it keeps no bank
-        of images. Those of a pool are not counted: they cost little beside the steps.
-      calibration: says how many images it takes.
-      run: seed and precision.
     """
-    config, shape = with_batch_size(config, teacher), teacher.image_shape
+    config, shape = with_batch_size(_CONFIG, teacher), teacher.image_shape
     batch = min(_MOST, max(_FEWEST, _PIXELS // (shape[0] * shape[1])))
-    batch = max(batch, config.num_generators)
     small = dataclasses.replace(config, batch_size=batch)
-    precision = resolve_precision(run.precision)
-    context = Context(small, run.seed, precision, None, None, False)
+    precision = resolve_precision(_RUN.precision)
+    context = Context(small, _RUN.seed, precision, None, None, False)
     full = dataclasses.replace(context, settings=config)
     observed = _observed(teacher, context)
-    known = known_source(calibration.images, shape, bool(observed.bn_inputs))
-    trains = config.needs_generators
-    has_generators = trains or known in (GENERATED, None)
+    known = known_source(_CALIBRATION.images, shape, bool(observed.bn_inputs))
+    has_generators = known in (GENERATED, None)
     state = _state(teacher, observed, context, has_generators)
     base = peak_bytes()
-    timed = {
-        name: _timed(step, state, context)
-        for name, step in _kinds(state, small, has_generators).items()
-    }
+    timed = {"students": _timed(_learnt_from_pool(state, small), state, context)}
+    if has_generators:
+        timed["warm_up"] = _timed(steps.warm_up_step, state, context)
     # Photographs are looked at behind the steps, of whose memory that would hide some.
-    source = known or choose_source(observed, calibration.images, run.seed).name
-    is_generated = source == GENERATED
-    if not (is_generated or trains):
+    source = known or choose_source(observed, _CALIBRATION.images, _RUN.seed).name
+    if source != GENERATED:
         timed.pop("warm_up", None)
-    warm_up, warm_up_seconds = timed.get("warm_up"), 0.0
+    warm_up, df_q_seconds = timed.get("warm_up"), 0.0
     if warm_up:
         images = config.warm_up_steps * phases.warm_up_batch(full)
-        warm_up_seconds = warm_up.compile_seconds + warm_up.seconds * images / batch
+        df_q_seconds = warm_up.compile_seconds + warm_up.seconds * images / batch
     # A calibration image passes networks about as often as one of such a step.
     seconds = (warm_up or timed["students"]).seconds / batch
-    calibration_seconds = seconds * calibration.image_count(shape)
+    df_q_seconds += seconds * _CALIBRATION.image_count(shape)
     return Costs(
-        calibration_seconds + (warm_up_seconds if is_generated else 0.0),
-        calibration_seconds + warm_up_seconds + _training_seconds(timed, full, batch),
+        df_q_seconds,
+        df_q_seconds + _training_seconds(timed["students"], full, batch),
         _peak(base, timed, full, batch),
         config.batch_size,
         _cores(),
     )
 
 
-def _kinds(
-    state: steps.State, config: DistillationConfig, has_generators: bool
-) -> dict[str, Any]:
-    """The steps that there are, by name; last the warm-up, which may not count."""
-    is_pool = config.pool_images > 0
-    students = _learnt_from_pool(state, config) if is_pool else steps.student_step
-    kinds: dict[str, Any] = {"students": students}
-    if config.generator_steps:
-        kinds["generator"] = steps.generator_step
-    if has_generators:
-        kinds["warm_up"] = steps.warm_up_step
-    return kinds
-
-
 def _training_seconds(
-    timed: Mapping[str, _Timed], context: Context[DistillationConfig], batch: int
+    students: _Timed, context: Context[DistillationConfig], batch: int
 ) -> float:
-    """Of all behind the warm-up, by steps on `batch` images."""
-    config, students = context.settings, timed["students"]
-    size, compile_seconds = phases.student_batch(context), students.compile_seconds
+    """Of all behind the calibration, by steps on `batch` images."""
+    config, size = context.settings, phases.student_batch(context)
     per_round = config.student_steps * students.seconds * size / batch
-    if generator := timed.get("generator"):
-        seconds = generator.seconds * config.batch_size / batch
-        per_round += config.generator_steps * seconds
-        compile_seconds += generator.compile_seconds
-    most = 60 * config.max_minutes or math.inf
-    return compile_seconds + min(config.rounds * per_round, most)
+    most = 60 * config.max_minutes
+    return students.compile_seconds + min(config.rounds * per_round, most)
 
 
 def _learnt_from_pool(state: steps.State, config: DistillationConfig) -> Any:
@@ -184,7 +154,6 @@ def _peak(
     """The peak of a process that takes steps of their real sizes."""
     sizes = {
         "students": phases.student_batch(context),
-        "generator": context.settings.batch_size,
         "warm_up": phases.warm_up_batch(context),
     }
     peak, grown = base, 0
