@@ -651,8 +651,6 @@ class DistillationConfig(MixedImages):
                 f"{getattr(self, second)}; a student step takes its images from one of "
                 f"them. Set {first} to 0, or leave {second} out"
             )
-        if not self.pool_images:
-            self._check_without_pool()
         if (
             given[:1] in (["bank_images"], ["share_images"])
             and not self.generator_steps
@@ -663,9 +661,12 @@ class DistillationConfig(MixedImages):
             )
 
     def _idle(self) -> dict[str, tuple[str, str]]:
-        if self.student_optimizer == "sgd":
-            return {}
-        return {"student_momentum": ("student_optimizer", "student_optimizer='sgd'")}
+        found: dict[str, tuple[str, str]] = {}
+        if self.student_optimizer != "sgd":
+            found["student_momentum"] = "student_optimizer", "student_optimizer='sgd'"
+        if not self.pool_images:
+            found |= dict.fromkeys(POOL_SETTINGS, ("pool_images", "pool_images"))
+        return found
 
     @property
     def needs_generators(self) -> bool:
@@ -676,19 +677,6 @@ class DistillationConfig(MixedImages):
     def trains_ranges(self) -> bool:
         """Whether ranges of a quantized student learn, see `learn_ranges`."""
         return self.learn_ranges and self.student_optimizer == "adam"
-
-    def _check_without_pool(self) -> None:
-        """Raises ConfigError for a setting of the pool that there is not.
-
-        One that has its default, or is 0, need not have been given.
-        """
-        for name in POOL_SETTINGS:
-            value = getattr(self, name)
-            if value not in (0, getattr(DistillationConfig, name)):
-                raise ConfigError(
-                    f"{name} is {value} and pool_images is 0; it is a setting of the "
-                    f"pool. Leave {name} out, or give pool_images"
-                )
 
 
 @dataclasses.dataclass(frozen=True)
