@@ -157,9 +157,6 @@ class TeacherConfig(Checked):
     teacher_learning_rate: float = setting(
         0.1, "Peak learning rate of SGD, with a cosine decay to 0.", above=0
     )
-    teacher_momentum: float = setting(
-        0.9, "Nesterov momentum of SGD.", minimum=0, maximum=0.999
-    )
     teacher_weight_decay: float = setting(
         5e-4, "L2 penalty on kernels, added to their gradient.", minimum=0
     )

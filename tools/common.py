@@ -95,7 +95,6 @@ _PATHS = {"images", "kernel_costs"}
 # Settings without flags: nobody varies them, or another flag says the same (--widths).
 # They are arguments in Python.
 _AWAY = {
-    "teacher_momentum",
     "noise_dim",
     "synthesis_learning_rate",
     "latent_learning_rate",

@@ -24,6 +24,9 @@ from dfq_tf.training import (
 )
 from dfq_tf.with_data.progressive_resizing import of_any_size, resize, resized_shape
 
+# Of SGD, by Nesterov.
+_MOMENTUM = 0.9
+
 
 def train_teacher(
     teacher: Learner,
@@ -63,7 +66,7 @@ def train_teacher(
     model = copies.of(trained)
     with devices.scope(context.strategy):
         optimizer = optimizers.sgd(
-            model, config.teacher_learning_rate, num_steps, config.teacher_momentum
+            model, config.teacher_learning_rate, num_steps, _MOMENTUM
         )
     train_step = _compiled_step(
         model, teacher.description.normalize, optimizer, context
