@@ -61,6 +61,9 @@ def may_write_in(folder: str | os.PathLike[str]) -> bool:
 def locked(folder: str | os.PathLike[str]) -> int | None:
     """Keeps a folder for this process until the descriptor is closed, or it ends.
 
+    Args:
+      folder: that is there.
+
     Returns:
       The descriptor; None where the file system has no locks, or no such folder.
 
