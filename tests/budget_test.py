@@ -20,7 +20,6 @@ from dfq_tf.settings import BudgetConfig
 from dfq_tf.training import loop
 from dfq_tf.training.learner import Learner
 from tests import helpers
-from tests.graphs import Sketch
 
 SHAPE = (8, 8, 3)
 CONFIG = BudgetConfig(
@@ -372,18 +371,6 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         strategy = mock.Mock(num_replicas_in_sync=2)
         with self.assertRaisesRegex(ConfigError, "^2 devices are to train, but the"):
             self.made(strategy=strategy)
-
-    @parameterized.parameters(2, 5)
-    def test_photographs_are_for_images_that_can_be_some(self, channels):
-        sketch = Sketch((8, 8, channels), pixels=False)
-        sketch("global_average_pool", "pool", sketch.conv("conv"))
-        sketch.dense("logits")
-        config = dataclasses.replace(CONFIG, photographs_share=0.15)
-        with self.assertRaisesRegex(
-            ConfigError,
-            rf"^photographs_share is 0\.15, but the network .* {channels} channels, ",
-        ):
-            budget.Budget(observe(sketch.classifier()), [], helpers.context(config))
 
     def test_images_of_formulas_are_those_with_a_share(self):
         config = dataclasses.replace(CONFIG, noise_share=0.0, photographs_share=0.2)

@@ -98,7 +98,6 @@ class SharedTest(absltest.TestCase):
         later("lessons", self.making(6), earlier=180)
         self.assertEqual(later.minutes, 3.0)
 
-
     def test_warm_up_that_a_training_needs_counts_in_each(self):
         """Where photographs calibrate; generated images have it in them already."""
         test = self

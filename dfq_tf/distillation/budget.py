@@ -167,17 +167,6 @@ def check_devices(strategy: tf.distribute.Strategy | None) -> None:
         )
 
 
-def _check_images(config: BudgetConfig, channels: int) -> None:
-    """Raises ConfigError if photographs have a share that cannot be had."""
-    share = config.photographs_share
-    if share and not photographs.has_colours(channels):
-        raise ConfigError(
-            f"photographs_share is {share:g}, but the network takes images of "
-            f"{channels} channels, which are no photographs; set it to 0, and give "
-            "noise_share in its place"
-        )
-
-
 class Budget:
     """A distillation that ends in time.
 
@@ -187,8 +176,7 @@ class Budget:
       context: of the run.
 
     Raises:
-      ConfigError: there are several devices, or too little time; or photographs are to
-        teach a network that takes none.
+      ConfigError: there are several devices, or too little time.
     """
 
     def __init__(
@@ -199,7 +187,6 @@ class Budget:
     ) -> None:
         self._began = time.monotonic()
         check_devices(context.strategy)
-        _check_images(context.settings, teacher.image_shape[-1])
         phases.warn_without_statistics(teacher)
         self._context, self._config = context, context.settings
         with stage("images of formulas", context.progress):

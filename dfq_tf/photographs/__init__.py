@@ -33,11 +33,6 @@ _CONTRAST, _COLOUR = 0.5, (0.0, 1.5)
 _TINT, _BRIGHTNESS = 0.1, 40.0
 
 
-def has_colours(channels: int) -> bool:
-    """Whether photographs can stand for images of so many channels: grey, RGB, RGBA."""
-    return channels in (1, 3, 4)
-
-
 def crops(
     seed: int,
     count: int,
