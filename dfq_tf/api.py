@@ -359,6 +359,8 @@ def untrained(
         before has written down of it is damaged.
     """
     calibrated = prepared.calibrated  # its images have stages of their own
+    if file.size_setting and prepared.context.directory is not None:
+        _pictures(prepared)  # so has the digest
     with stage("calibration", prepared.context.progress):
         network = calibrated.quantized(widths)
         if file.size_setting is None:
@@ -384,9 +386,12 @@ def _sized(
     path = expanded(context.directory) / _LAYER_BITS
     asked = {
         **_identity(prepared, network, context),
+        **phases.warm_up_identity(prepared.observed, context),  # the seed too
         "layers": ", ".join(network.kernel_bits),
-        "seed": str(context.seed),
         "file": str(file),
+        "costs of kernels": digest(expanded(file.kernel_costs))
+        if file.kernel_costs
+        else "",
     }
     kept = read_object(path)
     if kept.get("asked") != asked:
@@ -923,8 +928,8 @@ def _identity(
     it. But a folder may have other pictures than it had.
     """
     settings = dataclasses.asdict(prepared.calibration)
-    if context.directory is not None and prepared.source.name not in SOURCES:
-        settings["digest of the pictures"] = prepared.pictures_digest
+    if context.directory is not None:
+        settings |= _pictures(prepared)
     return {
         "network": prepared.network.graph.digest(),
         "bits of activations": _runs(network.bits.values()),
@@ -932,6 +937,13 @@ def _identity(
         "per_channel": str(network.is_per_channel),
         **{name: str(value) for name, value in settings.items()},
     }
+
+
+def _pictures(prepared: Prepared) -> dict[str, str]:
+    """Of a folder that is the source, what its pictures are told by."""
+    if prepared.source.name in SOURCES:
+        return {}
+    return {"digest of the pictures": prepared.pictures_digest}
 
 
 def _runs(values: Iterable[int]) -> str:

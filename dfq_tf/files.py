@@ -1,7 +1,6 @@
 """Files: written whole, under a temporary name first; told apart by content."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from dfq_tf.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # of Windows: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
 
 # What TensorFlow takes for patterns in the names of checkpoints.
 _OF_PATTERNS = "*?[\\"
@@ -59,7 +63,7 @@ def may_write_in(folder: str | os.PathLike[str]) -> bool:
 
 
 def locked(folder: str | os.PathLike[str]) -> int | None:
-    """Keeps a folder for this process until the descriptor is closed, or it ends.
+    """Keeps a folder for this process until it is `released`, or the process ends.
 
     Args:
       folder: that is there.
@@ -70,6 +74,8 @@ def locked(folder: str | os.PathLike[str]) -> int | None:
     Raises:
       BlockingIOError: somebody else has it.
     """
+    if fcntl is None:
+        return None
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -82,6 +88,16 @@ def locked(folder: str | os.PathLike[str]) -> int | None:
             raise
         return None
     return descriptor
+
+
+def released(descriptor: int) -> None:
+    """Gives back what `locked` keeps, even if a forked process has it open too.
+
+    Args:
+      descriptor: from `locked`.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def check_no_pattern(name: str, folder: str) -> None:

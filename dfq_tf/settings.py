@@ -200,9 +200,10 @@ class RunConfig(Checked):
 class BitWidths(Checked):
     """How many bits weights and activations have.
 
-    The pixels have 8 bits, and the logits 8 or more, whatever is set here. As in the
-    literature, few bits are those of what a convolution or dense layer reads; factors
-    of single channels, as of a BatchNormalization behind a sum, are none.
+    The pixels have 8 bits; what a normalisation makes of them, and the logits, have 8
+    or more, whatever is set here. As in the literature, few bits are those of what a
+    convolution or dense layer reads; factors of single channels, as of a
+    BatchNormalization behind a sum, are none.
     """
 
     num_bits_weight: int = setting(8, "Bits of the weights.", minimum=2, maximum=8)

@@ -372,6 +372,16 @@ class FittedRangesTest(tf.test.TestCase, parameterized.TestCase):
             expected = {"first": (-4.21875, 4.21875), "relu": (-12.4375, 12.4375)}
         self.assertEqual({name: ranges[name] for name in expected}, expected)
 
+    def test_a_channel_scaled_much_farther_than_most_is_measured(self):
+        """As one that was the same in all images, which BatchNormalization blows up."""
+        for largest, expected in ((4.0, (0.0, 4 * PIXELS[1])), (31.6, (0.0, 1.0))):
+            sketch = Sketch()
+            kernel = np.array([[[[1.0], [1.0], [largest]]]])
+            sketch("depthwise_conv", "factor", weights={"kernel": kernel})
+            sketch("relu", "relu")
+            sketch.conv("conv")
+            self.assertEqual(self.fitted(sketch)["relu"], expected)
+
     def test_factors_of_each_place_are_measured(self):
         sketch = Sketch()
         sketch("reshape", "row", shape=(1, 1, -1))

@@ -173,6 +173,13 @@ class RowTest(absltest.TestCase):
             row = self.comparison.workdir.metrics()["rows"][f"W8A8/{method}"]
             self.assertIn(message, row["failure"])
 
+    def test_steps_that_rows_share_are_not_their_own(self):
+        self.interrupt("df_rec_timing")
+        self.comparison._network = mock.Mock(side_effect=DfqError("of no matter"))
+        with mock.patch.object(self.comparison._shared, "begin") as begin:
+            self.comparison.add_row(BitWidths(), "df_rec")
+        begin.assert_called_once_with(0.0)
+
     def test_steps_of_an_interrupted_call_count_and_those_that_timed_a_round(self):
         for name in ("df_qat_kd", "df_qat_kd_timing"):
             self.interrupt(name)

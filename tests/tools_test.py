@@ -680,6 +680,7 @@ class EarlierSecondsTest(tf.test.TestCase):
         for name, seconds in (
             ("warm_up", 1),
             ("lessons", 2),
+            ("df_rec_timing", 0.5),
             ("df_rec_1_of_2", 4),
             ("df_rec_2_of_2", 8),
             ("df_qat_kd", 16),
@@ -700,15 +701,21 @@ class EarlierSecondsTest(tf.test.TestCase):
 
     def test_first_method_has_the_warm_up_and_each_its_own_steps(self):
         self.assertEqual(
-            self.earlier("df_q", "df_rec", "df_qat_kd", "df_rec_kd"), [1, 15, 17, 15]
+            self.earlier("df_q", "df_rec", "df_qat_kd", "df_rec_kd"),
+            [1, 15.5, 17, 15.5],
         )
 
     def test_what_is_made_has_its_own_time_and_others_do_not_share_it(self):
         self.workdir.add_metrics(df_q_training={"seconds": 64.0}, warm_up_in="df_q")
         (self.workdir.path / "df_q.keras").touch()
-        self.assertEqual(self.earlier("df_q", "df_rec", "df_qat_kd"), [64, 14, 16])
+        self.assertEqual(self.earlier("df_q", "df_rec", "df_qat_kd"), [64, 14.5, 16])
         (self.workdir.path / "df_rec.keras").touch()
         self.assertEqual(self.earlier("df_rec", "df_rec_kd"), [0, 0])
+
+    def test_a_second_reconstruction_has_none_of_the_steps_that_both_share(self):
+        self.workdir.add_metrics(warm_up_in="df_rec_kd")
+        (self.workdir.path / "df_rec_kd.keras").touch()
+        self.assertEqual(self.earlier("df_rec"), [0])
 
     def test_generators_that_have_distilled_are_warmed_up_already(self):
         self.workdir.add_metrics(warm_up_in="student")
@@ -721,7 +728,7 @@ class EarlierSecondsTest(tf.test.TestCase):
         self.assertEqual(self.earlier("df_qat_kd"), [17])
         # Killed before its network was written, it is made again, warm-up and all.
         self.workdir.add_metrics(**quantize.warm_up_of(self.workdir, "df_qat_kd"))
-        self.assertEqual(self.earlier("df_qat_kd", "df_rec_kd"), [17, 14])
+        self.assertEqual(self.earlier("df_qat_kd", "df_rec_kd"), [17, 14.5])
 
     def test_whose_warm_up_it_was_is_kept_once_there_was_one(self):
         shutil.rmtree(self.workdir.path / "checkpoints/warm_up")

@@ -28,7 +28,7 @@ from dfq_tf.compat import gpu_names, native_output_hidden, own_defaults, tf
 from dfq_tf.context import WORTH_A_LINE, Context, lines_alone
 from dfq_tf.context import stage as shown_stage
 from dfq_tf.errors import ConfigError, DfqError, WorkdirError
-from dfq_tf.files import check_no_pattern, digest, locked
+from dfq_tf.files import check_no_pattern, digest, locked, released
 from dfq_tf.graph import description_path
 from dfq_tf.importing import MODEL_SUFFIXES, files_of
 from dfq_tf.reports.workdir import Workdir
@@ -801,7 +801,7 @@ def _run(main: Callable[[], None]) -> None:
         _fail(f"{what}; give the same command again to continue", code)
     finally:
         while _held:
-            os.close(_held.popitem()[1])
+            released(_held.popitem()[1])
 
 
 def _is_of_files(error: BaseException) -> bool:

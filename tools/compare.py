@@ -147,7 +147,9 @@ class Shared:
 
 def _own_runs(method: str) -> tuple[str, ...]:
     """Patterns of the names of the runs that a row shares with none."""
-    return run_names(method) if method == "rec" else phases.run_names(method)
+    if method == "rec":
+        return run_names(method)
+    return phases.run_names(method) if method in TRAINING else (method,)
 
 
 class Comparison:

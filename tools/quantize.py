@@ -279,7 +279,7 @@ def earlier_seconds(workdir: Workdir, method: str) -> float:
     metrics = workdir.metrics()
     if method in made:
         return metrics.get(f"{method}_training", {}).get("seconds", 0.0)
-    names = [*phases.run_names(method)]
+    names = [*phases.run_names(method)] if method in TRAINING else []
     if metrics.get(_WARM_UP, method) == method:
         names.append("warm_up")
     if method in RECONSTRUCTING and not set(made) & set(RECONSTRUCTING):

@@ -26,6 +26,8 @@ from dfq_tf.settings import BitWidths, MixedWidths
 
 LARGEST_INT8 = 127
 _LARGEST_INT16 = 2**15 - 1
+# Of one channel's factor over that of most: beyond it, images say how far it reaches.
+_MOST_APART = 4.0
 # LiteRT sums the integers of an average in int32, and adds half a value to round. Of
 # int16, so many always fit; of int8, more than the largest image has.
 _MOST_SUMMED_INT16 = (2**31 - 1) // _LARGEST_INT16 - 1
@@ -363,7 +365,7 @@ def known_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
 
     A normalisation that is no zero point is one, and so is a BatchNormalization on the
     image. Behind a reshape none is known: a factor of a place that is always black may
-    be huge.
+    be huge. Nor is it where one channel is scaled much farther than most.
 
     Returns:
       Name of such a factor, or of the ReLU that its operator takes in -> what the
@@ -376,11 +378,23 @@ def known_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
             ends[name] = [np.array([node.settings[end]]) for end in ("low", "high")]
         elif _is_factor(node) or _is_end_of_factor(graph, node):
             (source,) = node.inputs
-            if source in ends:
+            if source in ends and not _is_lopsided(node):
                 a, b = (_scaled(node, values) for values in ends[source])
                 ends[name] = [np.minimum(a, b), np.maximum(a, b)]
                 found[name] = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
     return found
+
+
+def _is_lopsided(node: Node) -> bool:
+    """Whether a factor is much larger for one channel than for most.
+
+    A channel that was the same in all images has such a factor. It would take the grid
+    from all others.
+    """
+    if node.kind == "relu":
+        return False
+    scales = np.abs(node.weights["kernel"])
+    return bool(scales.max() > _MOST_APART * np.median(scales))
 
 
 def _scaled(node: Node, values: np.ndarray) -> np.ndarray:

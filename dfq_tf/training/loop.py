@@ -21,7 +21,14 @@ import numpy as np
 from dfq_tf.compat import keras, tf
 from dfq_tf.context import Context, TrainingShown
 from dfq_tf.errors import TrainingError
-from dfq_tf.files import damaged, locked, read_object, read_text, write_text
+from dfq_tf.files import (
+    damaged,
+    locked,
+    read_object,
+    read_text,
+    released,
+    write_text,
+)
 from dfq_tf.training.devices import LOST_WORKER, names_lost_workers, of_all_workers
 
 Step = Callable[[int], Mapping[str, tf.Tensor]]
@@ -181,7 +188,7 @@ def _alone(name: str, directory: str | os.PathLike[str] | None) -> Iterator[None
         yield
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            released(descriptor)
 
 
 class _Progress:
