@@ -117,7 +117,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
     def test_module_of_a_functional_model_does_count(self):
         config = json.loads(network(K).to_json()) | {"module": "os"}
         with self.assertRaisesRegex(ModelError, "names os.Functional"):
-            files._check_config(self.folder, config, False)
+            files._check_config(self.folder, config, False, K)
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_lambda_is_run_only_if_it_is_allowed(self, library, suffix):
@@ -238,7 +238,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_names_that_keras_2_looks_up_anywhere_are_refused(self, part, name):
         with self.assertRaisesRegex(ModelError, f"names {name} which is not known"):
-            files._check_config(self.folder, {"config": {}} | part, False)
+            files._check_config(self.folder, {"config": {}} | part, False, keras)
 
     def test_function_of_the_program_that_made_the_file_is_refused(self):
         config = json.loads(network(K).to_json())
@@ -247,22 +247,36 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(
             ModelError, r"names __main__.mine \(.* last\), .*Write it as Keras layers$"
         ):
-            files._check_config(self.folder, config, False)
+            files._check_config(self.folder, config, False, K)
 
     @parameterized.product(
         library=list(LIBRARIES), as_text=(False, True), allow_code=(False, True)
     )
     def test_activation_that_keras_has_not_is_named(self, library, as_text, allow_code):
-        config = json.loads(network(LIBRARIES[library]).to_json())
+        library = LIBRARIES[library]
+        config = json.loads(network(library).to_json())
         own = {"module": "builtins", "class_name": "function", "config": "my_mish"}
         last = config["config"]["layers"][-1]["config"]
         last["activation"] = "my_mish" if as_text else own
         with self.assertRaisesRegex(
             ModelError,
             r"names my_mish \(activation of layer last\), which is not of Keras, .*"
-            r"\(keras.saving.register_keras_serializable\), and call load_classifier",
+            rf"\({library.__name__}.saving.register_keras_serializable\), and call",
         ):
-            files._check_config(self.folder, config, allow_code)
+            files._check_config(self.folder, config, allow_code, library)
+
+    @parameterized.parameters(*LIBRARIES)
+    def test_function_that_the_other_keras_was_given_is_not_found(self, library):
+        (other,) = LIBRARIES.keys() - {library}
+        package, library = f"dfq_tf_{other}", LIBRARIES[library]
+        register = LIBRARIES[other].saving.register_keras_serializable
+        register(package, "mish")(lambda x: x)
+        config = json.loads(network(library).to_json())
+        config["config"]["layers"][-1]["config"]["activation"] = f"{package}>mish"
+        with self.assertRaisesRegex(
+            ModelError, rf"names {package}>mish .*\({library.__name__}.saving.register"
+        ):
+            files._check_config(self.folder, config, False, library)
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_registered_function_that_is_its_namesake_of_keras(self, library, suffix):
@@ -288,10 +302,11 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         self.check_application(library, "EfficientNetB0")
 
     def check_application(self, library, name):
-        make = getattr(LIBRARIES[library].applications, name)
+        library = LIBRARIES[library]
+        make = getattr(library.applications, name)
         model = make(weights=None, input_shape=(32, 32, 3), classes=3)
         config = json.loads(model.to_json())
-        files._check_config(self.folder, config, False)
+        files._check_config(self.folder, config, False, library)
 
     @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
     def test_scaled_sum_of_inception_resnet_is_read(self, library, suffix):

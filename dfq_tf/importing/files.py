@@ -203,7 +203,8 @@ def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
     """Reads a model of several files, when all of them have been looked through."""
     try:
         _check_version(found.path, str(found.config.get("keras_version")))
-        _check_config(found.path, found.config, allow_code)
+        library = keras3() if found.is_keras3 else keras
+        _check_config(found.path, found.config, allow_code, library)
         if found.is_hdf5:
             with h5py.File(found.weights, "r") as file:
                 _check_links(found.weights, file)
@@ -312,10 +313,11 @@ def _check_archive(path: pathlib.Path, allow_code: bool) -> str:
         config = json.loads(archive.read(CONFIG))
         metadata = json.loads(archive.read(METADATA))
         weights = archive.read(WEIGHTS)
-    _check_config(path, config, allow_code)
+    version = str(metadata.get("keras_version", "2"))
+    _check_config(path, config, allow_code, _library_of(version))
     with h5py.File(io.BytesIO(weights), "r") as file:
         _check_links(path, file)
-    return str(metadata.get("keras_version", "2"))
+    return version
 
 
 def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
@@ -332,8 +334,13 @@ def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
         version = _text(file.attrs.get("keras_version", "2"))
         _check_links(path, file)
     _check_version(path, version)
-    _check_config(path, config, allow_code)
+    _check_config(path, config, allow_code, _library_of(version))
     return version
+
+
+def _library_of(version: str) -> Any:
+    """The library that reads what a version of Keras wrote."""
+    return keras3() if version.startswith("3") else keras
 
 
 def _check_version(path: pathlib.Path, version: str) -> None:
@@ -372,10 +379,18 @@ def _check_links(path: pathlib.Path, group: Any) -> None:
             )
 
 
-def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
+def _check_config(
+    path: pathlib.Path, config: Any, allow_code: bool, library: Any
+) -> None:
     """Refuses a configuration that names anything but known parts of Keras.
 
     What `repair` will change in a copy is changed here too, and does not count.
+
+    Args:
+      path: of the file.
+      config: of the model.
+      allow_code: see `read_model`.
+      library: Keras 2 or 3, which will read the file.
     """
     if not isinstance(config, dict):
         raise ModelError(f"{path} has no configuration of a model; it is damaged")
@@ -391,12 +406,14 @@ def _check_config(path: pathlib.Path, config: Any, allow_code: bool) -> None:
         )
     drop_own_training(config)
     for part in serialized(config):
-        _check_activations(path, part)
-        if not allow_code and not _is_known(part):
+        _check_activations(path, part, library)
+        if not allow_code and not _is_known(part, library):
             raise _refusal(path, part)
 
 
-def _check_activations(path: pathlib.Path, part: Mapping[str, Any]) -> None:
+def _check_activations(
+    path: pathlib.Path, part: Mapping[str, Any], library: Any
+) -> None:
     """Refuses a layer whose activation Keras will not find, whatever is allowed.
 
     It goes by the name, and looks among its own functions and registered ones alone.
@@ -410,19 +427,21 @@ def _check_activations(path: pathlib.Path, part: Mapping[str, Any]) -> None:
             activation = {"class_name": "function", "config": activation}
         if not isinstance(activation, dict):
             continue
-        if activation.get("class_name") == "function" and not _is_known(activation):
-            raise _unknown_activation(path, activation, _name_of(part))
+        is_function = activation.get("class_name") == "function"
+        if is_function and not _is_known(activation, library):
+            raise _unknown_activation(path, activation, _name_of(part), library)
 
 
 def _unknown_activation(
-    path: pathlib.Path, activation: Mapping[str, Any], layer: str
+    path: pathlib.Path, activation: Mapping[str, Any], layer: str, library: Any
 ) -> ModelError:
     way_out = "Write it as Keras layers"
     if activation.get("module") in (None, "", "builtins"):
         way_out += (
             "; or, if it computes what the function of that name in Keras does, "
             "register it in your own program "
-            "(keras.saving.register_keras_serializable), and call load_classifier there"
+            f"({library.__name__}.saving.register_keras_serializable), and call "
+            "load_classifier there"
         )
     return ModelError(
         f"{path} names {_called(activation)} (activation of layer {layer}), which is "
@@ -459,7 +478,7 @@ def _refusal(path: pathlib.Path, part: Mapping[str, Any]) -> ModelError:
     )
 
 
-def _is_known(part: Mapping[str, Any]) -> bool:
+def _is_known(part: Mapping[str, Any], library: Any) -> bool:
     """Whether part of a configuration names nothing but a known part of Keras."""
     kind, module = part["class_name"], str(part.get("module") or "")
     if kind in _KNOWN_VALUES:  # with a module, Keras 2 looks such a name up there
@@ -472,7 +491,7 @@ def _is_known(part: Mapping[str, Any]) -> bool:
             return True
         is_there = package in ("", "builtins", *_KERAS_PACKAGES)
         name = str(part.get("config"))
-        return is_there and (name in _KNOWN_ACTIVATIONS or _is_registered(name))
+        return is_there and _has_activation(library, name)
     own = _OWN_PREFIX + kind.removeprefix(_OWN_PREFIX)
     if kind in _TFMOT_CLASSES or own in keras.utils.get_custom_objects():
         return package in ("", *_OWN_MODULES)
@@ -494,9 +513,9 @@ def _is_registered_as_itself(part: Mapping[str, Any]) -> bool:
     return _bare(registered) in map(_bare, own)
 
 
-def _is_registered(name: str) -> bool:
-    """Whether the program itself has given Keras a function or class of a name."""
-    return any(name in each.utils.get_custom_objects() for each in (keras, keras3()))
+def _has_activation(library: Any, name: str) -> bool:
+    """Whether Keras 2 or 3 has a function, or was given one by the program itself."""
+    return name in _KNOWN_ACTIVATIONS or name in library.utils.get_custom_objects()
 
 
 def _bare(name: str) -> str:
@@ -561,7 +580,7 @@ def _unreadable(
       version: of the Keras that wrote it, if that is known.
     """
     why = "it may be truncated or damaged"
-    library = keras3() if version.startswith("3") else keras
+    library = _library_of(version)
     installed = library.__version__
     if _numbers(version) > _numbers(installed):
         why = (
