@@ -32,6 +32,13 @@ def network(library, *links):
     return library.Model(image, layers.Dense(4, "softmax", name="last")(x))
 
 
+def with_activation(library, activation):
+    """The configuration of a network whose last layer has an activation."""
+    config = json.loads(network(library).to_json())
+    config["config"]["layers"][-1]["config"]["activation"] = activation
+    return config
+
+
 class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
     def setUp(self):
         super().setUp()
@@ -241,9 +248,8 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             files._check_config(self.folder, {"config": {}} | part, False, keras)
 
     def test_function_of_the_program_that_made_the_file_is_refused(self):
-        config = json.loads(network(K).to_json())
         own = {"module": "__main__", "class_name": "function", "config": "mine"}
-        config["config"]["layers"][-1]["config"]["activation"] = own
+        config = with_activation(K, own)
         with self.assertRaisesRegex(
             ModelError, r"names __main__.mine \(.* last\), .*Write it as Keras layers$"
         ):
@@ -254,16 +260,20 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
     )
     def test_activation_that_keras_has_not_is_named(self, library, as_text, allow_code):
         library = LIBRARIES[library]
-        config = json.loads(network(library).to_json())
-        own = {"module": "builtins", "class_name": "function", "config": "my_mish"}
-        last = config["config"]["layers"][-1]["config"]
-        last["activation"] = "my_mish" if as_text else own
-        with self.assertRaisesRegex(
-            ModelError,
-            r"names my_mish \(activation of layer last\), which is not of Keras, .*"
-            rf"\({library.__name__}.saving.register_keras_serializable\), and call",
+        given = rf"\({library.__name__}.saving.register_keras_serializable\), and call"
+        for name, way_out in (
+            ("own>mish", given),
+            ("own>my_mish", "Write it as Keras layers$"),
+            ("my_mish", "Write it as Keras layers$"),
         ):
-            files._check_config(self.folder, config, allow_code, library)
+            own = {"module": "builtins", "class_name": "function", "config": name}
+            config = with_activation(library, name if as_text else own)
+            with self.assertRaisesRegex(
+                ModelError,
+                rf"names {name} \(activation of layer last\), which is not of Keras, .*"
+                + way_out,
+            ):
+                files._check_config(self.folder, config, allow_code, library)
 
     @parameterized.parameters(*LIBRARIES)
     def test_function_that_the_other_keras_was_given_is_not_found(self, library):
@@ -271,8 +281,7 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         package, library = f"dfq_tf_{other}", LIBRARIES[library]
         register = LIBRARIES[other].saving.register_keras_serializable
         register(package, "mish")(lambda x: x)
-        config = json.loads(network(library).to_json())
-        config["config"]["layers"][-1]["config"]["activation"] = f"{package}>mish"
+        config = with_activation(library, f"{package}>mish")
         with self.assertRaisesRegex(
             ModelError, rf"names {package}>mish .*\({library.__name__}.saving.register"
         ):

@@ -435,8 +435,10 @@ def _check_activations(
 def _unknown_activation(
     path: pathlib.Path, activation: Mapping[str, Any], layer: str, library: Any
 ) -> ModelError:
-    way_out = "Write it as Keras layers"
-    if activation.get("module") in (None, "", "builtins"):
+    name, way_out = str(activation.get("config")), "Write it as Keras layers"
+    is_there = activation.get("module") in (None, "", "builtins")
+    # Another name would be refused later, and one without a package is not registered.
+    if is_there and ">" in name and _bare(name) in ACTIVATION_OF:
         way_out += (
             "; or, if it computes what the function of that name in Keras does, "
             "register it in your own program "
