@@ -270,10 +270,44 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             config = with_activation(library, name if as_text else own)
             with self.assertRaisesRegex(
                 ModelError,
-                rf"names {name} \(activation of layer last\), which is not of Keras, .*"
-                + way_out,
+                rf"names {name} \(activation of layer last\), which is not of Keras "
+                rf"[\d.]+, .*{way_out}",
             ):
                 files._check_config(self.folder, config, allow_code, library)
+
+    def test_activations_are_known_where_keras_2_has_them(self):
+        its_own = vars(keras.src.activations)
+        for name in filter(str.islower, files._KNOWN_ACTIVATIONS):
+            found = files._has_activation(keras, name)
+            self.assertEqual(found, name in its_own, name)
+        for name in ("celu", "hard_swish"):
+            files._check_config(self.folder, with_activation(K, name), False, K)
+        with self.assertRaisesRegex(ModelError, "names celu .* as Keras layers$"):
+            config = with_activation(keras, "celu")
+            files._check_config(self.folder, config, False, keras)
+        # As a function of TensorFlow it is renamed.
+        softmax = {"module": "builtins", "class_name": "function"}
+        config = with_activation(keras, softmax | {"config": "softmax_v2"})
+        files._check_config(self.folder, config, False, keras)
+
+    @parameterized.parameters(".keras", ".h5")
+    def test_activation_that_keras_2_has_not_may_be_given_to_it(self, suffix):
+        def hard_swish(x):
+            return x * tf.nn.relu6(x + 3.0) / 6.0
+
+        model = network(keras, keras.layers.Conv2D(4, 3, activation=hard_swish))
+        path = self.folder / f"model{suffix}"
+        model.save(path)
+        with self.assertRaisesRegex(
+            ModelError,
+            "names hard_swish .* not of Keras 2.* "
+            r"\(tf_keras.utils.get_custom_objects\(\)\['hard_swish'\] = hard_swish\)",
+        ):
+            files.read_model(path)
+        given = keras.utils.get_custom_objects()
+        given["hard_swish"] = hard_swish
+        self.addCleanup(given.pop, "hard_swish")
+        self.check_answers(path, model)
 
     @parameterized.parameters(*LIBRARIES)
     def test_function_that_the_other_keras_was_given_is_not_found(self, library):

@@ -120,6 +120,13 @@ _KNOWN_ACTIVATIONS = ACTIVATION_OF.keys() | frozenset(
     ELU LeakyReLU PReLU ReLU Softmax ThresholdedReLU
     """.split()
 )
+# Those of them that Keras 2 has not.
+_NOT_OF_KERAS_2 = frozenset(
+    """
+    celu exp glu hard_shrink hard_silu hard_swish hard_tanh log_sigmoid soft_shrink
+    softmax_v2 sparse_plus sparse_sigmoid sparsemax squareplus tanh_shrink threshold
+    """.split()
+)
 # Settings of layers that are functions.
 _ACTIVATIONS = ("activation", "recurrent_activation")
 # Classes of the project itself and of tfmot, whose students are files too.
@@ -437,17 +444,18 @@ def _unknown_activation(
 ) -> ModelError:
     name, way_out = str(activation.get("config")), "Write it as Keras layers"
     is_there = activation.get("module") in (None, "", "builtins")
-    # Another name would be refused later, and one without a package is not registered.
-    if is_there and ">" in name and _bare(name) in ACTIVATION_OF:
+    if is_there and _bare(name) in ACTIVATION_OF:  # others would be refused later
+        how = "saving.register_keras_serializable"
+        if ">" not in name:  # that gives every name a package
+            how = f"utils.get_custom_objects()[{name!r}] = {name}"
         way_out += (
             "; or, if it computes what the function of that name in Keras does, "
-            "register it in your own program "
-            f"({library.__name__}.saving.register_keras_serializable), and call "
+            f"register it in your own program ({library.__name__}.{how}), and call "
             "load_classifier there"
         )
     return ModelError(
         f"{path} names {_called(activation)} (activation of layer {layer}), which is "
-        f"not of Keras, nor in the file. {way_out}"
+        f"not of Keras {library.__version__}, nor in the file. {way_out}"
     )
 
 
@@ -517,7 +525,9 @@ def _is_registered_as_itself(part: Mapping[str, Any]) -> bool:
 
 def _has_activation(library: Any, name: str) -> bool:
     """Whether Keras 2 or 3 has a function, or was given one by the program itself."""
-    return name in _KNOWN_ACTIVATIONS or name in library.utils.get_custom_objects()
+    is_missing = library is keras and name in _NOT_OF_KERAS_2
+    is_own = name in _KNOWN_ACTIVATIONS and not is_missing
+    return is_own or name in library.utils.get_custom_objects()
 
 
 def _bare(name: str) -> str:
