@@ -208,6 +208,18 @@ class ArchitectureTest(PartsTest):
         ):
             files.read_model(path)
 
+    def test_graph_model_of_tensorflow_js_has_another_way_out(self):
+        path = self.folder / "model.json"
+        path.write_text(
+            '{"format": "graph-model", "modelTopology": {}, "weightsManifest": []}'
+        )
+        with self.assertRaisesRegex(
+            ModelError,
+            "model.json is a graph model of TensorFlow.js: functions without layers, "
+            ".* Give the Keras model that it was made of$",
+        ):
+            files.read_model(path)
+
     def test_weights_alone_name_the_architecture_beside_them(self):
         self.written(network(keras), "model.h5")
         with self.assertRaisesRegex(ModelError, "or name its architecture, .*model.js"):

@@ -103,6 +103,11 @@ def architecture_beside(path: pathlib.Path) -> pathlib.Path | None:
 def _json(path: pathlib.Path) -> Parts:
     config = json.loads(read_text(path))
     if isinstance(config, dict) and config.keys() & _OF_TENSORFLOW_JS:
+        if config.get("format") == "graph-model":
+            raise ModelError(
+                f"{path} is a graph model of TensorFlow.js: functions without layers, "
+                "which cannot be rewritten. Give the Keras model that it was made of"
+            )
         raise ModelError(
             f"{path} is a model of TensorFlow.js. Teachable Machine exports one of "
             "Keras too: Tensorflow, then Keras. For another, pip install tensorflowjs, "
