@@ -122,7 +122,12 @@ def _json(path: pathlib.Path) -> Parts:
     version = _version_in(path.parent) if path.name == repairs.CONFIG else ""
     if version:
         weights = path.with_name(repairs.WEIGHTS)
-        weights = weights if weights.is_file() else _weights_beside(path)
+        if not weights.is_file():
+            raise ModelError(
+                f"{path} is of an unpacked .keras file, whose weights are to lie "
+                f"beside it in {weights.name}, which is not there. Unpack the file "
+                "again, or save the model whole with model.save('model.keras')"
+            )
         return Parts(path, config, version.startswith("3"), weights)
     # Keras 3 names the module of the class; Keras 2 its own version, or its own place.
     module = str(config.get("module") or "")
