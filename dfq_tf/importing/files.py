@@ -150,7 +150,7 @@ _TFMOT_CLASSES = frozenset(
     """.split()
 )
 _OWN_MODULES = ("dfq_tf", "tensorflow_model_optimization")
-# What Python says of the code of a Lambda layer that does not belong to it.
+# What Python says of the code of a Lambda layer that does not run.
 _OF_OTHER_CODE = re.compile(r"marshal data|unknown opcode|name '\w+' is not defined")
 
 
@@ -601,8 +601,9 @@ def _unreadable(
         )
     if _OF_OTHER_CODE.search(str(error)):
         why = (
-            "its Python code, of a Lambda layer, is of another Python or Keras. Write "
-            "it as Keras layers, or save the model anew without it"
+            "its Python code, of a Lambda layer, does not run here: it is of another "
+            "Python or Keras, or needs names of the program that made it. Write it as "
+            "Keras layers, or save the model anew without it"
         )
     return ModelError(
         f"{path} cannot be read as a Keras model; {why}. {parts.said_by_reader(error)}"
