@@ -71,6 +71,14 @@ class PartsTest(parameterized.TestCase, tf.test.TestCase):
         scores = as_classifier(path).scores(pixels())
         self.assertAllClose(scores, np.asarray(expected), rtol=1e-4, atol=1e-4)
 
+    def damage(self, path, version=None):
+        """Gives the last layer of an architecture what no Keras here knows."""
+        config = json.loads(path.read_text())
+        if version:
+            config["keras_version"] = version
+        config["config"]["layers"][-1]["config"]["of_another_release"] = 1
+        path.write_text(json.dumps(config))
+
 
 class ArchitectureTest(PartsTest):
     @parameterized.parameters(
@@ -196,6 +204,14 @@ class ArchitectureTest(PartsTest):
             files.read_model(path)
         path.write_text("{")
         with self.assertRaisesRegex(ModelError, "model.json cannot be read"):
+            files.read_model(path)
+
+    def test_architecture_of_a_newer_release_names_both(self):
+        path = self.written(network(keras))
+        self.damage(path, "2.99.0")
+        with self.assertRaisesRegex(
+            ModelError, "Keras 2.99.0 wrote it, and Keras .* --upgrade tf_keras. The"
+        ):
             files.read_model(path)
 
     def test_model_of_tensorflow_js_says_the_way_out(self):
@@ -396,6 +412,21 @@ class UnpackedTest(PartsTest):
         self.assertNotIn("keras_version", config)
         self.assertIsInstance(files.read_model(folder), keras.Sequential)
         self.check_is(folder, model)
+
+    @parameterized.parameters(
+        ("keras2", "2.99.0", "tf_keras"), ("keras3", "3.99.1", "keras")
+    )
+    def test_archive_of_a_newer_release_names_both(self, library, version, package):
+        folder = self.unpacked(network(LIBRARIES[library]))
+        self.damage(folder / "config.json")
+        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata["keras_version"] = version
+        (folder / "metadata.json").write_text(json.dumps(metadata))
+        with self.assertRaisesRegex(
+            ModelError,
+            f"Keras {version} wrote it, and Keras .* --upgrade {package}. The reader",
+        ):
+            files.read_model(folder)
 
     def test_weights_that_are_missing(self):
         folder = self.unpacked(network(K))

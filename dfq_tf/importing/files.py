@@ -209,7 +209,7 @@ def read_model(path: str | os.PathLike[str], *, allow_code: bool = False) -> Any
 def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
     """Reads a model of several files, when all of them have been looked through."""
     try:
-        _check_version(found.path, str(found.config.get("keras_version")))
+        _check_version(found.path, found.version)
         library = keras3() if found.is_keras3 else keras
         _check_config(found.path, found.config, allow_code, library)
         if found.is_hdf5:
@@ -224,7 +224,7 @@ def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
         raise
     # Keras raises many kinds for a damaged configuration.
     except Exception as error:
-        raise _unreadable(found.path, error) from error
+        raise _unreadable(found.path, error, found.version) from error
 
 
 def _what_else(start: bytes) -> str:

@@ -40,12 +40,14 @@ class Parts:
       config: of the model, as Keras writes it; not looked through yet.
       is_keras3: whether Keras 3 wrote it.
       weights: the HDF5 file; of a SavedModel, the checkpoint's name without an ending.
+      version: of the Keras that wrote it; '' if that is not known.
     """
 
     path: pathlib.Path
     config: dict[str, Any]
     is_keras3: bool
     weights: pathlib.Path
+    version: str = ""
 
     @property
     def is_hdf5(self) -> bool:
@@ -128,12 +130,13 @@ def _json(path: pathlib.Path) -> Parts:
                 f"beside it in {weights.name}, which is not there. Unpack the file "
                 "again, or save the model whole with model.save('model.keras')"
             )
-        return Parts(path, config, version.startswith("3"), weights)
+        return Parts(path, config, version.startswith("3"), weights, version)
     # Keras 3 names the module of the class; Keras 2 its own version, or its own place.
     module = str(config.get("module") or "")
     is_keras3 = bool(module) and "keras_version" not in config
     is_keras3 = is_keras3 and not module.startswith(_OF_KERAS2)
-    return Parts(path, config, is_keras3, _weights_beside(path))
+    version = str(config.get("keras_version") or "")
+    return Parts(path, config, is_keras3, _weights_beside(path), version)
 
 
 def _version_in(folder: pathlib.Path) -> str:
@@ -184,7 +187,8 @@ def _saved_model(path: pathlib.Path) -> Parts:
             "functions without layers, which cannot be rewritten. Build a functional "
             "or Sequential model, give it the weights, and model.save('model.keras')"
         )
-    return Parts(path, config, False, path / _VARIABLES)
+    version = str(said.get("keras_version") or "")
+    return Parts(path, config, False, path / _VARIABLES, version)
 
 
 def built(parts: Parts, allow_code: bool) -> Any:
