@@ -321,7 +321,10 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         ):
             files._check_config(self.folder, config, False, library)
 
-    @parameterized.product(library=list(LIBRARIES), suffix=(".keras", ".h5"))
+    # What tf_keras writes of such a function to an .h5 file, it cannot read itself.
+    @parameterized.parameters(
+        ("keras2", ".keras"), ("keras3", ".keras"), ("keras3", ".h5")
+    )
     def test_registered_function_that_is_its_namesake_of_keras(self, library, suffix):
         library = LIBRARIES[library]
 
