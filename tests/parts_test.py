@@ -36,6 +36,19 @@ def network(library, *links):
     return model
 
 
+def sequential():
+    """A model of Keras 2 without any other inside."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Rescaling(1 / 255, input_shape=(8, 8, 3)),
+            layers.Conv2D(4, 3),
+            layers.Flatten(),
+            layers.Dense(4),
+        ]
+    )
+
+
 def pixels():
     return networks.images((8, 8, 3), 8)
 
@@ -302,15 +315,7 @@ class SavedModelTest(PartsTest):
         self.check_is(path, model)
 
     def test_sequential_model(self):
-        layers = keras.layers
-        model = keras.Sequential(
-            [
-                layers.Rescaling(1 / 255, input_shape=(8, 8, 3)),
-                layers.Conv2D(4, 3),
-                layers.Flatten(),
-                layers.Dense(4),
-            ]
-        )
+        model = sequential()
         self.check_is(self.saved(model), model)
 
     def test_weights_that_are_not_all_there(self):
@@ -396,15 +401,7 @@ class UnpackedTest(PartsTest):
         self.assertEqual(parts.files_of(folder / named), [folder / n for n in names])
 
     def test_version_says_which_keras_wrote_it(self):
-        layers = keras.layers
-        model = keras.Sequential(
-            [
-                layers.Rescaling(1 / 255, input_shape=(8, 8, 3)),
-                layers.Conv2D(4, 3),
-                layers.Flatten(),
-                layers.Dense(4),
-            ]
-        )
+        model = sequential()
         folder = self.unpacked(model)
         # As Keras 3 has it too.
         config = json.loads((folder / "config.json").read_text())

@@ -345,17 +345,17 @@ def _of_pixels(graph: Graph) -> set[str]:
     found: set[str] = set()
     for name, node in graph.nodes.items():
         is_behind = all(source in found for source in node.inputs)
-        is_scaled = _is_factor(node) or _is_end_of_factor(graph, node)
         is_same = node.kind == "requantize" or shares_grid(graph, node)
-        if node.kind == "pixels" or is_behind and (is_scaled or is_same):
+        is_led_on = is_same or _scales_channels(graph, node)
+        if node.kind == "pixels" or is_behind and is_led_on:
             found.add(name)
     return found
 
 
-def _is_end_of_factor(graph: Graph, node: Node) -> bool:
-    """Whether a node is the ReLU that a factor's operator takes in."""
+def _scales_channels(graph: Graph, node: Node) -> bool:
+    """Whether a node is one factor per channel, or the ReLU that its operator takes."""
     if node.kind != "relu":
-        return False
+        return _is_factor(node)
     (source,) = graph.sources(node)
     return _is_factor(source) and is_taken_in(graph, source.name)
 
@@ -376,7 +376,7 @@ def known_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
     for name, node in graph.nodes.items():
         if node.kind == "pixels":
             ends[name] = [np.array([node.settings[end]]) for end in ("low", "high")]
-        elif _is_factor(node) or _is_end_of_factor(graph, node):
+        elif _scales_channels(graph, node):
             (source,) = node.inputs
             if source in ends and not _is_lopsided(node):
                 a, b = (_scaled(node, values) for values in ends[source])
