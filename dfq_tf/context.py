@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import tqdm
@@ -26,6 +26,8 @@ T = TypeVar("T")
 WORTH_A_LINE, _WORTH_A_BAR = 2.0, 1.0
 # Seconds between the lines of a training in a log.
 _BETWEEN_LINES = 60.0
+# tqdm's bar, with the time that the training says is left in place of tqdm's estimate.
+_TIMED_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]"
 # What a terminal is told that is being done.
 _shown: contextvars.ContextVar["_Shown | None"] = contextvars.ContextVar(
     "_shown", default=None
@@ -143,6 +145,20 @@ class _Shown:
         self.tell()
 
 
+class _TimedBar(tqdm.tqdm):
+    """A bar of a training that knows how long it still takes."""
+
+    def __init__(self, seconds_left: Callable[[], float] | None, **kwargs: Any) -> None:
+        self._seconds_left = seconds_left
+        super().__init__(bar_format=_TIMED_BAR if seconds_left else None, **kwargs)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What `bar_format` may name: tqdm's own, and the time that is left."""
+        left = self._seconds_left() if self._seconds_left else 0.0
+        return {**super().format_dict, "left": self.format_interval(left)}
+
+
 class TrainingShown:
     """How far a training is: a bar on a terminal; in a log a line a minute.
 
@@ -151,13 +167,24 @@ class TrainingShown:
       total: its steps.
       first: those that an earlier run took.
       progress: whether anything is said.
+      seconds_left: says how long the training still takes, where it knows; without, the
+        steps that are left are taken to be as long as those that are done.
     """
 
-    def __init__(self, name: str, total: int, first: int, progress: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        first: int,
+        progress: bool,
+        seconds_left: Callable[[], float] | None = None,
+    ) -> None:
         self._name, self._first, self._done, self._total = name, first, first, total
         is_shown = progress and first < total
         self._has_lines = is_shown and not _has_bars()
-        self._bar = tqdm.tqdm(
+        self._seconds_left = seconds_left
+        self._bar = _TimedBar(
+            seconds_left,
             total=total,
             initial=first,
             desc=name,
@@ -193,7 +220,7 @@ class TrainingShown:
         if self._has_lines and now - self._told >= _BETWEEN_LINES:
             self._told, taken = now, now - self._began
             steps, rest = self._done - self._first, self._total - self._done
-            left = taken / steps * rest
+            left = self._seconds_left() if self._seconds_left else taken / steps * rest
             self._say(f"step {self._done} of {self._total}, about {left:.0f} s left")
 
     def _say(self, what: str) -> None:

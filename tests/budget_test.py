@@ -289,8 +289,15 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         with self.paced(each) as now:
             made = self.made(folder, config)
             self.assertEqual(made._plan.first, plans.Plan(8, 3, 3, 2))
-            made.run()
+            with mock.patch.object(
+                budget, "run_loop", wraps=budget.run_loop
+            ) as run_loop:
+                made.run()
             self.assertEqual(now[0], 100 + rounds * each)
+            left = run_loop.call_args.kwargs["seconds_left"]
+            self.assertEqual(left(), 30 - rounds * each)
+            made._training.seconds.assign(12.0)
+            self.assertEqual(left(), 18)
         revised = json.loads((folder / "distillation_plan.json").read_text())["revised"]
         self.assertContainsSubset({str(k): v for k, v in found.items()}, revised)
         self.assertEqual(min(map(int, revised)), 5)

@@ -154,6 +154,7 @@ class TrainingShownTest(parameterized.TestCase):
         is_done=True,
         steps=5,
         total=10,
+        seconds_left=None,
     ):
         """What five steps of ten write; `times` are those of the clock."""
         stream = io.StringIO()
@@ -163,7 +164,7 @@ class TrainingShownTest(parameterized.TestCase):
             with mock.patch.object(
                 context_module.time, "monotonic", lambda: next(clock)
             ):
-                shown = TrainingShown("warm_up", 10, first, progress)
+                shown = TrainingShown("warm_up", 10, first, progress, seconds_left)
                 for _ in range(steps):
                     shown.step(total)
                     shown.measured({"loss": 0.123456, "agreement": 1.0})
@@ -190,6 +191,17 @@ class TrainingShownTest(parameterized.TestCase):
         said = self.said([10.0, 80, 80], steps=1, total=3)
         self.assertIn("step 1 of 3, about 140 s left", said)
 
+    def test_training_that_knows_its_time_says_that(self):
+        """1 h 28 min 41 s: a step of 70 s, of ten, would make it 630 s."""
+
+        def left():
+            return 5321.0
+
+        said = self.said([10.0, 80, 80], steps=1, seconds_left=left)
+        self.assertIn("warm_up: step 1 of 10, about 5321 s left", said)
+        said = self.said([10.0] * 6 + [70.0], is_terminal=True, seconds_left=left)
+        self.assertRegex(said, r"warm_up: .*0/10 \[00:00<1:28:41,")
+
     def test_short_or_broken_training_has_no_line(self):
         times = [10.0, 10, 10, 10, 10, 10, 11.9]
         self.assertEqual(self.said(times), "")
@@ -209,7 +221,7 @@ class TrainingShownTest(parameterized.TestCase):
             self.assertEqual(self.said(times, is_terminal, first=10), "")
 
     def test_terminal_has_a_bar_and_no_line(self):
-        with mock.patch.object(context_module.tqdm, "tqdm") as made:
+        with mock.patch.object(context_module, "_TimedBar") as made:
             self.assertEqual(self.said([10.0] * 6 + [70.0], is_terminal=True), "")
             self.assertFalse(made.call_args.kwargs["disable"])
             self.assertEqual(made.return_value.update.call_count, 5)

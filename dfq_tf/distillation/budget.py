@@ -58,7 +58,8 @@ _MAKERS = {
     "photographs": photographs.crops,
 }
 # Answered batches that are kept, over those that there are before the first student
-# step. Of few, a student learns those that it saw last by heart (docs/results.md).
+# step. Of few, a student learns those that it saw last by heart
+# (docs/experiments/distillation.md).
 _KEPT_ANSWERS = 10
 _TIMED = range(3)
 _NAME = "distillation"
@@ -257,7 +258,12 @@ class Budget:
             evaluate=evaluate,
             evaluate_every=math.ceil(plan.rounds / 10),
             measure_every=1,
+            # Rounds without student steps say nothing of how long the others take.
+            seconds_left=None if self._config.steps else self._seconds_left,
         )
+
+    def _seconds_left(self) -> float:
+        return max(0.0, 60 * self._config.minutes - float(self._training.seconds))
 
     def _round(self, index: int) -> steps.Measurements:
         """One batch of new images, and the student steps of the round, if any."""
@@ -277,8 +283,8 @@ class Budget:
         if config.steps or not plan.is_due(index):
             return
         measured = index - plan.at(0).first - 1
-        left = 60 * config.minutes - float(training.seconds)
-        plan.revise(index, left, float(training.learning_seconds) / measured)
+        each = float(training.learning_seconds) / measured
+        plan.revise(index, self._seconds_left(), each)
 
     def _take(self, index: int, plan: Plan) -> steps.Measurements:
         """The steps of a round."""

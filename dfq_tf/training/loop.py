@@ -67,6 +67,7 @@ def run_loop(
     evaluate_every: int = 50,
     measure_every: int = 10,
     save_seconds: float = 60.0,
+    seconds_left: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """Calls `step(0)`, `step(1)`, and so on, continuing where a run left off.
 
@@ -75,9 +76,8 @@ def run_loop(
       step: takes the step's number, changes variables, returns scalar measurements.
       num_steps: of the whole run; or a function of a step's number, asked beside it.
       trackables: all that the step changes: models and optimizers, by name.
-      context: its directory keeps checkpoints (`checkpoints/NAME`) and scalars
-        (`tensorboard/NAME`). The workers of its strategy, each with a directory of its
-        own, save and restore at the same steps.
+      context: its directory keeps `checkpoints/NAME` and `tensorboard/NAME`. Workers,
+        each with a directory of its own, save and restore at the same steps.
       identity: what the run hangs on, name -> value, kept beside the checkpoints; those
         of a run with another value of one of them are refused. None looks at nothing.
       evaluate: called before the first step, every `evaluate_every` steps and at the
@@ -86,6 +86,7 @@ def run_loop(
       evaluate_every: steps between two evaluations.
       measure_every: steps between two reports of the measurements.
       save_seconds: least time between two checkpoints; one is saved at the end too.
+      seconds_left: of the run, for its bar; None goes by the steps that are done.
 
     Returns:
       The last measurements; empty if the run had already ended.
@@ -99,7 +100,9 @@ def run_loop(
     with (
         names_lost_workers(context.strategy),
         _alone(name, context.directory),
-        _Progress(name, num_steps, trackables, context, identity, evaluate) as progress,
+        _Progress(
+            name, num_steps, trackables, context, identity, evaluate, seconds_left
+        ) as progress,
     ):
         index = progress.first
         while index < progress.length(index):
@@ -108,12 +111,9 @@ def run_loop(
             measurements = progress.take(step, index)
             is_last = index + 1 >= progress.length(index)
             index += 1
-            if index % measure_every and not is_last:
-                continue
-            progress.report(measurements)
-            if is_last:
-                progress.evaluate()
-            progress.save(is_last, save_seconds)
+            if is_last or index % measure_every == 0:
+                progress.report(measurements, is_last)
+                progress.save(is_last, save_seconds)
     return measurements
 
 
@@ -206,6 +206,7 @@ class _Progress:
         context: Context,
         identity: Mapping[str, str] | None,
         evaluate: Evaluate | None,
+        seconds_left: Callable[[], float] | None,
     ) -> None:
         self._name, self._trackables, self._context = name, trackables, context
         self._done = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -219,7 +220,9 @@ class _Progress:
         self._saved_at = time.monotonic()
         self._num_steps = num_steps
         total = self.length(self.first)
-        self._shown = TrainingShown(name, total, self.first, context.progress)
+        self._shown = TrainingShown(
+            name, total, self.first, context.progress, seconds_left
+        )
 
     def _open(self, directory: pathlib.Path, identity: Mapping[str, str]) -> None:
         """Restores the newest checkpoint, and opens the file of the scalars."""
@@ -277,13 +280,15 @@ class _Progress:
             raise self._not_finite(", ".join(bad))
         return measurements
 
-    def report(self, measurements: Mapping[str, float]) -> None:
-        """Shows measurements, and writes them as scalars."""
+    def report(self, measurements: Mapping[str, float], is_last: bool) -> None:
+        """Shows measurements, and writes them as scalars; the last ones end a curve."""
         self._shown.measured(measurements)
         if self._writer is not None:
             with self._writing(), self._writer.as_default(step=self._steps):
                 for key, value in measurements.items():
                     tf.summary.scalar(key, value)
+        if is_last:
+            self.evaluate()
 
     def save(self, is_last: bool, save_seconds: float) -> None:
         """Saves a checkpoint if it is time, after a look at all weights."""
