@@ -4,7 +4,7 @@
 
 One network per process, so that the peak memory is its own. BN layers hold the
 statistics of a pass over random smooth images (tests/applications.py). Prints one row
-of the table in docs/results.md.
+of the table in docs/experiments/networks.md.
 """
 
 import argparse

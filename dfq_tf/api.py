@@ -116,7 +116,7 @@ _TOLERATED_LOSS = 0.02
 _ENOUGH_AGREEMENT = 0.98
 # Images of each kind by which DF-Q is judged, fewer if they are large; and the share of
 # them on which the float network is surest. On the others a rounding decides, and a
-# network is surer of images of its task (measured in docs/results.md).
+# network is surer of images of its task (docs/experiments/images_and_ranges.md).
 _JUDGING_IMAGES, _SURE_SHARE = 256, 0.75
 # If more of a kind have the same class, agreement on them says nothing of the others.
 _MOST_OF_A_CLASS = 0.95
@@ -740,8 +740,9 @@ def needed_method(
 
     A network of few bits is reconstructed, which did as well as training or better, in
     less time. So is one of 8 bits where less agreement than 98 % is expected of DF-Q:
-    that gained up to 5 points, or 3 dB (docs/results.md). But that agreement, on the
-    one class, says little of sigmoid scores, whose classes do not exclude each other.
+    that gained up to 5 points, or 3 dB (docs/experiments/few_bits.md). But that
+    agreement, on the one class, says little of sigmoid scores, whose classes do not
+    exclude each other.
 
     Args:
       teacher: the trained classifier.

@@ -145,7 +145,7 @@ def _chosen_for_import() -> Iterator[None]:
         os.environ[_KERAS] = "1"
         # oneDNN's kernels: TensorFlow takes them by itself only on processors with
         # AVX-512 VNNI or newer, but with AVX2 alone they are 1.5 times faster too
-        # (docs/results.md). Who has set the variable has decided.
+        # (docs/experiments/speed.md). Who has set the variable has decided.
         if platform.machine().lower() in ("x86_64", "amd64"):
             os.environ.setdefault(_ONEDNN, "1")
     try:

@@ -684,7 +684,8 @@ class BudgetConfig(MixedImages):
     A round makes one new batch of images, in `generator_steps`, and takes
     `student_steps` on past ones; as many rounds are taken as fit into the time. The
     values are those of Fang et al. 2022 ("Up to 100x Faster Data-free Knowledge
-    Distillation") where it has them; docs/results.md has the figures of the others.
+    Distillation") where it has them; docs/experiments/distillation.md has the figures
+    of the others.
     """
 
     minutes: float = setting(

@@ -1734,7 +1734,7 @@ class DocumentsTest(tf.test.TestCase):
     """Commands in the documents name tools, flags and files that exist."""
 
     def test_commands_parse(self):
-        documents = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+        documents = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
         documents += ROOT.glob("teachers/*.md")
         documents += ROOT.glob("tools/flagfiles/*.cfg")
         commands = [
@@ -1762,6 +1762,33 @@ class DocumentsTest(tf.test.TestCase):
                 self.assertIn(name, known[tool], f"{document}: {tool} {flag}")
                 if name == "flagfile":
                     self.assertTrue((ROOT / value).exists(), f"{document}: {value}")
+
+    def test_links_lead_somewhere(self):
+        """Each file is there, and each heading, by the names that GitHub gives them."""
+
+        def names_of_headings(path):
+            text = re.sub(r"(?ms)^```.*?^```", "", path.read_text())
+            titles = re.findall(r"(?m)^#+ (.+)$", text)
+            titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+            plain = [re.sub(r"[^\w\- ]", "", title.lower()) for title in titles]
+            return [title.replace(" ", "-") for title in plain]
+
+        pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+        pages += [*ROOT.glob("students/*.md"), *ROOT.glob("teachers/*.md")]
+        links = [
+            (page, target, anchor)
+            for page in pages
+            for target, _, anchor in re.findall(
+                r"\]\(([^)\s#:]*)(#([^)\s]+))?\)", page.read_text()
+            )
+        ]
+        self.assertGreater(len(links), 80)
+        for page, target, anchor in links:
+            file = page.parent / target if target else page
+            self.assertTrue(file.exists(), f"{page.name}: {target}")
+            if anchor:
+                found = names_of_headings(file)
+                self.assertIn(anchor, found, f"{page.name}: {target}")
 
     @pytest.mark.long
     def test_python_examples_run(self):

@@ -3,7 +3,7 @@
 A generator that is warmed up makes images much like each other. Here it goes on as that
 of the recipe `budget` does (`synthesis`): for each batch it learns anew, from a start
 that all batches learn together, and its noise is fitted too. What blocks learn from
-such images holds for real ones (measured in docs/results.md).
+such images holds for real ones (docs/experiments/few_bits.md).
 """
 
 import math

@@ -3,7 +3,7 @@
 Generators make images that cause the statistics which the teacher's BatchNormalization
 remembers, and must be trained for it, which takes minutes for large images. Crops of
 photographs cost nothing: where the task is photographs they cause those statistics too.
-How near they come says whether it is (measured in docs/results.md).
+How near they come says whether it is (docs/experiments/images_and_ranges.md).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from dfq_tf.settings import GENERATED, PHOTOGRAPHS, PROCEDURAL, SOURCES, is_smal
 # 0.10 and 0.15 where they calibrate as well as generated images, else 0.25 and more.
 NEAR = 0.2
 # Nothing is learnt from photographs that are farther. Those of 0.52 and less made
-# lessons better, those of 22 (traffic signs) worse (docs/results.md).
+# lessons better, those of 22 (traffic signs) worse (docs/experiments/few_bits.md).
 FAR = 1.0
 _PICTURES = "pictures"
 _TITLES = {

@@ -8,7 +8,7 @@ generator without such a start takes hundreds.
 Where many batches are made, the first layer is no part of that start: it is drawn anew,
 as in the public implementation of Fang et al. It decides where things are in the
 images. A start that keeps it gives all batches the same layout, more so from batch to
-batch (docs/results.md).
+batch (docs/experiments/distillation.md).
 """
 
 import functools

@@ -121,7 +121,8 @@ def with_margins(
 
     The generator follows what BatchNormalization has stored. Behind the last of it,
     from a global pool to the logits, nothing holds it: measured on eight networks, real
-    logits reach 1.4 to 5 times as far, hidden layers hardly further (docs/results.md).
+    logits reach 1.4 to 5 times as far, hidden layers hardly further
+    (docs/experiments/images_and_ranges.md).
     No range goes past the top of a ReLU.
 
     Args:

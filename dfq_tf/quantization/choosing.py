@@ -3,7 +3,7 @@
 Generated images do not reach as far as real ones. A range wider than they need is an
 insurance: its steps are coarser, and less of real images is cut off at its ends. What
 it saves cannot be measured without real images. What it costs can, and that decides:
-the widest ranges are taken that cost little (measured in docs/results.md).
+the widest ranges are taken that cost little (docs/experiments/images_and_ranges.md).
 
 What ranges cost is told by the scores' SQNR. What corrected biases gain is told by the
 SQNR but for a common factor, which changes no class: with kernels of 4 bits they may

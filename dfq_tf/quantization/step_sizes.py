@@ -24,7 +24,7 @@ from dfq_tf.quantization.network import (
 # Step sizes of so many bits and more stay: their width is an insurance. From global
 # pools on it is worth more, since generated images reach less far there, and stays with
 # fewer bits: a WRN-16-1 of 4-bit activations had 2 dB less without it, while a
-# ResNet-20 of 3 bits had 0.8 points of agreement more (docs/results.md).
+# ResNet-20 of 3 bits had 0.8 points of agreement more (docs/experiments/few_bits.md).
 INSURED_BITS, _INSURED_POOLED_BITS = 8, 4
 _LEAST_GROWTH = np.float32(0.1)
 

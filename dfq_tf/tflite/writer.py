@@ -4,7 +4,7 @@ The file says what the network computes, and nothing else: every scale, zero poi
 integer is the network's, and every tensor bears the name of its node. TensorFlow's
 own converter does as well at W8A8 and W4A8; of the same networks it makes files that
 answer differently at W3A8, files that LiteRT cannot run at W8A16, and none at W4A4
-(docs/results.md).
+(docs/experiments/files.md).
 """
 
 import dataclasses

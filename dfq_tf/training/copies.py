@@ -13,7 +13,8 @@ from dfq_tf.compat import is_of_layers, keras, tf
 from dfq_tf.settings import PRECISIONS, check_value
 
 # AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors are
-# faster in it than in float32, and Intel's nearly twice as slow: docs/results.md.
+# faster in it than in float32, and Intel's nearly twice as slow:
+# docs/experiments/speed.md.
 _FAST = ({"amx_bf16"}, {"avx512_bf16", "AuthenticAMD"})
 
 
