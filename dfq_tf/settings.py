@@ -1018,9 +1018,9 @@ class FileConfig(Checked):
     target: str = setting("android", "What the file is for.", choices=TARGETS)
     favor: str = setting(
         "balanced",
-        "How kernels of few bits are stored: as fast as can be; as small as can be; or "
-        "as small as they can be at no more than 1.3 times the time of int8. Answers "
-        "are the same, but for one step of an integer where the size alone counts.",
+        "How kernels of few bits are stored: speed, as fast as can be; size, as small "
+        "as can be; balanced, as small as they can be at no more than 1.3 times the "
+        "time of int8. Answers are the same, but for one step of an integer with size.",
         choices=FAVORS,
     )
     kernel_costs: str = setting(

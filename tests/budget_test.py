@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from dfq_tf.compat import tf
+from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import budget, pool
 from dfq_tf.distillation import generator as generators_module
 from dfq_tf.distillation import plan as plans
@@ -17,7 +17,7 @@ from dfq_tf.distillation.teacher import observe
 from dfq_tf.errors import ConfigError
 from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import BudgetConfig
-from dfq_tf.training import loop
+from dfq_tf.training import loop, muon
 from dfq_tf.training.learner import Learner
 from tests import helpers
 
@@ -60,6 +60,23 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         self.student = Learner(_models(5), helpers.description(4))
         context = helpers.context(config, directory=directory, **changes)
         return budget.Budget(self.observed, [self.student], context)
+
+    @parameterized.parameters(("muon", muon.Muon), ("sgd", keras.optimizers.SGD))
+    def test_students_are_moved_by_what_is_asked_for(self, name, kind):
+        config = dataclasses.replace(
+            CONFIG,
+            student_optimizer=name,
+            student_learning_rate=0.2,
+            student_momentum=0.8,
+        )
+        with small():
+            (optimizer,) = self.made(config=config)._training.student_optimizers
+        self.assertIs(type(optimizer), kind)
+        found = optimizer._learning_rate(0), optimizer.momentum
+        self.assertAllClose(found, (0.2, 0.8))
+        if name == "muon":
+            rate = 0.2 * optimizer.kernel_share
+            self.assertAllClose(rate, config.muon_learning_rate)
 
     def test_steps_are_counted_and_nothing_but_students_learns_by_them(self):
         with small():

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import types
 from unittest import mock
 
 import pytest
@@ -63,6 +64,49 @@ class FlagfilesTest(parameterized.TestCase, tf.test.TestCase):
         # Two steps are not worth compiling.
         tf.config.run_functions_eagerly(True)
         self.addCleanup(tf.config.run_functions_eagerly, False)
+
+    @parameterized.parameters(
+        ("auto", 0.97, "df_rec"),
+        ("auto", 0.98, None),
+        ("auto", None, None),
+        ("df_q", 0.5, None),
+    )
+    @flagsaver.flagsaver
+    def test_auto_goes_on_where_little_agreement_is_expected(
+        self, methods, share, expected
+    ):
+        flags.FLAGS(["run", f"--methods={methods}"])
+        workdir = Workdir(helpers.new_folder(), {})
+        told = {} if share is None else {"expected_agreement": share}
+        workdir.add_metrics(df_q_training=told)
+        network = types.SimpleNamespace(bits={"a": 8}, kernel_bits={"a": 8})
+        teacher = helpers.small_classifier()
+        found = run_tool.further_method(teacher, network, workdir)
+        self.assertEqual(found, expected)
+
+    @parameterized.parameters("bfloat16", "float32")
+    @flagsaver.flagsaver
+    def test_flags_say_how_a_run_runs(self, precision):
+        flags.FLAGS(["run", "--seed=7", f"--precision={precision}", "--noprogress"])
+        found = common.context(quantize.qat_config(), None)
+        self.assertEqual(
+            (found.seed, found.precision, found.progress), (7, precision, False)
+        )
+
+    @flagsaver.flagsaver
+    def test_yardstick_has_its_ranges_from_training_images(self):
+        flags.FLAGS(["run", "--dataset=digits", "--widths=W4A8"])
+        train = types.SimpleNamespace(images="those that train")
+        dataset = types.SimpleNamespace(load={"train": train}.get)
+        with (
+            mock.patch.object(run_tool.yardsticks, "calibrated_with_data") as made,
+            mock.patch.object(run_tool.proof, "convert", return_value=b"a") as convert,
+        ):
+            self.assertEqual(run_tool.real_data_file("source", dataset), b"a")
+        self.assertEqual(made.call_args.args[:2], ("source", "those that train"))
+        widths = BitWidths(num_bits_weight=4)
+        made.return_value.quantized.assert_called_once_with(widths)
+        self.assertEqual(convert.call_args.kwargs["config"], run_tool.file_config())
 
     def _teacher(self, path):
         """The network that a flagfile names, with random weights; flags are set."""

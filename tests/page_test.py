@@ -360,6 +360,19 @@ class RunPageTest(parameterized.TestCase):
         self.assertEqual(said, f"{name} {score * 0.00390625}")
 
 
+class PythonOfThePageTest(parameterized.TestCase):
+    """For another image than a square one of three colours."""
+
+    @parameterized.parameters(1, 3, 4)
+    def test_a_wide_photo_is_fed_as_it_is(self, channels):
+        shape = [1, 2, 6, channels]
+        file = {**pages.FILE, "input": {**pages.FILE["input"], "shape": shape}}
+        image = np.random.default_rng(1).integers(0, 256, shape[1:], np.uint8)
+        photo = image[..., 0] if channels == 1 else image
+        fed, _ = _run(_python(file=file), photo)
+        np.testing.assert_array_equal(fed[0], image)
+
+
 def _python(**kept):
     """The Python of a page, of which this was kept."""
     folder = pages.write(new_folder() / "run", curves=False)

@@ -80,7 +80,7 @@ class KeptPlanTest(parameterized.TestCase, tf.test.TestCase):
         plan.begin(plans.plan_of_rounds(CONFIG, 20), PACE, {})
         self.assertEqual(plan.at(40).rounds, 20)
 
-    def test_time_is_looked_at_ten_times(self):
+    def test_time_is_looked_at_each_tenth_of_the_way(self):
         plan = self.kept()  # 24 rounds with student steps
         due = [index for index in range(30) if plan.is_due(index)]
         self.assertEqual(due, [9, 12, 15, 18, 21, 24, 27])

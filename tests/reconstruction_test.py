@@ -79,6 +79,47 @@ class ReconstructionTest(tf.test.TestCase, parameterized.TestCase):
             functools.partial(take, context),
         )
 
+    @parameterized.parameters((1_000_000, 40), (30, 30))
+    def test_a_limit_of_time_is_that_of_all_blocks_together(self, most, expected):
+        """A minute, of three blocks whose steps take half a second each."""
+        asked = []
+
+        def noted(context, name, step, num_steps, trackables):
+            if name.endswith("_timing"):
+                return step(0)
+            asked.append(num_steps)
+            return {}
+
+        config = dataclasses.replace(CONFIG, rec_steps=most, rec_minutes=1.0)
+        seconds = mock.patch.object(
+            learnt.BlockLearner, "step_seconds", return_value=0.5
+        )
+        with untraced(), seconds:
+            made = self.reconstructed(config=config, take=noted)
+        self.assertEqual(asked, [expected] * 3)
+        self.assertEqual(made.num_steps, expected)
+
+    @parameterized.parameters((0.0, "exact"), (1.0, "fed"))
+    def test_values_that_no_share_takes_do_not_count(self, drop, unused):
+        """`rec_drop` is the share of the float network's values."""
+        block = blocks_of(self.nearest.graph)[1]
+        config = ReconstructionConfig(rec_drop=drop, rec_batch_size=4)
+        learner = learnt.BlockLearner(block, self.nearest, config, [0, 0])
+        given = {name: tf.zeros((8, *block.image.shape)) for name in ("exact", "fed")}
+        given[unused] += np.nan
+        wanted = tf.zeros((8, *block.last.shape))
+        with untraced():
+            step = learner.step(
+                given["exact"], given["fed"], wanted, 0, tf.constant(1.0), 10
+            )
+            self.assertTrue(np.isfinite(step(0)["error"]))
+
+    @parameterized.parameters(0.2, 0.8)
+    def test_so_large_a_share_is_drawn(self, share):
+        random = learnt._Random(1, tf.constant(0))
+        mask = random.mask(tf.zeros((2, 40, 40, 3)), share)
+        self.assertAllClose(np.mean(mask), share, atol=0.03)
+
     def block_errors(self, quantized, place):
         """Squared error of a block's output on other images, fed by the float one."""
         images = graphs.noise((6, 6, 3), 64, seed=5).astype(np.float32)

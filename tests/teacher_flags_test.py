@@ -17,6 +17,24 @@ from tests.tool_runner import run_in_process
 TWICE = ("crane", *(f"bird {letter}" for letter in "abcdefghijklmnopqr"), "crane")
 
 
+class DatasetTest(parameterized.TestCase):
+    @parameterized.parameters(("0123", "wxyz"), ("abcd", "abcd"))
+    def test_a_data_set_names_classes_that_nobody_has_named(self, own, expected):
+        dataset = Dataset("pets", (8, 8, 3), tuple("wxyz"), self.fail)
+        teacher = small_classifier()
+        said = dataclasses.replace(teacher.description, class_names=tuple(own))
+        teacher = dataclasses.replace(teacher, description=said)
+        given = mock.Mock(dataset="pets", labels=None)
+        with (
+            mock.patch.object(teacher_flags, "FLAGS", given),
+            mock.patch.object(
+                teacher_flags.common, "dataset_from_flags", return_value=dataset
+            ),
+        ):
+            found, _ = teacher_flags.with_dataset(teacher)
+        self.assertEqual(found.description.class_names, tuple(expected))
+
+
 class LabelsTest(parameterized.TestCase):
     def read(self, content):
         path = new_folder() / "labels.txt"

@@ -30,6 +30,7 @@ from dfq_tf.graph.description import ModelDescription
 from dfq_tf.reports import costs, facts
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import qat_recipe
+from dfq_tf.with_data import datasets
 from tests import helpers
 from tests.helpers import new_folder
 from tests.tool_runner import ROOT, run_in_process, run_tool
@@ -939,6 +940,34 @@ class ReconstructionTest(tf.test.TestCase):
         self.assertEqual(process.returncode, 0, process.stderr)
         return process
 
+    def test_auto_goes_on_to_blocks_where_bits_are_few(self):
+        workdir = new_folder() / "run"
+        flags = ("--methods=auto", "--widths=W2A8", f"--workdir={workdir}")
+        self.assertIn("W2A8: DF-REC is made too", self.tool("run", *flags).stdout)
+        made = sorted(path.name for path in workdir.glob("*.tflite"))
+        self.assertEqual(made, ["df_q.tflite", "df_rec.tflite"])
+
+    def test_no_labelled_image_is_asked_for_while_files_are_made(self):
+        order, load, make = [], datasets._load_digits, quantize.quantize_network
+
+        def loaded(split):
+            order.append(split)
+            return load(split)
+
+        def made(*args):
+            order.append("begin")
+            result = make(*args)
+            order.append("end")
+            return result
+
+        with (
+            mock.patch.object(datasets, "_load_digits", loaded),
+            mock.patch.object(quantize, "quantize_network", made),
+        ):
+            workdir = new_folder() / "run"
+            self.tool("run", "--methods=df_q,df_rec", f"--workdir={workdir}")
+        self.assertEqual(order, ["begin", "end", "begin", "end", "test"])
+
     def test_run_makes_blocks_learn_and_says_how(self):
         workdir = new_folder() / "run"
         flags = ("--methods=df_q,df_rec", "--widths=W2A8", f"--workdir={workdir}")
@@ -1735,7 +1764,7 @@ class DocumentsTest(tf.test.TestCase):
 
     def test_commands_parse(self):
         documents = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
-        documents += ROOT.glob("teachers/*.md")
+        documents += [*ROOT.glob("students/*.md"), *ROOT.glob("teachers/*.md")]
         documents += ROOT.glob("tools/flagfiles/*.cfg")
         commands = [
             (path.name, shlex.split(match.replace("\\\n", " ")))
