@@ -342,6 +342,31 @@ class KnownEndsTest(tf.test.TestCase, parameterized.TestCase):
         outputs = {"score": 1}.get(expected, max(2, units))
         self.assertAllEqual(output["shape"], (1, outputs))
 
+    @parameterized.parameters("sigmoid", "score")
+    def test_one_logit_is_a_score_in_either_word(self, said):
+        image = keras.layers.Input(SHAPE)
+        model = keras.Model(image, keras.layers.Dense(1)(keras.layers.Flatten()(image)))
+        kernel = np.zeros((192, 1))
+        kernel[0] = 1
+        model.set_weights([kernel, np.zeros(1)])
+        path = helpers.new_folder() / "model.keras"
+        model.save(path)
+        description = dataclasses.replace(
+            helpers.description(2),
+            input_scale=(1 / 20,),
+            class_names=("0", "1"),
+            probabilities=said,
+        )
+        description.save(path.with_suffix(".json"))
+        classifier = as_classifier(path)
+        self.assertEqual(classifier.description.probabilities, "score")
+        self.assertTrue(classifier.description.is_exclusive)
+        made = post_training(float_network(classifier), IMAGES)
+        pixels = np.full((1, *SHAPE), 120, np.uint8)
+        pixels[0, 0, 0, 0] = 160  # the logit is (160 - 120) / 20
+        integers, _, _ = run(proof.convert(made, IMAGES), pixels)
+        self.assertAllClose(integers / 256, [[0.8808]], atol=0.02)
+
     def test_a_student_that_learns_from_it_has_its_end(self):
         learner = helpers.small_learner(SHAPE)
         softmax = keras.layers.Softmax()(learner.model.output)

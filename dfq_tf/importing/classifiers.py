@@ -359,9 +359,9 @@ def _network(reading: ModelReading) -> Network:
     said, found = decide(reading.graph, own, told.said, frozen, integers)
     told = told._replace(said=said)
     gives, is_binary = _output(reading, graph), outputs == 1
-    probabilities = told.probabilities
-    if gives != "logits":
-        probabilities = "score" if is_binary else gives
+    probabilities = told.probabilities if gives == "logits" else gives
+    if is_binary and probabilities == "sigmoid":
+        probabilities = "score"  # two logits stand for the one
     feeding = None
     if said.given is not None:
         feeding = said.given.then(own or Preprocessing())
