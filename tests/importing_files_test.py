@@ -153,6 +153,21 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
         ):
             files.read_model(path, allow_code=True)
 
+    def test_kernels_that_theano_has_turned_are_refused(self):
+        path = self.folder / "model.h5"
+        network(keras, keras.layers.Conv2D(4, 3)).save(path)
+        with h5py.File(path, "a") as file:
+            file.attrs["backend"] = b"theano"
+        with self.assertRaisesRegex(
+            ModelError, r"model.h5 has .* of Conv2D as Theano .*\[::-1, ::-1\]"
+        ):
+            files.read_model(path)
+        # Without a convolution nothing was turned.
+        network(keras).save(path)
+        with h5py.File(path, "a") as file:
+            file.attrs["backend"] = b"theano"
+        self.assertIsInstance(files.read_model(path), keras.Model)
+
     @parameterized.parameters(
         (SystemError("unknown opcode"), "is of another Python or Keras"),
         (NameError("name 'tf' is not defined"), "or needs names of the program that"),

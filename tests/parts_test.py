@@ -273,6 +273,19 @@ class ArchitectureTest(PartsTest):
         with self.assertRaisesRegex(ModelError, "names os.system .*not known"):
             files.read_model(path)
 
+    @parameterized.parameters("weights", "architecture")
+    def test_kernels_that_theano_has_turned_are_refused(self, where):
+        path = self.written(network(keras), "model.h5")
+        config = json.loads(path.read_text())
+        with h5py.File(self.folder / "model.h5", "a") as file:
+            if where == "weights":
+                file.attrs["backend"] = b"theano"
+            else:
+                del file.attrs["backend"]
+                path.write_text(json.dumps(config | {"backend": "theano"}))
+        with self.assertRaisesRegex(ModelError, r"model.h5 has .* as Theano has them"):
+            files.read_model(path)
+
     def test_weights_of_a_file_elsewhere_are_refused(self):
         path = self.written(network(keras))
         with h5py.File(self.folder / "model.weights.h5", "a") as file:

@@ -215,6 +215,8 @@ def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
         if found.is_hdf5:
             with h5py.File(found.weights, "r") as file:
                 _check_links(found.weights, file)
+                backend = file.attrs.get("backend", found.config.get("backend"))
+            _check_kernels(found.weights, found.config, backend)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _unreadable(found.weights, error) from error
     try:
@@ -339,9 +341,11 @@ def _check_hdf5_model(path: pathlib.Path, allow_code: bool) -> str:
             )
         config = json.loads(_text(file.attrs["model_config"]))
         version = _text(file.attrs.get("keras_version", "2"))
+        backend = file.attrs.get("backend")
         _check_links(path, file)
     _check_version(path, version)
     _check_config(path, config, allow_code, _library_of(version))
+    _check_kernels(path, config, backend)
     return version
 
 
@@ -416,6 +420,30 @@ def _check_config(
         _check_activations(path, part, library)
         if not allow_code and not _is_known(part, library):
             raise _refusal(path, part)
+
+
+def _check_kernels(path: pathlib.Path, config: Mapping[str, Any], backend: Any) -> None:
+    """Refuses convolutions of Theano, which turns each kernel by half a circle.
+
+    Keras 2.3 and before turned them back for another backend. tf_keras, which reads the
+    same files, does not.
+
+    Args:
+      path: of the file that has the kernels.
+      config: of the model, which has been looked through.
+      backend: what computed when the file was written, as it says; None if it does not.
+    """
+    if backend is None or _text(backend) != "theano":
+        return
+    kinds = {part["class_name"] for part in serialized(config)}
+    turned = sorted(kind for kind in kinds if "Conv" in kind)
+    if turned:
+        raise ModelError(
+            f"{path} has the kernels of {', '.join(turned)} as Theano has them, turned "
+            "by half a circle: read as they are, they compute something else. Open the "
+            "model with tf_keras; for each such layer, w = layer.get_weights(), w[0] = "
+            "w[0][::-1, ::-1], layer.set_weights(w); and model.save('model.keras')"
+        )
 
 
 def _check_activations(
