@@ -148,7 +148,7 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             "number_for_list",
             '{"input_mean": 0, "input_scale": [1], "output": "logits", '
             '"class_names": ["a"]}',
-            "not iterable",
+            r"such as \[127\.5\]: .*not iterable",
         ),
         (
             "text_for_names",
@@ -161,6 +161,12 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             '{"input_mean": [0], "input_scale": [1], "output": "logits", '
             '"class_names": ["", ""]}',
             "in which a name is empty",
+        ),
+        (
+            "names_that_are_the_same",
+            '{"input_mean": [0], "input_scale": [1], "output": "logits", '
+            '"class_names": ["a", "a"]}',
+            'give each class its own; in a .json beside the model write "0", "1" and ',
         ),
         (
             "bad_value",
@@ -186,7 +192,7 @@ class DescriptionTest(parameterized.TestCase, tf.test.TestCase):
             dict(input_mean=[[1]]),
             r"^input_mean is \[\[1\]\]; give one number, or one for each channel, su",
         ),
-        (dict(input_scale=1), r"^input_scale is 1; give one .* \(127\.5,\): .*iterabl"),
+        (dict(input_scale=1), r"^input_scale is 1; give one .* \[127\.5\]: .*iterabl"),
         (dict(input_mean=("a",)), r"^input_mean is \('a',\); give one number, or one"),
         (dict(input_mean="127"), "^input_mean is '127'; give one number, .*is a text"),
         (dict(class_names=5), "^class_names is 5; give a name for each class, in the"),

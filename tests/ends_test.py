@@ -383,7 +383,9 @@ class KnownEndsTest(tf.test.TestCase, parameterized.TestCase):
         image = keras.layers.Input(SHAPE)
         x = keras.layers.Dense(1, "sigmoid")(keras.layers.Flatten()(image))
         with self.assertRaisesRegex(
-            ConfigError, "class_names has one name, 'cat', but a model of one score has"
+            ConfigError,
+            "class_names has one name, 'cat', but a model of one score has two .* or "
+            r'none; for none, write \["0", "1"\] in a .json beside the model$',
         ):
             as_classifier(
                 keras.Model(image, x),

@@ -253,6 +253,8 @@ class OwnTest(parameterized.TestCase, tf.test.TestCase):
             texts = [str(w.message) for w in caught]
             said = [text for text in texts if "input_mean (127.5,) and" in text]
             self.assertLen(said, both)
+            for text in said:
+                self.assertIn("write input_mean [0] and input_scale [1] there", text)
             self.assertAllClose(description.input_mean, [mean])
 
     @parameterized.parameters(*LIBRARIES)

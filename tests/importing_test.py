@@ -538,6 +538,19 @@ class HeadTest(parameterized.TestCase, tf.test.TestCase):
                 output="logits",
             )
 
+    def test_output_of_a_description_is_written_as_the_message_says(self):
+        path = pathlib.Path(self.get_temp_dir()) / "model.keras"
+        model_of(keras, head="softmax").save(path)
+        said = ModelDescription((0,), (1 / 255,), "logits", ("a", "b", "c", "d"))
+        said.save(path.with_suffix(".json"))
+        with self.assertRaisesRegex(
+            ConfigError, "gives softmax; .* a .json beside the model write 'softmax'$"
+        ):
+            as_classifier(path)
+        said = ModelDescription((0,), (1 / 255,), "softmax", ("a", "b", "c", "d"))
+        said.save(path.with_suffix(".json"))
+        self.assertEqual(as_classifier(path).description.output, "softmax")
+
     @parameterized.parameters(*LIBRARIES)
     def test_one_output_in_a_dictionary_or_a_list(self, library):
         library = LIBRARIES[library]

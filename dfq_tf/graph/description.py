@@ -67,7 +67,7 @@ class ModelDescription:
             except (TypeError, ValueError) as error:
                 raise ConfigError(
                     f"{name} is {values!r}; give one number, or one for each channel, "
-                    f"such as (127.5,): {error}"
+                    f"such as [127.5]: {error}"
                 ) from error
             if not values or not all(math.isfinite(v) for v in values):
                 raise ConfigError(f"{name} is {values}; give one finite value or more")
@@ -205,7 +205,8 @@ def names_of_classes(given: Any) -> tuple[str, ...]:
     if len(names) > 1 and len(set(names)) == 1:
         raise ConfigError(
             f"class_names has {len(names)} times {names[0]!r} and no other name; give "
-            "each class its own, or leave class_names out for numbers"
+            'each class its own; in a .json beside the model write "0", "1" and so on, '
+            "else leave class_names out for numbers"
         )
     for name in names:
         check_text("class_names", name)

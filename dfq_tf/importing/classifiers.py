@@ -408,7 +408,8 @@ def classifier_of(reading: ModelReading, *, compiles: bool = True) -> Classifier
     if found.is_binary and len(names) == 1:
         raise ConfigError(
             f"class_names has one name, {names[0]!r}, but a model of one score has two "
-            "classes; name both, the one of low scores first, or none"
+            "classes; name both, the one of low scores first, or none; for none, write "
+            '["0", "1"] in a .json beside the model'
         )
     description = dataclasses.replace(
         described(feeding, gives, names), probabilities=found.probabilities
@@ -574,7 +575,7 @@ def _output(reading: ModelReading, graph: Graph) -> str:
         kind = next(layer.kind for layer in reading.layers if layer.name == name)
         raise ConfigError(
             f"output is {output!r}, but the model's last layer {name} ({kind}) gives "
-            f"{found}; leave it out"
+            f"{found}; leave output out; in a .json beside the model write {found!r}"
         )
     return found
 

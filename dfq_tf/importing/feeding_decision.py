@@ -202,7 +202,8 @@ def _warn_of_both(said: Said, own: Preprocessing | None) -> None:
         f"the .json beside the model says input_mean {numbers.input_mean} and "
         f"input_scale {numbers.input_scale}, and the model has preprocessing of its "
         "own, such as a Rescaling layer: both apply, one behind the other. If the "
-        "model takes pixels as they are, say input_mean 0 and input_scale 1 there",
+        "model takes pixels as they are, write input_mean [0] and input_scale [1] "
+        "there",
         stacklevel=5,
     )
 
