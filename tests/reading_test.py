@@ -233,7 +233,22 @@ class ReadingTest(parameterized.TestCase, tf.test.TestCase):
         (
             "batch_statistics",
             lambda x: layers.BatchNormalization()(x, training=True),
-            r"called with more than its inputs \(training\)",
+            "called with training=True, so that it does what it does in training",
+        ),
+        (
+            "batch_statistics_by_place",
+            lambda x: layers.BatchNormalization()(x, True),
+            "called with training=True, so that",
+        ),
+        (
+            "random_numbers",
+            lambda x: layers.Dropout(0.5)(x, training=True),
+            "called with training=True, so that",
+        ),
+        (
+            "augmentation",
+            lambda x: keras.Sequential([layers.RandomFlip()])(x, training=True),
+            "called with training=True, so that",
         ),
         (
             "computed",
@@ -248,12 +263,20 @@ class ReadingTest(parameterized.TestCase, tf.test.TestCase):
         model = keras.Model(image, layers.Flatten()(function(image)))
         self.assertRegex(" ".join(reasons(model).values()), reason)
 
-    def test_call_that_asks_for_inference_is_read(self):
+    @parameterized.parameters(False, True)
+    def test_call_that_asks_for_inference_is_read(self, by_place):
         # As transfer learning does, to keep BN layers from moving.
+        args, kwargs = ((False,), {}) if by_place else ((), {"training": False})
         image = layers.Input((8, 8, 3))
-        x = layers.BatchNormalization()(_model_in_model()(image, training=False))
-        x = layers.BatchNormalization()(x, training=False)
-        self.check_outputs(helpers.randomise(keras.Model(image, tf.nn.relu6(x))))
+        x = layers.BatchNormalization()(_model_in_model()(image, *args, **kwargs))
+        x = layers.BatchNormalization()(x, *args, **kwargs)
+        model = helpers.randomise(keras.Model(image, tf.nn.relu6(x)))
+        norms = [
+            layer.is_frozen
+            for layer in self.check_outputs(model).layers
+            if layer.kind == "BatchNormalization"
+        ]
+        self.assertEqual(norms, [False, True])
 
     @parameterized.parameters(*LIBRARIES)
     def test_model_inside_may_be_called_with_a_list_or_a_dictionary(self, library):

@@ -5,6 +5,7 @@ with what; two dialects tell that. What a layer becomes is the same table for bo
 """
 
 import dataclasses
+import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -123,13 +124,16 @@ class _Keras2:
         """One of a layer's calls."""
         node = layer._inbound_nodes[index]
         outputs = tf.nest.flatten(node.outputs)
+        args, kwargs = node.call_args, node.call_kwargs
+        if self.function(layer) is None:
+            args, kwargs = _with_training_named(layer, args, kwargs)
         return _Call(
             layer,
             node.keras_inputs,
             outputs,
-            node.call_args,
-            node.call_kwargs,
-            is_inference=node.call_kwargs.get("training") is False,
+            args,
+            kwargs,
+            is_inference=kwargs.get("training") is False,
         )
 
     def is_network(self, layer: Any) -> bool:
@@ -172,6 +176,23 @@ class _Keras3:
     def function(self, layer: Any) -> str | None:
         is_layer = isinstance(layer, keras3().layers.Layer)
         return None if is_layer else type(layer).__name__
+
+
+def _with_training_named(
+    layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments of a call with `training` by its name, also of `base(x, False)`.
+
+    Keras 3 takes nothing but tensors by their place.
+    """
+    if len(args) < 2:
+        return args, kwargs
+    names = [*inspect.signature(layer.call).parameters][: len(args)]
+    if "training" not in names:
+        return args, kwargs
+    place = names.index("training")
+    others = [*args[:place], *args[place + 1 :]]
+    return others, {**kwargs, "training": args[place]}
 
 
 def _is_nothing(value: Any) -> bool:
@@ -443,7 +464,13 @@ def _call_problem(call: _Call) -> str | None:
 
 def _argument_problem(call: _Call) -> str | None:
     """Why a layer cannot be read as it is called: it has more than inputs."""
-    further = {k for k, v in call.named.items() if k != "training" or v}
+    if call.named.get("training"):
+        return (
+            "it is called with training=True, so that it does what it does in "
+            "training, such as drawing numbers, whenever the model is used; build the "
+            "model without that argument, and give it the same weights"
+        )
+    further = call.named.keys() - {"training"}
     if len(call.args) > 1 or further:
         what = ", ".join(sorted(further)) or "positional arguments"
         return (
