@@ -595,9 +595,12 @@ class RefusedTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.product(
         library=list(LIBRARIES),
         case=(
-            (lambda L: L.ReLU(0.0), "only a ReLU without slope and threshold"),
-            (lambda L: L.ReLU(threshold=0.5), "only a ReLU without slope"),
-            (lambda L: L.ReLU(6.0, negative_slope=0.1), "only a ReLU without slope"),
+            (lambda L: L.ReLU(0.0), "its largest value is 0; only one above 0"),
+            (lambda L: L.ReLU(threshold=0.5), "its threshold is 0.5; only a ReLU"),
+            (
+                lambda L: L.ReLU(6.0, negative_slope=0.1),
+                r"a largest value \(6\) and a slope .* \(0.1\); only a ReLU with one",
+            ),
             (lambda L: L.Softmax(axis=1), "it is over the axis 1; only the last"),
             (lambda L: L.BatchNormalization(axis=1), "it has axis 1; only the last"),
             (

@@ -122,9 +122,6 @@ def activate(maker: Maker, activation: str, name: str, source: Node) -> None:
       activation: a kind without settings, 'linear', or one of those above.
       name: of the node that gives it.
       source: what it is computed of.
-
-    Raises:
-      Unknown: a softmax of other values than a row of scores.
     """
     if activation == "linear":
         return
@@ -152,8 +149,15 @@ def relu(
         None if settings.get(setting) is None else float(settings[setting] or 0)
         for setting in ("top", "slope", "threshold")
     )
-    if threshold or (top is not None and (top <= 0 or slope)):
-        raise Unknown("only a ReLU without slope and threshold is known")
+    if threshold:
+        raise Unknown(f"its threshold is {threshold:g}; only a ReLU without is known")
+    if top is not None and top <= 0:
+        raise Unknown(f"its largest value is {top:g}; only one above 0 is known")
+    if top is not None and slope:
+        raise Unknown(
+            f"it has a largest value ({top:g}) and a slope for values below 0 "
+            f"({slope:g}); only a ReLU with one of the two is known"
+        )
     if slope:
         maker.add("leaky_relu", name, [source], {"slope": slope})
     else:
