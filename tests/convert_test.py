@@ -131,6 +131,17 @@ class ConvertTest(tf.test.TestCase):
         ):
             self.assertEqual(self.refused(message, flag), 2)
 
+    def test_what_the_target_does_not_take_is_refused(self):
+        for target, name, value in (
+            ("ethos_u", "input_type", "float32"),
+            ("edge_tpu", "output_type", "float32"),
+            ("micro", "favor", "size"),
+            ("micro", "kernel_costs", "dfq_tf/tflite/kernel_costs.json"),
+        ):
+            message = f"{name} is '{value}', and the target is {target}: "
+            flags = f"--target={target}", f"--{name}={value}"
+            self.assertEqual(self.refused(message, *flags), 2)
+
     def test_labels_of_another_file_are_kept(self):
         folder = new_folder()
         (folder / "labels.txt").write_text("Cattle\nSheep\n")

@@ -258,6 +258,17 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(UnsupportedLayerError, message):
             convert(network, config=LOGITS["edge_tpu"])
 
+    def test_what_is_asked_of_the_file_of_such_a_network(self):
+        network = quantized("bn_first")
+        for target, setting, value in (
+            ("ethos_u", "input_type", "float32"),
+            ("edge_tpu", "output_type", "float32"),
+            ("micro", "favor", "size"),
+        ):
+            message = f"{setting} is '{value}', and the target is {target}: "
+            with self.assertRaisesRegex(ConfigError, message):
+                convert(network, config=FileConfig(target=target, **{setting: value}))
+
     def test_file_with_an_operator_that_is_too_new(self):
         network = quantized("bn_first")
         content = convert(network)

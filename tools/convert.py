@@ -18,7 +18,7 @@ from dfq_tf.errors import ConfigError
 from dfq_tf.files import may_write_in, nearest_there, write_bytes, write_text
 from dfq_tf.quantization import QuantizedNetwork
 from dfq_tf.settings import FileConfig
-from dfq_tf.tflite import convert, labels_text
+from dfq_tf.tflite import check_types, convert, labels_text
 from tools.teacher_flags import read_labels
 
 FLAGS = common.FLAGS
@@ -128,6 +128,7 @@ def main() -> None:
     _check_path(path)
     labels = check_labels(network.description.class_names, path.parent)
     config = common.file_config(path.stem)
+    check_types(config)
     # A folder of the user's choice may hold another tool's run.
     workdir = common.open_workdir(
         path.with_suffix(".convert"), replaces=FLAGS.workdir is None

@@ -16,7 +16,7 @@ from dfq_tf.tflite.sizing import (
     file_bytes,
     sized_widths,
 )
-from dfq_tf.tflite.targets import check_target_takes
+from dfq_tf.tflite.targets import check_target_takes, check_types
 from dfq_tf.tflite.writer import Outline, check_target, outline
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "check_size",
     "check_target_takes",
     "check_target",
+    "check_types",
     "convert",
     "dequantized",
     "file_bytes",

@@ -72,12 +72,14 @@ def convert(
       The content of the file.
 
     Raises:
+      ConfigError: the target does not take a type or a choice of forms.
       ExportError: a layer cannot be written, LiteRT cannot run the file, or a layer
         of it computes something else than the network, or its end something else of
         the logits.
       UnsupportedLayerError: layers are not for the target; they are named.
       ModelError: the images do not fit the network.
     """
+    targets.check_types(config)
     ends = ends_of(network, config)
     bits = network.kernel_bits, network.bits
     writer.check_layers(network.classifier, config, *bits)

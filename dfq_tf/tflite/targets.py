@@ -325,17 +325,16 @@ def has_forms(name: str) -> bool:
 
 
 def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
-    """Raises ConfigError for a width or a type that a target does not take.
+    """Raises ConfigError for a width that a target does not take, or as `check_types`.
 
-    And for a table of kernel costs that cannot be read, or is not for the target, or a
-    size of the file where bits cannot be chosen.
+    And for a size of the file where bits cannot be chosen.
 
     Args:
       file: what is asked for, the target among it.
       widths: bits of weights and activations.
     """
     name, target = file.target, TARGETS[file.target]
-    _check_forms(file)
+    check_types(file)
     _check_size(file, widths)
     for field in dataclasses.fields(widths):
         setting, bits = field.name, getattr(widths, field.name)
@@ -350,25 +349,33 @@ def check_target_takes(file: FileConfig, widths: BitWidths) -> None:
                 f"{setting} is {bits}, and the target is {name}: {target.says} takes "
                 f"{_spelled(taken)} bits there in a file of {widths.name}"
             )
+
+
+def check_types(file: FileConfig) -> None:
+    """Raises ConfigError for a type or a choice of forms that a target does not take.
+
+    And for a table of kernel costs that cannot be read. No width counts here: a network
+    may have been quantized for another target.
+
+    Args:
+      file: what is asked for, the target among it.
+    """
+    name, target = file.target, TARGETS[file.target]
+    kernel_costs.read(file.kernel_costs)
+    plain = FileConfig()
+    for setting in ("favor", "kernel_costs"):
+        value = getattr(file, setting)
+        if not has_forms(name) and value != getattr(plain, setting):
+            raise ConfigError(
+                f"{setting} is {value!r}, and the target is {name}: the choice "
+                f"is by LiteRT's times, for the target {plain.target} alone. Leave "
+                f"{setting} out"
+            )
     for setting in ("input_type", "output_type"):
         if getattr(file, setting) == "float32" and not target.takes_floats:
             raise ConfigError(
                 f"{setting} is 'float32', and the target is {name}: {target.says} "
                 "takes integers there, uint8 or int8"
-            )
-
-
-def _check_forms(file: FileConfig) -> None:
-    """Raises ConfigError for a choice of forms that means nothing, or has no table."""
-    kernel_costs.read(file.kernel_costs)
-    plain = FileConfig()
-    for setting in ("favor", "kernel_costs"):
-        value = getattr(file, setting)
-        if not has_forms(file.target) and value != getattr(plain, setting):
-            raise ConfigError(
-                f"{setting} is {value!r}, and the target is {file.target}: the choice "
-                f"is by LiteRT's times, for the target {plain.target} alone. Leave "
-                f"{setting} out"
             )
 
 
