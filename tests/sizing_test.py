@@ -226,6 +226,27 @@ class SizedTest(tf.test.TestCase, parameterized.TestCase):
         file = FileConfig(favor="size", target_size=f"{share}x")
         check_size(self.float, BitWidths(), file)
 
+    @parameterized.parameters((8_743, "9 KiB"), (8_735, "0.999x or 9 KiB"))
+    def test_a_share_of_one_is_not_advised(self, least, advice):
+        """Both with the bytes that are kept free: 8,999 and 8,991 of 9,000."""
+        files = [bytes(9_000), bytes(least)]
+        message = f"of 8-bit weights: ask for {advice} at the least$"
+        with mock.patch.object(sizing, "write", side_effect=files):
+            with self.assertRaisesRegex(ConfigError, message):
+                file = FileConfig(favor="size", target_kib=1)
+                check_size(self.float, BitWidths(), file)
+
+    @parameterized.parameters(
+        (BitWidths(), "android", True),
+        (BitWidths(8, 16), "android", False),
+        (BitWidths(), "micro", False),
+    )
+    def test_another_form_is_advised_where_there_is_one(self, widths, target, advised):
+        file = FileConfig(target=target, target_kib=1)
+        with self.assertRaisesRegex(ConfigError, "target_kib is 1, and") as caught:
+            check_size(self.float, widths, file)
+        self.assertEqual("favor='size'" in str(caught.exception), advised)
+
     def test_what_it_says_before_there_are_ranges_is_enough(self):
         """A grid takes some 36 bytes of a file, where no other tensor has the same."""
         network = float_network(many_grids().classifier())

@@ -78,6 +78,18 @@ class Form:
         return f"{self.operator} int{self.num_bits}"
 
 
+def has_choice(network: Integers, config: FileConfig) -> bool:
+    """Whether a file may have a kernel in several forms.
+
+    They are chosen by times, which are those of LiteRT beside int8 activations.
+
+    Args:
+      network: has the integers.
+      config: says what the file is for.
+    """
+    return targets.has_forms(config.target) and not network.is_wide
+
+
 def chosen(network: Integers, config: FileConfig) -> dict[str, Form]:
     """Node with a kernel -> the form in which a file has it.
 
@@ -89,11 +101,10 @@ def chosen(network: Integers, config: FileConfig) -> dict[str, Form]:
       ConfigError: the table of kernel costs cannot be read.
     """
     costs = kernel_costs.read(config.kernel_costs)
-    target = targets.TARGETS[config.target]
-    is_open = targets.has_forms(config.target) and not network.is_wide
+    target, may_choose = targets.TARGETS[config.target], has_choice(network, config)
     return {
         name: _best(network, node, config.favor, costs)
-        if is_open
+        if may_choose
         else _fewest_bits(network, node, target)
         for name, node in network.graph.nodes.items()
         if has_kernel(node)

@@ -15,7 +15,7 @@ from dfq_tf.quantization import (
     with_any_ranges,
 )
 from dfq_tf.settings import BitWidths, FileConfig, MixedWidths
-from dfq_tf.tflite.forms import LayerCosts, layer_costs
+from dfq_tf.tflite.forms import LayerCosts, has_choice, layer_costs
 from dfq_tf.tflite.writer import write
 
 _KIB = 1024
@@ -69,7 +69,8 @@ class _Sizes:
         self.whole, least = self.of(network.kernel_bits), self.of(self.smallest)
         self.asked = self.whole * (file.size_share or 0) or file.target_kib * _KIB
         if min(self.whole, least + _RESERVE) > self.asked:
-            raise _too_small(file, self.whole, least + _RESERVE)
+            favors = has_choice(network, file) and file.favor != "size"
+            raise _too_small(file, self.whole, least + _RESERVE, favors)
 
     def of(self, bits: Mapping[str, int]) -> int:
         """Bytes of the file of kernels of so many bits."""
@@ -163,10 +164,11 @@ def _costs(
     return costs
 
 
-def _too_small(file: FileConfig, whole: int, least: int) -> ConfigError:
+def _too_small(file: FileConfig, whole: int, least: int, favors: bool) -> ConfigError:
+    """What to ask for; `favors` says whether favor='size' may make the file smaller."""
     name = str(file.size_setting)
     advice = ""
-    if file.favor != "size":
+    if favors:
         advice = ". With favor='size' (--favor=size of tools/run.py) it may be smaller"
     if least >= whole:
         return ConfigError(
@@ -174,11 +176,13 @@ def _too_small(file: FileConfig, whole: int, least: int) -> ConfigError:
             f"smaller: it has {whole:,} bytes with 8-bit weights, most of which are no "
             f"weights. Leave {name} out{advice}"
         )
+    share, sizes = np.ceil(1000 * least / whole) / 1000, f"{-(-least // _KIB)} KiB"
+    if share < 1:  # no other share is one that can be asked for
+        sizes = f"{share:g}x or {sizes}"
     return ConfigError(
         f"{name} is {getattr(file, name)!r}, and the smallest file has {least:,} "
         f"bytes, {least / whole:.3f}x of the {whole:,} of 8-bit weights: ask for "
-        f"{np.ceil(1000 * least / whole) / 1000:g}x or {-(-least // _KIB)} KiB at the "
-        f"least{advice}"
+        f"{sizes} at the least{advice}"
     )
 
 
