@@ -63,6 +63,20 @@ class MarginsTest(tf.test.TestCase, parameterized.TestCase):
         # 2.5 times as wide about 0.5.
         self.assertEqual(found["logits"], (-5.75, 6.75))
 
+    def test_the_score_that_two_logits_are_made_of_is_as_much_wider(self):
+        sketch = Sketch()
+        x = sketch.flatten("flat", sketch.conv("conv"))
+        sketch("add", "score", *(sketch.dense(name, x, outputs=1) for name in "ab"))
+        sketch("dense", "two", weights={"kernel": np.array([[-0.5, 0.5]])})
+        graph = sketch.graph()
+        ranges = {name: (-2.0, 3.0) for name in grids.measured(graph)}
+        config = CalibrationConfig(logits_margin=2.5)
+        found = calibration.with_margins(graph, ranges, config)
+        for name in ("conv", "a", "b"):
+            self.assertEqual(found[name], (-2.0, 3.0))
+        for name in ("score", "two"):
+            self.assertEqual(found[name], (-5.75, 6.75))
+
     def test_no_further_than_the_top_of_a_relu(self):
         network = gated()
         ranges = {name: (0.0, 5.0) for name in grids.measured(network.graph)}

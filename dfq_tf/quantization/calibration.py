@@ -131,10 +131,11 @@ def with_margins(
       config: says how much.
     """
     owner, pooled = grids.owners(graph), grids.pooled(graph)
+    of_logits = grids.owners_of_logits(graph, owner)
     result = {}
     for name, (low, high) in ranges.items():
         low, high = min(low, 0.0), max(high, 0.0)
-        if owner[name] == owner[graph.output]:
+        if owner[name] in of_logits:
             more = (config.logits_margin - 1) / 2 * (high - low)
             low, high = low - more, high + more
         elif name in pooled:

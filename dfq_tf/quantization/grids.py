@@ -297,7 +297,7 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     width, owner, names = widths.num_bits_activation, owners(graph), measured(graph)
     multiplying = filter(_multiplies, graph.nodes.values())
     read = {owner.get(source) for node in multiplying for source in node.inputs}
-    most = dict.fromkeys(_owners_of_logits(graph, owner), 8)
+    most = dict.fromkeys(owners_of_logits(graph, owner), 8)
     of_pixels = _of_pixels(graph)
     for name in names:
         node = graph.nodes[name]
@@ -310,10 +310,14 @@ def activation_bits(graph: Graph, widths: BitWidths) -> dict[str, int]:
     return {name: most[owner[name]] for name in names}
 
 
-def _owners_of_logits(graph: Graph, owner: Mapping[str, str]) -> set[str]:
+def owners_of_logits(graph: Graph, owner: Mapping[str, str]) -> set[str]:
     """Whose grids the logits have, and what an exact kernel alone makes them of.
 
     Such a kernel makes two logits of the one score of two classes.
+
+    Args:
+      graph: of `post_training.float_network`.
+      owner: from `owners`, of the same graph.
     """
     node, found = graph.last, {owner[graph.output]}
     while layers.has_kernel(node) and _is_exact(node):
