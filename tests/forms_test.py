@@ -253,7 +253,17 @@ class ChosenTest(tf.test.TestCase, parameterized.TestCase):
     def test_so_have_other_targets(self):
         network = one_convolution(**LARGE)
         found = forms.chosen(network, FileConfig(target="micro"))
-        self.assertEqual(found, {"conv": CONV4, "dense": FULL4})
+        # A dense layer is a convolution of one pixel there.
+        self.assertEqual(found, {"conv": CONV4, "dense": CONV4})
+
+    @parameterized.parameters(
+        ("android", 8, True), ("android", 16, False), ("micro", 8, False)
+    )
+    def test_times_are_litert_s_beside_int8(self, target, activation, has_times):
+        network = one_convolution(activation=activation)
+        found = forms.layer_costs(network, FileConfig(target=target))
+        times = {name: each.milliseconds is not None for name, each in found.items()}
+        self.assertEqual(times, {"conv": has_times, "dense": has_times})
 
     @parameterized.parameters(1, 2)
     def test_bytes_are_those_of_files(self, stride):

@@ -118,8 +118,8 @@ class LayerCosts:
     Attributes:
       form: of its kernel.
       num_bytes: of its weights, with the operators before it.
-      milliseconds: of one image, by the table; None for a depthwise kernel, which the
-        table has not.
+      milliseconds: of one image, by the table; None where it says nothing: of a
+        depthwise kernel, beside int16 activations, and for other targets.
     """
 
     form: Form
@@ -130,10 +130,11 @@ class LayerCosts:
 def layer_costs(network: Integers, config: FileConfig) -> dict[str, LayerCosts]:
     """Node with a kernel -> what it costs in the form that `chosen` gives it."""
     table = kernel_costs.read(config.kernel_costs)
+    has_times = has_choice(network, config)
     costs = {}
     for name, form in chosen(network, config).items():
         node = network.graph.nodes[name]
-        is_known = node.kind != "depthwise_conv"
+        is_known = has_times and node.kind != "depthwise_conv"
         time = milliseconds(node, form, table) if is_known else None
         costs[name] = LayerCosts(form, num_bytes(node, form), time)
     return costs
@@ -159,12 +160,15 @@ def _best(network: Integers, node: Node, favor: str, costs: KernelCosts) -> Form
 
 
 def _fewest_bits(network: Integers, node: Node, target: Target) -> Form:
-    """The operator of the node's kind, with int4 where the kernel has so few bits."""
+    """The operator of the target, with int4 where the kernel has so few bits."""
     # LiteRT misreads an int4 kernel of a depthwise convolution behind int16.
     is_misread = network.is_wide and node.kind == "depthwise_conv"
     is_misread |= target.misreads_int4(node)
     bits = 8 if is_misread else max(4, _stored_bits(network.kernel_bits[node.name]))
-    return Form(KINDS[node.kind].operator, bits)
+    operator = KINDS[node.kind].operator
+    if target.instead.get(operator) == "POINTWISE":
+        operator = "CONV_2D"
+    return Form(operator, bits)
 
 
 def possible(network: Integers, node: Node) -> list[Form]:

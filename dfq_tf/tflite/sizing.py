@@ -34,7 +34,7 @@ class SizedLayer:
       bits: of its kernel.
       form: in which the file has it, such as 'FULLY_CONNECTED int4'.
       num_bytes: of its weights in the file.
-      milliseconds: by the table of kernel costs; None where that has no such layer.
+      milliseconds: by the table of kernel costs; None where that says nothing.
       noise: power of the noise that this width alone makes in the logits of the
         images that calibrate, over the power of the logits.
     """
