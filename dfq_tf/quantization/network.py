@@ -41,9 +41,10 @@ _TOLERANCE = 1e-6
 # Least range of a kernel as a share of its bias: behind the tiny kernel of a dead
 # channel, the steps of the bias would be too fine for its integers.
 _SMALLEST_KERNEL = 1e-4
-# Steps that a bias may have: of int32, and of the 48 bits that LiteRT takes beside
-# int16, with room for the products that are added to it.
-_MOST_BIAS_STEPS, _MOST_WIDE_BIAS_STEPS = 2**29, 2**45
+# Steps that a bias may have: of int32, and of the 40 bits that Vela takes beside int16
+# (its constraint_bias_40bit, which counts the sign; LiteRT takes 48). Room is left for
+# the products that are added to it: of int16 and int8, for 2**16 of them.
+_MOST_BIAS_STEPS, _MOST_WIDE_BIAS_STEPS = 2**29, 2**38
 # By how much of a step an average is moved that lies just between two integers.
 _LITTLE = 1e-3
 
