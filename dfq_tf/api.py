@@ -330,7 +330,10 @@ def quantize_prepared(
         )
         found |= more
     if method in TRAINING:
-        network, generators, more = trained(prepared, network, context, name=method)
+        behind = reconstruction if method in RECONSTRUCTING else None
+        network, generators, more = trained(
+            prepared, network, context, name=method, behind=behind
+        )
         found |= more
     if network is not calibrated:
         with stage("expected agreement", context.progress):
@@ -784,7 +787,7 @@ def reconstructed(
     identity = {
         **_identity(prepared, network, context),
         "seed": str(context.seed),
-        **{name: str(value) for name, value in vars(config).items()},
+        **_texts(config),
     }
     run = functools.partial(
         run_loop,
@@ -817,6 +820,7 @@ def trained(
     context: Context[DistillationConfig],
     evaluate: Callable[[Learner], Mapping[str, float]] | None = None,
     name: str = "df_qat_kd",
+    behind: ReconstructionConfig | None = None,
 ) -> tuple[QuantizedNetwork, list[keras.Model], dict[str, float]]:
     """Quantization-aware training: on a pool of images, against generators, or both.
 
@@ -826,6 +830,7 @@ def trained(
       context: of the run.
       evaluate: measures the student now and then, see `loop.run_loop`.
       name: of the phase, for its checkpoints and curves.
+      behind: how the network was reconstructed; None if it was not.
 
     Returns:
       The better of the network that was given and the trained one, see `better`; the
@@ -851,7 +856,7 @@ def trained(
         [learner],
         context,
         name=name,
-        identity=_identity(prepared, network, context),
+        identity={**_identity(prepared, network, context), **_texts(behind)},
         images=lambda: prepared.pool,
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )
@@ -926,11 +931,14 @@ def _identity(
     """What the training of a quantized network hangs on, see `loop.run_loop`.
 
     Nothing that is computed of images is in it: a rounding would make another run of
-    it. But a folder may have other pictures than it had.
+    it. But a folder may have other pictures than it had, and generators another
+    warm-up.
     """
     settings = dataclasses.asdict(prepared.calibration)
     if context.directory is not None:
         settings |= _pictures(prepared)
+    if prepared.source.name == GENERATED:
+        settings |= phases.warm_up_identity(prepared.observed, prepared.context)
     return {
         "network": prepared.network.graph.digest(),
         "bits of activations": _runs(network.bits.values()),
@@ -938,6 +946,11 @@ def _identity(
         "per_channel": str(network.is_per_channel),
         **{name: str(value) for name, value in settings.items()},
     }
+
+
+def _texts(config: ReconstructionConfig | None) -> dict[str, str]:
+    """Settings by name, see `loop.run_loop`; none where nothing was reconstructed."""
+    return {name: str(value) for name, value in vars(config).items()} if config else {}
 
 
 def _pictures(prepared: Prepared) -> dict[str, str]:

@@ -1609,13 +1609,42 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         others = dataclasses.replace(TINY_CALIBRATION, weight_range="min_max")
         prepared = dataclasses.replace(self.prepared, calibration=others)
         vars(prepared).update(images=self.prepared.images)
+        longer = helpers.context(dataclasses.replace(TINY, warm_up_steps=9), seed=1)
+        warmed = dataclasses.replace(self.prepared, context=longer)
+        vars(warmed).update(images=self.prepared.images)
         for change in (
             dict(prepared=prepared),
+            dict(prepared=warmed),
             dict(config=dataclasses.replace(FEW_STEPS, rec_drop=0.0)),
             dict(network=self.network(ALL_4_BITS)),
         ):
             with self.assertRaisesRegex(TrainingError, "df_rec_1_of_3: .* another run"):
                 self.reconstructed(**{"network": network, **change}, directory=folder)
+
+    @parameterized.parameters(("generated", {"warm_up_steps"}), ("photographs", set()))
+    def test_what_generators_made_hangs_on_their_warm_up(self, source, expected):
+        network, found = self.network(BitWidths()), []
+        for steps in (3, 9):
+            config = dataclasses.replace(TINY, warm_up_steps=steps)
+            context = helpers.context(config, seed=1)
+            prepared = dataclasses.replace(
+                self.prepared, source=api.Source(source), context=context
+            )
+            found.append(api._identity(prepared, network, context))
+        before, after = found
+        self.assertEqual(before.keys(), after.keys())
+        self.assertEqual({k for k in after if before[k] != after[k]}, expected)
+
+    def test_student_behind_another_reconstruction_is_another_run(self):
+        network, found = self.network(BitWidths()), []
+        for steps in (5, 6):
+            behind = dataclasses.replace(FEW_STEPS, rec_steps=steps)
+            with mock.patch.object(phases, "distill", return_value={}) as distill:
+                api.trained(self.prepared, network, self.context, behind=behind)
+            found.append(distill.call_args.kwargs["identity"])
+        before, after = found
+        self.assertEqual({k for k in after if before[k] != after[k]}, {"rec_steps"})
+        self.assertEqual((before["rec_steps"], after["rec_steps"]), ("5", "6"))
 
     def test_other_pictures_in_the_same_folder_are_another_run(self):
         folder, network = helpers.new_folder(), self.network(BitWidths())
@@ -1656,6 +1685,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(trained.call_count, int(trains))
         if trains:
             self.assertIs(trained.call_args.args[1], self.other)
+            self.assertIs(trained.call_args.kwargs["behind"], FEW_STEPS)
         self.assertEqual("loss" in result.measurements, trains)
         self.assertIn("rec", result.measurements)
 

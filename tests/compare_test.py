@@ -9,7 +9,12 @@ from dfq_tf.compat import tf
 from dfq_tf.errors import DfqError
 from dfq_tf.reports import plots
 from dfq_tf.reports.workdir import Workdir
-from dfq_tf.settings import BitWidths, DistillationConfig, qat_recipe
+from dfq_tf.settings import (
+    BitWidths,
+    DistillationConfig,
+    ReconstructionConfig,
+    qat_recipe,
+)
 from tests import helpers
 
 
@@ -135,6 +140,23 @@ class SharedTest(absltest.TestCase):
                     comparison._network(widths, "df_qat_kd", folder)
                 minutes.append(comparison._shared.minutes)
             self.assertEqual(minutes, expected)
+
+    def test_student_of_reconstructed_blocks_hangs_on_how_they_were(self):
+        config = ReconstructionConfig(rec_steps=7)
+        for method, expected in (("df_rec_kd", config), ("df_qat_kd", None)):
+            comparison = object.__new__(compare.Comparison)
+            comparison.workdir = self.workdir
+            comparison._shared = compare.Shared(self.workdir)
+            comparison._config = qat_recipe("pool", batch_size=8)
+            comparison._prepare = mock.Mock()
+            comparison._reconstructed = mock.Mock(return_value=(None, {}))
+            with (
+                mock.patch.object(common, "context"),
+                mock.patch.object(common, "config_from_flags", return_value=config),
+                mock.patch.object(api, "trained", return_value=(None, [], {})) as made,
+            ):
+                comparison._network(BitWidths(), method, self.workdir.path)
+            self.assertIs(made.call_args.args[-1], expected)
 
 
 class RowTest(absltest.TestCase):

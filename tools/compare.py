@@ -252,10 +252,12 @@ class Comparison:
             network = self._calibrated("", prepared.calibrated, widths)
         context = common.context(self._config, folder)
         told: dict[str, float] = {}
+        behind: ReconstructionConfig | None = None
         if method != "df_q":
             self._shared("images to judge by", lambda: prepared.judging)
         if method in RECONSTRUCTING:
-            network, found = self._reconstructed(widths, network, context)
+            behind = common.config_from_flags(ReconstructionConfig)
+            network, found = self._reconstructed(widths, network, behind, context)
             told = _share(found)
         if method not in TRAINING:
             return network, told
@@ -266,7 +268,7 @@ class Comparison:
         if self._config.pool_images:
             self._shared("pool", lambda: prepared.pool)
         network, _, found = api.trained(
-            prepared, network, context, self._on_the_way, method
+            prepared, network, context, self._on_the_way, method, behind
         )
         rounds = int(found.get("rounds", self._config.rounds))
         if "rounds" in found:
@@ -300,11 +302,11 @@ class Comparison:
         self,
         widths: BitWidths,
         network: QuantizedNetwork,
+        config: ReconstructionConfig,
         context: Context[DistillationConfig],
     ) -> tuple[QuantizedNetwork, dict[str, float]]:
         """DF-REC's network, and what was measured; metrics.json has it too."""
         prepared, name = self._prepared, f"{widths.name} reconstruction"
-        config = common.config_from_flags(ReconstructionConfig)
         lessons = seconds_in_steps(self.workdir.path, "lessons")
         self._shared("lessons", lambda: prepared.lessons, lessons)
         made, _, found = self._shared(
