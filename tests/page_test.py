@@ -714,15 +714,22 @@ class VerdictTest(parameterized.TestCase):
         for each in (teacher, student, df_q):
             each["accuracy"] = None
         expected = {"expected_agreement": 0.995}
-        for training, level in (({}, "fair"), (expected, "good")):
+        kinds = {"expected_on": ["generated", "procedural"]}
+        for training, level, images in (
+            ({}, "fair", None),
+            (expected, "good", "images held out"),
+            (expected | kinds, "good", "generated images and images of 1/f noise"),
+        ):
             metrics["df_q_training"] = training
             folder = pages.write(new_folder(), metrics, curves=False)
             found = verdict.of(record.read(folder))
             self.assertEqual(found.level, level)
             said = found.sentence.replace("\xa0", " ")
             self.assertIn("as the teacher on 80.0 % of generated images", said)
-            of_student = "as the float student on 99.5 % of those"
-            self.assertEqual(of_student in said, bool(training))
+            self.assertEqual("float student" in said, images is not None)
+            if images:
+                of_student = f"as the float student on 99.5 % of {images} of which that"
+                self.assertIn(of_student, said)
 
     def test_student_is_rated_on_all_images_held_out(self):
         training = {"agreements_on_generated_images": [0.5], "held_out_images": 256}

@@ -113,11 +113,11 @@ def _by_agreement(record: Record, best: Row, rests: list[str]) -> Verdict:
         exact = record.source.agreement if record.source else None
         whole = exact[0] if exact else 1.0
         return Verdict(_level(whole - same), f"{sentence}.", rests)
+    images = _kinds_of_expected(best.training) or "images held out"
     if record.is_distilled:
-        sure = f"{percent(expected)} of those of which that is sure"
+        sure = f"{percent(expected)} of {images} of which that is sure"
         sentence += f", and as the float student on {sure}."
     else:
-        images = _kinds_of_expected(best.training) or "images held out"
         sure = f"on {images} of which the float model is sure"
         sentence += f"; {sure}, {percent(expected)}."
     return Verdict(_level(1 - expected), sentence, rests)
