@@ -688,6 +688,16 @@ class VerdictTest(parameterized.TestCase):
         self.assertIn("ended before its file was measured", parsed.words)
         self.assertNotIn("No labelled images were given", parsed.words)
 
+    def test_what_was_compared_with_the_file_is_told(self):
+        compared = {"compared_images": 1000}
+        for more, images in (({}, ""), (compared, ", on 1,000 images,")):
+            df_q = {**pages.METRICS["df_q"], **more}
+            metrics = {**pages.METRICS, "df_q": df_q}
+            folder = pages.write(new_folder(), metrics, page=(), curves=False)
+            rests_on = verdict.of(record.read(folder)).rests_on
+            (told,) = (each for each in rests_on if "LiteRT" in each)
+            self.assertIn(f"its logits{images} are at most 2 steps of an", told)
+
     def test_what_blocks_gave_is_judged_as_what_they_were_given(self):
         training = {**pages.METRICS["df_q_training"], "unreconstructed_is_kept": False}
         metrics = {"df_rec_training": {**training, "expected_agreement": 0.995}}

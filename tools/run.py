@@ -430,6 +430,7 @@ def measure(
             xnnpack_pieces=tflite.num_pieces,
             worst_layer=f"{worst.name}, {worst.own_db:.1f} dB",
             largest_difference_in_steps=difference,
+            compared_images=len(compared),
             **kept,
         )
     if FLAGS.yardstick:

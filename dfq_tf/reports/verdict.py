@@ -227,8 +227,10 @@ def _proved(best: Row) -> list[str]:
     steps = best.measured.get("largest_difference_in_steps")
     if steps is None:
         return []
+    count = best.measured.get("compared_images")  # an earlier version kept none
+    images = f", on {count:,} images," if count else ""
     return [
-        f"LiteRT ran the file itself: its outputs are at most {steps} "
+        f"LiteRT ran the file itself: its logits{images} are at most {steps} "
         f"{'step' if steps == 1 else 'steps'} of an integer from what the quantized "
         "network computes."
     ]
