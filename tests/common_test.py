@@ -101,6 +101,17 @@ class FlagfileTest(parameterized.TestCase):
         end = "Save it as UTF-8 without a byte-order mark (BOM)\n"
         self.assertEndsWith(process.stderr, end)
 
+    @parameterized.parameters(
+        ("  # my run\n\t// of today\n", 1, "there is no model file absent.keras"),
+        ("seed=1\n", 2, "a flagfile has the line 'seed=1', which is no flag; flags "),
+    )
+    def test_line_that_is_no_flag_is_no_teacher(self, line, exit_code, message):
+        path = new_folder() / "flags.cfg"
+        path.write_text(f"--teacher=absent.keras\n{line}")
+        process = run_in_process("inspect_model", f"--flagfile={path}")
+        self.assertEqual(process.returncode, exit_code)
+        self.assertStartsWith(process.stderr, f"error: {message}")
+
 
 class QuietTest(parameterized.TestCase):
     @classmethod

@@ -746,7 +746,10 @@ def run(
 
 
 def _parsed(argv: list[str]) -> list[str]:
-    """Reads the flags, those of flagfiles too; gives the arguments that are none."""
+    """Reads the flags, those of flagfiles too; gives the arguments that are none.
+
+    A flagfile has flags and comments alone.
+    """
     wanted = "Save it as UTF-8 without a byte-order mark (BOM)"
     rest = argv
     try:
@@ -758,7 +761,9 @@ def _parsed(argv: list[str]) -> list[str]:
         if meant in FLAGS:
             error = f"{error.args[0].split('. Did')[0]}. It is --{meant} here"
         _fail(f"{error}. See --help", 2)
-    for text in rest[1:]:
+    for text in rest:
+        if text in argv or text.startswith(("#", "//")):  # an indented comment
+            continue
         if text.startswith(_MARK):
             line = text.removeprefix(_MARK)
             _fail(
@@ -766,7 +771,12 @@ def _parsed(argv: list[str]) -> list[str]:
                 f"{wanted}",
                 2,
             )
-    return rest
+        _fail(
+            f"a flagfile has the line {text!r}, which is no flag; flags begin with --, "
+            "as --seed=1, and comments with #",
+            2,
+        )
+    return [text for text in rest if text in argv]
 
 
 def _run(main: Callable[[], None]) -> None:
