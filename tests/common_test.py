@@ -81,6 +81,18 @@ class EndTest(parameterized.TestCase):
         with self.assertRaises(tf.errors.ResourceExhaustedError):
             common._run(main)
 
+    @parameterized.parameters(KeyboardInterrupt, common._Terminated, OSError)
+    def test_run_that_ends_before_anything_was_made_leaves_its_folder_free(self, end):
+        path = new_folder()
+
+        def main():
+            common._claimed.append(common.Workdir(path, {"seed": "1"}))
+            raise end
+
+        with mock.patch("builtins.print"), self.assertRaises(SystemExit):
+            common._run(main)
+        self.assertEqual([*path.iterdir()], [])
+
 
 class FlagfileTest(parameterized.TestCase):
     @parameterized.parameters(

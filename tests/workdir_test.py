@@ -90,6 +90,25 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
             Workdir(self.path, _SETTINGS)
         self.assertEqual(Workdir(self.path, others).metrics(), {"accuracy": 0.5})
 
+    def test_training_that_saved_nothing_leaves_its_folder_to_other_flags(self):
+        begun = ["checkpoints/warm_up/identity.json", "tensorboard/warm_up/events.1"]
+        begun += ["checkpoints/teacher/identity.json", "teacher_curve.csv"]
+        cases = (
+            [],
+            ["checkpoints/warm_up/ckpt-1.index"],
+            ["tensorboard/of_somebody/events.1"],
+            ["df_q.keras"],
+        )
+        for i, made in enumerate(cases):
+            workdir = Workdir(self.folder / f"run {i}", _SETTINGS)
+            for name in begun + made:
+                (workdir.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (workdir.path / name).write_text("{}")
+            workdir.release()
+            left = [path for path in workdir.path.rglob("*") if path.is_file()]
+            self.assertLen(left, 7 if made else 0)
+            self.assertEqual(any(workdir.path.iterdir()), bool(made))
+
     def test_folder_that_has_gone_is_given_up_in_silence(self):
         workdir = Workdir(self.path, _SETTINGS)
         self.path.rename(self.folder / "elsewhere")

@@ -782,17 +782,21 @@ def _parsed(argv: list[str]) -> list[str]:
 def _run(main: Callable[[], None]) -> None:
     """Calls `main`, and turns errors that a user can mend into exits.
 
-    A flag may turn out to be wrong when its folder is claimed already. If nothing was
-    made there, the folder is free again for the same command with that flag mended.
+    A flag may turn out to be wrong, or be seen to be, when its folder is claimed
+    already. If nothing was made there when the tool fails or is interrupted, the folder
+    is free again for the same command with that flag mended.
     """
     _claimed.clear()
     try:
-        main()
-        if "distribute" in FLAGS:
-            agreed(True)  # the others would miss a worker that ends before them
+        try:
+            main()
+            if "distribute" in FLAGS:
+                agreed(True)  # the others would miss a worker that ends before them
+        except BaseException:
+            for workdir in _claimed:
+                workdir.release()
+            raise
     except DfqError as error:
-        for workdir in _claimed:
-            workdir.release()
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from typing import Any
@@ -158,13 +159,24 @@ class Workdir:
     def release(self) -> None:
         """Gives the folder up if nothing was made there: other flags may take it.
 
+        A training that has saved no checkpoint has made nothing, and leaves nothing.
         A folder that cannot be read or written any more stays as it is.
         """
         with contextlib.suppress(OSError):
-            names = {each.name for each in self.path.iterdir()}
-            if names <= {FLAGS, RUN}:
-                for name in names:
-                    (self.path / name).unlink()
+            begun = [FLAGS, RUN]
+            for name in (each.name for each in self.path.glob("checkpoints/*")):
+                begun += [f"checkpoints/{name}/identity.json", f"{name}_curve.csv"]
+                begun += [f"tensorboard/{name}/*"]
+            known = {path for each in begun for path in self.path.glob(each)}
+            folders = [self.path / name for name in ("checkpoints", "tensorboard")]
+            found = {*self.path.iterdir()}.difference(folders)
+            for folder in folders:
+                found |= {path for path in folder.rglob("*") if path.is_file()}
+            if found <= known:
+                for path in known:
+                    path.unlink()
+                for folder in folders:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
