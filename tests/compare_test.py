@@ -1,12 +1,14 @@
 import functools
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest
 
 from tools import common, compare
 from dfq_tf import api
 from dfq_tf.compat import tf
 from dfq_tf.errors import DfqError
+from dfq_tf.quantization import Calibrated
 from dfq_tf.reports import plots
 from dfq_tf.reports.workdir import Workdir
 from dfq_tf.settings import (
@@ -140,6 +142,24 @@ class SharedTest(absltest.TestCase):
                     comparison._network(widths, "df_qat_kd", folder)
                 minutes.append(comparison._shared.minutes)
             self.assertEqual(minutes, expected)
+
+    def test_images_for_the_ranges_are_those_that_set_them(self):
+        images = np.zeros((8, 8, 8, 3), np.uint8)
+        calibrated = Calibrated(helpers.small_classifier(), images)
+        prepared = mock.Mock(calibrated=calibrated, images=images)
+        prepared.source = "made up"
+        with (
+            mock.patch.object(compare, "with_batch_size"),
+            mock.patch.object(compare.quantize, "qat_config"),
+            mock.patch.object(common, "strategy"),
+            mock.patch.object(common, "config_from_flags"),
+            mock.patch.object(common, "say") as said,
+            mock.patch.object(compare.Comparison, "_prepare", return_value=prepared),
+            mock.patch.object(self.workdir, "add_metrics"),
+        ):
+            compare.Comparison(mock.Mock(), None, self.workdir)
+        # A quarter of them chooses between settings.
+        said.assert_called_once_with("Images for the ranges, 6: made up")
 
     def test_student_of_reconstructed_blocks_hangs_on_how_they_were(self):
         config = ReconstructionConfig(rec_steps=7)

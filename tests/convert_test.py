@@ -20,7 +20,10 @@ from tests.tool_runner import run_in_process
 
 class ReconstructionLineTest(tf.test.TestCase):
     def test_images_are_counted_among_those_that_blocks_learn_from(self):
-        for count, told in ((20, "on 20 of 32 images, for memory;"), (32, "on 32 im")):
+        for count, told in (
+            (20, "on 20 of 32 images, for memory, those that judge among them;"),
+            (32, "on 32 images, those that judge among them;"),
+        ):
             result = mock.Mock()
             result.measurements = dict(
                 reconstruction_steps=5, reconstruction_images=count

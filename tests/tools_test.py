@@ -978,7 +978,8 @@ class ReconstructionTest(tf.test.TestCase):
         )
         self.assertRegex(
             process.stdout,
-            "20 steps of each block, on 64 images; --rec_steps=20 --rec_minutes=0 rep",
+            "20 steps of each block, on 64 images, those that judge among them; "
+            "--rec_steps=20 --rec_minutes=0 rep",
         )
         self.assertRegex(
             process.stdout,

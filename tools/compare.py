@@ -176,7 +176,8 @@ class Comparison:
         self._shared = Shared(workdir)
         warm_up = seconds_in_steps(workdir.path, "warm_up")
         self._prepared = self._shared("images", self._prepare, warm_up)
-        source, count = self._prepared.source, len(self._prepared.images)
+        source = self._prepared.source
+        count = len(self._prepared.calibrated.calibrating)
         common.say(f"Images for the ranges, {count}: {source}")
         self._train = dataset.load("train") if dataset else None
         test = dataset.load("test") if dataset else None

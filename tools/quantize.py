@@ -241,14 +241,12 @@ def quantize_network(
     seconds = round(time.monotonic() - began, 1)
     with common.stage("images held out"):
         same = _agreement(teacher, result, config, path)
-    calibrated = result.prepared.calibrated
     training: dict[str, Any] = {
         "seconds": seconds,
         "agreement_on_held_out_images": same,
         "batch_size": config.batch_size,
-        # Without those that choose between settings and set no range.
         "calibration_sources": {
-            result.source.kind: len(calibrated.images) - len(calibrated.held_out)
+            result.source.kind: len(result.prepared.calibrated.calibrating)
         },
         "images": result.source.name,
         "images_distance": result.source.distance,
@@ -402,8 +400,8 @@ def reconstruction_line(result: api.Quantized) -> str:
     if count < len(result.prepared.lessons):
         images = f"{count:,} of {len(result.prepared.lessons):,} images, for memory"
     return (
-        f"Reconstruction: {steps:,} steps of each block, on {images}; "
-        f"--rec_steps={steps} --rec_minutes=0 repeats it"
+        f"Reconstruction: {steps:,} steps of each block, on {images}, those that "
+        f"judge among them; --rec_steps={steps} --rec_minutes=0 repeats it"
     )
 
 

@@ -93,7 +93,7 @@ class Calibrated:
         widest = trial.widest()
         best = as_stored(widest)
         if self.config.bias_correction:
-            corrected = as_stored(with_corrected_biases(widest, self._calibrating))
+            corrected = as_stored(with_corrected_biases(widest, self.calibrating))
             gain = trial.rated(corrected, True) - trial.rated(best, True)
             if not self._num_held_out or gain >= LEAST_GAIN:
                 return corrected
@@ -108,7 +108,8 @@ class Calibrated:
         return min(_MOST_HELD_OUT, int(_HELD_OUT_SHARE * len(self.images)))
 
     @property
-    def _calibrating(self) -> np.ndarray:
+    def calibrating(self) -> np.ndarray:
+        """The images that set ranges and correct biases."""
         return self.images[self._num_held_out :]
 
     @property
@@ -124,7 +125,7 @@ class Calibrated:
           TrainingError: see `observe`.
         """
         with_counts = self.config.activation_range != "min_max"
-        return observe(self.network, self._calibrating, with_counts=with_counts)
+        return observe(self.network, self.calibrating, with_counts=with_counts)
 
     @functools.cached_property
     def _ranges(self) -> dict[tuple[Any, ...], dict[str, Range]]:
