@@ -391,13 +391,14 @@ def _sized(
         **_identity(prepared, network, context),
         **phases.warm_up_identity(prepared.observed, context),  # the seed too
         "layers": ", ".join(network.kernel_bits),
-        "file": str(file),
+        "file": str(dataclasses.replace(file, kernel_costs="")),  # their digest counts
         "costs of kernels": digest(expanded(file.kernel_costs))
         if file.kernel_costs
         else "",
     }
     kept = read_object(path)
-    if kept.get("asked") != asked:
+    before = kept.get("asked", {})
+    if any(before.get(name) != value for name, value in asked.items()):
         mixed, layers = measure()
         made = [dataclasses.asdict(layer) for layer in layers]
         write_text(path, json.dumps({"asked": asked, "layers": made}, indent=2) + "\n")
@@ -935,6 +936,8 @@ def _identity(
     warm-up.
     """
     settings = dataclasses.asdict(prepared.calibration)
+    if prepared.source.name not in SOURCES:
+        del settings["images"]  # the folder may lie elsewhere now
     if context.directory is not None:
         settings |= _pictures(prepared)
     if prepared.source.name == GENERATED:

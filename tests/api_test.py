@@ -1662,6 +1662,20 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
             api._identity(prepared, network, self.context).items(), found[2].items()
         )
 
+    def test_pictures_that_have_moved_are_the_same_run(self):
+        network, found = self.network(BitWidths()), []
+        kept = helpers.context(TINY, seed=1, directory=self.get_temp_dir())
+        for folder in map(str, (helpers.new_folder(), helpers.new_folder())):
+            with open(f"{folder}/a.png", "wb") as file:
+                file.write(b"the same")
+            calibration = dataclasses.replace(TINY_CALIBRATION, images=folder)
+            source = api.Source(folder)
+            prepared = dataclasses.replace(
+                self.prepared, calibration=calibration, source=source
+            )
+            found.append(api._identity(prepared, network, kept))
+        self.assertEqual(found[0], found[1])
+
     @parameterized.parameters("df_rec", "df_rec_kd")
     def test_methods_of_reconstruction_take_their_stages(self, method):
         network, given = self.network(BitWidths()), self.prepared.warmed.generators
@@ -1848,6 +1862,25 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
                 self.assertEqual(layers, chosen)
             with self.assertRaisesRegex(KeyError, "measured anew"):
                 file = FileConfig(target_size="0.6x")
+                api.untrained(prepared, BitWidths(), file)
+
+    def test_costs_that_have_moved_leave_the_bits_that_were_chosen(self):
+        context = helpers.context(TINY, seed=1, directory=self.get_temp_dir())
+        prepared = dataclasses.replace(self.prepared, context=context)
+        known = self.prepared
+        vars(prepared).update(images=known.images, calibrated=known.calibrated)
+        chosen = [api.SizedLayer("conv2", 4, "CONV_2D int4", 100, None, 0.1)]
+        mixed = MixedWidths(layer_bits=(("conv2", 4),))
+        measured = [(mixed, chosen), KeyError("measured anew")]
+        with mock.patch.object(api, "sized_widths", side_effect=measured):
+            for content in ("one", "one", "another"):
+                costs = helpers.new_folder() / "costs.json"
+                costs.write_text(content)
+                file = FileConfig(target_size="0.5x", kernel_costs=str(costs))
+                if content == "one":
+                    _, layers = api.untrained(prepared, BitWidths(), file)
+                    self.assertEqual(layers, chosen)
+            with self.assertRaisesRegex(KeyError, "measured anew"):
                 api.untrained(prepared, BitWidths(), file)
 
     def test_few_bits_of_any_kernel_count(self):

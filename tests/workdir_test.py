@@ -183,6 +183,18 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         with self.assertRaisesRegex(WorkdirError, "--model: a=b.keras, whose"):
             Workdir(self.path, _SETTINGS, digests={"model": "1"})
 
+    def test_file_that_has_moved_is_the_same_under_its_name(self):
+        Workdir(self.path, _SETTINGS, digests={"model": "1"}).add_metrics(accuracy=0.5)
+        moved = {**_SETTINGS, "model": "elsewhere/a=b.keras"}
+        again = Workdir(self.path, moved, digests={"model": "1"})
+        self.assertEqual(again.metrics(), {"accuracy": 0.5})
+        text = (self.path / "flags.cfg").read_text()
+        self.assertIn("--model=elsewhere/a=b.keras\n", text)
+        for name, digest in (("c.keras", "1"), ("a=b.keras", "2")):
+            with self.assertRaisesRegex(WorkdirError, f"re/a=b.keras -> {name}$"):
+                settings = {**_SETTINGS, "model": name}
+                Workdir(self.path, settings, digests={"model": digest})
+
     def test_file_of_another_name_is_named_once(self):
         Workdir(self.path, _SETTINGS, digests={"model": "1"})
         with self.assertRaises(WorkdirError) as caught:

@@ -43,8 +43,9 @@ class Workdir:
         made, and not what comes out.
       defaults: name -> value of flags that are not given. A setting that the folder's
         run did not have, as an earlier version had no such flag, counts as this one.
-      digests: name -> `files.digest` of what the setting of that name reads. A setting
-        whose digest the folder's run did not keep counts as unchanged.
+      digests: name -> `files.digest` of what the setting of that name reads. If the
+        folder's run did not keep it, the content counts as unchanged; if it kept the
+        same, what is read may lie elsewhere now, under the name that it had.
       replaces: whether a run with other flags takes the folder all the same, and
         removes `metrics.json`: for what is made anew in moments.
       command: how the tool that runs is called, without its flags.
@@ -125,13 +126,21 @@ class Workdir:
         before = {name: v for name, v in before.items() if _GONE.get(name) != v}
         added = settings.keys() - before.keys()
         before |= {name: defaults[name] for name in added & defaults.keys()}
+        known = found[RUN].get("digests", {})
+        # By another name of its file, a model would be called otherwise from here on.
+        moved = {
+            name
+            for name, value in digests.items()
+            if name in before
+            and known.get(name) == value
+            and pathlib.Path(before[name]).name == pathlib.Path(settings[name]).name
+        }
         changes = [
             f"  --{name}: {before.get(name, '(absent)')} -> "
             f"{settings.get(name, '(absent)')}"
-            for name in sorted((before.keys() | settings.keys()) - set(free))
+            for name in sorted((before.keys() | settings.keys()) - set(free) - moved)
             if before.get(name) != settings.get(name)
         ]
-        known = found[RUN].get("digests", {})
         return changes + [
             f"  --{name}: {settings[name]}, whose content has changed since"
             for name in sorted(digests)
