@@ -1,5 +1,6 @@
 import json
 import pathlib
+from importlib import metadata
 from unittest import mock
 
 import numpy as np
@@ -28,6 +29,18 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(run["seed"], "3")
         self.assertEqual(run["versions"]["tensorflow"], tf.__version__)
         self.assertEqual(run["versions"]["numpy"], np.__version__)
+
+    def test_package_in_whose_place_another_is_installed_stops_nothing(self):
+        def version(name):
+            if name == "tensorflow":  # but tensorflow-cpu
+                raise metadata.PackageNotFoundError(name)
+            return "1.0"
+
+        with mock.patch.object(metadata, "version", version):
+            Workdir(self.path, _SETTINGS)
+        found = json.loads((self.path / "run.json").read_text())["versions"]
+        self.assertEqual(found["tensorflow"], "(not known)")
+        self.assertEqual(found["numpy"], "1.0")
 
     def test_gpus_are_named(self):
         for gpus, end in (([], " cores"), (["H200", "T4"], " cores, H200, T4")):

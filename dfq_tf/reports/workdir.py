@@ -208,13 +208,21 @@ def _places(before: Mapping[str, Any]) -> dict[str, Any]:
     now = {
         "python": platform.python_version(),
         "machine": ", ".join(machine),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }
     first = {name: before.get(name, now[name]) for name in names}
     later = list(before.get("later", []))
     if now not in (first, *later):
         later.append(now)
     return {**first, "later": later} if later else first
+
+
+def _version(package: str) -> str:
+    """Of a package; another one may stand for it, as tensorflow-cpu for tensorflow."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not known)"
 
 
 def parse_flagfile(text: str) -> dict[str, str]:
