@@ -1749,6 +1749,10 @@ class HelpTest(parameterized.TestCase, tf.test.TestCase):
         (line,) = re.findall(r"--helpfull shows (\d+) more", process.stdout) or ["0"]
         self.assertEqual(int(line), hidden)
 
+    @parameterized.parameters(*TOOLS)
+    def test_lines_of_stages_can_be_turned_off(self, tool):
+        self.assertIn("progress", self.flags(tool, "--helpfull"))
+
     def test_run_accepts_what_only_the_full_help_shows(self):
         full = self.flags("run", "--helpfull")
         for name in ("alpha", "temperature", "qat_student_learning_rate", "allow_code"):

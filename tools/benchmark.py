@@ -276,6 +276,7 @@ def define_flags() -> None:
         recipes={"paper": dataclasses.asdict(qat_recipe("paper"))},
     )
     common.define_config("Run", RunConfig, ("seed", "precision"))
+    common.define_progress_flag()
 
 
 if __name__ == "__main__":

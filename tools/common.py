@@ -345,6 +345,11 @@ def define_run_flags(workdir: str | None, *, trains: bool = True) -> None:
     define("Run", "workdir", str, workdir, "Folder for all that the run writes.")
     if trains:
         define_config("Run", RunConfig)
+    define_progress_flag()
+
+
+def define_progress_flag() -> None:
+    """Defines what turns bars and lines of stages off."""
     help = "Show a progress bar for each stage."
     define("Run", "progress", bool, True, help, first=False)
 

@@ -277,6 +277,7 @@ def define_flags() -> None:
         "Take a few training steps, to tell how long the quantization will take and "
         "how much memory.",
     )
+    common.define_progress_flag()
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def define_flags() -> None:
         False,
         "Whether the file was made with --equalize.",
     )
+    common.define_progress_flag()
 
 
 if __name__ == "__main__":
