@@ -404,6 +404,14 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertGreater(np.std(found["photographs"]), 10)
 
+    def test_steps_read_no_variable_that_a_gpu_does_not_hold(self):
+        """Those of int32 are in the memory of the CPU, where XLA does not reach."""
+        with small():
+            training = self.made()._training
+        found = [*training.variables, *training.all_variables]
+        self.assertContainsSubset({tf.uint8, tf.int64}, {v.dtype for v in found})
+        self.assertNotIn(tf.int32, {v.dtype for v in found})
+
 
 if __name__ == "__main__":
     tf.test.main()

@@ -261,6 +261,18 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
             _run(task, 15, self.directory)
         self.assertEqual(task.seen, [])
 
+    def test_checkpoint_with_a_number_of_another_type_is_one_message(self):
+        """Counters were int32 in earlier versions."""
+
+        def run(kind, num_steps):
+            changed = {"count": tf.Variable(0, dtype=kind)}
+            context = helpers.context(directory=self.directory)
+            run_loop("task", lambda index: {}, num_steps, changed, context)
+
+        run(tf.int32, 1)
+        with self.assertRaisesRegex(TrainingError, "ckpt-1 is .*int64.*--workdir"):
+            run(tf.int64, 2)
+
     @parameterized.product(
         part=("data-00000-of-00001", "index"), content=(None, b"", b"half of it")
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from dfq_tf.compat import keras, tf
+from dfq_tf.compat import keras, tf, traced
 from dfq_tf.distillation import batch_size, phases, pool, steps
 from dfq_tf.distillation import generator as generators_module
 from dfq_tf.distillation.generator import (
@@ -28,7 +28,7 @@ from dfq_tf.graph.classifier import Classifier
 from dfq_tf.graph.layers import resized
 from dfq_tf.procedural import natural_noise
 from dfq_tf.settings import qat_recipe
-from dfq_tf.training import loop
+from dfq_tf.training import devices, loop
 from dfq_tf.training.learner import Learner
 from tests import helpers
 
@@ -347,6 +347,21 @@ class DistillTest(PhasesTestCase):
         blind = _Runs()
         blind.distill(config=config)
         self.assertTrue(helpers.all_equal(blind.weights, runs.weights))
+
+    def test_steps_read_no_variable_that_a_gpu_does_not_hold(self):
+        """Those of int32 are in the memory of the CPU, where XLA does not reach."""
+        copies, students = devices.Copies(None), [_student(5)]
+        context = helpers.context(_CONFIG)
+        state = phases.new_state(copies, context, _observed(), [], 4, students)
+
+        def step(images, logits):
+            at = tf.constant([2, 0])
+            return steps.answered_step(state, _CONFIG, images, logits, at)
+
+        images = tf.TensorSpec((4, 4, 4, 1), tf.uint8)
+        read = traced(step, images, tf.TensorSpec((4, 4), tf.float32)).variables
+        self.assertIn(id(state.rounds), [id(variable) for variable in read])
+        self.assertNotIn(tf.int32, [variable.dtype for variable in read])
 
 
 class PoolTest(PhasesTestCase):

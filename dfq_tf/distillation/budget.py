@@ -101,7 +101,7 @@ class Training(tf.Module):
         others = _others(teacher, context, count)
         answered = answer_store(teacher, size, num_kept)
         self.answers = Answers(teacher, self.bank, others, config, answered)
-        self.total_student_steps = tf.Variable(1)
+        self.total_student_steps = tf.Variable(1, dtype=tf.int64)
         # What has gone by, and what of it in rounds with student steps: seconds.
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
         self.learning_seconds = tf.Variable(0.0, dtype=tf.float64)

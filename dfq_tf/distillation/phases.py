@@ -527,7 +527,7 @@ def new_state(
     generators = [copies.of(generator) for generator in generators]
     students = [Learner(copies.of(s.model), s.description) for s in students]
     with devices.scope(context.strategy):
-        number = tf.Variable(rounds, trainable=False)
+        number = tf.Variable(rounds, trainable=False, dtype=tf.int64)
         each = config.generator_steps if students else 1
         return steps.State(
             teacher,

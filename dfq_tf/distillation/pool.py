@@ -36,7 +36,7 @@ class Store(tf.Module):
       **shapes: name -> (shape with the batch, dtype) of each part of a batch.
 
     Attributes:
-      added: how many batches have been added, a scalar int32 variable.
+      added: how many batches have been added, a scalar int64 variable.
     """
 
     def __init__(self, num_batches: int, **shapes: tuple[tuple[int, ...], tf.DType]):
@@ -48,11 +48,14 @@ class Store(tf.Module):
             name: tf.Variable(tf.zeros((rows, *shape[1:]), dtype))
             for name, (shape, dtype) in shapes.items()
         }
-        self.added = tf.Variable(0)
+        # TensorFlow keeps int32 in the memory of the CPU, where a step that XLA
+        # compiles for a GPU does not reach it.
+        self.added = tf.Variable(0, dtype=tf.int64)
 
     def add(self, **parts: tf.Tensor) -> None:
         """Takes a batch in."""
-        rows = self.added % self.num_batches * self._size + tf.range(self._size)
+        place = tf.cast(self.added, tf.int32) % self.num_batches
+        rows = place * self._size + tf.range(self._size)
         for name, variable in self._parts.items():
             variable.scatter_update(tf.IndexedSlices(parts[name], rows))
         self.added.assign_add(1)
@@ -64,7 +67,8 @@ class Store(tf.Module):
 
     def draw(self, count: int, seed: tf.Tensor) -> list[tf.Tensor]:
         """`count` rows of all parts, each row as likely, with repetition."""
-        filled = tf.minimum(self.added, self.num_batches) * self._size
+        added = tf.cast(self.added, tf.int32)
+        filled = tf.minimum(added, self.num_batches) * self._size
         rows = tf.random.stateless_uniform((count,), seed, 0, filled, tf.int32)
         # Out of the variable: to read all of it first would copy it.
         return [tf.gather(variable, rows) for variable in self._parts.values()]

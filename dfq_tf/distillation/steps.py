@@ -43,7 +43,7 @@ class State:
       generator_optimizers: one for each generator, built.
       students: none during the warm-up.
       student_optimizers: one for each student, built.
-      rounds: scalar int32 variable, if learning rates hang on it: they are 0 after so
+      rounds: scalar int64 variable, if learning rates hang on it: they are 0 after so
         many.
     """
 

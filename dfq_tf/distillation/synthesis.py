@@ -70,7 +70,8 @@ class Synthesizer(tf.Module):
         self._start = [tf.Variable(v) for v in self._learning]
         self._gradients = [tf.Variable(tf.zeros_like(v)) for v in self._start]
         self._latents = tf.Variable(tf.zeros((size, *generator.input_shape[1:])))
-        self._classes = tf.Variable(tf.zeros(size, tf.int32))
+        # A GPU does not hold variables of int32.
+        self._classes = tf.Variable(tf.zeros(size, tf.int64))
         # Means and variances, of all batches before this one, and of this one. Those
         # before the first one count as right: were they its own, which are far from
         # that, the next twenty batches would be made to outweigh them.
@@ -111,7 +112,7 @@ class Synthesizer(tf.Module):
         shape = self._classes.shape
         classes = tf.random.stateless_uniform(shape, seeds[1], 0, count, tf.int32)
         self._latents.assign(noise)
-        self._classes.assign(classes)
+        self._classes.assign(tf.cast(classes, tf.int64))
         if self._first:
             kernel, bias = self._first
             reach = math.sqrt(6 / sum(kernel.shape))
@@ -140,8 +141,9 @@ class Synthesizer(tf.Module):
             seen = augment_pixels(pixels, mean, config.student_augmentation, seed)
             logits, bn_inputs = self._teacher(seen)
             distance = self._bn_distance(bn_inputs)
+            classes = tf.cast(self._classes, tf.int32)
             wrong = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(self._classes, logits)
+                tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)
             )
             adversarial = self._adversarial_loss(seen, logits)
             loss = (

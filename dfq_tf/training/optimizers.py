@@ -50,7 +50,8 @@ class CosineOf(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
       learning_rate: at step 0.
-      num_steps: scalar int32 or float32 variable.
+      num_steps: scalar variable, int64 or float32: a step that XLA compiles for a GPU
+        does not reach int32, which TensorFlow keeps in the memory of the CPU.
       times: what it is to be multiplied by.
     """
 
