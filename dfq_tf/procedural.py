@@ -22,7 +22,8 @@ def natural_noise(seed: int, count: int, shape: tuple[int, int, int]) -> np.ndar
     Args:
       seed: of the draws; the same seed gives the same images.
       count: number of images.
-      shape: (height, width, channels), both sides above 1.
+      shape: (height, width, channels), both sides above 1, of 1, 3 or 4 channels; the
+        fourth is 255, as in photographs.
 
     Returns:
       uint8 (count, *shape).
@@ -45,4 +46,5 @@ def natural_noise(seed: int, count: int, shape: tuple[int, int, int]) -> np.ndar
         mean = rng.uniform(*_MEANS) + _TINT * rng.standard_normal(channels)
         pixels = mean + rng.uniform(*_CONTRASTS) * np.moveaxis(values, 0, -1)
         image[...] = np.rint(np.clip(pixels, 0, 255))
+    images[..., 3:] = 255  # opaque
     return images

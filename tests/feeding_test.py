@@ -493,6 +493,11 @@ class NaturalNoiseTest(tf.test.TestCase):
         self.assertBetween(images.mean(), 110, 140)
         self.assertAllInRange(images.std(axis=(1, 2, 3)), 5, 90)
 
+    def test_alpha_is_full_and_hides_nothing_else(self):
+        images = natural_noise(3, 4, (12, 10, 4))
+        self.assertAllEqual(images[..., 3], np.full((4, 12, 10), 255))
+        self.assertAllInRange(images[..., :3].std(axis=(1, 2)), 1, 127)
+
 
 if __name__ == "__main__":
     tf.test.main()
