@@ -404,6 +404,12 @@ class BudgetTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertGreater(np.std(found["photographs"]), 10)
 
+    def test_what_takes_time_before_the_first_round_is_shown(self):
+        with small(), mock.patch.object(budget, "stage", wraps=budget.stage) as stage:
+            self.made()
+        shown = [call.args[0] for call in stage.call_args_list]
+        self.assertEqual(shown, ["images of formulas", "images held out"])
+
     def test_steps_read_no_variable_that_a_gpu_does_not_hold(self):
         """Those of int32 are in the memory of the CPU, where XLA does not reach."""
         with small():

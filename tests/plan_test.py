@@ -62,6 +62,15 @@ class PlanTest(parameterized.TestCase):
         with self.assertRaisesRegex(ConfigError, r"at least 0\.7 for one"):
             plans.plan_for(BudgetConfig(minutes=0.6), PACE, 26.675, spent=8.5)
 
+    @parameterized.parameters(
+        (1.0, "or lower batch_size, generator_steps or student_steps$"),
+        (-1.0, "or lower generator_steps: the images held out leave no time"),
+    )
+    def test_what_is_to_be_lowered_takes_time(self, seconds, way_out):
+        """A smaller batch makes nothing of the images held out faster."""
+        with self.assertRaisesRegex(ConfigError, way_out):
+            plans.plan_for(BudgetConfig(minutes=0.5), PACE, seconds, 30.0 - seconds)
+
 
 class KeptPlanTest(parameterized.TestCase, tf.test.TestCase):
     def kept(self, directory=None):

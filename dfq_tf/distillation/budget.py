@@ -15,7 +15,7 @@ import numpy as np
 
 from dfq_tf import photographs
 from dfq_tf.compat import keras, tf
-from dfq_tf.context import Context, stage
+from dfq_tf.context import Context, counted, stage
 from dfq_tf.distillation import phases, steps
 from dfq_tf.distillation.batch_size import BANK_MEMORY
 from dfq_tf.distillation.generator import AUGMENTATION, STUDENT, make_generators
@@ -199,8 +199,9 @@ class Budget:
         self._plan = self._planned()
         self._round_ended = time.monotonic()
         if not self._is_begun:  # else the checkpoint has them
-            for number in range(self._num_held_out):
-                self._make_batch(number, held_out=True)
+            with stage("images held out", context.progress):
+                for number in counted(range(self._num_held_out), "batches"):
+                    self._make_batch(number, held_out=True)
 
     @property
     def generators(self) -> list[keras.Model]:

@@ -108,11 +108,14 @@ def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> 
     least = plan_of_rounds(config, 1).seconds(pace)
     if least > seconds:
         needed = spent + least / (1 - SPARE)
+        way_out = "batch_size, generator_steps or student_steps"
+        if seconds <= 0:  # whatever the batch, about as many images are held out
+            way_out = "generator_steps: the images held out leave no time for others"
         raise ConfigError(
             f"minutes is {config.minutes:g}; this machine needs at least "
             f"{math.ceil(needed / 6) / 10:g} for one batch of images and "
             f"{config.student_steps} student steps on it. Give more minutes, or lower "
-            "batch_size, generator_steps or student_steps"
+            f"{way_out}"
         )
     rounds, step = 1, 2 ** math.ceil(math.log2(seconds / pace.batch + 1))
     while step:
