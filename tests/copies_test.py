@@ -109,6 +109,22 @@ class WithPrecisionTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllClose(output, expected, atol=0.05 * np.abs(expected).max())
         self.assertNotAllEqual(output, expected)
 
+    def test_scores_of_a_last_convolution_are_of_float32(self):
+        image = layers.Input((8, 8, 1))
+        x = layers.Conv2D(4, 3, name="body")(image)
+        x = layers.Conv2D(5, 6, name="head")(x)
+        model = keras.Model(image, layers.Flatten()(x))
+        for outputs, expected in (
+            (model.output, ["bfloat16", "float32"]),
+            (layers.ReLU()(x), ["bfloat16", "bfloat16"]),  # images
+        ):
+            copy = copies.with_precision(keras.Model(image, outputs), "bfloat16")
+            found = [copy.get_layer(name).compute_dtype for name in ("body", "head")]
+            self.assertEqual(found, expected)
+        scores = copies.with_precision(model, "bfloat16")(helpers.random_inputs(model))
+        rounded = tf.cast(tf.cast(scores, tf.bfloat16), tf.float32)
+        self.assertNotAllEqual(scores, rounded)
+
     def test_further_outputs_are_bfloat16(self):
         outputs = [self.model.output, self.model.get_layer("bn1").output]
         several = keras.Model(self.model.input, outputs)

@@ -129,6 +129,21 @@ class ObserveTest(parameterized.TestCase, tf.test.TestCase):
         logits = self.model.get_layer("logits")(pooled)
         self.assertAllClose(observed(_pixels())[0], logits, rtol=0.01, atol=0.01)
 
+    def test_bfloat16_ends_in_float32_behind_the_last_kernel(self):
+        """Such as in keras.applications.MobileNet, which ends in a convolution."""
+        image = layers.Input((8, 8, 3))
+        x = layers.Conv2D(4, 3, name="body")(image)
+        x = layers.Conv2D(5, 6, name="head")(x)
+        model = helpers.randomise(keras.Model(image, layers.Flatten()(x)))
+        observed = observe(helpers.classifier(model), "bfloat16")
+        for name, expected in (("body", tf.bfloat16), ("head", tf.float32)):
+            self.assertEqual(observed.weights[name]["kernel"].dtype, expected)
+        logits, _ = observed(_pixels())
+        rounded = tf.cast(tf.cast(logits, tf.bfloat16), tf.float32)
+        self.assertNotAllEqual(logits, rounded)
+        expected = model((_pixels() - 120) / 64).numpy()
+        self.assertAllClose(logits, expected, atol=0.05 * np.abs(expected).max())
+
     def test_bfloat16_sum_at_the_end_is_of_float32(self):
         image = layers.Input((8, 8, 3))
         x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(image))

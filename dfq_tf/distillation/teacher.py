@@ -12,6 +12,8 @@ from dfq_tf.graph import (
     Classifier,
     Graph,
     ModelDescription,
+    Node,
+    has_kernel,
     images_per_pass,
     logits_graph,
     num_values,
@@ -28,8 +30,8 @@ class ObservedTeacher:
       graph: from normalised images to logits.
       description: how pixels become the network's input.
       weights: of the graph's nodes: variables that nothing changes.
-      precision: 'float32' or 'bfloat16': what all nodes compute in but the last one,
-        which computes in float32.
+      precision: 'float32' or 'bfloat16': what all nodes compute in but the last ones,
+        from the last kernel on, which compute in float32.
       bn_inputs: names of the nodes whose outputs enter the BN layers.
       means: stored moving mean of each BN layer, float32 (channels,).
       variances: stored moving variance of each BN layer, float32 (channels,).
@@ -63,13 +65,14 @@ class ObservedTeacher:
         """
         with tf.name_scope("teacher"):
             images = tf.cast(self.description.normalize(pixels), self.precision)
-            last = self.graph.last
-            wanted = [*last.inputs, *self.bn_inputs]
+            end = _end_of(self.graph)
+            count = len(end[0].inputs)
+            wanted = [*end[0].inputs, *self.bn_inputs]
             found = running.compute(self.graph, images, wanted, weights=self.weights)
-            count = len(last.inputs)
             read = [tf.cast(values, tf.float32) for values in found[:count]]
-            logits = KINDS[last.kind].compute(last, read, self.weights[last.name])
-        return logits, found[count:]
+            for node in end:
+                read = [KINDS[node.kind].compute(node, read, self.weights[node.name])]
+        return read[0], found[count:]
 
 
 def observe(
@@ -90,10 +93,11 @@ def observe(
     graph = _of_first_worker(graph, strategy)
     with devices.scope(strategy):
         weights = running.frozen_weights(graph, precision)
-        weights[graph.output] = {
-            role: tf.Variable(value, trainable=False)
-            for role, value in graph.last.weights.items()
-        }
+        for node in _end_of(graph):
+            weights[node.name] = {
+                role: tf.Variable(value, trainable=False)
+                for role, value in node.weights.items()
+            }
     return ObservedTeacher(
         graph,
         teacher.description,
@@ -151,6 +155,21 @@ def distance_of(
         distances.append(float(divergence.mean()))
     (first,) = devices.from_first_worker(strategy, [np.array(max(distances))])
     return float(first)
+
+
+def _end_of(graph: Graph) -> list[Node]:
+    """What computes the logits: the nodes from the last kernel on, in order.
+
+    The last node alone where the way back to a kernel branches, or leads through a BN
+    layer: what enters that is compared in the teacher's precision.
+    """
+    nodes = [graph.last]
+    while not has_kernel(nodes[0]):
+        sources = graph.sources(nodes[0])
+        if len(sources) != 1 or nodes[0].kind == "batch_normalization":
+            return [graph.last]
+        nodes = [*sources, *nodes]
+    return nodes
 
 
 def _of_first_worker(graph: Graph, strategy: tf.distribute.Strategy | None) -> Graph:

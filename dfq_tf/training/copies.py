@@ -57,17 +57,41 @@ def cloned(
 
     Args:
       model: functional or Sequential, as are those inside it.
-      copy: copies a layer; it is told whether the layer gives the first output.
+      copy: copies a layer; it is told whether the layer gives the first output: the
+        last one, or all from the last kernel on, see `_end_of`.
     """
 
     def of(inner: keras.Model, gives_output: bool) -> keras.Model:
+        end = _end_of(inner) if gives_output else set[str]()
+
         def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-            is_last = gives_output and layer.name == inner.output_names[0]
+            is_last = layer.name in end
             return (of if is_of_layers(layer) else copy)(layer, is_last)
 
         return keras.models.clone_model(inner, clone_function=clone)
 
     return of(model, True)
+
+
+def _end_of(model: keras.Model) -> set[str]:
+    """Names of the layers that compute a model's scores: from the last kernel on.
+
+    The last layer alone where the way back to a kernel branches, or leads through a
+    layer that is called elsewhere too; and of images, which are no scores.
+    """
+    last, end = {model.output_names[0]}, set[str]()
+    tensor: Any = model.outputs[0]
+    is_known = len(tensor.shape) == 2
+    while is_known:
+        layer = tensor._keras_history.layer
+        end.add(layer.name)
+        if any(len(weight.shape) > 1 for weight in layer.weights):
+            return end
+        nodes = layer.inbound_nodes
+        is_known = len(nodes) == 1 and len(nodes[0].keras_inputs) == 1
+        if is_known:
+            (tensor,) = nodes[0].keras_inputs
+    return last
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
@@ -79,7 +103,8 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
 
     Returns:
       A model with its own float32 variables, holding the same values. The layer that
-      gives its first output computes in float32; further outputs are of `precision`.
+      gives its first output computes in float32, and if it gives scores, so do those
+      before it from the last kernel on; further outputs are of `precision`.
     """
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[
         resolve_precision(precision)
