@@ -1,3 +1,4 @@
+import random
 from unittest import mock
 
 import numpy as np
@@ -195,6 +196,22 @@ class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
         image = layers.Input((8, 8, 1))
         x = layers.Conv2D(4, 3, kernel_initializer=None)(image)
         self.check(keras.Model(image, Named(5)(layers.Flatten()(x))))
+
+    def test_seed_decides_the_kernels_of_layers_inside_layers(self):
+        image = layers.Input((8, 8, 1))
+        x = layers.TimeDistributed(layers.Conv1D(32, 3))(image)
+        self.check(keras.Model(image, layers.Flatten()(x)))
+
+    def test_wrapper_that_draws_leaves_the_random_state_as_it_is(self):
+        image = layers.Input((8, 8, 1))
+        x = layers.SpectralNormalization(layers.Conv2D(4, 3))(image)
+        model = keras.Model(image, layers.Flatten()(x))
+        random.seed(5)
+        expected = random.random()
+        random.seed(5)
+        one, same = (copies.randomized(model, 1).get_layer(index=1) for _ in range(2))
+        self.assertEqual(random.random(), expected)
+        self.assertAllEqual(one.layer.kernel, same.layer.kernel)
 
     def check(self, model):
         one, same, other = (copies.randomized(model, seed) for seed in (1, 1, 2))

@@ -6,6 +6,7 @@ elsewhere it is slower than float32. Variables stay float32 in either case.
 
 import itertools
 import pathlib
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,13 +135,34 @@ def randomized(model: keras.Model, seed: int) -> keras.Model:
     numbers = itertools.count(seed * 10_007)
 
     def copied(layer: keras.layers.Layer, gives_output: bool) -> keras.layers.Layer:
-        config = layer.get_config()
-        for name, value in config.items():
-            if name.endswith("_initializer"):
-                config[name] = _seeded(value, numbers)
+        config = _with_seeds(layer.get_config(), numbers)
         return layer.__class__.from_config(config)
 
-    return cloned(model, copied)
+    state = random.getstate()
+    random.seed(seed)  # for what a layer draws by no setting of its own
+    try:
+        return cloned(model, copied)
+    finally:
+        random.setstate(state)
+
+
+def _with_seeds(config: Any, numbers: Iterator[int]) -> Any:
+    """A layer's settings, with the next seeds for its initializers.
+
+    Args:
+      config: has the settings of layers inside it too, as those of a wrapper.
+      numbers: the seeds that are left.
+    """
+    if isinstance(config, (list, tuple)):
+        parts = [_with_seeds(each, numbers) for each in config]
+        return tuple(parts) if isinstance(config, tuple) else parts
+    if not isinstance(config, dict):
+        return config
+    seeded = {}
+    for name, value in config.items():
+        change = _seeded if str(name).endswith("_initializer") else _with_seeds
+        seeded[name] = change(value, numbers)
+    return seeded
 
 
 def _seeded(initializer: Any, numbers: Iterator[int]) -> Any:
