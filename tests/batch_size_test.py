@@ -11,7 +11,7 @@ from dfq_tf import models
 from dfq_tf.compat import keras, tf
 from dfq_tf.distillation import batch_size
 from dfq_tf.graph import running
-from dfq_tf.settings import AUTO, DistillationConfig
+from dfq_tf.settings import AUTO, BudgetConfig, DistillationConfig
 from dfq_tf.training.learner import Learner, num_model_values
 from tests import helpers
 
@@ -118,6 +118,12 @@ class StepTest(tf.test.TestCase, parameterized.TestCase):
         ):
             strategy = mock.Mock(num_replicas_in_sync=3)
             resolved(teacher, strategy=strategy, num_generators=2)
+
+    def test_generators_that_take_turns_need_no_larger_batch(self):
+        teacher, config = helpers.small_classifier(), BudgetConfig(num_generators=5)
+        with budget(2 * EACH):
+            changed = batch_size.with_batch_size(config, teacher)
+        self.assertEqual(changed.batch_size, 2)
 
     def test_a_number_is_kept(self):
         config = DistillationConfig(batch_size=37)

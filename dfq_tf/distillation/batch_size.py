@@ -50,10 +50,13 @@ def step_bytes_per_image(
     """
     generator = _generator_values(teacher.image_shape)
     networks = _num_values(teacher) + config.num_students * 2 * _num_values(network)
-    # Those of `budget` take turns.
-    at_once = 1 if isinstance(config, BudgetConfig) else config.num_generators
-    values = at_once * (generator + _KEPT * networks)
+    values = _at_once(config) * (generator + _KEPT * networks)
     return math.ceil(FLOAT * values)
+
+
+def _at_once(config: DistillationConfig | BudgetConfig) -> int:
+    """Generators in a step; those of `budget` take turns."""
+    return 1 if isinstance(config, BudgetConfig) else config.num_generators
 
 
 def largest_step(
@@ -121,7 +124,7 @@ def with_batch_size(
     each = step_bytes_per_image(teacher, network or teacher, config)
     fitting = max(_LEAST_IMAGES, min(_MOST_IMAGES, STEP_MEMORY // each))
     power = 2 ** math.floor(math.log2(fitting))
-    batch_size = round_batch(strategy, power, config.num_generators)
+    batch_size = round_batch(strategy, power, _at_once(config))
     if batch_size * each > STEP_MEMORY:
         warnings.warn(
             f"a training step takes about {batch_size * each / 2**30:.1f} GiB of "
