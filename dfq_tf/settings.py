@@ -771,8 +771,9 @@ class BudgetConfig(MixedImages):
     student_optimizer: str = setting(
         "muon",
         "What trains the student: muon moves kernels of convolutions by equal parts in "
-        "all directions (Jordan et al. 2024), and leaves all else to sgd; sgd, with "
-        "Nesterov momentum, trains everything.",
+        "all directions (Jordan et al. 2024), and leaves all else to sgd, and kernels "
+        "that read or give a single channel; sgd, with Nesterov momentum, trains "
+        "everything.",
         choices=("muon", "sgd"),
     )
     muon_learning_rate: float = setting(

@@ -39,7 +39,8 @@ class Muon(keras.optimizers.SGD):
     2024). A step is as long as a share of the kernel's norm, and the norm stays as it
     was: where BatchNormalization follows, it has no meaning. A kernel of zeros has the
     length of its first step from then on. SGD with Nesterov momentum moves all else:
-    depthwise kernels, those of dense layers, and vectors.
+    depthwise kernels, those of dense layers, vectors, and kernels that read or give a
+    single channel, such as the first ones for grey images.
 
     Args:
       learning_rate: of SGD; a number or a schedule.

@@ -108,8 +108,9 @@ def muon(
 ) -> Muon:
     """Muon for kernels of convolutions, `sgd` for all else; both rates fall to 0.
 
-    Depthwise kernels are no matrices of inputs and outputs; and the last kernel is to
-    have the norm that the logits need: they are `sgd`'s too.
+    Depthwise kernels, and those that read or give a single channel, are no matrices of
+    inputs and outputs; and the last kernel is to have the norm that the logits need:
+    they are `sgd`'s too.
 
     Args:
       model: is trained.
