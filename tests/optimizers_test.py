@@ -25,6 +25,22 @@ class DescendTest(parameterized.TestCase, tf.test.TestCase):
             expected = value - 0.1 * (gradient + decay * value)
             self.assertAllClose(variable, expected, atol=1e-6, msg=variable.name)
 
+    def test_decay_leaves_slopes_and_scales_of_several_axes_alone(self):
+        layers = keras.layers
+        image = layers.Input((4, 4, 2))
+        x = layers.PReLU("ones", shared_axes=[1, 2])(image)
+        x = layers.LayerNormalization(axis=[1, 2, 3])(x)
+        model = keras.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+        before = helpers.copies(model.trainable_variables)
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(0 * v) for v in model.trainable_variables])
+        optimizers.descend(tape, loss, model, optimizer, weight_decay=0.5)
+        for variable, value in zip(model.trainable_variables, before):
+            factor = 0.95 if "kernel" in variable.name else 1.0
+            self.assertAllClose(variable, factor * value, msg=variable.name)
+
 
 class DecayTest(tf.test.TestCase):
     def test_learning_rates_fall_to_0_by_a_cosine(self):
@@ -150,6 +166,16 @@ class MuonTest(parameterized.TestCase, tf.test.TestCase):
             optimizer.iterations.assign(0)
         expected = {"depthwise_kernel:0": True, "pointwise_kernel:0": False}
         self.assertEqual(moved, {**expected, "kernel:0": True})
+
+    def test_last_kernel_is_the_last_one_before_slopes_too(self):
+        layers = keras.layers
+        convs = [layers.Conv2D(4, 1), layers.Conv2D(5, 1)]
+        slopes = layers.PReLU(shared_axes=[1, 2])
+        model = keras.Sequential(
+            [layers.Input((6, 6, 3)), *convs, slopes, layers.GlobalAveragePooling2D()]
+        )
+        optimizer = optimizers.muon(model, 0.2, 0.05, 10, 0.9)
+        self.assertEqual(optimizer._others, {optimizer._var_key(convs[1].kernel)})
 
     def test_weight_without_a_gradient_stays(self):
         model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2)])

@@ -8,6 +8,10 @@ from dfq_tf.compat import keras, tf
 from dfq_tf.training.muon import Muon
 from dfq_tf.training.replicas import num_replicas
 
+# What Keras calls variables that are no kernels, though they may have several axes:
+# shifts, scales, and the slopes of PReLU.
+_NO_KERNELS = ("bias", "beta", "gamma", "alpha")
+
 
 def adam(
     model: keras.Model, learning_rate: float, num_steps: Any, times: int = 1
@@ -120,7 +124,7 @@ def muon(
       momentum: in [0, 1).
     """
     schedule = _cosine(learning_rate, num_steps, 1)
-    kernels = [v for v in model.trainable_variables if v.shape.rank > 1]
+    kernels = [v for v in model.trainable_variables if _is_kernel(v)]
     depthwise = [
         each.depthwise_kernel
         for each in model.submodules
@@ -147,19 +151,24 @@ def descend(
       model: its trainable variables are changed.
       optimizer: built for them.
       weight_decay: weight_decay * w is added to the gradient of each kernel w;
-        biases, scales and shifts are left alone.
+        biases, scales, shifts and slopes are left alone.
     """
     variables = model.trainable_variables
     gradients = tape.gradient(loss, variables)
     if weight_decay:
         gradients = [
-            g if g is None or v.shape.rank < 2 else g + weight_decay * v
+            g if g is None or not _is_kernel(v) else g + weight_decay * v
             for g, v in zip(gradients, variables)
         ]
     count = num_replicas()
     if count > 1:  # the optimizer adds up the gradients of all replicas
         gradients = [g if g is None else g / count for g in gradients]
     optimizer.apply_gradients(zip(gradients, variables))
+
+
+def _is_kernel(variable: tf.Variable) -> bool:
+    name = variable.name.split("/")[-1].split(":")[0]
+    return variable.shape.rank > 1 and name not in _NO_KERNELS
 
 
 def _cosine(learning_rate: float, num_steps: Any, times: int) -> Any:
