@@ -56,17 +56,20 @@ $(CLIENTS)/.installed: requirements-clients.txt
 # $(1): the environment, $(2): what is installed there. uv takes a quarter of pip's time, and
 # pip may know of mirrors that uv does not. What is used is compiled when it is first
 # imported; all of it would take half a minute.
-# What an installation that failed has left may be of another Python, which venv would keep.
+# What an installation that failed has left may be of another Python, which venv would keep:
+# .begun says that it is of this file, and may go.
 define install
 	@if command -v uv >/dev/null; then \
 	  uv venv --python "$(PYTHON)" --allow-existing $(1) && \
 	  uv pip install --python $(1)/bin/python -r $(2); \
 	else \
-	  $(PYTHON) -m venv $(if $(wildcard $(1)/.installed),,--clear) $(1) && \
+	  $(PYTHON) -m venv $(if $(wildcard $(1)/.begun),--clear) $(1) && \
+	  touch $(1)/.begun && \
 	  $(1)/bin/python -m pip install --quiet $(UV) && \
 	  $(1)/bin/uv pip install --quiet --python $(1)/bin/python -r $(2) || \
 	  $(1)/bin/python -m pip install --quiet --no-compile -r $(2); \
 	fi
+	@rm -f $(1)/.begun
 	@touch $(1)/.installed
 endef
 

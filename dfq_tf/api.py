@@ -397,8 +397,10 @@ def _sized(
         else "",
     }
     kept = read_object(path)
-    before = kept.get("asked", {})
-    if any(before.get(name) != value for name, value in asked.items()):
+    before = kept.get("asked")
+    if not isinstance(before, dict) or any(
+        before.get(name) != value for name, value in asked.items()
+    ):
         mixed, layers = measure()
         made = [dataclasses.asdict(layer) for layer in layers]
         write_text(path, json.dumps({"asked": asked, "layers": made}, indent=2) + "\n")
@@ -857,7 +859,11 @@ def trained(
         [learner],
         context,
         name=name,
-        identity={**_identity(prepared, network, context), **_texts(behind)},
+        identity={
+            **_identity(prepared, network, context),
+            **phases.identity_of(prepared.observed, context),  # not its warm-up's
+            **_texts(behind),
+        },
         images=lambda: prepared.pool,
         evaluate=None if evaluate is None else functools.partial(evaluate, learner),
     )

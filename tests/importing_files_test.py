@@ -162,11 +162,14 @@ class ModelFileTest(parameterized.TestCase, tf.test.TestCase):
             ModelError, r"model.h5 has .* of Conv2D as Theano .*\[::-1, ::-1\]"
         ):
             files.read_model(path)
-        # Without a convolution nothing was turned.
-        network(keras).save(path)
-        with h5py.File(path, "a") as file:
-            file.attrs["backend"] = b"theano"
-        self.assertIsInstance(files.read_model(path), keras.Model)
+        # Without such a convolution nothing was turned.
+        depthwise = keras.layers.DepthwiseConv2D(3)
+        separable = keras.layers.SeparableConv2D(4, 3)
+        for links in ((), (depthwise,), (separable,)):
+            network(keras, *links).save(path)
+            with h5py.File(path, "a") as file:
+                file.attrs["backend"] = b"theano"
+            self.assertIsInstance(files.read_model(path), keras.Model)
 
     @parameterized.parameters(
         (SystemError("unknown opcode"), "is of another Python or Keras"),

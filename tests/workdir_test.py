@@ -106,6 +106,7 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
     def test_training_that_saved_nothing_leaves_its_folder_to_other_flags(self):
         begun = ["checkpoints/warm_up/identity.json", "tensorboard/warm_up/events.1"]
         begun += ["checkpoints/teacher/identity.json", "teacher_curve.csv"]
+        begun += ["distillation_plan.json"]
         cases = (
             [],
             ["checkpoints/warm_up/ckpt-1.index"],
@@ -119,7 +120,7 @@ class WorkdirTest(parameterized.TestCase, tf.test.TestCase):
                 (workdir.path / name).write_text("{}")
             workdir.release()
             left = [path for path in workdir.path.rglob("*") if path.is_file()]
-            self.assertLen(left, 7 if made else 0)
+            self.assertLen(left, 8 if made else 0)
             self.assertEqual(any(workdir.path.iterdir()), bool(made))
 
     def test_folder_that_has_gone_is_given_up_in_silence(self):

@@ -51,6 +51,11 @@ _OF_SAVED_MODELS = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb")
 _ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
 # Layers that no later Keras has.
+# Layers whose kernels Theano turned, and Keras 2 turned back. Kernels of depthwise and
+# separable ones Keras turned itself before Theano: files have them as they are.
+_TURNED_BY_THEANO = frozenset(
+    {"Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "ConvLSTM2D"}
+)
 _OF_KERAS_1 = frozenset(
     """
     AtrousConvolution1D AtrousConvolution2D Convolution1D Convolution2D Convolution3D
@@ -215,7 +220,10 @@ def _read_parts(found: parts.Parts, allow_code: bool) -> Any:
         if found.is_hdf5:
             with h5py.File(found.weights, "r") as file:
                 _check_links(found.weights, file)
-                backend = file.attrs.get("backend", found.config.get("backend"))
+                # Newer weights do not say it, and no Keras with Theano wrote such.
+                is_old = "layer_names" in file.attrs or "model_weights" in file
+                said = found.config.get("backend") if is_old else None
+                backend = file.attrs.get("backend", said)
             _check_kernels(found.weights, found.config, backend)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _unreadable(found.weights, error) from error
@@ -423,7 +431,7 @@ def _check_config(
 
 
 def _check_kernels(path: pathlib.Path, config: Mapping[str, Any], backend: Any) -> None:
-    """Refuses convolutions of Theano, which turns each kernel by half a circle.
+    """Refuses kernels that Theano has turned by half a circle: not depthwise ones.
 
     Keras 2.3 and before turned them back for another backend. tf_keras, which reads the
     same files, does not.
@@ -436,7 +444,7 @@ def _check_kernels(path: pathlib.Path, config: Mapping[str, Any], backend: Any) 
     if backend is None or _text(backend) != "theano":
         return
     kinds = {part["class_name"] for part in serialized(config)}
-    turned = sorted(kind for kind in kinds if "Conv" in kind)
+    turned = sorted(kinds & _TURNED_BY_THEANO)
     if turned:
         raise ModelError(
             f"{path} has the kernels of {', '.join(turned)} as Theano has them, turned "

@@ -172,7 +172,7 @@ class Workdir:
         A folder that cannot be read or written any more stays as it is.
         """
         with contextlib.suppress(OSError):
-            begun = [FLAGS, RUN]
+            begun = [FLAGS, RUN, "distillation_plan.json"]
             for name in (each.name for each in self.path.glob("checkpoints/*")):
                 begun += [f"checkpoints/{name}/identity.json", f"{name}_curve.csv"]
                 begun += [f"tensorboard/{name}/*"]
@@ -180,12 +180,13 @@ class Workdir:
             folders = [self.path / name for name in ("checkpoints", "tensorboard")]
             found = {*self.path.iterdir()}.difference(folders)
             for folder in folders:
-                found |= {path for path in folder.rglob("*") if path.is_file()}
+                found |= {p for p in folder.rglob("*") if p.is_symlink() or p.is_file()}
             if found <= known:
-                for path in known:
-                    path.unlink()
                 for folder in folders:
                     shutil.rmtree(folder, ignore_errors=True)
+                # What still has its flags is of the same command, if this is ended too.
+                for path in sorted(known, key=lambda each: each.name == FLAGS):
+                    path.unlink(missing_ok=True)
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds; empty if it is not there."""
