@@ -206,12 +206,14 @@ class RandomizedTest(parameterized.TestCase, tf.test.TestCase):
         image = layers.Input((8, 8, 1))
         x = layers.SpectralNormalization(layers.Conv2D(4, 3))(image)
         model = keras.Model(image, layers.Flatten()(x))
-        random.seed(5)
-        expected = random.random()
-        random.seed(5)
+        keras.utils.set_random_seed(5)
+        expected = random.random(), keras.src.backend._SEED_GENERATOR.generator.random()
+        keras.utils.set_random_seed(5)
         one, same = (copies.randomized(model, 1).get_layer(index=1) for _ in range(2))
-        self.assertEqual(random.random(), expected)
+        found = random.random(), keras.src.backend._SEED_GENERATOR.generator.random()
+        self.assertEqual(found, expected)
         self.assertAllEqual(one.layer.kernel, same.layer.kernel)
+        self.assertAllEqual(one.vector_u, same.vector_u)
 
     def check(self, model):
         one, same, other = (copies.randomized(model, seed) for seed in (1, 1, 2))

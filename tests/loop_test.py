@@ -270,7 +270,9 @@ class LoopTest(parameterized.TestCase, tf.test.TestCase):
             run_loop("task", lambda index: {}, num_steps, changed, context)
 
         run(tf.int32, 1)
-        with self.assertRaisesRegex(TrainingError, "ckpt-1 is .*int64.*--workdir"):
+        with self.assertRaisesRegex(
+            TrainingError, "ckpt-1 is of another version .*int64.*--workdir"
+        ):
             run(tf.int64, 2)
 
     @parameterized.product(

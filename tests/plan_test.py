@@ -64,10 +64,10 @@ class PlanTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (1.0, "or lower batch_size, generator_steps or student_steps$"),
-        (-1.0, "or lower generator_steps: the images held out leave no time"),
+        (-1.0, "or lower generator_steps, or a batch_size above 128: the beginning"),
     )
     def test_what_is_to_be_lowered_takes_time(self, seconds, way_out):
-        """A smaller batch makes nothing of the images held out faster."""
+        """Below 128 a smaller batch makes nothing of the images held out faster."""
         with self.assertRaisesRegex(ConfigError, way_out):
             plans.plan_for(BudgetConfig(minutes=0.5), PACE, seconds, 30.0 - seconds)
 

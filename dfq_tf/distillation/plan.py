@@ -109,8 +109,11 @@ def plan_for(config: BudgetConfig, pace: Pace, seconds: float, spent: float) -> 
     if least > seconds:
         needed = spent + least / (1 - SPARE)
         way_out = "batch_size, generator_steps or student_steps"
-        if seconds <= 0:  # whatever the batch, about as many images are held out
-            way_out = "generator_steps: the images held out leave no time for others"
+        if seconds <= 0:
+            way_out = (
+                "generator_steps, or a batch_size above 128: the beginning and the "
+                "images held out leave no time for others"
+            )
         raise ConfigError(
             f"minutes is {config.minutes:g}; this machine needs at least "
             f"{math.ceil(needed / 6) / 10:g} for one batch of images and "

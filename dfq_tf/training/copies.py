@@ -12,6 +12,7 @@ from typing import Any
 
 from dfq_tf.compat import is_of_layers, keras, tf
 from dfq_tf.settings import PRECISIONS, check_value
+from dfq_tf.training.optimizers import is_kernel
 
 # AMX is fast everywhere. Of those that have AVX-512's bfloat16, AMD's processors are
 # faster in it than in float32, and Intel's nearly twice as slow:
@@ -78,7 +79,7 @@ def _end_of(model: keras.Model) -> set[str]:
     """Names of the layers that compute a model's scores: from the last kernel on.
 
     The last layer alone where the way back to a kernel branches, or leads through a
-    layer that is called elsewhere too; and of images, which are no scores.
+    layer that the model calls twice; and of images, which are no scores.
     """
     last, end = {model.output_names[0]}, set[str]()
     tensor: Any = model.outputs[0]
@@ -86,13 +87,19 @@ def _end_of(model: keras.Model) -> set[str]:
     while is_known:
         layer = tensor._keras_history.layer
         end.add(layer.name)
-        if any(len(weight.shape) > 1 for weight in layer.weights):
+        if any(map(is_kernel, layer.weights)):
             return end
-        nodes = layer.inbound_nodes
-        is_known = len(nodes) == 1 and len(nodes[0].keras_inputs) == 1
+        # Other models may have been made of its layers, whose calls these have too.
+        calls = [node for node in _calls(model) if node.layer is layer]
+        is_known = len(calls) == 1 and len(calls[0].keras_inputs) == 1
         if is_known:
-            (tensor,) = nodes[0].keras_inputs
+            (tensor,) = calls[0].keras_inputs
     return last
+
+
+def _calls(model: keras.Model) -> Iterator[Any]:
+    """The calls of layers that a model is made of."""
+    return itertools.chain.from_iterable(model._nodes_by_depth.values())
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
@@ -105,7 +112,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     Returns:
       A model with its own float32 variables, holding the same values. The layer that
       gives its first output computes in float32, and if it gives scores, so do those
-      before it from the last kernel on; further outputs are of `precision`.
+      before it from the last kernel on; all others are of `precision`.
     """
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[
         resolve_precision(precision)
@@ -138,12 +145,17 @@ def randomized(model: keras.Model, seed: int) -> keras.Model:
         config = _with_seeds(layer.get_config(), numbers)
         return layer.__class__.from_config(config)
 
-    state = random.getstate()
-    random.seed(seed)  # for what a layer draws by no setting of its own
+    # What a layer draws by no setting of its own comes from Python's state, or from one
+    # that Keras has made in `set_random_seed`.
+    draws = keras.src.backend._SEED_GENERATOR
+    state, own = random.getstate(), getattr(draws, "generator", None)
+    random.seed(seed)
+    draws.generator = random.Random(seed)
     try:
         return cloned(model, copied)
     finally:
         random.setstate(state)
+        draws.generator = own
 
 
 def _with_seeds(config: Any, numbers: Iterator[int]) -> Any:

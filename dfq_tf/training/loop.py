@@ -409,7 +409,8 @@ def _restore(name: str, checkpoint: tf.train.Checkpoint, path: str) -> None:
     try:
         status = checkpoint.restore(path)
         status.assert_existing_objects_matched()
-    except (AssertionError, ValueError) as error:
+    # The last one: a variable of another type.
+    except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
         # Without this, what it lacks would silently start anew.
         raise TrainingError(
             f"{name}: the checkpoint {path} is of another version or other networks "

@@ -124,7 +124,7 @@ def muon(
       momentum: in [0, 1).
     """
     schedule = _cosine(learning_rate, num_steps, 1)
-    kernels = [v for v in model.trainable_variables if _is_kernel(v)]
+    kernels = [v for v in model.trainable_variables if is_kernel(v)]
     depthwise = [
         each.depthwise_kernel
         for each in model.submodules
@@ -157,7 +157,7 @@ def descend(
     gradients = tape.gradient(loss, variables)
     if weight_decay:
         gradients = [
-            g if g is None or not _is_kernel(v) else g + weight_decay * v
+            g if g is None or not is_kernel(v) else g + weight_decay * v
             for g, v in zip(gradients, variables)
         ]
     count = num_replicas()
@@ -166,7 +166,12 @@ def descend(
     optimizer.apply_gradients(zip(gradients, variables))
 
 
-def _is_kernel(variable: tf.Variable) -> bool:
+def is_kernel(variable: tf.Variable) -> bool:
+    """Whether a layer's variable is a kernel, and no bias, scale or slope.
+
+    Args:
+      variable: named by Keras.
+    """
     name = variable.name.split("/")[-1].split(":")[0]
     return variable.shape.rank > 1 and name not in _NO_KERNELS
 
