@@ -27,7 +27,7 @@ WORTH_A_LINE, _WORTH_A_BAR = 2.0, 1.0
 # Seconds between the lines of a training in a log.
 _BETWEEN_LINES = 60.0
 # tqdm's bar, with the time that the training says is left in place of tqdm's estimate.
-_TIMED_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]"
+_BAR_TEXT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]"
 # What a terminal is told that is being done.
 _shown: contextvars.ContextVar["_Shown | None"] = contextvars.ContextVar(
     "_shown", default=None
@@ -150,7 +150,7 @@ class _TimedBar(tqdm.tqdm):
 
     def __init__(self, seconds_left: Callable[[], float] | None, **kwargs: Any) -> None:
         self._seconds_left = seconds_left
-        super().__init__(bar_format=_TIMED_BAR if seconds_left else None, **kwargs)
+        super().__init__(bar_format=_BAR_TEXT if seconds_left else None, **kwargs)
 
     @property
     def format_dict(self) -> dict[str, Any]:

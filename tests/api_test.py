@@ -1846,7 +1846,12 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual(network.kernel_bits["conv2"], 4)
         self.assertEqual(proof.convert(network), proof.convert(self.network(mixed)))
 
-    def test_a_run_that_goes_on_keeps_the_bits_that_were_chosen(self):
+    @contextlib.contextmanager
+    def measured_once(self):
+        """What keeps the bits of its kernels in a folder, and what these are.
+
+        To measure them a second time is an error.
+        """
         context = helpers.context(TINY, seed=1, directory=self.get_temp_dir())
         prepared = dataclasses.replace(self.prepared, context=context)
         known = self.prepared
@@ -1855,6 +1860,10 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
         mixed = MixedWidths(layer_bits=(("conv2", 4),))
         measured = [(mixed, chosen), KeyError("measured anew")]
         with mock.patch.object(api, "sized_widths", side_effect=measured):
+            yield prepared, chosen
+
+    def test_a_run_that_goes_on_keeps_the_bits_that_were_chosen(self):
+        with self.measured_once() as (prepared, chosen):
             for _ in range(2):
                 file = FileConfig(target_size="0.5x")
                 network, layers = api.untrained(prepared, BitWidths(), file)
@@ -1865,14 +1874,7 @@ class StagesTest(tf.test.TestCase, parameterized.TestCase):
                 api.untrained(prepared, BitWidths(), file)
 
     def test_costs_that_have_moved_leave_the_bits_that_were_chosen(self):
-        context = helpers.context(TINY, seed=1, directory=self.get_temp_dir())
-        prepared = dataclasses.replace(self.prepared, context=context)
-        known = self.prepared
-        vars(prepared).update(images=known.images, calibrated=known.calibrated)
-        chosen = [api.SizedLayer("conv2", 4, "CONV_2D int4", 100, None, 0.1)]
-        mixed = MixedWidths(layer_bits=(("conv2", 4),))
-        measured = [(mixed, chosen), KeyError("measured anew")]
-        with mock.patch.object(api, "sized_widths", side_effect=measured):
+        with self.measured_once() as (prepared, chosen):
             for content in ("one", "one", "another"):
                 costs = helpers.new_folder() / "costs.json"
                 costs.write_text(content)

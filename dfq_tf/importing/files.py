@@ -50,12 +50,12 @@ _OF_SAVED_MODELS = ("saved_model.pb", "keras_metadata.pb", "fingerprint.pb")
 
 _ALLOW = "pass --allow_code (allow_code=True)"
 _KERAS_PACKAGES = ("keras", "tf_keras")
-# Layers that no later Keras has.
 # Layers whose kernels Theano turned, and Keras 2 turned back. Kernels of depthwise and
 # separable ones Keras turned itself before Theano: files have them as they are.
 _TURNED_BY_THEANO = frozenset(
     {"Conv1D", "Conv2D", "Conv2DTranspose", "Conv3D", "ConvLSTM2D"}
 )
+# Layers that no later Keras has.
 _OF_KERAS_1 = frozenset(
     """
     AtrousConvolution1D AtrousConvolution2D Convolution1D Convolution2D Convolution3D
